@@ -1,0 +1,31 @@
+"""fxprune: smaller and faster PyTorch models at a FLOPs budget."""
+
+from fxprune.analysis import analyze
+from fxprune.api import prune
+from fxprune.channels import ChannelGraph, Dimension, Frozen, Group
+from fxprune.criteria import scores
+from fxprune.errors import FxpruneError
+from fxprune.flops import count_flops
+from fxprune.plan import Plan
+from fxprune.planning import make_plan
+from fxprune.rewriting import plan_of, rewrite
+from fxprune.tracing import trace
+from fxprune.verification import verify
+
+__all__ = [
+    "ChannelGraph",
+    "Dimension",
+    "Frozen",
+    "FxpruneError",
+    "Group",
+    "Plan",
+    "analyze",
+    "count_flops",
+    "make_plan",
+    "plan_of",
+    "prune",
+    "rewrite",
+    "scores",
+    "trace",
+    "verify",
+]

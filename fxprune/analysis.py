@@ -1,0 +1,220 @@
+"""Pass: traced model -> ChannelGraph."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import numpy as np
+import torch
+from torch import fx
+
+from fxprune.channels import ChannelGraph, Dim, Dimension, Frozen, Group, Ids, IdTable, Labels, Size, map_labels
+from fxprune.errors import FxpruneError
+from fxprune.flops import count_flops
+from fxprune.polynomial import Term, build_polynomial
+from fxprune.rules import find_rule
+from fxprune.rules.probe import probe
+from fxprune.rules.registry import Op, Parameters
+from fxprune.rules.shape import attribute, getitem, map_values, size
+
+__all__ = ["analyze"]
+
+_SIZE_RULES = (attribute, getitem, size)
+
+
+def analyze(traced: fx.GraphModule) -> ChannelGraph:
+    """Find which channels belong together and which cannot be pruned, and why.
+
+    Args:
+        traced: what `fxprune.trace` returns; it is not changed.
+
+    Returns:
+        The groups of channels, the frozen ones with their reasons, and the FLOPs as a polynomial.
+    """
+    ids = IdTable()
+    parameters = Parameters(traced, ids)
+    modules = dict(traced.named_modules())
+    labels_of: dict[str, Any] = {}
+    terms: list[Term] = []
+    for node in traced.graph.nodes:
+        if "value" not in node.meta:
+            raise FxpruneError(f"node {node.name} has no value: pass what fxprune.trace returned, not another graph")
+        module = modules[str(node.target)] if node.op == "call_module" else None
+        op = Op(node, ids, parameters, module, labels_of)
+        labels, cost = _propagate(op)
+        labels_of[node.name] = labels
+        terms.extend(cost)
+    return _collect(traced, ids, parameters, labels_of, terms)
+
+
+def _propagate(op: Op) -> tuple[Any, list[Term]]:
+    node = op.node
+    if node.op == "placeholder":
+        return map_values(op.value), []
+    if node.op == "get_attr":
+        name = str(node.target)
+        return op.parameters.labels(name) if name in op.parameters else map_values(op.value), []
+    if node.op == "output":
+        _freeze_tree(op, _arguments(op)[0], "model output")
+        return None, []
+    found = find_rule(node, op.module)
+    if not _has_tensor(op.value) and found not in _SIZE_RULES and node.op != "call_module":
+        static = all(op.is_static(argument) for argument in node.all_input_nodes)
+        return map_labels(lambda label: Size(None, static), map_values(op.value)), []
+    args, kwargs = _arguments(op)
+    if found is None:
+        return _propagate_unknown(op, args, kwargs)
+    labels = found.propagate(op, *args, **kwargs)
+    return labels, found.flops_of(op, labels, *args, **kwargs) if found.flops_of else []
+
+
+def _propagate_unknown(op: Op, args: Any, kwargs: Any) -> tuple[Any, list[Term]]:
+    tensors = {n: op.labels_of[n.name] for n in op.node.all_input_nodes if isinstance(op.labels_of[n.name], Labels)}
+    for node in op.node.all_input_nodes:
+        if node not in tensors:
+            _freeze_tree(op, op.labels_of[node.name], "inside a container given to an op without a rule")
+    labels = probe(op, tensors)
+    base = find_rule(op.node, op.module, overridden=True)
+    if base is not None and base.flops_of is not None:
+        return labels, base.flops_of(op, labels, *args, **kwargs)
+    return labels, _counted(op, labels)
+
+
+def _counted(op: Op, labels: Any) -> list[Term]:
+    """The cost of an op without a rule, counted by fvcore on stand-ins of the same shape."""
+    if op.module is None or not any(p.dim() > 1 for p in op.module.parameters()):
+        return []
+    args, kwargs = fx.node.map_arg((op.node.args, op.node.kwargs), lambda n: n.meta["value"])
+    real = _to_real((args, kwargs))
+    cost = count_flops(op.module, real[0] if not real[1] else real[1])
+    _freeze_tree(op, labels, "inside a module without a rule")
+    return [Term(cost, ())] if cost else []
+
+
+def _to_real(tree: Any) -> Any:
+    if isinstance(tree, torch.Tensor):
+        return torch.zeros(tree.shape, dtype=tree.dtype)
+    if isinstance(tree, (tuple, list)):
+        return type(tree)(_to_real(item) for item in tree)
+    if isinstance(tree, dict):
+        return {key: _to_real(item) for key, item in tree.items()}
+    return tree
+
+
+def _has_tensor(value: Any) -> bool:
+    if isinstance(value, torch.Tensor):
+        return True
+    if isinstance(value, (tuple, list)):
+        return any(_has_tensor(item) for item in value)
+    return isinstance(value, dict) and any(_has_tensor(item) for item in value.values())
+
+
+def _arguments(op: Op) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The node's arguments as rules take them: labels for tensors, values for all else."""
+
+    def load(node: fx.Node) -> Any:
+        return op.labels_of[node.name] if _has_tensor(node.meta["value"]) else node.meta["value"]
+
+    def convert(argument: Any) -> Any:
+        if isinstance(argument, fx.Node):
+            return load(argument)
+        if isinstance(argument, torch.Tensor):
+            return Labels.plain(argument.shape)
+        if isinstance(argument, (tuple, list)):
+            return tuple(convert(item) for item in argument)
+        if isinstance(argument, dict):
+            return {key: convert(item) for key, item in argument.items()}
+        if isinstance(argument, slice):
+            return slice(convert(argument.start), convert(argument.stop), convert(argument.step))
+        return argument
+
+    return convert(op.node.args), convert(op.node.kwargs)
+
+
+def _freeze_tree(op: Op, tree: Any, reason: str) -> None:
+    def freeze(label: Any) -> Any:
+        if isinstance(label, Labels):
+            for dim in label.dims:
+                if not isinstance(dim, int):
+                    op.ids.freeze(dim, reason)
+        return label
+
+    map_labels(freeze, tree)
+
+
+def _collect(
+    traced: fx.GraphModule, ids: IdTable, parameters: Parameters, labels_of: dict[str, Any], terms: list[Term]
+) -> ChannelGraph:
+    """Turn ids into channel numbers, and gather the channels that live on the same dimensions."""
+    channel_of, frozen_reasons = ids.resolve()
+    num_channels = int(channel_of.max()) + 1 if len(channel_of) else 0
+
+    def to_channels(dim: Dim) -> Dim:
+        return dim if isinstance(dim, int) else channel_of[dim]
+
+    def convert(label: Any) -> Any:
+        if isinstance(label, Labels):
+            return Labels(tuple(to_channels(dim) for dim in label.dims), label.zero)
+        return Size(None if label.ids is None else channel_of[label.ids], label.static)
+
+    named = {name: tuple(to_channels(dim) for dim in dims) for name, dims in parameters.by_name().items()}
+    groups, frozen = _groups(named, num_channels, frozen_reasons)
+    converted = (Term(item.coefficient, tuple(channel_of[factor] for factor in item.factors)) for item in terms)
+    return ChannelGraph(
+        module=traced,
+        labels={name: map_labels(convert, tree) for name, tree in labels_of.items()},
+        parameters=named,
+        groups=groups,
+        frozen=frozen,
+        flops=build_polynomial(converted, num_channels),
+        num_channels=num_channels,
+        remarks=tuple(traced.meta.get("notes", ())),
+    )
+
+
+def _groups(
+    named: dict[str, tuple[Dim, ...]], num_channels: int, reasons: dict[int, str]
+) -> tuple[tuple[Group, ...], tuple[Frozen, ...]]:
+    """Channels with the same set of dimensions form a group; frozen ones are told apart by their reason too."""
+    random = np.random.default_rng(0)
+    signature = np.zeros(num_channels, dtype=np.uint64)
+    repeats = np.zeros(num_channels, dtype=np.int64)
+    members: list[tuple[Dimension, Ids]] = []
+    for name, dims in named.items():
+        for d, dim in enumerate(dims):
+            if not isinstance(dim, int):
+                channels, counts = np.unique(dim, return_counts=True)
+                signature[channels] += random.integers(1, 2**63, dtype=np.uint64)
+                np.maximum.at(repeats, channels, counts)
+                members.append((Dimension(name, d), channels))
+    reason_number = {reason: k + 1 for k, reason in enumerate(dict.fromkeys(reasons.values()))}
+    kind = np.zeros(num_channels, dtype=np.int64)
+    for channel, reason in reasons.items():
+        kind[channel] = reason_number[reason]
+    key, label = np.unique(np.stack([signature, kind.astype(np.uint64)]), axis=1, return_inverse=True)
+    label = label.reshape(-1)
+    dimensions: dict[int, list[Dimension]] = {}
+    for dimension, channels in members:
+        for number in np.unique(label[channels]):
+            dimensions.setdefault(int(number), []).append(dimension)
+    order = np.argsort(label, kind="stable")
+    bounds = np.searchsorted(label[order], np.arange(key.shape[1] + 1))
+    groups: list[Group] = []
+    frozen: list[Frozen] = []
+    names = list(reason_number)
+    taken: Counter[str] = Counter()
+    for number, on in dimensions.items():
+        channels = order[bounds[number] : bounds[number + 1]]
+        if key[1, number]:
+            frozen.append(Frozen(names[int(key[1, number]) - 1], channels, tuple(on)))
+        else:
+            groups.append(Group(_group_name(on, taken), channels, tuple(on), int(repeats[channels].max())))
+    return tuple(groups), tuple(frozen)
+
+
+def _group_name(dimensions: list[Dimension], taken: Counter[str]) -> str:
+    """The module that owns the first dimension; numbered where several groups start there."""
+    name = dimensions[0].parameter.rpartition(".")[0] or dimensions[0].parameter
+    taken[name] += 1
+    return name if taken[name] == 1 else f"{name}#{taken[name]}"

@@ -1,0 +1,202 @@
+"""Pass: ChannelGraph + Plan -> smaller GraphModule."""
+
+from __future__ import annotations
+
+import copy
+import operator
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import fx, nn
+
+from fxprune.channels import ChannelGraph, Labels, Size
+from fxprune.errors import FxpruneError
+from fxprune.plan import Plan
+from fxprune.rules import find_rule
+from fxprune.rules.registry import Rewrite
+
+__all__ = ["alive_channels", "plan_of", "rewrite"]
+
+
+def rewrite(graph: ChannelGraph, plan: Plan) -> fx.GraphModule:
+    """Emit the smaller model.
+
+    Args:
+        graph: what `fxprune.analyze` returns; neither it nor its module is changed.
+        plan: the channels to keep.
+
+    Returns:
+        A GraphModule of its own: `state_dict` keys, mode and hooks are the original's, weights are slices of its weights.
+
+    Raises:
+        FxpruneError: the plan is not for this model, or keeps a channel in one place and removes it in another.
+    """
+    alive = alive_channels(graph, plan)
+    pruned = _copy_with_slices(graph, plan)
+    _rewrite_nodes(pruned, graph, alive)
+    pruned.graph.lint()
+    pruned.recompile()
+    pruned.meta["plan"] = plan
+    return pruned
+
+
+def plan_of(pruned: nn.Module) -> Plan:
+    """The plan that a pruned model was made by.
+
+    Raises:
+        FxpruneError: the model was not made by `fxprune.prune` or `fxprune.rewrite`.
+    """
+    plan = getattr(pruned, "meta", {}).get("plan")
+    if not isinstance(plan, Plan):
+        raise FxpruneError(f"{type(pruned).__name__} has no plan: only what fxprune.prune or fxprune.rewrite returns has one")
+    return plan
+
+
+def alive_channels(graph: ChannelGraph, plan: Plan) -> npt.NDArray[np.bool_]:
+    """Which channels a plan keeps.
+
+    Raises:
+        FxpruneError: the plan does not fit the graph.
+    """
+    alive = np.ones(graph.num_channels, dtype=bool)
+    masks = list(_masks(graph, plan))
+    for _, _, dim, mask in masks:
+        alive[dim[~mask]] = False
+    for name, d, dim, mask in masks:
+        if not np.array_equal(alive[dim], mask):
+            raise FxpruneError(
+                f"plan keeps {int(mask.sum())} of {len(mask)} indices of {name} in dimension {d}, but channels that are "
+                "tied to them are removed elsewhere: make the plan with fxprune.make_plan for this model"
+            )
+        if not mask.any():
+            raise FxpruneError(f"plan leaves {name} without any index in dimension {d}: keep at least one")
+    for frozen in graph.frozen:
+        if not alive[frozen.channels].all():
+            raise FxpruneError(f"plan removes frozen channels of {frozen.dimensions[0]}: {frozen.reason}")
+    return alive
+
+
+def _masks(graph: ChannelGraph, plan: Plan) -> Any:
+    for name, by_dim in plan.kept.items():
+        dims = graph.parameters.get(name)
+        for d, kept in by_dim.items():
+            dim = None if dims is None or d >= len(dims) else dims[d]
+            if dim is None or isinstance(dim, int):
+                raise FxpruneError(f"plan prunes {name} in dimension {d}, which this model does not have as channels")
+            mask = np.zeros(len(dim), dtype=bool)
+            if len(kept) and (min(kept) < 0 or max(kept) >= len(dim)):
+                raise FxpruneError(f"plan keeps index {max(kept)} of {name} in dimension {d} of size {len(dim)}")
+            mask[np.asarray(kept, dtype=np.int64)] = True
+            yield name, d, dim, mask
+
+
+def _copy_with_slices(graph: ChannelGraph, plan: Plan) -> fx.GraphModule:
+    """A copy of the traced model in which every tensor is copied once, already cut to size."""
+    traced = graph.module
+    memo: dict[int, Any] = {}
+    named = (*traced.named_parameters(remove_duplicate=False), *traced.named_buffers(remove_duplicate=False))
+    for name, tensor in named:
+        if id(tensor) not in memo:
+            memo[id(tensor)] = _slice(tensor, plan.kept.get(name, {}))
+    return copy.deepcopy(traced, memo)
+
+
+def _slice(tensor: torch.Tensor, kept: Mapping[int, list[int]]) -> torch.Tensor:
+    data = tensor.detach()
+    for d, indices in sorted(kept.items(), key=lambda item: len(item[1]) / tensor.shape[item[0]]):
+        data = data.index_select(d, torch.tensor(indices, device=data.device))
+    if not kept:
+        data = data.clone()
+    if isinstance(tensor, nn.Parameter):
+        return nn.Parameter(data, requires_grad=tensor.requires_grad)
+    return data
+
+
+def _rewrite_nodes(pruned: fx.GraphModule, graph: ChannelGraph, alive: npt.NDArray[np.bool_]) -> None:
+    modules = dict(pruned.named_modules())
+    labels_of = dict(graph.labels)
+    _fix_sizes(pruned.graph, labels_of, alive)
+    for node in list(pruned.graph.nodes):
+        labels = labels_of.get(node.name)
+        if labels is None and node.op == "output":
+            continue
+        module = modules[str(node.target)] if node.op == "call_module" else None
+        found = find_rule(node, module, overridden=True)
+        if found is None or found.rewrite_of is None or not _touches(node, labels_of, alive):
+            continue
+        call = found.rewrite_of(Rewrite(node, alive, module, labels_of), *node.args, **node.kwargs)
+        if call is not None:
+            node.args, node.kwargs = call.args, call.kwargs
+            if call.target is not None:
+                node.target = call.target
+    _tidy(pruned.graph)
+
+
+def _touches(node: fx.Node, labels_of: dict[str, Any], alive: npt.NDArray[np.bool_]) -> bool:
+    """Whether any tensor at the node loses channels."""
+    trees = [labels_of.get(node.name), *(labels_of.get(n.name) for n in node.all_input_nodes)]
+    return any(_loses(tree, alive) for tree in trees)
+
+
+def _loses(tree: Any, alive: npt.NDArray[np.bool_]) -> bool:
+    if isinstance(tree, Labels):
+        return any(not isinstance(dim, int) and not alive[dim].all() for dim in tree.dims)
+    if isinstance(tree, Size):
+        return tree.ids is not None and not bool(alive[tree.ids].all())
+    if isinstance(tree, (tuple, list)):
+        return any(_loses(item, alive) for item in tree)
+    return isinstance(tree, dict) and any(_loses(item, alive) for item in tree.values())
+
+
+def _fix_sizes(graph: fx.Graph, labels_of: dict[str, Any], alive: npt.NDArray[np.bool_]) -> None:
+    """Wherever the size of a pruned dimension is read, put the original size.
+
+    The ops that shape tensors get their new sizes from their rules; all else (a scale, a divisor) means the original.
+    """
+    for node in list(graph.nodes):
+        labels = labels_of.get(node.name)
+        if isinstance(labels, Size):
+            if labels.ids is not None and not alive[labels.ids].all():
+                _put(node, node.meta["value"])
+        elif isinstance(labels, tuple) and labels and isinstance(labels[0], Size) and _loses(labels, alive):
+            _spell_out(graph, node, labels, alive)
+
+
+def _spell_out(graph: fx.Graph, node: fx.Node, labels: tuple[Any, ...], alive: npt.NDArray[np.bool_]) -> None:
+    users = [user for user in node.users if user.target is not operator.getitem]
+    if not users:
+        return
+    entries: list[Any] = []
+    for k, label in enumerate(labels):
+        if _loses(label, alive):
+            entries.append(node.meta["value"][k])
+        else:
+            with graph.inserting_after(node):
+                entry = graph.call_function(operator.getitem, (node, k))
+            entry.meta["value"] = node.meta["value"][k]
+            entries.append(entry)
+    _put(node, tuple(entries), users)
+
+
+def _put(node: fx.Node, replacement: Any, users: list[fx.Node] | None = None) -> None:
+    """Give the users of a node (default: all) another argument in its place."""
+    for user in list(node.users) if users is None else users:
+        user.args, user.kwargs = fx.node.map_arg((user.args, user.kwargs), lambda n: replacement if n is node else n)
+
+
+def _tidy(graph: fx.Graph) -> None:
+    """Fold arithmetic on literals, and drop what computes sizes that nothing needs any more."""
+    for node in list(graph.nodes):
+        folds = node.op == "call_function" and getattr(node.target, "__module__", "") == "_operator"
+        if folds and not node.all_input_nodes and isinstance(node.meta.get("value"), (int, float)):
+            _put(node, node.meta["value"])
+    for node in reversed(list(graph.nodes)):
+        if not node.users and not isinstance(node.meta.get("value", torch.Tensor), torch.Tensor) and _is_size_only(node):
+            graph.erase_node(node)
+
+
+def _is_size_only(node: fx.Node) -> bool:
+    return node.op in ("call_function", "call_method") and isinstance(node.meta.get("value"), (int, float, tuple, torch.Size))

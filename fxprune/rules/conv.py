@@ -1,0 +1,183 @@
+"""Convolutions.
+
+A grouped convolution needs equally many channels in each conv group. Either the same channels go in every conv group,
+or whole conv groups go (a depthwise convolution is the case of one channel per group).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch.nn.functional as F
+from torch import nn
+
+from fxprune.channels import Dim, Ids, Labels, size_of
+from fxprune.polynomial import Term, term
+from fxprune.rules.registry import Call, Op, Rewrite, rule
+
+__all__: list[str] = []
+
+_TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+
+
+def _by_whole_groups(groups: int, in_channels: int, out_channels: int) -> bool:
+    """Whether whole conv groups go: the side with more units is taken."""
+    return groups > 1 and groups >= min(in_channels, out_channels) // groups
+
+
+def _convolve(op: Op, x: Labels, weight: Labels, bias: Labels | None, groups: int, transposed: bool) -> Labels:
+    spatial = len(weight.dims) - 2
+    axis = len(x.dims) - spatial - 1
+    for dim in weight.dims[2:]:
+        op.freeze(dim, "kernel position")
+    for dim in x.dims[axis + 1 :]:
+        op.freeze(dim, "convolved over")
+    if groups == 1:
+        rows, columns = weight.dims[:2]
+        op.unite(x.dims[axis], rows if transposed else columns)
+        out = columns if transposed else rows
+    else:
+        out = _convolve_groups(op, x.dims[axis], weight.dims[0], weight.dims[1], groups, transposed)
+    if bias is not None:
+        out = op.unite(out, bias.dims[0])
+    return Labels((*x.dims[:axis], out, *op.shape[axis + 1 :]), (*(False,) * axis, True, *(False,) * spatial))
+
+
+def _convolve_groups(op: Op, x: Dim, rows: Dim, columns: Dim, groups: int, transposed: bool) -> Dim:
+    """The output channels. `rows` run over all conv groups, `columns` over the channels of one."""
+    in_channels = size_of(x)
+    out_channels = size_of(columns) * groups if transposed else size_of(rows)
+    row_ids = _as_ids(op, rows).reshape(groups, -1)
+    if _by_whole_groups(groups, in_channels, out_channels):
+        op.freeze(columns, "belongs to whole conv groups")
+        units = op.unite_axis(row_ids, 0)
+        op.unite(x, np.repeat(units, in_channels // groups))
+        return np.repeat(units, out_channels // groups)
+    within = op.unite_axis(row_ids, 1)
+    column_ids = _as_ids(op, columns)
+    op.unite(x, np.tile(within if transposed else column_ids, groups))
+    return np.tile(column_ids if transposed else within, groups)
+
+
+def _as_ids(op: Op, dim: Dim) -> Ids:
+    if not isinstance(dim, int):
+        return dim
+    ids = op.ids.fresh(dim)
+    op.freeze(ids, "not a channel dimension")
+    return ids
+
+
+def _flops(x: Labels, out: Labels, weight: Labels, transposed: bool) -> list[Term]:
+    spatial = len(weight.dims) - 2
+    space = (x if transposed else out).shape[len(x.dims) - spatial :]
+    kernel = weight.shape[2:]
+    return [term(*x.dims[: len(x.dims) - spatial - 1], *weight.dims[:2], *kernel, *space)]
+
+
+def _groups_left(op: Rewrite, x: Any, groups: int, spatial: int) -> int:
+    axis = len(op.out.dims) - spatial - 1
+    entering = op.labels(x).dims[axis]
+    in_channels, out_channels = size_of(entering), size_of(op.out.dims[axis])
+    if _by_whole_groups(groups, in_channels, out_channels):
+        return op.size(entering) // (in_channels // groups)
+    return groups
+
+
+def _module_weights(op: Op) -> tuple[Labels, Labels | None]:
+    module: Any = op.module
+    whole = _by_whole_groups(module.groups, module.in_channels, module.out_channels)
+    weight = op.weight("weight", (0,) if whole else (0, 1))
+    assert weight is not None
+    return weight, op.weight("bias")
+
+
+@rule(nn.Conv1d, nn.Conv2d, nn.Conv3d, *_TRANSPOSED)
+def conv_module(op: Op, input: Labels, output_size: Any = None) -> Labels:
+    module: Any = op.module
+    return _convolve(op, input, *_module_weights(op), module.groups, isinstance(module, _TRANSPOSED))
+
+
+@conv_module.flops
+def _(op: Op, out: Labels, input: Labels, output_size: Any = None) -> list[Term]:
+    return _flops(input, out, _module_weights(op)[0], isinstance(op.module, _TRANSPOSED))
+
+
+@conv_module.rewrite
+def _(op: Rewrite, input: Any, output_size: Any = None) -> Call | None:
+    module: Any = op.module
+    module.groups = _groups_left(op, input, module.groups, module.weight.dim() - 2)
+    module.in_channels, module.out_channels = module.weight.shape[1] * module.groups, module.weight.shape[0]
+    if isinstance(module, _TRANSPOSED):
+        module.in_channels, module.out_channels = module.weight.shape[0], module.weight.shape[1] * module.groups
+    return None
+
+
+@rule(F.conv1d, F.conv2d, F.conv3d)
+def conv(
+    op: Op,
+    input: Labels,
+    weight: Labels,
+    bias: Labels | None = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    dilation: Any = 1,
+    groups: Any = 1,
+) -> Labels:
+    return _convolve(op, input, weight, bias, groups, transposed=False)
+
+
+@conv.flops
+def _(op: Op, out: Labels, input: Labels, weight: Labels, *args: Any, **kwargs: Any) -> list[Term]:
+    return _flops(input, out, weight, transposed=False)
+
+
+@conv.rewrite
+def _(
+    op: Rewrite,
+    input: Any,
+    weight: Any,
+    bias: Any = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    dilation: Any = 1,
+    groups: Any = 1,
+) -> Call | None:
+    groups = _groups_left(op, input, op.number(groups), len(op.labels(weight).dims) - 2)
+    return Call((input, weight, bias, stride, padding, dilation, groups)) if groups > 1 else None
+
+
+@rule(F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)
+def conv_transpose(
+    op: Op,
+    input: Labels,
+    weight: Labels,
+    bias: Labels | None = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    output_padding: Any = 0,
+    groups: Any = 1,
+    dilation: Any = 1,
+) -> Labels:
+    return _convolve(op, input, weight, bias, groups, transposed=True)
+
+
+@conv_transpose.flops
+def _(op: Op, out: Labels, input: Labels, weight: Labels, *args: Any, **kwargs: Any) -> list[Term]:
+    return _flops(input, out, weight, transposed=True)
+
+
+@conv_transpose.rewrite
+def _(
+    op: Rewrite,
+    input: Any,
+    weight: Any,
+    bias: Any = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    output_padding: Any = 0,
+    groups: Any = 1,
+    dilation: Any = 1,
+) -> Call | None:
+    groups = _groups_left(op, input, op.number(groups), len(op.labels(weight).dims) - 2)
+    return Call((input, weight, bias, stride, padding, output_padding, groups, dilation)) if groups > 1 else None

@@ -1,0 +1,191 @@
+"""Linear layers, matrix products, einsum and embeddings."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch.nn.functional as F
+from torch import nn
+
+from fxprune.channels import Dim, Labels, size_of
+from fxprune.polynomial import Term, term
+from fxprune.rules.registry import Call, Op, Rewrite, rule
+
+__all__ = ["contract"]
+
+
+def contract(op: Op, left: Labels, d: int, right: Labels, e: int) -> None:
+    """Dimension `d` of `left` is summed against dimension `e` of `right`.
+
+    A removed channel must contribute zero: one of the two is zero there, or the channel stays.
+    """
+    dim = op.unite(left.dims[d], right.dims[e])
+    if not (left.zero[d] or right.zero[e]):
+        op.freeze(dim, "contracted where it is not zero")
+
+
+def _linear(op: Op, x: Labels, weight: Labels, bias: Labels | None) -> Labels:
+    contract(op, x, -1, weight, -1)
+    if len(weight.dims) == 1:
+        return x.take(range(len(x.dims) - 1))
+    out = weight.dims[0] if bias is None else op.unite(weight.dims[0], bias.dims[0])
+    return Labels((*x.dims[:-1], out), (*(z and bias is None for z in x.zero[:-1]), True))
+
+
+@rule(nn.Linear)
+def linear_module(op: Op, input: Labels) -> Labels:
+    weight = op.weight("weight")
+    assert weight is not None
+    return _linear(op, input, weight, op.weight("bias"))
+
+
+@linear_module.flops
+def _(op: Op, out: Labels, input: Labels) -> list[Term]:
+    weight = op.weight("weight")
+    assert weight is not None
+    return [term(*input.dims, weight.dims[0])]
+
+
+@linear_module.rewrite
+def _(op: Rewrite, input: Any) -> Call | None:
+    module: Any = op.module
+    module.out_features, module.in_features = module.weight.shape
+    return None
+
+
+@rule(F.linear)
+def linear(op: Op, input: Labels, weight: Labels, bias: Labels | None = None) -> Labels:
+    return _linear(op, input, weight, bias)
+
+
+@linear.flops
+def _(op: Op, out: Labels, input: Labels, weight: Labels, bias: Labels | None = None) -> list[Term]:
+    return [term(*input.dims, weight.dims[0])]
+
+
+@rule("matmul", "bmm", "mm", "mv", "dot", "__matmul__")
+def matmul(op: Op, input: Labels, other: Labels) -> Labels:
+    contract(op, input, -1, other, -2 if len(other.dims) > 1 else -1)
+    rows = 1 if len(input.dims) > 1 else 0
+    columns = 1 if len(other.dims) > 1 else 0
+    left, right = list(input.dims[: -1 - rows]), list(other.dims[: -1 - columns])
+    left_zero, right_zero = list(input.zero[: -1 - rows]), list(other.zero[: -1 - columns])
+    rank = max(len(left), len(right))
+    left, right = [1] * (rank - len(left)) + left, [1] * (rank - len(right)) + right
+    left_zero = [False] * (rank - len(left_zero)) + left_zero
+    right_zero = [False] * (rank - len(right_zero)) + right_zero
+    dims: list[Dim] = []
+    zero: list[bool] = []
+    for a, b, a_zero, b_zero in zip(left, right, left_zero, right_zero, strict=True):
+        both = size_of(a) != 1 and size_of(b) != 1
+        dims.append(op.unite(a, b) if both else (b if size_of(a) == 1 else a))
+        zero.append((a_zero and size_of(a) != 1) or (b_zero and size_of(b) != 1))
+    if rows:
+        dims.append(input.dims[-2])
+        zero.append(input.zero[-2])
+    if columns:
+        dims.append(other.dims[-1])
+        zero.append(other.zero[-1])
+    return Labels(tuple(dims), tuple(zero))
+
+
+@matmul.flops
+def _(op: Op, out: Labels, input: Labels, other: Labels) -> list[Term]:
+    if len(other.dims) == 1:
+        return [term(*input.dims)]
+    if len(input.dims) < len(other.dims):
+        return [term(*out.dims, input.dims[-1])]
+    return [term(*input.dims, other.dims[-1])]
+
+
+@rule("addmm", "baddbmm", "addbmm")
+def addmm(op: Op, input: Labels, left: Labels, right: Labels, **scales: Any) -> Labels:
+    product = matmul.propagate(op, left, right)
+    rank = len(product.dims)
+    dims, zero = list(product.dims), list(product.zero)
+    for d in range(1, len(input.dims) + 1):
+        if size_of(input.dims[-d]) == 1:
+            zero[rank - d] = False
+        else:
+            dims[rank - d] = op.unite(dims[rank - d], input.dims[-d])
+            zero[rank - d] = zero[rank - d] and input.zero[-d]
+    for d in range(rank - len(input.dims)):
+        zero[d] = False
+    return Labels(tuple(dims), tuple(zero))
+
+
+@addmm.flops
+def _(op: Op, out: Labels, input: Labels, left: Labels, right: Labels, **scales: Any) -> list[Term]:
+    return [term(*left.dims, right.dims[-1])]
+
+
+def _spread(equation: str, operands: tuple[Labels, ...]) -> tuple[list[str], str]:
+    """The letters of each operand and of the result, an ellipsis spelt out in capitals."""
+    left, arrow, right = equation.replace(" ", "").partition("->")
+    terms = left.split(",")
+    if not arrow:
+        right = "".join(sorted(c for c in set(left) - {",", "."} if left.count(c) == 1))
+        right = "..." + right if "..." in left else right
+    spare = [c for c in "ZYXWVUTSRQPONMLKJIHGFEDCBA" if c not in equation]
+    widths = [len(x.dims) - len(t.replace("...", "")) for t, x in zip(terms, operands, strict=True) if "..." in t]
+    dots = "".join(reversed(spare[: max(widths, default=0)]))
+    spelt = [
+        t.replace("...", dots[len(dots) - (len(x.dims) - len(t) + 3) :]) if "..." in t else t
+        for t, x in zip(terms, operands, strict=True)
+    ]
+    return spelt, right.replace("...", dots)
+
+
+@rule("einsum")
+def einsum(op: Op, equation: str, *operands: Any) -> Labels:
+    operands = tuple(operands[0]) if isinstance(operands[0], tuple) else operands
+    terms, result = _spread(equation, operands)
+    dims: dict[str, Dim] = {}
+    zero: dict[str, bool] = {}
+    for letters, x in zip(terms, operands, strict=True):
+        for letter, dim, is_zero in zip(letters, x.dims, x.zero, strict=True):
+            if letter in dims and size_of(dims[letter]) == size_of(dim) != 1:
+                dims[letter] = op.unite(dims[letter], dim)
+            elif size_of(dims.get(letter, 1)) == 1:
+                dims[letter] = dim
+            zero[letter] = zero.get(letter, False) or (is_zero and size_of(dim) != 1)
+    for letter, dim in dims.items():
+        if letter not in result and not zero[letter]:
+            op.freeze(dim, "contracted where it is not zero")
+    return Labels(tuple(dims[c] for c in result), tuple(zero[c] for c in result))
+
+
+@einsum.flops
+def _(op: Op, out: Labels, equation: str, *operands: Any) -> list[Term]:
+    operands = tuple(operands[0]) if isinstance(operands[0], tuple) else operands
+    if len(operands) < 2:
+        return []
+    terms, _ = _spread(equation, operands)
+    dims: dict[str, Dim] = {}
+    for letters, x in zip(terms, operands, strict=True):
+        for letter, dim in zip(letters, x.dims, strict=True):
+            if letter not in dims or size_of(dims[letter]) == 1:
+                dims[letter] = dim
+    return [term(*dims.values())]
+
+
+@rule(nn.Embedding)
+def embedding_module(op: Op, input: Labels) -> Labels:
+    weight = op.weight("weight", (1,))
+    assert weight is not None
+    op.freeze(input, "used as an index")
+    return Labels((*input.shape, weight.dims[1]), (*(False,) * len(input.dims), True))
+
+
+@embedding_module.rewrite
+def _(op: Rewrite, input: Any) -> Call | None:
+    module: Any = op.module
+    module.embedding_dim = module.weight.shape[1]
+    return None
+
+
+@rule(F.embedding)
+def embedding(op: Op, input: Labels, weight: Labels, *args: Any, **kwargs: Any) -> Labels:
+    op.freeze(input, "used as an index")
+    op.freeze(weight.dims[0], "rows of an embedding table")
+    return Labels((*input.shape, weight.dims[1]), (*(False,) * len(input.dims), True))

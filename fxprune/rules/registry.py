@@ -1,0 +1,279 @@
+"""The table of op rules, and the views of a node that the rules work with.
+
+A rule keeps what an op does to channel ids (*propagate*), what it costs (*flops*) and how its node changes when channels
+go (*rewrite*) side by side. The three functions take the op's own arguments, so Python binds them:
+
+    @rule("flatten", nn.Flatten)
+    def flatten(op, x, start_dim=0, end_dim=-1): ...
+
+In *propagate* and *flops* a tensor argument is its `Labels`, every other argument its value; in *rewrite* arguments are
+the nodes and literals of the graph that is being rewritten.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any, Generic, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from torch import fx, nn
+
+from fxprune.channels import Dim, Ids, IdTable, Labels, Size, is_labelled, size_of
+from fxprune.polynomial import Term, term
+
+__all__ = ["Call", "Op", "Parameters", "Rewrite", "Rule", "find_rule", "freeze_labels", "rule"]
+
+
+class Parameters:
+    """Ids of the dimensions of parameters and buffers; tied names share theirs."""
+
+    def __init__(self, module: nn.Module, ids: IdTable) -> None:
+        self._ids = ids
+        self._tensors: dict[str, torch.Tensor] = {}
+        self._canonical: dict[str, str] = {}
+        first: dict[int, str] = {}
+        for named in (module.named_parameters(remove_duplicate=False), module.named_buffers(remove_duplicate=False)):
+            for name, tensor in named:
+                self._tensors[name] = tensor
+                self._canonical[name] = first.setdefault(id(tensor), name)
+        self.dims: dict[str, list[Dim]] = {}
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._tensors
+
+    def labels(self, name: str, dims: Iterable[int] | None = None) -> Labels:
+        """The labels of a parameter; of its dimensions only `dims` (default: all) get ids, and none of size 1."""
+        tensor, name = self._tensors[name], self._canonical[name]
+        known = self.dims.setdefault(name, list(tensor.shape))
+        for d in range(tensor.dim()) if dims is None else dims:
+            if not is_labelled(known[d]) and known[d] != 1:
+                known[d] = self._ids.fresh(size_of(known[d]))
+        return Labels(tuple(known), (True,) * len(known))
+
+    def by_name(self) -> dict[str, list[Dim]]:
+        """The labelled dimensions of every name, tied ones included."""
+        return {name: self.dims[main] for name, main in self._canonical.items() if main in self.dims}
+
+
+@dataclass(frozen=True, eq=False)
+class Op:
+    """One node while its ids are being propagated."""
+
+    node: fx.Node
+    ids: IdTable
+    parameters: Parameters
+    module: nn.Module | None
+    labels_of: dict[str, Any]
+
+    @property
+    def value(self) -> Any:
+        """The node's value at the example inputs, tensors on the meta device."""
+        return self.node.meta["value"]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self.value.shape)
+
+    def weight(self, name: str, dims: Iterable[int] | None = None) -> Labels | None:
+        """The labels of the called module's own parameter or buffer, `None` where it has none."""
+        full = f"{self.node.target}.{name}"
+        return self.parameters.labels(full, dims) if full in self.parameters else None
+
+    def freeze(self, what: Labels | Dim, reason: str) -> None:
+        """These channels cannot be pruned; the node's name is added to the reason."""
+        dims = what.dims if isinstance(what, Labels) else (what,)
+        for dim in dims:
+            if not isinstance(dim, int):
+                self.ids.freeze(dim, f"{reason} ({self.node.name})")
+
+    def unite(self, left: Dim, right: Dim) -> Dim:
+        """Two dimensions that are the same, index by index; one without channels keeps the other whole."""
+        assert size_of(left) == size_of(right), f"{self.node}: {size_of(left)} is not {size_of(right)}"
+        if isinstance(left, int):
+            left, right = right, left
+        if not isinstance(left, int):
+            if isinstance(right, int):
+                self.freeze(left, "meets a dimension without channels")
+            else:
+                self.ids.unite(left, right)
+        return left
+
+    def unite_axis(self, ids: Ids, axis: int) -> Ids:
+        """Make an array of ids depend on `axis` alone; returns the ids along it."""
+        moved = np.moveaxis(ids, axis, 0).reshape(ids.shape[axis], -1)
+        first = np.ascontiguousarray(moved[:, 0])
+        if moved.shape[1] > 1:
+            self.ids.unite(np.repeat(first, moved.shape[1] - 1), moved[:, 1:].ravel())
+        return first
+
+    def is_static(self, argument: Any) -> bool:
+        """Whether a size argument is independent of the batch and the resolution."""
+        return _is_static(argument, self.labels_of)
+
+
+def _is_static(argument: Any, labels_of: dict[str, Any]) -> bool:
+    if isinstance(argument, fx.Node):
+        label = labels_of.get(argument.name)
+        return isinstance(label, Size) and label.static
+    return True
+
+
+@dataclass(frozen=True, eq=False)
+class Call:
+    """What a node becomes."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any] = field(default_factory=dict)
+    target: Any = None
+
+
+@dataclass(frozen=True, eq=False)
+class Rewrite:
+    """One node of the new graph while it is being rewritten."""
+
+    node: fx.Node
+    alive: npt.NDArray[np.bool_]
+    module: nn.Module | None
+    labels_of: dict[str, Any]
+
+    @property
+    def value(self) -> Any:
+        """The node's value in the original model, tensors on the meta device."""
+        return self.node.meta["value"]
+
+    @property
+    def out(self) -> Labels:
+        """The labels of the node's own output."""
+        labels = self.labels_of[self.node.name]
+        assert isinstance(labels, Labels)
+        return labels
+
+    def labels(self, node: Any) -> Labels:
+        """The labels of an argument."""
+        labels = self.labels_of[node.name]
+        assert isinstance(labels, Labels)
+        return labels
+
+    def kept(self, dim: Ids) -> npt.NDArray[np.bool_]:
+        """Which indices of a labelled dimension stay."""
+        return self.alive[dim]
+
+    def size(self, dim: Dim) -> int:
+        """How many indices of a dimension stay."""
+        return dim if isinstance(dim, int) else int(self.alive[dim].sum())
+
+    def changed(self, dim: Dim) -> bool:
+        """Whether a dimension loses indices."""
+        return not isinstance(dim, int) and not bool(self.alive[dim].all())
+
+    def number(self, argument: Any) -> Any:
+        """The value that a literal or a node of the graph has in the original model."""
+        return argument.meta["value"] if isinstance(argument, fx.Node) else argument
+
+    def is_static(self, argument: Any) -> bool:
+        """Whether a size argument is independent of the batch and the resolution."""
+        return _is_static(argument, self.labels_of)
+
+    def take_apart(self, argument: fx.Node) -> list[Any]:
+        """The entries of a node that holds a size."""
+        entries = []
+        for k, value in enumerate(argument.meta["value"]):
+            with self.node.graph.inserting_before(self.node):
+                entry = self.node.graph.call_function(operator.getitem, (argument, k))
+            entry.meta["value"] = value
+            entries.append(entry)
+        return entries
+
+
+P = TypeVar("P", bound=Callable[..., Any])
+
+
+class Rule(Generic[P]):
+    """What an op does to ids, what it costs and how it is rewritten."""
+
+    def __init__(self, propagate: P) -> None:
+        self.propagate = propagate
+        self.flops_of: Callable[..., list[Term]] | None = None
+        self.rewrite_of: Callable[..., Call | None] | None = None
+        self.__doc__ = propagate.__doc__
+
+    def flops(self, function: Callable[..., list[Term]]) -> Callable[..., list[Term]]:
+        """Register what the op costs: `function(op, out, *args)` gives the terms of the polynomial."""
+        self.flops_of = function
+        return function
+
+    def rewrite(self, function: Callable[..., Call | None]) -> Callable[..., Call | None]:
+        """Register how a node changes: `function(op, *args)` gives the new call, or None to leave it."""
+        self.rewrite_of = function
+        return function
+
+
+_RULES: dict[Any, Rule[Any]] = {}
+_NAMESPACES = (torch, F, operator, torch.linalg, torch.special)
+
+
+def rule(*targets: Any) -> Callable[[P], Rule[P]]:
+    """Register a rule for functions, module classes and names.
+
+    A name stands for the tensor method and for the functions of that name in torch, torch.nn.functional and operator.
+    """
+
+    def register(propagate: P) -> Rule[P]:
+        made = Rule(propagate)
+        for target in targets:
+            for key in _resolve(target):
+                _RULES[key] = made
+        return made
+
+    return register
+
+
+def _resolve(target: Any) -> list[Any]:
+    if not isinstance(target, str):
+        return [target]
+    found = [getattr(space, target) for space in _NAMESPACES if hasattr(space, target)]
+    return [target, *found]
+
+
+def find_rule(node: fx.Node, module: nn.Module | None, overridden: bool = False) -> Rule[Any] | None:
+    """The rule of a node, `None` where there is none.
+
+    A subclass of a known module has its base's rule as long as it does not override `forward`; with `overridden` also
+    when it does.
+    """
+    if module is not None:
+        kind = type(module)
+        for base in kind.__mro__:
+            if base in _RULES:
+                same = _forward_of(kind) is _forward_of(base)
+                return _RULES[base] if same or overridden else None
+        return None
+    found = _RULES.get(node.target)
+    if found is None and isinstance(node.target, str):
+        found = _RULES.get(node.target.removesuffix("_"))
+    return found
+
+
+def _forward_of(kind: type) -> Any:
+    return getattr(kind, "forward", None)
+
+
+def freeze_labels(op: Op, values: Any, reason: str) -> None:
+    """Freeze every channel in some arguments."""
+    if isinstance(values, Labels):
+        op.freeze(values, reason)
+    elif isinstance(values, (tuple, list)):
+        for value in values:
+            freeze_labels(op, value, reason)
+    elif isinstance(values, dict):
+        freeze_labels(op, list(values.values()), reason)
+
+
+def numel(labels: Labels, scale: int = 1) -> Term:
+    """`scale` times the number of elements."""
+    return term(scale, *labels.dims)

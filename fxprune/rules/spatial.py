@@ -1,0 +1,225 @@
+"""Ops over space: pooling, interpolation, padding, unfolding, pixel shuffle."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from fxprune.channels import Dim, Labels, is_labelled, size_of
+from fxprune.polynomial import Term
+from fxprune.rules.registry import Call, Op, Rewrite, numel, rule
+
+__all__: list[str] = []
+
+_POOL_MODULES = tuple(
+    getattr(nn, f"{kind}{n}d")
+    for kind in ("MaxPool", "AvgPool", "LPPool", "AdaptiveAvgPool", "AdaptiveMaxPool")
+    for n in (1, 2, 3)
+    if hasattr(nn, f"{kind}{n}d")
+)
+_POOL_NAMES = [f"{kind}{n}d" for kind in ("max_pool", "avg_pool", "adaptive_avg_pool", "adaptive_max_pool") for n in (1, 2, 3)]
+
+
+def _over_space(op: Op, x: Labels, spatial: int) -> Any:
+    """The last `spatial` dimensions are mixed, the others pass."""
+    lead = len(x.dims) - spatial
+    for dim in x.dims[lead:]:
+        op.freeze(dim, "pooled over")
+
+    def one(value: torch.Tensor) -> Labels:
+        return Labels((*x.dims[:lead], *value.shape[lead:]), (*x.zero[:lead], *(False,) * spatial))
+
+    value = op.value
+    return one(value) if isinstance(value, torch.Tensor) else tuple(one(item) for item in value)
+
+
+def _spatial_of(target: Any) -> int:
+    name = target if isinstance(target, str) else target.__name__
+    return int(name[-2])
+
+
+@rule(*_POOL_MODULES)
+def pool_module(op: Op, input: Labels) -> Any:
+    return _over_space(op, input, _spatial_of(type(op.module)))
+
+
+@rule(*_POOL_NAMES, F.max_pool1d, F.max_pool2d, F.max_pool3d, F.adaptive_max_pool1d, F.adaptive_max_pool2d)
+def pool(op: Op, input: Labels, *arguments: Any, **options: Any) -> Any:
+    return _over_space(op, input, int(next(c for c in reversed(str(op.node.target).split(" at ")[0]) if c in "123")))
+
+
+def _pool_flops(op: Op, input: Labels) -> list[Term]:
+    adaptive = (nn.AdaptiveAvgPool2d, F.adaptive_avg_pool2d, torch.nn.functional.adaptive_avg_pool2d)
+    target = op.module if op.module is not None else op.node.target
+    return [numel(input)] if target in adaptive or isinstance(target, nn.AdaptiveAvgPool2d) else []
+
+
+@pool_module.flops
+def _(op: Op, out: Any, input: Labels) -> list[Term]:
+    return _pool_flops(op, input)
+
+
+@pool.flops
+def _(op: Op, out: Any, input: Labels, *arguments: Any, **options: Any) -> list[Term]:
+    return _pool_flops(op, input)
+
+
+@rule(F.interpolate, F.upsample)
+def interpolate(op: Op, input: Labels, *arguments: Any, **options: Any) -> Labels:
+    return _over_space(op, input, len(input.dims) - 2)  # type: ignore[no-any-return]
+
+
+@rule(nn.Upsample, nn.UpsamplingNearest2d, nn.UpsamplingBilinear2d)
+def upsample_module(op: Op, input: Labels) -> Labels:
+    return _over_space(op, input, len(input.dims) - 2)  # type: ignore[no-any-return]
+
+
+def _resize_flops(out: Labels, mode: str) -> list[Term]:
+    scale = {"nearest": 1, "bilinear": 4}.get(mode, 0) if len(out.dims) == 4 else 0
+    return [numel(out, scale)] if scale else []
+
+
+@interpolate.flops
+def _(
+    op: Op,
+    out: Labels,
+    input: Labels,
+    size: Any = None,
+    scale_factor: Any = None,
+    mode: str = "nearest",
+    align_corners: Any = None,
+    recompute_scale_factor: Any = None,
+    antialias: bool = False,
+) -> list[Term]:
+    return _resize_flops(out, "" if antialias else mode)
+
+
+@upsample_module.flops
+def _(op: Op, out: Labels, input: Labels) -> list[Term]:
+    module: Any = op.module
+    return _resize_flops(out, module.mode)
+
+
+@rule("grid_sample")
+def grid_sample(op: Op, input: Labels, grid: Labels, *arguments: Any, **options: Any) -> Labels:
+    op.freeze(grid, "used as coordinates")
+    return _over_space(op, input, len(input.dims) - 2)  # type: ignore[no-any-return]
+
+
+@grid_sample.flops
+def _(op: Op, out: Labels, *arguments: Any, **options: Any) -> list[Term]:
+    return [numel(out, 4)]
+
+
+def _pairs(pad: Any, rank: int) -> dict[int, tuple[int, int]]:
+    """Dimension -> (front, back) of a `pad` argument, which starts at the last dimension."""
+    return {rank - 1 - k: (int(pad[2 * k]), int(pad[2 * k + 1])) for k in range(len(pad) // 2)}
+
+
+@rule("pad")
+def pad(op: Op, input: Labels, pad: Any, mode: str = "constant", value: Any = None) -> Labels:
+    dims: list[Dim] = list(input.dims)
+    zero = [z and (mode == "constant" and not value) for z in input.zero]
+    for d, (front, back) in _pairs(pad, len(dims)).items():
+        dim = dims[d]
+        if isinstance(dim, int) or (front == 0 and back == 0):
+            dims[d] = size_of(dim) + front + back if isinstance(dim, int) else dim
+        elif mode == "constant" and not value and front >= 0 and back >= 0:
+            dims[d] = np.concatenate([op.ids.fresh(front), dim, op.ids.fresh(back)])
+        else:
+            op.freeze(dim, "padded")
+            dims[d] = size_of(dim) + front + back
+    return Labels(tuple(dims), tuple(zero))
+
+
+@pad.rewrite
+def _(op: Rewrite, input: Any, pad: Any, mode: Any = "constant", value: Any = None) -> Call | None:
+    out, x = op.out, op.labels(input)
+    amounts = list(pad) if isinstance(pad, (tuple, list)) else [int(n) for n in op.number(pad)]
+    touched = False
+    for d, (front, back) in _pairs([op.number(n) for n in amounts], len(x.dims)).items():
+        dim = out.dims[d]
+        if not isinstance(dim, int) and (front or back) and op.changed(dim):
+            kept = op.kept(dim)
+            k = 2 * (len(x.dims) - 1 - d)
+            amounts[k], amounts[k + 1] = int(kept[:front].sum()), int(kept[len(kept) - back :].sum())
+            touched = True
+    return Call((input, amounts, mode, value)) if touched else None
+
+
+@rule(nn.ZeroPad2d, nn.ConstantPad1d, nn.ConstantPad2d, nn.ReflectionPad1d, nn.ReflectionPad2d, nn.ReplicationPad2d)
+def pad_module(op: Op, input: Labels) -> Labels:
+    module: Any = op.module
+    spatial = len(module.padding) // 2
+    zero = bool(getattr(module, "value", 0))
+    out = _over_space(op, input, spatial)
+    return Labels(out.dims, tuple(z and not zero for z in out.zero))
+
+
+@rule("unfold", nn.Unfold)
+def unfold(op: Op, input: Labels, *arguments: Any, **options: Any) -> Labels:
+    """`F.unfold` (im2col) repeats each channel once per kernel position; `Tensor.unfold` adds a dimension of windows."""
+    if op.node.op == "call_method":
+        dimension = (arguments[0] if arguments else options["dimension"]) % len(input.dims)
+        op.freeze(input.dims[dimension], "unfolded")
+        return Labels(
+            (*input.dims[:dimension], op.shape[dimension], *input.dims[dimension + 1 :], op.shape[-1]),
+            (*input.zero[:dimension], False, *input.zero[dimension + 1 :], False),
+        )
+    channels = input.dims[1]
+    repeats = op.shape[1] // size_of(channels)
+    out: Dim = np.repeat(channels, repeats) if is_labelled(channels) else op.shape[1]
+    return Labels((input.dims[0], out, op.shape[2]), (False, input.zero[1], False))
+
+
+@rule("fold", nn.Fold)
+def fold(op: Op, input: Labels, *arguments: Any, **options: Any) -> Labels:
+    channels, out = input.dims[1], op.shape[1]
+    dim: Dim = out
+    if not isinstance(channels, int):
+        dim = op.unite_axis(channels.reshape(out, -1), 0)
+    return Labels((input.dims[0], dim, *op.shape[2:]), (False, input.zero[1], *(False,) * (len(op.shape) - 2)))
+
+
+def _pixel_shuffle(op: Op, x: Labels, factor: int) -> Labels:
+    axis = len(x.dims) - 3
+    channels = x.dims[axis]
+    out: Dim = op.shape[axis]
+    if not isinstance(channels, int):
+        out = op.unite_axis(channels.reshape(-1, factor * factor), 0)
+    return Labels((*x.dims[:axis], out, *op.shape[-2:]), (*x.zero[: axis + 1], False, False))
+
+
+def _pixel_unshuffle(op: Op, x: Labels, factor: int) -> Labels:
+    axis = len(x.dims) - 3
+    channels = x.dims[axis]
+    out: Dim = np.repeat(channels, factor * factor) if is_labelled(channels) else op.shape[axis]
+    return Labels((*x.dims[:axis], out, *op.shape[-2:]), (*x.zero[: axis + 1], False, False))
+
+
+@rule("pixel_shuffle")
+def pixel_shuffle(op: Op, input: Labels, upscale_factor: int) -> Labels:
+    return _pixel_shuffle(op, input, upscale_factor)
+
+
+@rule("pixel_unshuffle")
+def pixel_unshuffle(op: Op, input: Labels, downscale_factor: int) -> Labels:
+    return _pixel_unshuffle(op, input, downscale_factor)
+
+
+@rule(nn.PixelShuffle)
+def pixel_shuffle_module(op: Op, input: Labels) -> Labels:
+    module: Any = op.module
+    return _pixel_shuffle(op, input, module.upscale_factor)
+
+
+@rule(nn.PixelUnshuffle)
+def pixel_unshuffle_module(op: Op, input: Labels) -> Labels:
+    module: Any = op.module
+    return _pixel_unshuffle(op, input, module.downscale_factor)
+
+

@@ -1,0 +1,112 @@
+"""The GraphModule that `trace` returns: it survives deepcopy and pickle without losing buffers, keys or node.meta."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+__all__ = ["ApplyFunction", "ByMode", "TracedModule"]
+
+
+class ByMode(nn.Module):
+    """A literal that depends on the mode: calling it returns `train_value` in training and `eval_value` otherwise."""
+
+    def __init__(self, train_value: Any, eval_value: Any) -> None:
+        super().__init__()
+        self.train_value = train_value
+        self.eval_value = eval_value
+
+    def forward(self) -> Any:
+        return self.train_value if self.training else self.eval_value
+
+    def extra_repr(self) -> str:
+        return f"train_value={self.train_value!r}, eval_value={self.eval_value!r}"
+
+
+class ApplyFunction(nn.Module):
+    """Calls `function.apply`: an autograd.Function has no name that generated code could call."""
+
+    def __init__(self, function: type[torch.autograd.Function]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, *args: Any) -> Any:
+        return self.function.apply(*args)
+
+    def extra_repr(self) -> str:
+        return self.function.__name__
+
+
+@dataclass(frozen=True)
+class _Ref:
+    index: int
+
+
+class TracedModule(fx.GraphModule):
+    """A GraphModule whose copies are complete.
+
+    `fx.GraphModule` rebuilds itself from what its graph refers to: its deepcopy makes non-persistent buffers of the
+    root persistent (new state_dict keys), and its pickle re-traces the code, which fails on `torch.arange(size)`.
+    Here both copy every attribute and the graph with its `node.meta`.
+    """
+
+    @classmethod
+    def assemble(cls, root: nn.Module, graph: fx.Graph, class_name: str) -> TracedModule:
+        """A TracedModule that owns the parameters, buffers and submodules of `root`, in the same order."""
+        traced = cls(nn.Module(), fx.Graph(), class_name)
+        for name in ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set", "training"):
+            traced.__dict__[name] = root.__dict__[name]
+        traced.graph = graph
+        return traced
+
+    def _attributes(self) -> dict[str, Any]:
+        # recompile() makes what depends on the graph anew.
+        return {name: value for name, value in self.__dict__.items() if name not in ("_graph", "_code")}
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> TracedModule:
+        traced = TracedModule(nn.Module(), fx.Graph(), type(self).__name__)
+        memo[id(self)] = traced
+        traced.__dict__.update(copy.deepcopy(self._attributes(), memo))
+        traced.graph = _load_graph(_dump_graph(self.graph))
+        return traced
+
+    def __reduce__(self) -> tuple[Callable[..., TracedModule], tuple[Any, ...]]:
+        return _rebuild, (type(self).__name__, self._attributes(), _dump_graph(self.graph))
+
+
+def _rebuild(class_name: str, attributes: dict[str, Any], nodes: list[tuple[Any, ...]]) -> TracedModule:
+    traced = TracedModule(nn.Module(), fx.Graph(), class_name)
+    traced.__dict__.update(attributes)
+    traced.graph = _load_graph(nodes)
+    return traced
+
+
+def _dump_graph(graph: fx.Graph) -> list[tuple[Any, ...]]:
+    index = {node: i for i, node in enumerate(graph.nodes)}
+
+    def refer(arg: Any) -> Any:
+        return fx.node.map_arg(arg, lambda node: _Ref(index[node]))
+
+    return [
+        (node.op, node.target, refer(node.args), refer(node.kwargs), node.name, node.type, dict(node.meta))
+        for node in graph.nodes
+    ]
+
+
+def _load_graph(rows: list[tuple[Any, ...]]) -> fx.Graph:
+    graph = fx.Graph()
+    nodes: list[fx.Node] = []
+
+    def resolve(arg: Any) -> Any:
+        return fx.node.map_aggregate(arg, lambda leaf: nodes[leaf.index] if isinstance(leaf, _Ref) else leaf)
+
+    for op, target, args, kwargs, name, type_expr, meta in rows:
+        node = graph.create_node(op, target, resolve(args), resolve(kwargs), name, type_expr)
+        node.meta.update(meta)
+        nodes.append(node)
+    return graph

@@ -1,0 +1,504 @@
+"""model + example inputs -> a GraphModule that is the same model."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import linecache
+import os
+import traceback
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import Tensor, fx, nn
+from torch.overrides import TorchFunctionMode
+
+from fxprune.errors import FxpruneError
+from fxprune.recording import META, DataDependentError, Recorder, recording
+from fxprune.traced_module import ApplyFunction, ByMode, TracedModule
+
+__all__ = ["TracedModule", "trace"]
+
+_CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict, nn.ParameterList, nn.ParameterDict)
+_CONTRACTIONS = (
+    nn.Linear, nn.Bilinear, nn.modules.conv._ConvNd, nn.MultiheadAttention, nn.RNNBase, nn.Embedding,
+)  # fmt: skip
+_DROPOUTS: dict[str, type[nn.Module]] = {
+    "dropout": nn.Dropout, "dropout1d": nn.Dropout1d, "dropout2d": nn.Dropout2d, "dropout3d": nn.Dropout3d,
+    "alpha_dropout": nn.AlphaDropout, "feature_alpha_dropout": nn.FeatureAlphaDropout,
+}  # fmt: skip
+
+Leaves = tuple[str | type[nn.Module], ...]
+
+
+def trace(
+    model: nn.Module, example_inputs: Any = None, *, copy: bool = True, leaves: Leaves = ()
+) -> TracedModule:  # fmt: skip
+    """The model as a graph of torch calls: same state_dict, same outputs, in eval and in train mode.
+
+    `example_inputs` is a tensor, a tuple or list of positional arguments or a dict of keyword arguments; if None, it is
+    made by `fxprune.models.example_inputs`. No weight is computed with: the trace runs on the meta device. Sizes are
+    computed by the graph, so that other batch sizes and resolutions work where they do in the model.
+
+    Every node has `meta["value"]`, its value at the example inputs with tensors on the meta device, and
+    `meta["module"]`, the path of the innermost module that it comes from. The result has `meta["example_inputs"]`,
+    a pair of positional and keyword arguments, and `meta["notes"]`, remarks on what was taken as constant.
+
+    `copy=False` shares the parameters and buffers with `model`; the modules are always new ones. `leaves` names modules
+    (paths or types) that become one node each; those of `torch.nn` do anyway.
+
+    Raises FxpruneError if the model's code depends on the values of the input, or fails.
+    """
+    args, kwargs = _example_arguments(model, example_inputs)
+    source = _Source(model, args, kwargs, copy)
+    notes: list[str] = []
+    kept: set[str] = set()
+    with torch.random.fork_rng(devices=[]):
+        while True:
+            recorded = source.record(leaves, kept, training=False)
+            if not recorded.training_readers:
+                break
+            try:
+                trained = source.record(leaves, kept, training=True)
+            except FxpruneError as error:
+                notes.append(f"Control flow on the training mode is that of eval: training cannot be traced ({error})")
+                break
+            differences = _compare(recorded, trained)
+            mode_dependent = _small_readers(model, recorded.training_readers | trained.training_readers, differences)
+            if mode_dependent <= kept:
+                _insert_modes(recorded, differences.literals)
+                notes.extend(
+                    f"Control flow on the training mode in `{path or type(model).__name__}` is that of eval."
+                    for path in sorted(differences.scopes)
+                )
+                break
+            kept |= mode_dependent
+    notes.extend(recorded.notes)
+    notes.extend(
+        f"`{path}.train()` is overridden by `{type(module).__name__}`; the traced model has the usual one."
+        for path, module in model.named_modules()
+        if path not in kept and type(module).train is not nn.Module.train and any(True for _ in module.modules())
+        if not type(module).__module__.startswith(("torch.", "timm."))
+    )
+    _remove_dead_nodes(recorded)
+    traced = source.assemble(recorded)
+    traced.meta["example_inputs"] = (args, kwargs)
+    traced.meta["notes"] = list(dict.fromkeys(notes))
+    return traced
+
+
+# --- what is traced ---------------------------------------------------------------------------------------------------
+
+
+def _example_arguments(model: nn.Module, example_inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    if example_inputs is None:
+        from fxprune.models import example_inputs as default_inputs
+
+        example_inputs = default_inputs(model)
+    if isinstance(example_inputs, dict):
+        return (), dict(example_inputs)
+    if isinstance(example_inputs, (tuple, list)):
+        return tuple(example_inputs), {}
+    return (example_inputs,), {}
+
+
+class _TensorCopies(TorchFunctionMode):
+    """While it is active, `copy.deepcopy` of a tensor is what `convert` makes of it."""
+
+    def __init__(self, convert: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.convert = convert
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is Tensor.__deepcopy__:
+            tensor, memo = args
+            if id(tensor) not in memo:
+                memo[id(tensor)] = self.convert(tensor)
+            return memo[id(tensor)]
+        return func(*args, **(kwargs or {}))
+
+
+def _tensors_of(model: nn.Module) -> Iterable[Tensor]:
+    yield from model.parameters()
+    yield from model.buffers()
+
+
+def _meta_like(tensor: Tensor) -> Tensor:
+    meta = torch.empty_strided(tensor.size(), tensor.stride(), dtype=tensor.dtype, device=META)
+    return meta
+
+
+def _meta_twin(model: nn.Module) -> tuple[nn.Module, dict[int, Tensor]]:
+    """A copy of the model on the meta device, and the original tensor for the identity of each of the copy's."""
+    real: dict[int, Tensor] = {}
+
+    def convert(tensor: Tensor) -> Tensor:
+        if isinstance(tensor, nn.parameter.UninitializedTensorMixin):
+            raise FxpruneError("The model has lazy modules: run it once on an input before tracing it.")
+        meta = _meta_like(tensor)
+        if isinstance(tensor, nn.Parameter):
+            meta = nn.Parameter(meta, tensor.requires_grad)
+        real[id(meta)] = tensor
+        return meta
+
+    memo: dict[int, Any] = {id(tensor): convert(tensor) for tensor in _tensors_of(model)}
+    with _TensorCopies(convert):
+        twin = copy.deepcopy(model, memo)
+    return twin, real
+
+
+@dataclass
+class _Source:
+    """The model that is traced, with what it is called with."""
+
+    model: nn.Module
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    copy_tensors: bool
+
+    def record(self, leaves: Leaves, kept: set[str], training: bool) -> Recorder:
+        twin, real = _meta_twin(self.model)
+        # Models that cache tensors drop them when they enter training.
+        twin.train()
+        twin.train(training)
+        types = tuple(leaf for leaf in leaves if isinstance(leaf, type))
+
+        def is_leaf(module: nn.Module, path: str) -> bool:
+            return path in kept or path in leaves or isinstance(module, types) or _is_library_module(module)
+
+        device = next((tensor.device for tensor in _tensors_in(self.args, self.kwargs)), torch.device("cpu"))
+        clones: dict[int, Any] = {}
+        recorder = Recorder(twin, is_leaf, real, lambda path: self._clone(path, clones).train(training), device)
+        bound, signature = self._bind(twin)
+        for name, value in bound.items():
+            kind = signature.parameters[name].kind
+            star = {inspect.Parameter.VAR_POSITIONAL: "*", inspect.Parameter.VAR_KEYWORD: "**"}.get(kind, "")
+            recorder.placeholder(star + name, _to_meta(value), value)
+        try:
+            with recording(recorder):
+                given = recorder.adopt_placeholders()
+                positional: list[Any] = []
+                named: dict[str, Any] = {}
+                for target, value in given.items():
+                    if target.startswith("**"):
+                        named.update(value)
+                    elif target.startswith("*"):
+                        positional.extend(value)
+                    elif signature.parameters[target].kind is inspect.Parameter.KEYWORD_ONLY:
+                        named[target] = value
+                    elif positional or signature.parameters[target].kind is inspect.Parameter.POSITIONAL_ONLY:
+                        positional.append(value)
+                    elif any(name.startswith("*") and not name.startswith("**") for name in given):
+                        positional.append(value)
+                    else:
+                        named[target] = value
+                output = twin(*positional, **named)
+                with torch._C.DisableTorchFunction():
+                    result, values, origin = recorder.lower(output)
+                    recorder.create_node("output", "output", (result,), {}, values, origin)
+        except Exception as error:
+            raise _explained(self.model, recorder, error) from error
+        return recorder
+
+    def _bind(self, twin: nn.Module) -> tuple[dict[str, Any], inspect.Signature]:
+        signature = inspect.signature(twin.forward)
+        try:
+            return dict(signature.bind(*self.args, **self.kwargs).arguments), signature
+        except TypeError as error:
+            raise FxpruneError(
+                f"The example inputs do not fit `{type(self.model).__name__}.forward{signature}`: {error}."
+            ) from error
+
+    def _clone(self, path: str, memo: dict[int, Any]) -> nn.Module:
+        with _TensorCopies(self._converted):
+            return copy.deepcopy(self.model.get_submodule(path), memo)
+
+    def _converted(self, tensor: Tensor) -> Tensor:
+        if not self.copy_tensors:
+            return tensor
+        if isinstance(tensor, nn.Parameter):
+            return nn.Parameter(tensor.detach().clone(), tensor.requires_grad)
+        return tensor.detach().clone().requires_grad_(tensor.requires_grad)
+
+    def assemble(self, recorded: Recorder) -> TracedModule:
+        """The graph with the modules that it calls and everything that has state."""
+        memo: dict[int, Any] = {}
+        for tensor in _tensors_of(self.model):
+            memo[id(tensor)] = self._converted(tensor)
+        called = {id(self.model.get_submodule(node.target)) for node in recorded.graph.nodes
+                  if node.op == "call_module" and node.target in recorded.original_paths}  # fmt: skip
+        converted: dict[int, nn.Module | None] = {}
+
+        def convert(module: nn.Module) -> nn.Module | None:
+            if id(module) in converted:
+                return converted[id(module)]
+            result: nn.Module | None
+            if id(module) in called or (module is not self.model and _is_library_module(module)):
+                has_state = any(True for _ in _tensors_of(module))
+                with _TensorCopies(self._converted):
+                    result = copy.deepcopy(module, memo) if id(module) in called or has_state else None
+            else:
+                result = nn.Module()
+                result.training = module.training
+                result._non_persistent_buffers_set = set(module._non_persistent_buffers_set)
+                for name, parameter in module._parameters.items():
+                    result._parameters[name] = None if parameter is None else memo[id(parameter)]
+                for name, buffer in module._buffers.items():
+                    result._buffers[name] = None if buffer is None else memo[id(buffer)]
+                for name, child in module._modules.items():
+                    kept = None if child is None else convert(child)
+                    if kept is not None:
+                        result._modules[name] = kept
+                if module is not self.model and not (result._modules or result._parameters or result._buffers):
+                    result = None
+            converted[id(module)] = result
+            return result
+
+        root = cast(nn.Module, convert(self.model))
+        for name, tensor in recorded.constants.items():
+            root.register_buffer(name, tensor.clone() if self.copy_tensors else tensor, persistent=False)
+        for path, module in recorded.functions.items():
+            _install(root, path, module, self.model)
+        return TracedModule.assemble(root, recorded.graph, type(self.model).__name__)
+
+
+def _install(root: nn.Module, path: str, module: nn.Module, model: nn.Module) -> None:
+    parent, original = root, model
+    *prefix, name = path.split(".")
+    for part in prefix:
+        original = cast(nn.Module, original._modules[part])
+        if part not in parent._modules:
+            parent._modules[part] = nn.Module()
+            parent._modules[part].training = original.training  # type: ignore[union-attr]
+        parent = cast(nn.Module, parent._modules[part])
+    module.train(parent.training)
+    parent._modules[name] = module
+
+
+def _is_library_module(module: nn.Module) -> bool:
+    if isinstance(module, (ByMode, ApplyFunction)):
+        return True
+    name = type(module).__module__
+    return (name.startswith(("torch.nn.", "torch.ao."))) and not isinstance(module, _CONTAINERS)
+
+
+def _tensors_in(*values: Any) -> Iterable[Tensor]:
+    for value in values:
+        if isinstance(value, Tensor):
+            yield value
+        elif isinstance(value, dict):
+            yield from _tensors_in(*value.values())
+        elif isinstance(value, (tuple, list)):
+            yield from _tensors_in(*value)
+
+
+def _to_meta(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return _meta_like(value)
+    if isinstance(value, dict):
+        return {key: _to_meta(item) for key, item in value.items()}
+    if type(value) in (tuple, list):
+        return type(value)(map(_to_meta, value))
+    return value
+
+
+# --- train against eval -----------------------------------------------------------------------------------------------
+
+
+@dataclass
+class _Literal:
+    """A literal argument of `node` that is `train_value` in training; `place` leads to it from (args, kwargs)."""
+
+    node: fx.Node
+    place: tuple[Any, ...]
+    eval_value: Any
+    train_value: Any
+
+
+@dataclass
+class _Differences:
+    scopes: set[str]
+    calls_differ: set[str]
+    literals: list[_Literal]
+
+
+def _compare(in_eval: Recorder, in_training: Recorder) -> _Differences:
+    """How the graph of a model in training differs from that in eval, module call by module call."""
+    calls = [_nodes_by_call(recorder) for recorder in (in_eval, in_training)]
+    differences = _Differences(set(), set(), [])
+    partner: dict[fx.Node, fx.Node] = {}
+    for call in calls[0].keys() | calls[1].keys():
+        ours, theirs = (by_call.get(call, []) for by_call in calls)
+        if [(node.op, node.target) for node in ours] == [(node.op, node.target) for node in theirs]:
+            partner.update(zip(ours, theirs))
+        else:
+            differences.calls_differ.add(call[0])
+    differences.scopes |= differences.calls_differ
+    for ours, theirs in partner.items():
+        found: list[_Literal] = []
+        if _arguments_differ(ours, (ours.args, ours.kwargs), (theirs.args, theirs.kwargs), (), partner, found):
+            differences.scopes.add(ours.meta["module"])
+        else:
+            differences.literals.extend(found)
+    return differences
+
+
+def _nodes_by_call(recorder: Recorder) -> dict[tuple[str, int], list[fx.Node]]:
+    by_call: dict[tuple[str, int], list[fx.Node]] = {}
+    for node in recorder.graph.nodes:
+        # Parameters are read where they are first used, which says nothing about the mode.
+        if node.op != "get_attr":
+            by_call.setdefault(recorder.scopes[node], []).append(node)
+    return by_call
+
+
+def _arguments_differ(
+    node: fx.Node, ours: Any, theirs: Any, place: tuple[Any, ...], partner: dict[fx.Node, fx.Node],
+    found: list[_Literal],
+) -> bool:  # fmt: skip
+    if isinstance(ours, fx.Node) and isinstance(theirs, fx.Node):
+        if ours.op == "get_attr":
+            return theirs.op != "get_attr" or ours.target != theirs.target
+        return partner.get(ours) is not theirs
+    if isinstance(ours, (tuple, list)) and isinstance(theirs, (tuple, list)) and len(ours) == len(theirs):
+        return any([
+            _arguments_differ(node, a, b, (*place, i), partner, found) for i, (a, b) in enumerate(zip(ours, theirs))
+        ])  # fmt: skip
+    if isinstance(ours, dict) and isinstance(theirs, dict) and ours.keys() == theirs.keys():
+        return any([_arguments_differ(node, ours[key], theirs[key], (*place, key), partner, found) for key in ours])
+    if isinstance(ours, slice) and isinstance(theirs, slice):
+        return _arguments_differ(
+            node, (ours.start, ours.stop, ours.step), (theirs.start, theirs.stop, theirs.step), place, partner, []
+        ) or (not _has_node(ours) and ours != theirs)
+    if isinstance(ours, (bool, int, float)) and isinstance(theirs, (bool, int, float)):
+        if (ours != theirs and (ours == ours or theirs == theirs)) or type(ours) is not type(theirs):
+            found.append(_Literal(node, place, ours, theirs))
+        return False
+    return bool(ours != theirs)
+
+
+def _has_node(value: slice) -> bool:
+    return any(isinstance(part, fx.Node) for part in (value.start, value.stop, value.step))
+
+
+def _small_readers(model: nn.Module, readers: set[str], differences: _Differences) -> set[str]:
+    """The modules to keep whole: those that read the mode where calls differ, unless they hold weights to prune."""
+    small: set[str] = set()
+    for path in differences.calls_differ:
+        while path and path not in readers:
+            path = path.rpartition(".")[0]
+        if path and not any(isinstance(module, _CONTRACTIONS) for module in model.get_submodule(path).modules()):
+            small.add(path)
+    return small
+
+
+def _insert_modes(recorded: Recorder, literals: list[_Literal]) -> None:
+    """Literals that depend on the mode become modules, which follow train() and eval()."""
+    by_node: dict[fx.Node, list[_Literal]] = {}
+    for literal in literals:
+        by_node.setdefault(literal.node, []).append(literal)
+    for node, found in by_node.items():
+        dropout = _as_dropout(node, found)
+        scope = node.meta["module"]
+        if dropout is not None:
+            module, value = dropout
+            node.target, node.op = _new_path(recorded, scope, "functional_dropout", module), "call_module"
+            node.args, node.kwargs = (value,), {}
+            continue
+        for literal in found:
+            name = str(literal.place[-1]) if literal.place[0] == 1 else f"argument_{literal.place[-1]}"
+            module = ByMode(literal.train_value, literal.eval_value)
+            path = _new_path(recorded, scope, f"{name}_by_mode", module)
+            with recorded.graph.inserting_before(node):
+                by_mode = recorded.graph.create_node("call_module", path)
+            by_mode.meta.update(value=literal.eval_value, module=scope)
+            args, kwargs = _replaced((node.args, node.kwargs), literal.place, by_mode)
+            node.args, node.kwargs = args, kwargs
+
+
+def _replaced(value: Any, place: tuple[Any, ...], new: Any) -> Any:
+    if not place:
+        return new
+    key, *rest = place
+    if isinstance(value, dict):
+        return {**value, key: _replaced(value[key], tuple(rest), new)}
+    items = list(value)
+    items[key] = _replaced(items[key], tuple(rest), new)
+    return tuple(items) if isinstance(value, tuple) else items
+
+
+def _as_dropout(node: fx.Node, literals: list[_Literal]) -> tuple[nn.Module, fx.Node] | None:
+    name = getattr(node.target, "__name__", "")
+    if node.op != "call_function" or getattr(nn.functional, name, None) is not node.target or name not in _DROPOUTS:
+        return None
+    signature = inspect.signature(cast(Callable[..., Any], node.target))
+    bound = signature.bind(*node.args, **node.kwargs)
+    bound.apply_defaults()
+    given = dict(bound.arguments)
+    value, p, inplace = given["input"], given["p"], given["inplace"]
+    only_training = len(literals) == 1 and (literals[0].eval_value, literals[0].train_value) == (False, True)
+    if not only_training or not isinstance(value, fx.Node) or not isinstance(p, (int, float)):
+        return None
+    return _DROPOUTS[name](p=p, inplace=inplace), value
+
+
+def _new_path(recorded: Recorder, scope: str, name: str, module: nn.Module) -> str:
+    taken = {*recorded.original_paths, *recorded.functions}
+    stem = f"{scope}.{name}" if scope else name
+    path, count = stem, 0
+    while path in taken:
+        count += 1
+        path = f"{stem}_{count}"
+    recorded.functions[path] = module
+    return path
+
+
+# --- tidying ----------------------------------------------------------------------------------------------------------
+
+
+def _remove_dead_nodes(recorded: Recorder) -> None:
+    """Removes what nobody uses, unless it changes something: a tensor, a module's state, the random numbers."""
+    for node in reversed(recorded.graph.nodes):
+        if node.users or node.op in ("placeholder", "output") or "mutates" in node.meta or "random" in node.meta:
+            continue
+        if node.op == "call_module" and not _is_pure(recorded, cast(str, node.target)):
+            continue
+        if node.target is torch._C._set_grad_enabled:
+            continue
+        recorded.graph.erase_node(node)
+    for node in recorded.graph.nodes:
+        node.meta.pop("random", None)
+
+
+def _is_pure(recorded: Recorder, path: str) -> bool:
+    module = recorded.functions.get(path) or recorded.root.get_submodule(path)
+    if isinstance(module, ByMode):
+        return True
+    stateful = any(True for _ in module.buffers()) or isinstance(module, (nn.modules.dropout._DropoutNd, nn.RReLU))
+    return _is_library_module(module) and not stateful and not isinstance(module, ApplyFunction)
+
+
+# --- errors -----------------------------------------------------------------------------------------------------------
+
+_LIBRARY = (os.path.dirname(torch.__file__) + os.sep, os.path.dirname(__file__) + os.sep, "<")
+
+
+def _explained(model: nn.Module, recorder: Recorder, error: Exception) -> FxpruneError:
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith(_LIBRARY)]
+    place = f"{frames[-1].filename}:{frames[-1].lineno}" if frames else "unknown source"
+    line = linecache.getline(frames[-1].filename, frames[-1].lineno or 0).strip() if frames else ""
+    path = recorder.failed_in or ""
+    module = f"`{path}`" if path else "the model itself"
+    if path:
+        module += f" ({type(model.get_submodule(path)).__name__})"
+    if isinstance(error, DataDependentError):
+        cure = "Control flow on the values of the input cannot be part of a graph."
+    else:
+        cure = "Check that the model runs on the example inputs."
+    way_out = f"`trace(..., leaves=({path!r},))` keeps that module whole." if path else "Move it into a submodule."
+    return FxpruneError(
+        f"Cannot trace `{type(model).__name__}`: in {module}, {place}: `{line}`: {type(error).__name__}: {error}."
+        f" {cure} {way_out}"
+    )

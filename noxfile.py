@@ -1,0 +1,65 @@
+"""Development sessions: `nox -s NAME`. `nox --list` shows them."""
+
+from __future__ import annotations
+
+import nox
+
+nox.needs_version = ">=2024.4.15"
+nox.options.default_venv_backend = "virtualenv"
+nox.options.reuse_venv = "yes"
+nox.options.sessions = ["lint", "types", "tests"]
+
+PROJECT = nox.project.load_toml("pyproject.toml")
+
+
+def install(session: nox.Session, *groups: str) -> None:
+    """Install fxprune, editable, with the named dependency groups."""
+    requirements = nox.project.dependency_groups(PROJECT, *groups)
+    # A group names the project's own extras as fxprune[extra]; they come with the editable install.
+    own = [requirement for requirement in requirements if requirement.startswith("fxprune")]
+    extras = ",".join(requirement.removeprefix("fxprune[").removesuffix("]") for requirement in own)
+    others = [requirement for requirement in requirements if requirement not in own]
+    session.install("-e", f".[{extras}]" if extras else ".", *others)
+
+
+@nox.session
+def tests(session: nox.Session) -> None:
+    """Run the tests."""
+    install(session, "test")
+    session.run("pytest", *session.posargs)
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Check style and formatting with ruff."""
+    session.install(*nox.project.dependency_groups(PROJECT, "lint"))
+    session.run("ruff", "check", ".")
+    session.run("ruff", "format", "--check", ".")
+
+
+@nox.session
+def types(session: nox.Session) -> None:
+    """Check types with mypy, strictly."""
+    install(session, "types")
+    session.run("mypy", *session.posargs)
+
+
+@nox.session
+def docs(session: nox.Session) -> None:
+    """Build the documentation; `nox -s docs -- serve` shows it while it is written."""
+    install(session, "docs")
+    session.run("mkdocs", *(session.posargs or ["build", "--strict"]))
+
+
+@nox.session
+def demo(session: nox.Session) -> None:
+    """Prune a trained EfficientNet-Lite0 and compare it with the original on photographs."""
+    install(session, "demo")
+    session.run("python", "docs/demo.py", *session.posargs)
+
+
+@nox.session
+def coverage(session: nox.Session) -> None:
+    """Run the model matrix; `-- --workers 2`, or names of models or list files, to choose."""
+    install(session, "test")
+    session.run("python", "tests/benchmarks/coverage.py", *(session.posargs or ["--at-least", "200"]))

@@ -1,0 +1,410 @@
+"""The model matrix: which real models fxprune prunes to half of their FLOPs, and what is wrong with the others.
+
+    python tests/benchmarks/coverage.py                       all models of models.txt
+    python tests/benchmarks/coverage.py LIST_FILE MODEL ...   these
+    python tests/benchmarks/coverage.py --one timm:resnet18   one, in this process, with the traceback
+
+Each model runs in a process of its own, forked from one that has imported everything, under limits of memory and time.
+Results are written as JSON lines as they come; a run that was cut short goes on where it stopped, as long as fxprune's
+source is the same.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import hashlib
+import importlib
+import io
+import json
+import multiprocessing
+import resource
+import statistics
+import sys
+import time
+import traceback
+import warnings
+from collections import Counter
+from collections.abc import Callable, Sequence
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+import fxprune
+from fxprune.models import example_inputs, load_model
+
+HERE = Path(__file__).resolve().parent
+MAX_ERROR = 1e-9
+LOWEST, HIGHEST = 0.4975, 0.5
+CHECKS = (
+    "build",
+    "analyze",
+    "prune",
+    "untouched",
+    "shape",
+    "flops",
+    "predicted",
+    "verify",
+    "backward",
+    "train",
+    "reload",
+)
+
+Result = dict[str, Any]
+
+
+def check(spec: str, say: Callable[[str], None] = lambda stage: None, reraise: bool = False) -> Result:
+    """Prune one model to half of its FLOPs and check all that it must reach.
+
+    Args:
+        spec: what `load_model` takes.
+        say: called with the name of each check before it starts.
+        reraise: let the first failure's exception through, for its traceback.
+
+    Returns:
+        what can be written as JSON: `ok`, `failed` (check -> reason) and the measurements.
+    """
+    torch.set_num_threads(1)
+    result: Result = {"model": spec, "ok": False, "failed": {}}
+    state: dict[str, Any] = {}
+    began = time.perf_counter()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for name in CHECKS:
+            # What is left to check after these needs what they make.
+            if {"build", "prune"} & result["failed"].keys():
+                break
+            say(name)
+            try:
+                globals()[f"_check_{name}"](spec, state, result)
+            except Exception as error:
+                if reraise:
+                    raise
+                result["failed"][name] = f"{_reason(error)}{_where(error)}"
+    result["ok"] = not result["failed"]
+    result["total_seconds"] = round(time.perf_counter() - began, 2)
+    result["peak_mib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+    return result
+
+
+def _check_build(spec: str, state: dict[str, Any], result: Result) -> None:
+    torch.manual_seed(0)
+    model = load_model(spec).eval()
+    _randomise(model)
+    state["model"], state["inputs"] = model, example_inputs(model)
+    state["before"] = _fingerprint(model)
+
+
+def _check_analyze(spec: str, state: dict[str, Any], result: Result) -> None:
+    start = time.process_time()
+    traced = fxprune.trace(state["model"], state["inputs"])
+    traced_at = time.process_time()
+    graph = fxprune.analyze(traced)
+    result["trace_seconds"] = round(traced_at - start, 3)
+    result["analyze_seconds"] = round(time.process_time() - traced_at, 3)
+    result["nodes"] = len(traced.graph.nodes)
+    result["groups"] = len(graph.groups)
+    result["channels"] = sum(len(group.channels) for group in graph.groups)
+    frozen: Counter[str] = Counter()
+    for item in graph.frozen:
+        frozen[item.reason] += len(item.channels)
+    result["frozen"] = dict(frozen.most_common())
+
+
+def _check_prune(spec: str, state: dict[str, Any], result: Result) -> None:
+    start = time.process_time()
+    state["pruned"] = fxprune.prune(state["model"], flops=0.5)
+    result["prune_seconds"] = round(time.process_time() - start, 3)
+
+
+def _check_untouched(spec: str, state: dict[str, Any], result: Result) -> None:
+    _require(_fingerprint(state["model"]) == state["before"], "the input model was changed")
+    _require(state["model"].state_dict().keys() == state["pruned"].state_dict().keys(), "state_dict keys differ")
+
+
+def _check_shape(spec: str, state: dict[str, Any], result: Result) -> None:
+    with torch.no_grad():
+        before = _shapes(state["model"].eval()(*state["inputs"]))
+        after = _shapes(state["pruned"].eval()(*state["inputs"]))
+    _require(before == after, f"output shape {before} became {after}")
+
+
+def _check_flops(spec: str, state: dict[str, Any], result: Result) -> None:
+    before = fxprune.count_flops(state["model"], state["inputs"])
+    after = fxprune.count_flops(state["pruned"], state["inputs"])
+    result.update(flops_before=before, flops_after=after, ratio=round(after / before, 6))
+    _require(LOWEST * before <= after <= HIGHEST * before, f"FLOPs ratio {after / before:.5f}")
+
+
+def _check_predicted(spec: str, state: dict[str, Any], result: Result) -> None:
+    plan = fxprune.plan_of(state["pruned"])
+    result["predicted"] = int(plan.flops)
+    for when, predicted, counted in (
+        ("before", plan.flops_before, result["flops_before"]),
+        ("after", plan.flops, result["flops_after"]),
+    ):
+        _require(predicted == counted, f"FLOPs {when}: predicted {predicted:,}, fvcore {counted:,}")
+
+
+def _check_verify(spec: str, state: dict[str, Any], result: Result) -> None:
+    error = float(fxprune.verify(state["model"], state["pruned"]))
+    result["error"] = error
+    _require(error <= MAX_ERROR, f"error {error:.3g} against the zero-masked original")
+
+
+def _check_backward(spec: str, state: dict[str, Any], result: Result) -> None:
+    pruned = state["pruned"].eval()
+    pruned.zero_grad(set_to_none=True)
+    _loss(pruned(*state["inputs"])).backward()
+    gradients = [p.grad for p in pruned.parameters() if p.grad is not None]
+    _require(bool(gradients), "no parameter has a gradient")
+    _require(all(bool(g.isfinite().all()) for g in gradients), "a gradient is not finite")
+    pruned.zero_grad(set_to_none=True)
+
+
+def _check_train(spec: str, state: dict[str, Any], result: Result) -> None:
+    pruned = state["pruned"].train()
+    batch = tuple(torch.cat([x, x.flip(-1)]) for x in state["inputs"])
+    optimizer = torch.optim.SGD(pruned.parameters(), lr=1e-6)
+    loss = _loss(pruned(*batch))
+    loss.backward()
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    _require(bool(loss.isfinite()), f"training loss is {float(loss)}")
+    pruned.eval()
+
+
+def _check_reload(spec: str, state: dict[str, Any], result: Result) -> None:
+    pruned = state["pruned"].eval()
+    file = io.BytesIO()
+    torch.save(pruned.state_dict(), file)
+    file.seek(0)
+    fresh = copy.deepcopy(pruned)
+    with torch.no_grad():
+        for parameter in fresh.parameters():
+            parameter.zero_()
+        fresh.load_state_dict(torch.load(file, weights_only=True))
+        same = zip(_tensors(fresh(*state["inputs"])), _tensors(pruned(*state["inputs"])), strict=True)
+        _require(all(torch.equal(a, b) for a, b in same), "outputs differ after save and reload")
+
+
+def _randomise(model: nn.Module) -> None:
+    """Give constant parameters and BatchNorm statistics random values.
+
+    Residual branches, layer scales and heads that start at zero, and statistics that start at 0 and 1, would hide a
+    wrong rewrite from every check.
+    """
+    with torch.no_grad():
+        for parameter in model.parameters():
+            constant = parameter.flatten()[0].item() if parameter.numel() else 0.0
+            if not parameter.is_floating_point() or not bool((parameter == constant).all()):
+                continue
+            if abs(constant) < 0.1:
+                parameter.normal_(0.0, 0.1)
+            else:
+                parameter.uniform_(0.5, 1.5).mul_(constant)
+        for module in model.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_var is not None:
+                assert module.running_mean is not None
+                module.running_mean.normal_(0.0, 0.1)
+                module.running_var.uniform_(0.5, 1.5)
+
+
+def _fingerprint(model: nn.Module) -> list[tuple[Any, ...]]:
+    tensors = [
+        (name, id(tensor), tuple(tensor.shape), tensor._version, tensor.data_ptr())
+        for name, tensor in [*model.named_parameters(), *model.named_buffers()]
+    ]
+    return [*tensors, *((name, module.training) for name, module in model.named_modules())]
+
+
+def _tensors(output: Any) -> list[Tensor]:
+    return [leaf for leaf in pytree.tree_leaves(output) if isinstance(leaf, Tensor)]
+
+
+def _shapes(output: Any) -> list[tuple[int, ...]]:
+    return [tuple(tensor.shape) for tensor in _tensors(output)]
+
+
+def _loss(output: Any) -> Tensor:
+    return torch.stack([tensor.float().square().mean() for tensor in _tensors(output)]).sum()
+
+
+def _require(condition: bool, reason: str) -> None:
+    if not condition:
+        raise AssertionError(reason)
+
+
+def _reason(error: BaseException) -> str:
+    text = " ".join(str(error).split())
+    text = text if len(text) <= 400 else f"{text[:300]} ... {text[-90:]}"
+    return text if isinstance(error, AssertionError) and text else f"{type(error).__name__}: {text}"
+
+
+def _where(error: BaseException) -> str:
+    """Where in fxprune it came from: the innermost of its frames."""
+    package = Path(fxprune.__file__).parent
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if package in Path(f.filename).parents]
+    return f" [{Path(frames[-1].filename).relative_to(package.parent)}:{frames[-1].lineno}]" if frames else ""
+
+
+# Everything below runs the checks over many models.
+
+
+def run(specs: Sequence[str], output: Path, *, workers: int, seconds: float, gib: float, source: str) -> None:
+    """Check the models in forked processes, at most `workers` at a time; append a line to `output` for each."""
+    context = multiprocessing.get_context("fork")
+    waiting = list(reversed(specs))
+    running: dict[Connection, tuple[str, Any, float, str]] = {}
+    done = 0
+    while waiting or running:
+        while waiting and len(running) < workers:
+            spec = waiting.pop()
+            here, there = context.Pipe(duplex=False)
+            process = context.Process(target=_child, args=(spec, there, gib))
+            process.start()
+            there.close()
+            running[here] = (spec, process, time.monotonic() + seconds, "start")
+        for connection in wait(list(running), timeout=1.0):
+            assert isinstance(connection, Connection)
+            spec, process, deadline, stage = running[connection]
+            try:
+                message = connection.recv()
+            except EOFError:
+                process.join()
+                message = _lost(spec, stage, f"the process ended with exit code {process.exitcode}")
+            if isinstance(message, str):
+                running[connection] = (spec, process, deadline, message)
+                continue
+            del running[connection]
+            process.join()
+            done += 1
+            _write(output, message, source, f"[{done}/{len(specs)}]")
+        for connection, (spec, process, deadline, stage) in list(running.items()):
+            if time.monotonic() > deadline:
+                process.kill()
+                process.join()
+                del running[connection]
+                done += 1
+                _write(output, _lost(spec, stage, f"took over {seconds:.0f} s"), source, f"[{done}/{len(specs)}]")
+
+
+def _child(spec: str, connection: Connection, gib: float) -> None:
+    limit = int(gib * 2**30)
+    # Of data, not of addresses: torch's libraries alone map many GiB that they never touch.
+    resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+    connection.send(check(spec, say=connection.send))
+
+
+def _lost(spec: str, stage: str, reason: str) -> Result:
+    return {"model": spec, "ok": False, "failed": {stage: reason}}
+
+
+def _write(output: Path, result: Result, source: str, counter: str) -> None:
+    with output.open("a") as file:
+        file.write(json.dumps({**result, "source": source}) + "\n")
+    failed = "; ".join(f"{name}: {reason}" for name, reason in result["failed"].items())
+    seconds = result.get("prune_seconds", float("nan"))
+    print(f"{counter} {result['model']:<46} {'ok' if result['ok'] else 'FAILED ' + failed} ({seconds} s)", flush=True)
+
+
+def read(output: Path) -> dict[str, Result]:
+    """The last result of every model."""
+    lines = output.read_text().splitlines() if output.exists() else []
+    results: dict[str, Result] = {}
+    for line in lines:
+        # A run that was killed while it wrote leaves half a line.
+        if line.startswith("{") and line.endswith("}"):
+            result = json.loads(line)
+            results[result["model"]] = result
+    return results
+
+
+def table(results: Sequence[Result]) -> str:
+    """The matrix as text: failures with their reasons, then the models that pass, then the counts."""
+    failures = [result for result in results if not result["ok"]]
+    passes = [result for result in results if result["ok"]]
+    lines = [f"{'failed':<46} check: reason"] if failures else []
+    for result in sorted(failures, key=lambda result: next(iter(result["failed"].items()))):
+        for position, (name, reason) in enumerate(result["failed"].items()):
+            lines.append(f"{'' if position else result['model']:<46} {name}: {reason}")
+        lines.extend(f"{'':<46}   frozen: {why} ({n})" for why, n in list(result.get("frozen", {}).items())[:3])
+    header = (
+        f"{'passed':<46} {'MFLOPs':>10} {'ratio':>7} {'error':>8} "
+        f"{'groups':>6} {'channels':>8} {'frozen':>7} {'CPU s':>6}"
+    )
+    lines += ["", header]
+    for result in passes:
+        lines.append(
+            f"{result['model']:<46} {result['flops_before'] / 1e6:>10.1f} {result['ratio']:>7.4f} "
+            f"{result['error']:>8.1e} {result['groups']:>6} {result['channels']:>8} "
+            f"{sum(result['frozen'].values()):>7} {result['prune_seconds']:>6.2f}"
+        )
+    checks = Counter(name for result in failures for name in result["failed"])
+    seconds = [result["prune_seconds"] for result in results if "prune_seconds" in result]
+    lines += ["", f"passed {len(passes)} of {len(results)}"]
+    if checks:
+        lines.append("failed checks: " + ", ".join(f"{name} {count}" for name, count in checks.most_common()))
+    if seconds:
+        lines.append(f"prune, CPU seconds: median {statistics.median(seconds):.2f}, most {max(seconds):.2f}")
+    return "\n".join(lines)
+
+
+def _source() -> str:
+    files = sorted(Path(fxprune.__file__).parent.rglob("*.py"))
+    return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()[:16]
+
+
+def _specs(arguments: Sequence[str]) -> list[str]:
+    specs: list[str] = []
+    for argument in arguments or [str(HERE / "models.txt")]:
+        path = Path(argument)
+        lines = path.read_text().splitlines() if path.is_file() else [argument]
+        specs += [line.strip() for line in lines if line.strip() and not line.startswith("#")]
+    return list(dict.fromkeys(specs))
+
+
+def main() -> int:
+    """The command line; exit code 1 if fewer models pass than must."""
+    parser = argparse.ArgumentParser(description="The model matrix of fxprune.")
+    parser.add_argument("models", nargs="*", help="list files or models such as timm:resnet18 (default: models.txt)")
+    parser.add_argument("--one", metavar="MODEL", help="check one model in this process and show the traceback")
+    parser.add_argument("--output", type=Path, default=Path("build/coverage.jsonl"), help="JSON lines, added to")
+    parser.add_argument(
+        "--only-failed", action="store_true", help="of these, only what failed in OUTPUT's last results"
+    )
+    parser.add_argument("--fresh", action="store_true", help="forget OUTPUT's results")
+    parser.add_argument("--workers", type=int, default=1, help="models at a time, one core each (default 1)")
+    parser.add_argument("--seconds", type=float, default=900.0, help="time limit of one model (default 900)")
+    parser.add_argument("--gib", type=float, default=14.0, help="memory limit of one model in GiB (default 14)")
+    parser.add_argument("--at-least", type=int, help="how many must pass (default: all)")
+    options = parser.parse_args()
+    if options.one:
+        result = check(options.one, say=lambda stage: print(f"{stage} ...", flush=True), reraise=True)
+        print(json.dumps(result, indent=2))
+        return 0
+    torch.set_num_threads(1)
+    for library in ("timm", "torchvision"):
+        importlib.import_module(library)  # once, for all that are forked
+    specs, source = _specs(options.models), _source()
+    options.output.parent.mkdir(parents=True, exist_ok=True)
+    if options.fresh:
+        options.output.unlink(missing_ok=True)
+    known = read(options.output)
+    if options.only_failed:
+        specs = [spec for spec in specs if not known.get(spec, {"ok": False})["ok"]]
+    todo = [spec for spec in specs if known.get(spec, {}).get("source") != source]
+    run(todo, options.output, workers=options.workers, seconds=options.seconds, gib=options.gib, source=source)
+    known = read(options.output)
+    results = [known[spec] for spec in specs]
+    print(table(results))
+    needed = len(results) if options.at_least is None else options.at_least
+    return 0 if sum(result["ok"] for result in results) >= needed else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,182 @@
+"""Every count here is worked out by hand: a multiply-add is 1."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fxprune.errors import FxpruneError
+from fxprune.flops import attention_flops, count_flops, einsum_flops, matmul_flops
+
+
+class Net(nn.Module):
+    """A function as a module."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return self.function(*args, **kwargs)
+
+
+def sizes(*shapes: tuple[int, ...]) -> tuple[Tensor, ...]:
+    generator = torch.Generator().manual_seed(0)
+    return tuple(torch.randn(shape, generator=generator) for shape in shapes)
+
+
+MODULES = {
+    # output positions x weight elements
+    "conv": (nn.Conv2d(3, 4, 3), [(2, 3, 8, 8)], 2 * 36 * 4 * 3 * 9),
+    "conv without bias": (nn.Conv2d(3, 4, 3, bias=False), [(1, 3, 8, 8)], 36 * 4 * 3 * 9),
+    "conv with stride": (nn.Conv2d(3, 4, 3, stride=2, padding=1), [(1, 3, 8, 8)], 16 * 4 * 3 * 9),
+    "conv padded by name": (nn.Conv2d(3, 4, 3, padding="same"), [(1, 3, 8, 8)], 64 * 4 * 3 * 9),
+    "conv of one image": (nn.Conv2d(3, 4, 3, padding=1), [(3, 8, 8)], 64 * 4 * 3 * 9),
+    "grouped conv": (nn.Conv2d(4, 6, 3, groups=2), [(1, 4, 5, 5)], 9 * 6 * 2 * 9),
+    "depthwise conv": (nn.Conv2d(4, 4, 3, groups=4), [(1, 4, 5, 5)], 9 * 4 * 9),
+    "conv1d": (nn.Conv1d(3, 4, 3), [(1, 3, 8)], 6 * 4 * 3 * 3),
+    "conv3d": (nn.Conv3d(2, 3, 2), [(1, 2, 3, 3, 3)], 8 * 3 * 2 * 8),
+    # input positions x weight elements
+    "transposed conv": (nn.ConvTranspose2d(3, 4, 2), [(1, 3, 5, 5)], 25 * 3 * 4 * 4),
+    "linear": (nn.Linear(3, 4), [(5, 3)], 5 * 3 * 4),
+    "linear on tokens": (nn.Linear(3, 4), [(2, 5, 3)], 10 * 3 * 4),
+    "linear of one vector": (nn.Linear(3, 4), [(3,)], 3 * 4),
+    "batch norm": (nn.BatchNorm2d(3), [(2, 3, 4, 4)], 2 * 96),
+    "batch norm without affine": (nn.BatchNorm2d(3, affine=False), [(2, 3, 4, 4)], 96),
+    "batch norm without running statistics": (
+        nn.BatchNorm2d(3, track_running_stats=False),
+        [(2, 3, 4, 4)],
+        5 * 96,
+    ),
+    "layer norm": (nn.LayerNorm(4), [(2, 5, 4)], 5 * 40),
+    "layer norm without affine": (nn.LayerNorm(4, elementwise_affine=False), [(2, 5, 4)], 4 * 40),
+    "group norm": (nn.GroupNorm(2, 4), [(2, 4, 3, 3)], 5 * 72),
+    "instance norm": (nn.InstanceNorm2d(3), [(2, 3, 4, 4)], 4 * 96),
+    "rms norm is free": (nn.RMSNorm(4), [(2, 4)], 0),
+    "relu is free": (nn.ReLU(), [(2, 4)], 0),
+    "lstm is free": (nn.LSTM(3, 4), [(2, 1, 3)], 0),
+    "average pooling is free": (nn.AvgPool2d(2), [(1, 3, 4, 4)], 0),
+    "adaptive average pooling": (nn.AdaptiveAvgPool2d(1), [(1, 3, 4, 4)], 48),
+    "nearest upsampling": (nn.Upsample(scale_factor=2), [(1, 3, 4, 4)], 192),
+    "bilinear upsampling": (nn.Upsample(scale_factor=2, mode="bilinear"), [(1, 3, 4, 4)], 4 * 192),
+    "bicubic upsampling is free": (nn.Upsample(scale_factor=2, mode="bicubic"), [(1, 3, 4, 4)], 0),
+    # three projections in and one out of 5 tokens of width 8, and 2 heads of width 4
+    "fused encoder layer": (
+        nn.TransformerEncoderLayer(8, 2, 16, batch_first=True),
+        [(1, 5, 8)],
+        4 * 5 * 8 * 8 + 2 * 2 * 5 * 5 * 4 + 2 * 5 * 8 * 16 + 2 * 5 * 40,
+    ),
+}
+
+FUNCTIONS = {
+    "matmul": (torch.matmul, [(2, 3), (3, 4)], 24),
+    "batched matmul": (torch.matmul, [(6, 2, 3), (6, 3, 4)], 144),
+    "matmul with a broadcast right side": (torch.matmul, [(6, 2, 3), (3, 4)], 144),
+    "vector by vector": (torch.matmul, [(5,), (5,)], 5),
+    "matrix by vector": (torch.matmul, [(2, 4, 5), (5,)], 40),
+    "vector by matrix": (torch.matmul, [(5,), (5, 3)], 15),
+    "bmm": (torch.bmm, [(2, 4, 5), (2, 5, 3)], 120),
+    "mm": (torch.mm, [(2, 3), (3, 4)], 24),
+    "addmm": (torch.addmm, [(2, 4), (2, 3), (3, 4)], 24),
+    "baddbmm": (torch.baddbmm, [(2, 4, 3), (2, 4, 5), (2, 5, 3)], 120),
+    # queries (1, 2, 5, 8), keys (1, 2, 7, 8), values (1, 2, 7, 6): 10 queries meet 7 keys of 8 and 7 values of 6
+    "attention": (F.scaled_dot_product_attention, [(1, 2, 5, 8), (1, 2, 7, 8), (1, 2, 7, 6)], 10 * 7 * 8 + 10 * 7 * 6),
+    "attention with fewer key heads": (
+        lambda q, k, v: F.scaled_dot_product_attention(q, k, v, enable_gqa=True),
+        [(1, 4, 5, 8), (1, 2, 7, 8), (1, 2, 7, 6)],
+        20 * 7 * 8 + 20 * 7 * 6,
+    ),
+    "layer norm of one vector": (lambda x: F.layer_norm(x, (4,)), [(4,)], 16),
+    "group norm of six dimensions": (lambda x: F.group_norm(x, 2), [(1, 4, 2, 2, 2, 2)], 4 * 64),
+    "batch norm of six dimensions": (
+        lambda x: F.batch_norm(x, None, None, training=True),
+        [(2, 4, 2, 2, 2, 2)],
+        4 * 128,
+    ),
+    "einsum": (lambda a, b: torch.einsum("bnc,bmc->bnm", a, b), [(2, 5, 3), (2, 7, 3)], 2 * 5 * 3 * 7),
+    "einsum by lists of dimensions": (lambda a, b: torch.einsum(a, [0, 1], b, [1, 2], [0, 2]), [(2, 3), (3, 4)], 24),
+    "einsum of three": (lambda a, b, c: torch.einsum("ij,jk,kl->il", a, b, c), [(2, 3), (3, 4), (4, 5)], 24 + 40),
+    "nested outputs": (lambda x: {"product": x @ x.T, "more": [x]}, [(2, 3)], 12),
+}
+
+
+@pytest.mark.parametrize(("module", "shapes", "flops"), MODULES.values(), ids=MODULES.keys())
+def test_counts_a_module(module: nn.Module, shapes: list[tuple[int, ...]], flops: int) -> None:
+    assert count_flops(module, sizes(*shapes)) == flops
+
+
+@pytest.mark.parametrize(("function", "shapes", "flops"), FUNCTIONS.values(), ids=FUNCTIONS.keys())
+def test_counts_a_function(function: Callable[..., Any], shapes: list[tuple[int, ...]], flops: int) -> None:
+    assert count_flops(Net(function), sizes(*shapes)) == flops
+
+
+@pytest.mark.parametrize("need_weights", [True, False])
+def test_multihead_attention_counts_the_same_by_every_path(need_weights: bool) -> None:
+    class Attention(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+
+        def forward(self, x: Tensor) -> Any:
+            return self.attention(x, x, x, need_weights=need_weights)
+
+    assert count_flops(Attention(), sizes((1, 5, 8))) == 4 * 5 * 8 * 8 + 2 * 2 * 5 * 5 * 4
+
+
+@pytest.mark.parametrize(
+    ("equation", "shapes", "flops"),
+    [
+        ("ij,jk->ik", [(2, 3), (3, 4)], 24),
+        ("ij,jk", [(2, 3), (3, 4)], 24),
+        ("i,j->ij", [(2,), (3,)], 6),
+        ("ij,ij->", [(2, 3), (2, 3)], 6),
+        ("ij->ji", [(2, 3)], 0),
+        ("...ij,...jk->...ik", [(6, 2, 3), (6, 3, 4)], 144),
+        ("...ij,jk->...ik", [(6, 2, 3), (3, 4)], 144),
+        ("... i, i -> ...", [(6, 3), (3,)], 18),
+        ("...i,...i->...", [(5, 1, 3), (6, 3)], 5 * 6 * 3),
+        ("bi,bj->bij", [(1, 2), (4, 3)], 24),
+        ("i,i,i->i", [(3,), (3,), (3,)], 6),
+    ],
+)
+def test_einsum_counts_the_letters_that_meet(equation: str, shapes: list[tuple[int, ...]], flops: int) -> None:
+    assert einsum_flops(equation, shapes) == flops
+
+
+def test_formulas_agree_with_the_counts_of_their_ops() -> None:
+    assert attention_flops((1, 2, 5, 8), (1, 2, 7, 8), (1, 2, 7, 6)) == 980
+    assert matmul_flops((6, 2, 3), (6, 3, 4)) == 144
+
+
+def test_inputs_may_be_one_tensor_a_tuple_or_keywords() -> None:
+    x, y = sizes((2, 3), (3, 4))
+    net = Net(lambda x, y=y: x @ y)
+    assert count_flops(net, x) == count_flops(net, (x, y)) == count_flops(net, {"y": y, "x": x}) == 24
+
+
+def test_the_count_is_of_eval_mode_and_leaves_every_flag_as_it_was() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.Dropout())
+    net.train()
+    net[1].eval()
+    statistics = {name: buffer.clone() for name, buffer in net.named_buffers()}
+    assert count_flops(net, sizes((2, 3, 4, 4))) == 32 * 12 + 2 * 128
+    assert [module.training for module in net] == [True, False, True]
+    assert all(torch.equal(buffer, statistics[name]) for name, buffer in net.named_buffers())
+
+
+def test_an_input_that_does_not_fit_is_an_error_that_names_it_and_leaves_no_hooks() -> None:
+    net = nn.Sequential(nn.Linear(3, 4))
+    with pytest.raises(FxpruneError, match=r"cannot count the FLOPs of Sequential on inputs of shapes \[\(2, 5\)\]"):
+        count_flops(net, torch.zeros(2, 5))
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in net.modules())
+    assert net.training
+
+
+def test_without_inputs_an_unknown_model_is_an_error_that_asks_for_them() -> None:
+    with pytest.raises(FxpruneError, match=r"no example inputs: Linear .* pass example_inputs="):
+        count_flops(nn.Linear(3, 4))
