@@ -129,25 +129,28 @@ def main() -> None:
         seconds.append(time.perf_counter() - start)
     milliseconds = latencies(networks, example)
 
-    print(
-        f"\n{'budget':<9}{'MFLOPs':>8}{'params M':>10}{'latency ms':>12}{'same top-1':>12}{'error':>10}{'pruned in s':>13}"
-    )
+    widths = (9, 8, 10, 12, 12, 9, 12)
+    titles = ("budget", "MFLOPs", "params M", "latency ms", "same top-1", "error", "pruned in s")
+    print("\n" + "".join(f"{title:>{width}}" for title, width in zip(titles, widths, strict=True)))
     for budget, network, latency, second in zip((None, *BUDGETS), networks, milliseconds, seconds, strict=True):
-        flops = fxprune.count_flops(network, example) / 1e6
         same = float((predict(network, batch) == reference).float().mean())
-        error = "" if budget is None else f"{fxprune.verify(model, network):.0e}"
-        took = "" if budget is None else f"{second:.1f}"
-        title = "original" if budget is None else f"{budget:.0%}"
-        print(
-            f"{title:<9}{flops:>8.1f}{parameters(network) / 1e6:>10.2f}{latency:>12.1f}{same:>12.0%}{error:>10}{took:>13}"
+        row = (
+            f"{budget:.0%}" if budget else "original",
+            f"{fxprune.count_flops(network, example) / 1e6:.1f}",
+            f"{parameters(network) / 1e6:.2f}",
+            f"{latency:.1f}",
+            f"{same:.0%}",
+            f"{fxprune.verify(model, network):.0e}" if budget else "",
+            f"{second:.1f}" if budget else "",
         )
+        print("".join(f"{cell:>{width}}" for cell, width in zip(row, widths, strict=True)))
     print(
-        "\nsame top-1: how often the pruned model names what the original names. error: the largest relative difference\n"
-        "between the pruned model and the original with the same channels set to zero, in float64: nothing broke.\n"
-        "These models were pruned by the size of their weights and not trained afterwards, so they have lost accuracy,\n"
-        "at half of the FLOPs most of it. Fine-tune a pruned model before you use it."
+        "\nsame top-1: how often the pruned model names what the original names. error: the largest relative\n"
+        "difference between the pruned model and the original with the same channels set to zero, in float64: nothing\n"
+        "broke. These models were pruned by the size of their weights and not trained afterwards, so they have lost\n"
+        "accuracy, at half of the FLOPs nearly all of it. Fine-tune a pruned model before you use it."
     )
-    directory = output / f"lite0-{SAVED_BUDGET:.0%}".replace("%", "")
+    directory = output / f"lite0-{round(100 * SAVED_BUDGET)}"
     save(networks[1 + BUDGETS.index(SAVED_BUDGET)], directory)
     print(f"\nsaved the {SAVED_BUDGET:.0%} model in {directory}")
 

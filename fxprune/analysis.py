@@ -76,14 +76,14 @@ def _propagate_unknown(op: Op, args: Any, kwargs: Any) -> tuple[Any, list[Term]]
             _freeze_tree(op, op.labels_of[node.name], "inside a container given to an op without a rule")
     labels = probe(op, tensors)
     base = find_rule(op.node, op.module, overridden=True)
-    if base is not None and base.flops_of is not None:
+    if base is not None and base.flops_of is not None and isinstance(labels, Labels) and labels.labelled:
         return labels, base.flops_of(op, labels, *args, **kwargs)
     return labels, _counted(op, labels)
 
 
 def _counted(op: Op, labels: Any) -> list[Term]:
     """The cost of an op without a rule, counted by fvcore on stand-ins of the same shape."""
-    if op.module is None or not any(p.dim() > 1 for p in op.module.parameters()):
+    if op.module is None or next(op.module.parameters(), None) is None:
         return []
     args, kwargs = fx.node.map_arg((op.node.args, op.node.kwargs), lambda n: n.meta["value"])
     real = _to_real((args, kwargs))

@@ -24,6 +24,7 @@ from torch import Tensor, fx, nn
 import fxprune
 from fxprune.errors import FxpruneError
 from fxprune.models import example_inputs, load_model
+from fxprune.rewriting import alive_channels
 
 __all__ = ["app", "main"]
 
@@ -124,12 +125,13 @@ def prune(
             "parameters_after": _num_parameters(pruned),
             "error": float(error),
         }
+        alive = alive_channels(graph, plan)
         groups = [
             {
                 "name": group.name,
                 "layers": len(group.dimensions),
                 "before": len(group.channels),
-                "after": int((~plan.pruned[group.channels]).sum()),
+                "after": int(alive[group.channels].sum()),
             }
             for group in graph.groups
         ]

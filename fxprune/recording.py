@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import inspect
 import math
 import operator
 import os
@@ -409,11 +408,20 @@ class Recorder(TorchFunctionMode):
         return self.record(
             op, target, symbolic, dict(zip(names, symbolic_kwargs)), max(origin, kwarg_origin),
             lambda: run(*values, **value_kwargs), (*values, *kwarg_values),
+            _key((func, tuple(names), *values, *value_kwargs.values())),
         )  # fmt: skip
 
     def record(
-        self, op: str, target: Any, args: Any, kwargs: Any, origin: int, run: Callable[[], Any], inputs: Any
-    ) -> Any:
+        self, op: str, target: Any, args: Any, kwargs: Any, origin: int, run: Callable[[], Any], inputs: Any,
+        key: Any = None,
+    ) -> Any:  # fmt: skip
+        known = None if key is None else _results.get(key)
+        if known is not None:
+            node = self.create_node(op, target, args, kwargs, known.make(), origin)
+            if known.random:
+                node.meta["random"] = True
+                self.origin[node] = _INPUTS
+            return self.adopt(node.meta["value"], node)
         tensors = _tensors_in(inputs)
         versions = [tensor._version for tensor in tensors]
         grad = torch.is_grad_enabled()
@@ -449,6 +457,10 @@ class Recorder(TorchFunctionMode):
         if isinstance(value, Tensor) and (id(value) in self.known or id(value) in self.attributes):
             # The very tensor that came in: a name of its own, or the input would be taken for this node's output.
             value = node.meta["value"] = value.detach()
+        elif key is not None and not mutated and len(_results) < _MOST_RESULTS:
+            made = _layout(value)
+            if made is not None:
+                _results[key] = _Result(made, name in _RANDOM)
         return self.adopt(value, node)
 
     def _outdate(self, tensor: Tensor) -> None:
@@ -497,7 +509,9 @@ class Recorder(TorchFunctionMode):
 
         origin = max(origin, kwarg_origin, _PARAMETERS)
         named = dict(zip(kwargs, symbolic_kwargs))
-        return self.record("call_module", path, symbolic, named, origin, run, (*values, *kwarg_values))
+        inputs = (*values, *kwarg_values)
+        key = _leaf_key(module, tuple(kwargs), inputs) if type(module).__module__.startswith("torch.nn.modules") else None
+        return self.record("call_module", path, symbolic, named, origin, run, inputs, key)
 
     def apply_function(self, function: type[torch.autograd.Function], call: Callable[..., Any], args: Any) -> Any:
         if self.running_leaf or not self.active:
@@ -572,6 +586,74 @@ class Recorder(TorchFunctionMode):
             self.graph.erase_node(saved)
         else:
             self.create_node("call_function", func, (saved,), {}, None, _INPUTS)
+
+
+# --- results on the meta device, by the layout of the inputs ----------------------------------------------------------
+# Torch runs many functions on the meta device in Python, for milliseconds; a network calls them with few layouts.
+
+_MOST_RESULTS = 20_000
+
+
+@dataclasses.dataclass(frozen=True)
+class _Result:
+    layout: Any
+    random: bool
+
+    def make(self) -> Any:
+        return _empty(self.layout)
+
+
+_results: dict[Any, _Result] = {}
+
+
+def _layout(value: Any) -> Any:
+    """(kind, layouts of the items) of a tuple or list, (sizes, strides, dtype) of a tensor; None for anything else."""
+    if type(value) is Tensor:
+        return value.size(), value.stride(), value.dtype
+    if type(value) in (tuple, list):
+        items = [_layout(item) for item in value]
+        return None if None in items else (type(value), items)
+    return None
+
+
+def _empty(layout: Any) -> Any:
+    if len(layout) == 2:
+        return layout[0](map(_empty, layout[1]))
+    size, stride, dtype = layout
+    return torch.empty_strided(size, stride, dtype=dtype, device=META)
+
+
+def _key(value: Any) -> Any:
+    """What a result's layout depends on, hashable; None where that cannot be told."""
+    try:
+        key = _keyed(value)
+        hash(key)
+    except TypeError:
+        return None
+    return key
+
+
+def _keyed(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value.size(), value.stride(), value.dtype
+    kind = type(value)
+    if kind in (tuple, list, torch.Size):
+        return kind, tuple(map(_keyed, value))
+    if kind is slice:
+        return kind, _keyed(value.start), _keyed(value.stop), _keyed(value.step)
+    if kind in (int, float, bool):
+        return kind, value
+    return value
+
+
+def _leaf_key(module: nn.Module, names: tuple[str, ...], inputs: tuple[Any, ...]) -> Any:
+    if module._modules or module._forward_hooks or module._forward_pre_hooks or getattr(module, "inplace", False):
+        return None
+    settings = [item for item in vars(module).items() if isinstance(item[1], (int, float, str, tuple))]
+    tensors = [*module._parameters.values(), *module._buffers.values()]
+    if vars(module)["training"] and module._buffers:
+        return None
+    return _key((type(module), names, *inputs, *map(tuple, settings), *tensors))
 
 
 # --- the calls that are not simply recorded ---------------------------------------------------------------------------
@@ -667,15 +749,6 @@ def _constructors() -> frozenset[Any]:
 
 
 @functools.cache
-def _defaults(function: Any) -> dict[str, Any]:
-    try:
-        parameters = inspect.signature(function).parameters
-    except (TypeError, ValueError):
-        return {}
-    return {name: parameter.default for name, parameter in parameters.items()}
-
-
-@functools.cache
 def _canonical(func: Any) -> tuple[str, Any]:
     """The op and target of a torch function; builtin functions of torch have several objects under one name."""
     name = func.__name__
@@ -700,19 +773,7 @@ def _as_node_target(func: Any, args: Any, kwargs: Any) -> tuple[str, Any, Any, A
             if target in _REFLECTED:
                 return "call_function", _REFLECTED[target], (args[1], args[0]), kwargs
         return op, target, args, kwargs
-    if kwargs and inspect.isfunction(target):
-        # Functions written in Python pass all their arguments on; the graph shows those that were given.
-        defaults = _defaults(target)
-        kwargs = {
-            name: value
-            for name, value in kwargs.items()
-            if name != "_stacklevel" and not (name in defaults and _is_default(value, defaults[name]))
-        }
     return op, target, args, kwargs
-
-
-def _is_default(value: Any, default: Any) -> bool:
-    return value is default or (type(value) is type(default) and type(value) in _GRAPH_LITERALS and value == default)
 
 
 def _named_tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:

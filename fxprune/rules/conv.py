@@ -14,6 +14,7 @@ from torch import nn
 
 from fxprune.channels import Dim, Ids, Labels, size_of
 from fxprune.polynomial import Term, term
+from fxprune.rules.linear import contract
 from fxprune.rules.registry import Call, Op, Rewrite, rule
 
 __all__: list[str] = []
@@ -34,10 +35,11 @@ def _convolve(op: Op, x: Labels, weight: Labels, bias: Labels | None, groups: in
     for dim in x.dims[axis + 1 :]:
         op.freeze(dim, "convolved over")
     if groups == 1:
-        rows, columns = weight.dims[:2]
-        op.unite(x.dims[axis], rows if transposed else columns)
-        out = columns if transposed else rows
+        contract(op, x, axis, weight, 0 if transposed else 1)
+        out = weight.dims[1 if transposed else 0]
     else:
+        if not (weight.zero[0] and weight.zero[1]) and not x.zero[axis]:
+            op.freeze(x.dims[axis], "contracted where it is not zero")
         out = _convolve_groups(op, x.dims[axis], weight.dims[0], weight.dims[1], groups, transposed)
     if bias is not None:
         out = op.unite(out, bias.dims[0])

@@ -6,6 +6,7 @@ channels, so what they normalise over stays whole; of a GroupNorm whole norm gro
 
 from __future__ import annotations
 
+import operator
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 
 from fxprune.channels import Labels, size_of
-from fxprune.polynomial import Term
+from fxprune.polynomial import Term, term
 from fxprune.rules.registry import Call, Op, Rewrite, numel, rule
 
 __all__: list[str] = []
@@ -68,10 +69,13 @@ def batch_norm(
     momentum: float = 0.1,
     eps: float = 1e-5,
 ) -> Labels:
-    for dim in input.dims[2:] + input.dims[:1]:
-        if training or running_mean is None:
-            op.freeze(dim, _OVER_CHANNELS)
-    return _per_channel(op, input, [running_mean, running_var, weight, bias], weight is not None)
+    """With `training` (weight standardisation) the last dimension may lose channels: zeros stand in for them."""
+    by_statistics = training or running_mean is None
+    for d in (0, *range(2, len(input.dims))) if by_statistics else ():
+        if d != len(input.dims) - 1 or d < 2 or not input.zero[d]:
+            op.freeze(input.dims[d], _OVER_CHANNELS)
+    out = _per_channel(op, input, [running_mean, running_var, weight, bias], weight is not None)
+    return out if by_statistics else Labels(out.dims, (input.zero[0] and bias is None, out.zero[1], *out.zero[2:]))
 
 
 @batch_norm.flops
@@ -87,9 +91,22 @@ def _(
     momentum: float = 0.1,
     eps: float = 1e-5,
 ) -> list[Term]:
-    if training:
-        return [numel(input, 4 if running_mean is None and weight is None else 5)]
-    return [numel(input, 1 if weight is None else 2)]
+    if not training:
+        return [numel(input, 1 if weight is None else 2)]
+    scale = 4 if weight is None else 5
+    return [term(scale, *input.dims[:-1], size_of(input.dims[-1]))]
+
+
+@batch_norm.rewrite
+def _(op: Rewrite, input: Any, *arguments: Any, **options: Any) -> Call | None:
+    last = op.labels(input).dims[-1]
+    if len(op.out.dims) < 3 or not op.changed(last):
+        return None
+    left = op.size(last)
+    padded = op.insert(F.pad, (input, (0, size_of(last) - left)))
+    whole = op.insert(F.batch_norm, (padded, *arguments), options)
+    every = (slice(None),) * (len(op.out.dims) - 1)
+    return Call((whole, (*every, slice(0, left))), target=operator.getitem)
 
 
 @rule(F.instance_norm)

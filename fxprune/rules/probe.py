@@ -6,7 +6,7 @@ through; otherwise they are frozen.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -19,41 +19,50 @@ from fxprune.rules.shape import map_values
 
 __all__ = ["probe"]
 
-_LARGEST = 4_000_000
-_TRIALS = 2
+_LARGEST = 2_000_000
+_SMALL = 5
 
 
 class _Sample:
-    """Real stand-ins for the tensors of one call."""
+    """Real stand-ins for the tensors of one call; equal sizes stay equal when they are made small."""
 
-    def __init__(self, op: Op) -> None:
+    def __init__(self, op: Op, small: bool) -> None:
         self._op = op
         self._random = torch.Generator().manual_seed(0)
+        self._sizes: dict[int, int] = {1: 1}
+        self._small = small
         self.tensors = {n: self._real(n.meta["value"]) for n in op.node.all_input_nodes if _is_float(n.meta["value"])}
         self.state: dict[str, torch.Tensor] = {}
         if op.module is not None:
             named = (*op.module.named_parameters(), *op.module.named_buffers())
             self.state = {name: self._real(tensor).abs() + 0.1 for name, tensor in named if _is_float(tensor)}
 
-    def _real(self, value: torch.Tensor) -> torch.Tensor:
-        return torch.randn(value.shape, generator=self._random, dtype=torch.float64)
+    def size(self, n: int) -> int:
+        """The stand-in's size for a dimension of size `n`."""
+        return self._sizes.setdefault(n, min(n, _SMALL + len(self._sizes))) if self._small else n
 
-    def run(self, tensors: dict[fx.Node, torch.Tensor], state: dict[str, torch.Tensor]) -> torch.Tensor:
+    def _real(self, value: torch.Tensor) -> torch.Tensor:
+        shape = [self.size(n) for n in value.shape]
+        return torch.randn(shape, generator=self._random, dtype=torch.float64)
+
+    def run(self, tensors: dict[fx.Node, torch.Tensor], state: dict[str, torch.Tensor]) -> torch.Tensor | None:
+        """The op's result; None where the op fails, as foreign code may in any way."""
         node = self._op.node
 
         def load(argument: fx.Node) -> Any:
             return tensors[argument].clone() if argument in tensors else argument.meta["value"]
 
         args, kwargs = fx.node.map_arg(node.args, load), fx.node.map_arg(node.kwargs, load)
-        if self._op.module is not None:
-            result = torch.func.functional_call(self._op.module, state, args, kwargs)
-        elif node.op == "call_method":
-            result = getattr(args[0], str(node.target))(*args[1:], **kwargs)
-        else:
-            result = node.target(*args, **kwargs)  # type: ignore[operator]
-        if not isinstance(result, torch.Tensor):
-            raise TypeError("more than one output")
-        return result
+        try:
+            if self._op.module is not None:
+                result = torch.func.functional_call(self._op.module, state, args, kwargs)
+            elif node.op == "call_method":
+                result = getattr(args[0], str(node.target))(*args[1:], **kwargs)
+            else:
+                result = node.target(*args, **kwargs)  # type: ignore[operator]
+        except Exception:  # noqa: BLE001
+            return None
+        return result if isinstance(result, torch.Tensor) and result.device.type != "meta" else None
 
 
 def _is_float(value: Any) -> bool:
@@ -64,109 +73,97 @@ def probe(op: Op, labels: dict[fx.Node, Labels]) -> Any:
     """The labels of the output of an op without a rule; `labels` has those of its tensor arguments."""
     name = type(op.module).__name__ if op.module is not None else getattr(op.node.target, "__name__", op.node.target)
     labelled = {node: x for node, x in labels.items() if x.labelled}
-    if not labelled or not isinstance(op.value, torch.Tensor):
+    single = isinstance(op.value, torch.Tensor)
+    if not labelled or not single or not all(_is_float(node.meta["value"]) for node in labelled):
         freeze_labels(op, list(labels.values()), f"no rule for {name}")
         return map_values(op.value)
-    size = sum(np.prod(x.shape) for x in labels.values()) + op.value.numel()
+    elements = op.value.numel() + sum(int(np.prod(x.shape)) for x in labels.values())
     out = Labels.plain(op.shape)
-    if size > _LARGEST or not all(_is_float(node.meta["value"]) for node in labelled):
-        freeze_labels(op, list(labels.values()), f"no rule for {name}")
-        return out
     with torch.no_grad():
-        sample = _Sample(op)
-        for distance in range(1, max(len(x.dims) for x in labelled.values()) + 1):
-            out = _probe_dimension(op, sample, labelled, out, distance, f"{name} mixes channels")
+        samples = [_Sample(op, small=True), *([_Sample(op, small=False)] if elements <= _LARGEST else [])]
+        for d in range(max(len(x.dims) for x in labelled.values())):
+            carrying = {node: x for node, x in labelled.items() if d < len(x.dims) and is_labelled(x.dims[d])}
+            if carrying:
+                out = _probe_dimension(op, samples, carrying, out, d, f"{name} mixes channels")
     return out
 
 
 def _probe_dimension(
-    op: Op, sample: _Sample, labels: dict[fx.Node, Labels], out: Labels, distance: int, reason: str
+    op: Op, samples: Sequence[_Sample], carrying: dict[fx.Node, Labels], out: Labels, d: int, reason: str
 ) -> Labels:
-    """Try the dimension at this distance from the first one, in all operands that carry channels there."""
-    d = distance - 1
-    carrying = {node: x for node, x in labels.items() if d < len(x.dims) and is_labelled(x.dims[d])}
-    if not carrying:
-        return out
+    """Try one dimension, in all operands that carry channels there."""
     dims = [x.dims[d] for x in carrying.values()]
-    size = size_of(dims[0])
-    if any(size_of(dim) != size for dim in dims):
-        freeze_labels(op, [Labels((dim,), (False,)) for dim in dims], reason)
-        return out
-    state_dims = {
-        name: [k for k, n in enumerate(tensor.shape) if n == size]
-        for name, tensor in sample.state.items()
-        if size in tensor.shape
-    }
-    others = [n for n in op.node.all_input_nodes if n in sample.tensors and n not in carrying]
-    ambiguous = any(size in n.meta["value"].shape for n in others) or any(len(ks) > 1 for ks in state_dims.values())
-    found = None if ambiguous else _commutes(sample, list(carrying), d, size, state_dims, out.shape)
-    if found is None:
-        for dim in dims:
-            op.freeze(dim, reason)
-        return out
-    dim = dims[0]
-    for other in dims[1:]:
-        dim = op.unite(dim, other)
-    for name, (k,) in state_dims.items():
-        weight = op.weight(name, (k,))
-        assert weight is not None
-        dim = op.unite(dim, weight.dims[k])
-    flags = {node: x.zero[d] for node, x in carrying.items()}
-    return out.replace(found, dim, zero=_keeps_zero(sample, flags, d, state_dims, found))
+    for sample in samples:
+        trial = _Trial(sample, carrying, d)
+        found = trial.commutes()
+        if found is None:
+            continue
+        dim = dims[0]
+        for other in dims[1:]:
+            dim = op.unite(dim, other)
+        for name, k in trial.state_dims.items():
+            weight = op.weight(name, (k,))
+            assert weight is not None
+            dim = op.unite(dim, weight.dims[k])
+        return out.replace(found, dim, zero=trial.keeps_zero(found))
+    for dim in dims:
+        op.freeze(dim, reason)
+    return out
 
 
-def _drop(sample: _Sample, nodes: list[fx.Node], d: int, state_dims: dict[str, list[int]], kept: torch.Tensor) -> Any:
-    tensors = {n: t.index_select(d, kept) if n in nodes else t for n, t in sample.tensors.items()}
-    state = {
-        name: t.index_select(state_dims[name][0], kept) if name in state_dims else t for name, t in sample.state.items()
-    }
-    return sample.run(tensors, state)
+class _Trial:
+    """Whether an op commutes with losing indices of one dimension of some operands (and of the state that matches)."""
 
+    def __init__(self, sample: _Sample, carrying: dict[fx.Node, Labels], d: int) -> None:
+        self._sample = sample
+        self._carrying = carrying
+        self._d = d
+        sizes = {sample.size(size_of(x.dims[d])) for x in carrying.values()}
+        self._size = sizes.pop()
+        matching = {name: [k for k, n in enumerate(t.shape) if n == self._size] for name, t in sample.state.items()}
+        self.state_dims = {name: ks[0] for name, ks in matching.items() if ks}
+        others = [t for n, t in sample.tensors.items() if n not in carrying]
+        self._clear = (
+            not sizes
+            and all(len(ks) <= 1 for ks in matching.values())
+            and all(self._size not in t.shape for t in others)
+        )
 
-def _attempt(call: Callable[[], torch.Tensor]) -> torch.Tensor | None:
-    try:
-        return call()
-    except Exception:  # noqa: BLE001 - any failure of foreign code means that the op cannot lose the index
-        return None
-
-
-def _commutes(
-    sample: _Sample, nodes: list[fx.Node], d: int, size: int, state_dims: dict[str, list[int]], shape: tuple[int, ...]
-) -> int | None:
-    """The output dimension that loses the same indices as the input; None where there is none."""
-    whole = _attempt(lambda: sample.run(sample.tensors, sample.state))
-    if whole is None:
-        return None
-    random = np.random.default_rng(0)
-    candidates = [e for e, n in enumerate(shape) if n == size]
-    for trial in range(_TRIALS):
-        lost = random.choice(size, 1 + trial * (size // 3), replace=False)
-        kept = torch.from_numpy(np.setdiff1d(np.arange(size), lost))
-        if not len(kept):
+    def commutes(self) -> int | None:
+        """The output dimension that loses the same indices; None where there is none."""
+        whole = self._sample.run(self._sample.tensors, self._sample.state) if self._clear else None
+        if whole is None or self._size < 2:
             return None
-        less = _attempt(lambda: _drop(sample, nodes, d, state_dims, kept))  # noqa: B023
-        if less is None:
-            return None
-        candidates = [
-            e
-            for e in candidates
-            if less.shape == whole.index_select(e, kept).shape
-            and torch.allclose(less, whole.index_select(e, kept), rtol=1e-9, atol=1e-9, equal_nan=True)
-        ]
-    return candidates[0] if len(candidates) == 1 else (d if d in candidates else None)
+        random = np.random.default_rng(0)
+        candidates = [e for e, n in enumerate(whole.shape) if n == self._size]
+        for lost in (1, max(1, self._size // 2)):
+            left = np.setdiff1d(np.arange(self._size), random.choice(self._size, lost, replace=False))
+            kept = torch.from_numpy(left)
+            less = self._without(kept)
+            candidates = [e for e in candidates if less is not None and _equal(less, whole.index_select(e, kept))]
+        return candidates[0] if len(candidates) == 1 else None
+
+    def _without(self, kept: torch.Tensor) -> torch.Tensor | None:
+        sample = self._sample
+        tensors = {n: t.index_select(self._d, kept) if n in self._carrying else t for n, t in sample.tensors.items()}
+        state = {
+            name: t.index_select(self.state_dims[name], kept) if name in self.state_dims else t
+            for name, t in sample.state.items()
+        }
+        return sample.run(tensors, state)
+
+    def keeps_zero(self, found: int) -> bool:
+        """Whether the output is zero at an index where the state, and the operands that are known to be, are zero."""
+        tensors = {n: t.clone() for n, t in self._sample.tensors.items()}
+        state = {name: t.clone() for name, t in self._sample.state.items()}
+        for node, x in self._carrying.items():
+            if x.zero[self._d]:
+                tensors[node].select(self._d, 0).zero_()
+        for name, k in self.state_dims.items():
+            state[name].select(k, 0).zero_()
+        result = self._sample.run(tensors, state)
+        return result is not None and bool((result.select(found, 0) == 0).all())
 
 
-def _keeps_zero(
-    sample: _Sample, flags: dict[fx.Node, bool], d: int, state_dims: dict[str, list[int]], found: int
-) -> bool:
-    tensors = {n: t.clone() for n, t in sample.tensors.items()}
-    state = {name: t.clone() for name, t in sample.state.items()}
-    for node, zero in flags.items():
-        if zero:
-            tensors[node].select(d, 0).zero_()
-    for name, (k,) in state_dims.items():
-        state[name].select(k, 0).zero_()
-    result = _attempt(lambda: sample.run(tensors, state))
-    return result is not None and bool((result.select(found, 0) == 0).all())
-
-
+def _equal(left: torch.Tensor, right: torch.Tensor) -> bool:
+    return left.shape == right.shape and torch.allclose(left, right, rtol=1e-9, atol=1e-9, equal_nan=True)

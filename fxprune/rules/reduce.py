@@ -62,9 +62,7 @@ def _(op: Rewrite, input: Any, dim: Any = None, keepdim: Any = False, dtype: Any
     share = 1.0
     for d in lost:
         share *= op.size(x.dims[d]) / size_of(x.dims[d])
-    with op.node.graph.inserting_before(op.node):
-        scaled = op.node.graph.call_function(torch.mul, (input, share))
-    scaled.meta.update(input.meta)
+    scaled = op.insert(torch.mul, (input, share))
     return Call((scaled,) if dim is None else (scaled, dim, keepdim), {} if dtype is None else {"dtype": dtype})
 
 

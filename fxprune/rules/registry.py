@@ -179,12 +179,16 @@ class Rewrite:
         """Whether a size argument is independent of the batch and the resolution."""
         return _is_static(argument, self.labels_of)
 
+    def insert(self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None) -> fx.Node:
+        """A new call in front of the node."""
+        with self.node.graph.inserting_before(self.node):
+            return self.node.graph.call_function(function, args, kwargs or {})
+
     def take_apart(self, argument: fx.Node) -> list[Any]:
         """The entries of a node that holds a size."""
         entries = []
         for k, value in enumerate(argument.meta["value"]):
-            with self.node.graph.inserting_before(self.node):
-                entry = self.node.graph.call_function(operator.getitem, (argument, k))
+            entry = self.insert(operator.getitem, (argument, k))
             entry.meta["value"] = value
             entries.append(entry)
         return entries

@@ -15,15 +15,6 @@ from fxprune.rules.registry import Call, Op, Rewrite, numel, rule
 
 __all__: list[str] = []
 
-_POOL_MODULES = tuple(
-    getattr(nn, f"{kind}{n}d")
-    for kind in ("MaxPool", "AvgPool", "LPPool", "AdaptiveAvgPool", "AdaptiveMaxPool")
-    for n in (1, 2, 3)
-    if hasattr(nn, f"{kind}{n}d")
-)
-_POOL_NAMES = [f"{kind}{n}d" for kind in ("max_pool", "avg_pool", "adaptive_avg_pool", "adaptive_max_pool") for n in (1, 2, 3)]
-
-
 def _over_space(op: Op, x: Labels, spatial: int) -> Any:
     """The last `spatial` dimensions are mixed, the others pass."""
     lead = len(x.dims) - spatial
@@ -37,35 +28,23 @@ def _over_space(op: Op, x: Labels, spatial: int) -> Any:
     return one(value) if isinstance(value, torch.Tensor) else tuple(one(item) for item in value)
 
 
-def _spatial_of(target: Any) -> int:
-    name = target if isinstance(target, str) else target.__name__
-    return int(name[-2])
+_POOLS = ("max_pool", "avg_pool", "lp_pool", "adaptive_avg_pool", "adaptive_max_pool")
+_POOL_MODULES = ("MaxPool", "AvgPool", "LPPool", "AdaptiveAvgPool", "AdaptiveMaxPool")
 
 
-@rule(*_POOL_MODULES)
-def pool_module(op: Op, input: Labels) -> Any:
-    return _over_space(op, input, _spatial_of(type(op.module)))
+def _register_pools(spatial: int) -> None:
+    @rule(*(f"{kind}{spatial}d" for kind in _POOLS), *(getattr(nn, f"{kind}{spatial}d") for kind in _POOL_MODULES))
+    def pool(op: Op, input: Labels, *arguments: Any, **options: Any) -> Any:
+        return _over_space(op, input, spatial)
+
+    @pool.flops
+    def _(op: Op, out: Any, input: Labels, *arguments: Any, **options: Any) -> list[Term]:
+        adaptive = isinstance(op.module, nn.AdaptiveAvgPool2d) or op.node.target is F.adaptive_avg_pool2d
+        return [numel(input)] if adaptive else []
 
 
-@rule(*_POOL_NAMES, F.max_pool1d, F.max_pool2d, F.max_pool3d, F.adaptive_max_pool1d, F.adaptive_max_pool2d)
-def pool(op: Op, input: Labels, *arguments: Any, **options: Any) -> Any:
-    return _over_space(op, input, int(next(c for c in reversed(str(op.node.target).split(" at ")[0]) if c in "123")))
-
-
-def _pool_flops(op: Op, input: Labels) -> list[Term]:
-    adaptive = (nn.AdaptiveAvgPool2d, F.adaptive_avg_pool2d, torch.nn.functional.adaptive_avg_pool2d)
-    target = op.module if op.module is not None else op.node.target
-    return [numel(input)] if target in adaptive or isinstance(target, nn.AdaptiveAvgPool2d) else []
-
-
-@pool_module.flops
-def _(op: Op, out: Any, input: Labels) -> list[Term]:
-    return _pool_flops(op, input)
-
-
-@pool.flops
-def _(op: Op, out: Any, input: Labels, *arguments: Any, **options: Any) -> list[Term]:
-    return _pool_flops(op, input)
+for _n in (1, 2, 3):
+    _register_pools(_n)
 
 
 @rule(F.interpolate, F.upsample)

@@ -1,0 +1,397 @@
+"""The traced model is the model: in eval, in training, at other sizes, after copying and pickling."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import math
+import pickle
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import timm
+import torch
+import torchvision
+from torch import Tensor, fx, nn
+from torch.nn import functional
+
+from fxprune.errors import FxpruneError
+from fxprune.tracing import trace
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)
+
+
+def make(name: str, **settings: Any) -> nn.Module:
+    model: nn.Module = timm.create_model(name, **settings).eval()
+    for module in model.modules():
+        # Otherwise layer scales of 1e-6 and zero-initialised norms would hide most of the model.
+        for parameter in module.parameters(recurse=False):
+            nn.init.normal_(parameter, 0.5 if parameter.ndim == 1 else 0.0, 0.1)
+    return model
+
+
+def assert_same(model: nn.Module, traced: nn.Module, *args: Any, **kwargs: Any) -> None:
+    """Bit for bit: outputs in eval, outputs and buffers after one step of training."""
+    assert list(traced.state_dict()) == list(model.state_dict())
+    model, traced = copy.deepcopy(model), copy.deepcopy(traced)
+    for training in (False, True):
+        outputs = []
+        for candidate in (model, traced):
+            candidate.train(training)
+            torch.manual_seed(1)
+            with torch.no_grad():
+                outputs.append(candidate(*args, **kwargs))
+        torch.testing.assert_close(outputs[1], outputs[0], rtol=0, atol=0, equal_nan=True)
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, traced.state_dict()[name]), name
+
+
+def targets(traced: fx.GraphModule, op: str = "call_function") -> list[Any]:
+    return [node.target for node in traced.graph.nodes if node.op == op]
+
+
+MODELS: list[tuple[str, dict[str, Any], int]] = [
+    ("test_resnet", {"drop_path_rate": 0.3, "drop_rate": 0.2}, 64),
+    ("test_efficientnet", {"drop_path_rate": 0.3, "drop_rate": 0.2}, 64),
+    ("test_vit", {"drop_rate": 0.1, "proj_drop_rate": 0.1, "attn_drop_rate": 0.2, "drop_path_rate": 0.2}, 160),
+    ("test_convnext", {"drop_path_rate": 0.2}, 64),
+    ("test_byobnet", {"drop_path_rate": 0.2}, 64),
+    ("regnety_002", {"drop_path_rate": 0.2}, 64),
+    ("levit_128s", {"drop_path_rate": 0.2}, 224),
+    ("ghostnet_050", {"drop_rate": 0.2}, 64),
+    ("densenet121", {"drop_rate": 0.2}, 64),
+    ("mobilenetv3_small_050", {}, 64),
+]
+
+
+@pytest.mark.parametrize(("name", "settings", "size"), MODELS, ids=[name for name, _, _ in MODELS])
+def test_a_traced_model_is_the_model_in_eval_and_in_training(name: str, settings: dict[str, Any], size: int) -> None:
+    model = make(name, **settings)
+    traced = trace(model, torch.randn(1, 3, size, size))
+    assert_same(model, traced, torch.randn(3, 3, size, size))
+    assert traced.meta["notes"] == []
+
+
+def test_swin_is_the_same_at_another_batch_size() -> None:
+    model = timm.create_model(
+        "swin_tiny_patch4_window7_224", img_size=56, depths=(2, 2), num_heads=(2, 4), embed_dim=16, window_size=7,
+        drop_path_rate=0.2, attn_drop_rate=0.1, proj_drop_rate=0.1,
+    ).eval()  # fmt: skip
+    assert_same(model, trace(model, torch.randn(1, 3, 56, 56)), torch.randn(2, 3, 56, 56))
+
+
+@pytest.mark.parametrize("name", ["test_resnet", "test_efficientnet", "test_convnext", "mobilenetv3_small_050"])
+def test_other_resolutions_work_where_they_do_in_the_model(name: str) -> None:
+    model = make(name)
+    assert_same(model, trace(model, torch.randn(1, 3, 64, 64)), torch.randn(2, 3, 96, 80))
+
+
+def test_same_padding_is_computed_from_the_size() -> None:
+    model = make("tf_mobilenetv3_small_minimal_100")
+    assert_same(model, trace(model, torch.randn(1, 3, 64, 64)), torch.randn(2, 3, 75, 83))
+
+
+class Sizes(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        b, c, h, w = x.shape
+        rows = torch.arange(h, device=x.device, dtype=x.dtype)
+        grid = torch.stack(torch.meshgrid(rows, torch.linspace(-1, 1, w), indexing="ij"))
+        mask = torch.zeros(h, w) + torch.eye(max(h, w))[:h, :w] * torch.full((h, 1), 2.0)
+        side = int(math.sqrt(h * w))
+        assert isinstance(b, int) and isinstance(x, Tensor) and x.ndim == 4 and len(x.shape) == 4
+        scaled = functional.interpolate(x * (side / (c**0.5)), size=(h // 2 + 1, round(w / 2)))
+        padded = functional.pad(scaled, (0, w - scaled.size(-1), 0, h - scaled.shape[2]))
+        return padded.view(b, -1).mean(1) + x.reshape(b, c, h * w).sum((1, 2)) + (grid.sum(0) + mask).sum()
+
+
+def test_sizes_factories_and_arithmetic_on_sizes_are_computed_at_run_time() -> None:
+    traced = trace(Sizes(), torch.randn(2, 4, 6, 8))
+    assert_same(Sizes(), traced, torch.randn(3, 4, 9, 7))
+    assert {torch.arange, torch.linspace, torch.eye, torch.full, torch.zeros} <= set(targets(traced))
+
+
+def test_the_dtype_and_the_device_are_those_of_the_tensor_they_were_read_from() -> None:
+    traced = trace(Sizes(), torch.randn(2, 4, 6, 8))
+    assert "meta" not in traced.code
+    arange = next(node for node in traced.graph.nodes if node.target is torch.arange)
+    assert arange.kwargs["dtype"].args[1] == "dtype"
+    assert arange.kwargs["device"].args[1] == "device"
+
+
+def test_the_model_is_left_as_it_was() -> None:
+    model = make("levit_128s").train()
+    model.stages[0].eval()  # type: ignore[union-attr, operator, index]
+    modes = {name: module.training for name, module in model.named_modules()}
+    before = {name: (id(tensor), tensor.clone()) for name, tensor in model.state_dict(keep_vars=True).items()}
+    dictionaries = {name: set(vars(module)) for name, module in model.named_modules()}
+    state = torch.get_rng_state()
+    traced = trace(model, torch.randn(1, 3, 224, 224, generator=torch.Generator().manual_seed(0)))
+    assert torch.equal(torch.get_rng_state(), state)
+    assert {name: module.training for name, module in model.named_modules()} == modes
+    assert {name: set(vars(module)) for name, module in model.named_modules()} == dictionaries
+    assert all(not getattr(module, "attention_bias_cache", None) for module in model.modules())
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        assert before[name][0] == id(tensor)
+        assert torch.equal(before[name][1], tensor)
+    assert all(module.training == modes[name] for name, module in traced.named_modules() if name in modes)
+    assert nn.Module.__call__.__module__ == "torch.nn.modules.module"
+    assert "training" not in vars(nn.Module)
+
+
+def test_copy_false_shares_the_tensors_but_not_the_modules() -> None:
+    model = make("test_resnet")
+    shared, copied = trace(model, torch.randn(1, 3, 64, 64), copy=False), trace(model, torch.randn(1, 3, 64, 64))
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        assert shared.state_dict(keep_vars=True)[name] is tensor
+        assert copied.state_dict(keep_vars=True)[name] is not tensor
+    assert not set(map(id, shared.modules())) & set(map(id, model.modules()))
+
+
+@pytest.mark.parametrize("name", ["test_resnet", "test_vit"])
+def test_copies_and_pickles_are_complete(name: str) -> None:
+    model = make(name, drop_rate=0.1)
+    size = model.default_cfg["input_size"]  # type: ignore[index]
+    traced = trace(model, torch.randn(1, *size))
+    for twin in (copy.deepcopy(traced), pickle.loads(pickle.dumps(traced)), copy.deepcopy(copy.deepcopy(traced))):
+        assert_same(model, twin, torch.randn(2, *size))
+        assert [node.name for node in twin.graph.nodes] == [node.name for node in traced.graph.nodes]
+        assert all("value" in node.meta and "module" in node.meta for node in twin.graph.nodes)
+        assert twin.meta.keys() == traced.meta.keys()
+        assert not set(map(id, twin.parameters())) & set(map(id, traced.parameters()))
+
+
+class Constants(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(4, 4)
+        self.table = torch.arange(4.0)
+        self.register_buffer("hidden", torch.ones(4), persistent=False)
+        self.unused = nn.Linear(2, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.hidden.sum() > 3 and self.table[1].item() == 1.0:
+            x = x + 1
+        return self.linear(x) + self.table + self.hidden + torch.tensor([1.0, 2.0, 3.0, 4.0])
+
+
+def test_constants_add_no_keys_and_are_evaluated_where_the_code_asks_for_them() -> None:
+    model = Constants()
+    traced = trace(model, torch.randn(2, 4))
+    for twin in (traced, copy.deepcopy(traced), pickle.loads(pickle.dumps(copy.deepcopy(traced)))):
+        assert_same(model, twin, torch.randn(3, 4))
+
+
+@dataclass
+class Answer:
+    mean: Tensor
+    parts: tuple[Tensor, ...]
+
+
+class Structured(nn.Module):
+    def forward(self, x: Tensor, *, others: dict[str, Tensor], scale: float = 2.0, flag: bool = False) -> Any:
+        total = x + others["a"] * scale
+        if flag:
+            total = -total
+        return {"total": total, "answer": Answer(total.mean(), total.split(1))}
+
+
+def test_keyword_inputs_and_structured_outputs() -> None:
+    inputs = {"x": torch.randn(2, 3), "others": {"a": torch.randn(2, 3)}}
+    traced = trace(Structured(), inputs)
+    new = {"x": torch.randn(2, 3), "others": {"a": torch.randn(2, 3)}}
+    expected, found = Structured()(**new), traced(**new)
+    assert torch.equal(found["total"], expected["total"])
+    assert isinstance(found["answer"], Answer)
+    assert torch.equal(found["answer"].parts[1], expected["answer"].parts[1])
+    assert traced.meta["example_inputs"] == ((), inputs)
+
+
+class Positional(nn.Module):
+    def forward(self, first: Tensor, *tensors: Tensor) -> Tensor:
+        for tensor in tensors:
+            first = first * tensor
+        return first
+
+
+def test_variadic_arguments() -> None:
+    traced = trace(Positional(), (torch.ones(2), torch.ones(2)))
+    x, y = torch.randn(2), torch.randn(2)
+    assert torch.equal(traced(x, y), x * y)
+
+
+class Modes(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = functional.dropout(self.inner(x), 0.5, self.training)
+        q = x.view(1, 1, -1, 4)
+        x = functional.scaled_dot_product_attention(q, q, q, dropout_p=0.5 if self.training else 0.0)
+        return functional.dropout2d(x, p=0.5, training=self.training) * (3.0 if self.training else 1.0)
+
+
+def test_what_depends_on_the_mode_follows_the_mode() -> None:
+    traced = trace(Modes(), torch.randn(5, 4))
+    assert isinstance(traced.functional_dropout, nn.Dropout)
+    assert traced.meta["notes"] == []
+    model = Modes()
+    assert_same(model, trace(model, torch.randn(5, 4)), torch.randn(6, 4))
+
+
+class InPlace(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.zeros_like(x)
+        y[:, 1:] = x[:, :-1]
+        y[..., 0].add_(1)
+        z = x * 2
+        z.relu_()
+        torch.add(y, 1, out=y)
+        z += 1
+        return y + z
+
+
+def test_changes_in_place_are_kept() -> None:
+    traced = trace(InPlace(), torch.randn(2, 4))
+    assert_same(InPlace(), traced, torch.randn(3, 4))
+
+
+class Sharing(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(4, 4)
+        self.again = self.first
+        self.tied = nn.Linear(4, 4)
+        self.tied.weight = self.first.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.tied(self.again(self.first(x)))
+
+
+def test_shared_modules_and_tied_weights_stay_so() -> None:
+    model = Sharing()
+    traced = trace(model, torch.randn(2, 4))
+    assert_same(model, traced, torch.randn(3, 4))
+    assert traced.first is traced.again
+    assert traced.tied.weight is traced.first.weight  # type: ignore[union-attr]
+    assert copy.deepcopy(traced).tied.weight is not traced.first.weight  # type: ignore[union-attr]
+
+
+def test_the_graph_is_tidy() -> None:
+    traced = trace(make("test_vit"), torch.randn(1, 3, 160, 160))
+    assert not any(isinstance(module, nn.Identity) for module in traced.modules())
+    assert all(node.users or node.op == "output" for node in traced.graph.nodes)
+    traced.graph.lint()
+
+
+def test_every_node_has_its_value_on_the_meta_device_and_its_module() -> None:
+    traced = trace(make("test_resnet"), torch.randn(2, 3, 64, 64))
+    for node in traced.graph.nodes:
+        if isinstance(node.meta["value"], Tensor):
+            assert node.meta["value"].is_meta
+    conv = next(node for node in traced.graph.nodes if node.target == "conv1.0" or node.target == "conv1")
+    assert conv.meta["value"].shape[0] == 2
+    assert traced.graph.output_node().args[0].meta["value"].shape == (2, 1000)
+
+
+class Branching(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.block = Branch()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.block(x) + 1
+
+
+class Branch(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        if x.sum() > 0:
+            return x
+        return -x
+
+
+def test_control_flow_on_the_input_says_where_and_what_to_do() -> None:
+    with pytest.raises(FxpruneError, match=r"`block` \(Branch\).*test_tracing\.py:\d+.*if x\.sum\(\) > 0.*leaves="):
+        trace(Branching(), torch.randn(2, 3))
+    traced = trace(Branching(), torch.randn(2, 3), leaves=("block",))
+    assert_same(Branching(), traced, torch.randn(2, 3))
+    assert_same(Branching(), trace(Branching(), torch.randn(2, 3), leaves=(Branch,)), -torch.ones(2, 3))
+
+
+def test_inputs_that_do_not_fit_are_an_error() -> None:
+    with pytest.raises(FxpruneError, match="do not fit"):
+        trace(Branching(), (torch.randn(2), torch.randn(2)))
+    with pytest.raises(FxpruneError, match="conv1"):
+        trace(make("test_resnet"), torch.randn(1, 7, 64, 64))
+
+
+def test_auxiliary_heads_keep_their_keys_and_leave_a_note() -> None:
+    model = torchvision.models.googlenet(weights=None, aux_logits=True, init_weights=False).eval()
+    x = torch.randn(1, 3, 64, 64)
+    traced = trace(model, x)
+    assert list(traced.state_dict()) == list(model.state_dict())
+    with torch.no_grad():
+        assert torch.equal(traced(x), model(x))
+    assert any("training mode" in note for note in traced.meta["notes"])
+
+
+class Square(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return x * x
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        return grads[0] * 3 * ctx.saved_tensors[0]
+
+
+class CustomGradient(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            detached = self.scale * 2
+        return Square.apply(x * self.scale) * detached  # type: ignore[no-untyped-call, no-any-return]
+
+
+def test_custom_gradients_and_no_grad_regions_are_those_of_the_model() -> None:
+    model, x = CustomGradient(), torch.randn(2, 3)
+    traced = trace(model, x)
+    for candidate in (model, traced, copy.deepcopy(traced)):
+        candidate.zero_grad()
+        candidate(x).sum().backward()
+        gradient = candidate.scale.grad
+        assert isinstance(gradient, Tensor)
+        assert torch.equal(gradient, model.scale.grad)  # type: ignore[arg-type]
+    with torch.no_grad():
+        traced(x)
+        assert not torch.is_grad_enabled()
+
+
+@functools.lru_cache
+def _table(size: int) -> Tensor:
+    return torch.arange(size).float()
+
+
+class Cached(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x + _table(x.shape[1])
+
+
+def test_caches_of_the_model_are_not_filled_by_the_trace() -> None:
+    traced = trace(Cached(), torch.randn(2, 3))
+    assert _table.cache_info().currsize == 0
+    assert_same(Cached(), traced, torch.randn(2, 5))
+
+
+def test_hooks_and_parametrisations_of_leaves_go_on_working() -> None:
+    model = nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(4, 4)), nn.ReLU(), nn.Linear(4, 2))
+    model[2].register_forward_hook(lambda module, args, output: output * 2)
+    assert_same(model, trace(model, torch.randn(2, 4)), torch.randn(3, 4))
