@@ -147,8 +147,8 @@ def main() -> None:
     print(
         "\nsame top-1: how often the pruned model names what the original names. error: the largest relative\n"
         "difference between the pruned model and the original with the same channels set to zero, in float64: nothing\n"
-        "broke. These models were pruned by the size of their weights and not trained afterwards, so they have lost\n"
-        "accuracy, at half of the FLOPs nearly all of it. Fine-tune a pruned model before you use it."
+        "broke. These models were pruned by the size of their weights and not trained afterwards, and have lost\n"
+        "accuracy, as same top-1 shows. Fine-tune a pruned model before you use it."
     )
     directory = output / f"lite0-{round(100 * SAVED_BUDGET)}"
     save(networks[1 + BUDGETS.index(SAVED_BUDGET)], directory)

@@ -6,6 +6,7 @@ from collections import Counter
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import fx
 
@@ -147,70 +148,108 @@ def _collect(
     traced: fx.GraphModule, ids: IdTable, parameters: Parameters, labels_of: dict[str, Any], terms: list[Term]
 ) -> ChannelGraph:
     """Turn ids into channel numbers, and gather the channels that live on the same dimensions."""
-    channel_of, frozen_reasons = ids.resolve()
+    channel_of, frozen_reasons, reluctant_reasons = ids.resolve()
     num_channels = int(channel_of.max()) + 1 if len(channel_of) else 0
+    converted: dict[int, Ids] = {}
 
     def to_channels(dim: Dim) -> Dim:
-        return dim if isinstance(dim, int) else channel_of[dim]
+        if isinstance(dim, int):
+            return dim
+        if id(dim) not in converted:
+            converted[id(dim)] = channel_of[dim]
+        return converted[id(dim)]
 
     def convert(label: Any) -> Any:
         if isinstance(label, Labels):
             return Labels(tuple(to_channels(dim) for dim in label.dims), label.zero)
-        return Size(None if label.ids is None else channel_of[label.ids], label.static)
+        return label if label.ids is None else Size(converted.setdefault(id(label.ids), channel_of[label.ids]), True)
 
     named = {name: tuple(to_channels(dim) for dim in dims) for name, dims in parameters.by_name().items()}
-    groups, frozen = _groups(named, num_channels, frozen_reasons)
-    converted = (Term(item.coefficient, tuple(channel_of[factor] for factor in item.factors)) for item in terms)
+    labels = {name: map_labels(convert, tree) for name, tree in labels_of.items()}
+    in_channels = (Term(item.coefficient, tuple(channel_of[factor] for factor in item.factors)) for item in terms)
+    groups, frozen = _groups(named, list(converted.values()), num_channels, frozen_reasons, reluctant_reasons)
     return ChannelGraph(
         module=traced,
-        labels={name: map_labels(convert, tree) for name, tree in labels_of.items()},
+        labels=labels,
         parameters=named,
         groups=groups,
         frozen=frozen,
-        flops=build_polynomial(converted, num_channels),
+        flops=build_polynomial(in_channels, num_channels),
         num_channels=num_channels,
         remarks=tuple(traced.meta.get("notes", ())),
     )
 
 
 def _groups(
-    named: dict[str, tuple[Dim, ...]], num_channels: int, reasons: dict[int, str]
+    named: dict[str, tuple[Dim, ...]],
+    carried: list[Ids],
+    num_channels: int,
+    frozen_reasons: dict[int, str],
+    reluctant_reasons: dict[int, str],
 ) -> tuple[tuple[Group, ...], tuple[Frozen, ...]]:
-    """Channels with the same set of dimensions form a group; frozen ones are told apart by their reason too."""
-    random = np.random.default_rng(0)
-    signature = np.zeros(num_channels, dtype=np.uint64)
-    repeats = np.zeros(num_channels, dtype=np.int64)
-    members: list[tuple[Dimension, Ids]] = []
-    for name, dims in named.items():
-        for d, dim in enumerate(dims):
-            if not isinstance(dim, int):
-                channels, counts = np.unique(dim, return_counts=True)
-                signature[channels] += random.integers(1, 2**63, dtype=np.uint64)
-                np.maximum.at(repeats, channels, counts)
-                members.append((Dimension(name, d), channels))
-    reason_number = {reason: k + 1 for k, reason in enumerate(dict.fromkeys(reasons.values()))}
-    kind = np.zeros(num_channels, dtype=np.int64)
-    for channel, reason in reasons.items():
-        kind[channel] = reason_number[reason]
-    key, label = np.unique(np.stack([signature, kind.astype(np.uint64)]), axis=1, return_inverse=True)
+    """Channels with the same set of dimensions form a group; the reasons tell groups apart too.
+
+    The dimensions of activations (`carried`) count as well: then each dimension is made of whole groups, and none is
+    left empty as long as no group is.
+    """
+    reasons = [("", ""), *dict.fromkeys((*_kinds(frozen_reasons, reluctant_reasons).values(),))]
+    number = {reason: k for k, reason in enumerate(reasons)}
+    kind = np.zeros(num_channels, dtype=np.uint64)
+    for channel, reason in _kinds(frozen_reasons, reluctant_reasons).items():
+        kind[channel] = number[reason]
+    signature = _signatures(carried, num_channels)
+    key, label = np.unique(np.stack([signature, kind]), axis=1, return_inverse=True)
     label = label.reshape(-1)
-    dimensions: dict[int, list[Dimension]] = {}
-    for dimension, channels in members:
-        for number in np.unique(label[channels]):
-            dimensions.setdefault(int(number), []).append(dimension)
     order = np.argsort(label, kind="stable")
     bounds = np.searchsorted(label[order], np.arange(key.shape[1] + 1))
     groups: list[Group] = []
     frozen: list[Frozen] = []
-    names = list(reason_number)
     taken: Counter[str] = Counter()
-    for number, on in dimensions.items():
-        channels = order[bounds[number] : bounds[number + 1]]
-        if key[1, number]:
-            frozen.append(Frozen(names[int(key[1, number]) - 1], channels, tuple(on)))
+    dimensions, repeats = _members(named, label, num_channels)
+    for which, on in dimensions.items():
+        channels = order[bounds[which] : bounds[which + 1]]
+        frozen_for, reluctant_for = reasons[int(key[1, which])]
+        if frozen_for:
+            frozen.append(Frozen(frozen_for, channels, tuple(on)))
         else:
-            groups.append(Group(_group_name(on, taken), channels, tuple(on), int(repeats[channels].max())))
+            most = int(repeats[channels].max())
+            groups.append(Group(_group_name(on, taken), channels, tuple(on), most, reluctant_for))
     return tuple(groups), tuple(frozen)
+
+
+def _kinds(frozen_reasons: dict[int, str], reluctant_reasons: dict[int, str]) -> dict[int, tuple[str, str]]:
+    """Channel -> (why it is frozen, why it is reluctant)."""
+    reluctant = {channel: ("", reason) for channel, reason in reluctant_reasons.items()}
+    return reluctant | {channel: (reason, "") for channel, reason in frozen_reasons.items()}
+
+
+def _signatures(carried: list[Ids], num_channels: int) -> npt.NDArray[np.uint64]:
+    """One number per channel, equal for channels that are on the same dimensions (a sum of random numbers)."""
+    random = np.random.default_rng(0)
+    signature = np.zeros(num_channels, dtype=np.uint64)
+    seen: set[bytes] = set()
+    for dim in carried:
+        content = dim.tobytes()
+        if content not in seen:
+            seen.add(content)
+            signature[np.unique(dim)] += random.integers(1, 2**63, dtype=np.uint64)
+    return signature
+
+
+def _members(
+    named: dict[str, tuple[Dim, ...]], label: Ids, num_channels: int
+) -> tuple[dict[int, list[Dimension]], npt.NDArray[np.int64]]:
+    """Group number -> the parameters' dimensions it is on, and how often each channel occurs where it does most."""
+    repeats = np.zeros(num_channels, dtype=np.int64)
+    dimensions: dict[int, list[Dimension]] = {}
+    for name, dims in named.items():
+        for d, dim in enumerate(dims):
+            if not isinstance(dim, int):
+                channels, counts = np.unique(dim, return_counts=True)
+                repeats[channels] = np.maximum(repeats[channels], counts)
+                for which in np.unique(label[channels]):
+                    dimensions.setdefault(int(which), []).append(Dimension(name, d))
+    return dimensions, repeats
 
 
 def _group_name(dimensions: list[Dimension], taken: Counter[str]) -> str:

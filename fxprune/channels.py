@@ -117,6 +117,7 @@ class IdTable:
         self._left: list[Ids] = []
         self._right: list[Ids] = []
         self._frozen: list[tuple[Ids, str]] = []
+        self._reluctant: list[tuple[Ids, str]] = []
 
     def fresh(self, n: int) -> Ids:
         """`n` new ids."""
@@ -135,16 +136,24 @@ class IdTable:
         """These channels cannot be pruned, and why."""
         self._frozen.append((ids.ravel(), reason))
 
-    def resolve(self) -> tuple[Ids, dict[int, str]]:
-        """The channel number of every id, and the reason of every frozen channel (the first one given)."""
+    def mark_reluctant(self, ids: Ids, reason: str) -> None:
+        """These channels can be pruned, but at a price; they are kept while the budget can be met without them."""
+        self._reluctant.append((ids.ravel(), reason))
+
+    def resolve(self) -> tuple[Ids, dict[int, str], dict[int, str]]:
+        """The channel number of every id, and the reasons of the frozen and of the reluctant channels."""
         representative = _connected_components(self._count, self._left, self._right)
         _, channel = np.unique(representative, return_inverse=True)
         channel = channel.astype(np.int64)
-        reason_of = np.full(int(channel.max()) + 1 if len(channel) else 0, -1, dtype=np.int64)
-        for number, (ids, _) in reversed(list(enumerate(self._frozen))):
-            reason_of[channel[ids]] = number
-        frozen = {int(c): self._frozen[reason_of[c]][1] for c in np.flatnonzero(reason_of >= 0)}
-        return channel, frozen
+        return channel, _first_reasons(channel, self._frozen), _first_reasons(channel, self._reluctant)
+
+
+def _first_reasons(channel: Ids, given: Sequence[tuple[Ids, str]]) -> dict[int, str]:
+    """Channel number -> the first reason given for any of its ids."""
+    number_of = np.full(int(channel.max()) + 1 if len(channel) else 0, -1, dtype=np.int64)
+    for number, (ids, _) in reversed(list(enumerate(given))):
+        number_of[channel[ids]] = number
+    return {int(c): given[number_of[c]][1] for c in np.flatnonzero(number_of >= 0)}
 
 
 def _connected_components(count: int, left: Sequence[Ids], right: Sequence[Ids]) -> Ids:
@@ -182,13 +191,15 @@ class Dimension:
 class Group:
     """Channels that live on the same dimensions; each of them can be pruned on its own.
 
-    `repeats` says how many indices one channel takes in the dimension where it takes the most.
+    `repeats` says how many indices one channel takes in the dimension where it takes the most. A `reluctant` group is
+    pruned only when the budget cannot be met without it; the text says why.
     """
 
     name: str
     channels: Ids
     dimensions: tuple[Dimension, ...]
     repeats: int
+    reluctant: str = ""
 
     def __len__(self) -> int:
         return len(self.channels)
@@ -236,7 +247,8 @@ class ChannelGraph:
         ]
         for group in self.groups:
             repeated = f" x{group.repeats}" if group.repeats > 1 else ""
-            lines.append(f"  {group.name}: {len(group)} channels{repeated}")
+            reluctant = f", only if needed: {group.reluctant}" if group.reluctant else ""
+            lines.append(f"  {group.name}: {len(group)} channels{repeated}{reluctant}")
             lines.extend(f"    {line}" for line in _summary(group.dimensions))
         if self.frozen:
             lines.append("frozen:")

@@ -60,8 +60,11 @@ def make_plan(
         raise FxpruneError(f"round_to (={round_to!r}) must be a whole number of at least 1")
     ignored = _ignored_channels(graph, [ignore] if isinstance(ignore, str) else list(ignore))
     groups = [group for group in graph.groups if not ignored[group.channels].any()]
-    units = sorted(_units(groups, scores, round_to), key=lambda unit: unit.score)
-    alive = _choose(graph, units, target)
+    willing = [group for group in groups if not group.reluctant]
+    alive = None
+    for chosen in (willing, groups):
+        units = sorted(_units(chosen, scores, round_to), key=lambda unit: unit.score)
+        alive = _choose(graph, units, target) if alive is None else alive
     if alive is None:
         raise FxpruneError(_unreachable(graph, units, target, total, ignored))
     return Plan(kept_indices(graph, alive), graph.flops(alive), total, target)

@@ -174,6 +174,7 @@ _REFLECTED: dict[str, Callable[..., Any]] = {
     "__rsub__": operator.sub, "__rdiv__": operator.truediv, "__rpow__": operator.pow,
     "__rfloordiv__": operator.floordiv, "__rmod__": operator.mod, "__rmatmul__": operator.matmul,
 }  # fmt: skip
+_REFLECTED_OPERATORS = frozenset(_REFLECTED.values())
 _UNARY = frozenset({"neg", "__invert__"})
 _RANDOM = frozenset({
     "rand", "randn", "randint", "randperm", "rand_like", "randn_like", "randint_like", "bernoulli", "bernoulli_",
@@ -404,7 +405,7 @@ class Recorder(TorchFunctionMode):
             value_kwargs["device"] = META
         if func is Tensor.to and len(values) > 1 and isinstance(values[1], str):
             values[1] = META
-        run = _META_RUNS.get(func, func)
+        run = target if target in _REFLECTED_OPERATORS and func.__name__ in _REFLECTED else _META_RUNS.get(func, func)
         return self.record(
             op, target, symbolic, dict(zip(names, symbolic_kwargs)), max(origin, kwarg_origin),
             lambda: run(*values, **value_kwargs), (*values, *kwarg_values),
@@ -854,7 +855,7 @@ def recording(recorder: Recorder) -> Iterator[None]:
     """Everything that the recorder's module does in this context, in this thread, is recorded."""
     packages = {type(module).__module__.partition(".")[0] for module in recorder.root.modules()} - {"torch", "fxprune"}
     original_call = nn.Module.__call__
-    original_apply = torch.autograd.Function.apply
+    original_apply = torch.autograd.Function.__dict__["apply"]
     script_call = torch._C.ScriptFunction.__call__
 
     def mine() -> bool:
@@ -866,7 +867,7 @@ def recording(recorder: Recorder) -> Iterator[None]:
         return recorder.call_module(module, original_call, args, kwargs)
 
     def apply(function: Any, *args: Any, **kwargs: Any) -> Any:
-        bound = original_apply.__func__.__get__(function)  # type: ignore[attr-defined]
+        bound = original_apply.__get__(None, function)
         return recorder.apply_function(function, bound, args) if mine() and not kwargs else bound(*args, **kwargs)
 
     def call_scripted(function: Any, *args: Any, **kwargs: Any) -> Any:

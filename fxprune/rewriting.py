@@ -116,21 +116,23 @@ def _slice(tensor: torch.Tensor, kept: Mapping[int, list[int]]) -> torch.Tensor:
 
 
 def _rewrite_nodes(pruned: fx.GraphModule, graph: ChannelGraph, alive: npt.NDArray[np.bool_]) -> None:
-    modules = dict(pruned.named_modules())
+    modules, originals = dict(pruned.named_modules()), dict(graph.module.named_modules())
     labels_of = dict(graph.labels)
     _fix_sizes(pruned.graph, labels_of, alive)
     for node in list(pruned.graph.nodes):
         labels = labels_of.get(node.name)
         if labels is None and node.op == "output":
             continue
-        module = modules[str(node.target)] if node.op == "call_module" else None
+        path = str(node.target) if node.op == "call_module" else None
+        module, original = (None, None) if path is None else (modules[path], originals[path])
         found = find_rule(node, module, overridden=True)
         if found is None or found.rewrite_of is None or not _touches(node, labels_of, alive):
             continue
-        call = found.rewrite_of(Rewrite(node, alive, module, labels_of), *node.args, **node.kwargs)
+        call = found.rewrite_of(Rewrite(node, alive, module, original, labels_of), *node.args, **node.kwargs)
         if call is not None:
             node.args, node.kwargs = call.args, call.kwargs
             if call.target is not None:
+                node.op = "call_method" if isinstance(call.target, str) else "call_function"
                 node.target = call.target
     _tidy(pruned.graph)
 

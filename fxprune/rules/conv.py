@@ -108,7 +108,8 @@ def _(op: Op, out: Labels, input: Labels, output_size: Any = None) -> list[Term]
 @conv_module.rewrite
 def _(op: Rewrite, input: Any, output_size: Any = None) -> Call | None:
     module: Any = op.module
-    module.groups = _groups_left(op, input, module.groups, module.weight.dim() - 2)
+    original: Any = op.original
+    module.groups = _groups_left(op, input, original.groups, module.weight.dim() - 2)
     module.in_channels, module.out_channels = module.weight.shape[1] * module.groups, module.weight.shape[0]
     if isinstance(module, _TRANSPOSED):
         module.in_channels, module.out_channels = module.weight.shape[0], module.weight.shape[1] * module.groups

@@ -23,8 +23,7 @@ _UNARY = """
 relu relu6 leaky_relu elu celu selu gelu silu mish hardswish sigmoid hardsigmoid tanh hardtanh softplus softsign
 hardshrink softshrink tanhshrink logsigmoid threshold dropout alpha_dropout abs neg exp expm1 log log1p log2 log10 sqrt
 rsqrt square sin cos tan atan asin acos sinh cosh erf erfc reciprocal sign floor ceil round trunc frac clamp clamp_min
-clamp_max clip clone contiguous detach to type float half double bfloat16 int long bool cpu cuda requires_grad_
-nan_to_num isnan isinf isfinite logical_not bitwise_not __neg__ __invert__ type_as positive
+clamp_max clip nan_to_num isnan isinf isfinite logical_not bitwise_not __neg__ __invert__ positive
 """.split()
 
 _NARY = """
@@ -99,6 +98,12 @@ def activation(op: Op, input: Labels, *arguments: Any, **options: Any) -> Labels
 @rule(*_UNARY, *_NARY)
 def elementwise(op: Op, *arguments: Any, **options: Any) -> Labels:
     return _elementwise(op, *arguments, **options)
+
+
+@rule(*"clone contiguous detach to type type_as float half double bfloat16 int long bool cpu cuda requires_grad_".split())
+def unchanged(op: Op, input: Labels, *arguments: Any, **options: Any) -> Labels:
+    """The same values, elsewhere or of another type."""
+    return input
 
 
 @rule(nn.PReLU)

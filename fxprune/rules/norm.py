@@ -128,15 +128,48 @@ def _(op: Op, out: Labels, input: Labels, *args: Any, weight: Labels | None = No
     return [numel(input, 5 if affine else 4)]
 
 
+_RELUCTANT = "normalised over; zeros stand in for what is removed"
+
+
+def _over_channels(op: Op, x: Labels, d: int, weights: list[Labels | None]) -> Labels:
+    """Statistics over the channels of dimension `d`: they can go where zeros can stand in for them."""
+    dim = x.dims[d]
+    affine = weights[0] is not None
+    if not x.zero[d]:
+        op.freeze(dim, _OVER_CHANNELS)
+    op.mark_reluctant(dim, _RELUCTANT)
+    for labels in weights:
+        if labels is not None and size_of(dim) > 1:
+            dim = op.unite(dim, labels.dims[-1])
+    return x.replace(d, dim, zero=affine)
+
+
+def _stand_in(op: Rewrite, input: Any, d: int, function: Any, weights: list[Any], arguments: Any) -> Call:
+    """Normalise with zeros in the place of the removed channels, then cut them off."""
+    dim, rank = op.out.dims[d], len(op.out.dims)
+    lost = size_of(dim) - op.size(dim)
+    padded = op.insert(F.pad, (input, (*(0,) * (2 * (rank - 1 - d)), 0, lost)))
+    long = [None if weight is None else op.insert(F.pad, (weight, (0, lost))) for weight in weights]
+    whole = op.insert(function, arguments(padded, *long))
+    index = (*(slice(None),) * d, slice(0, op.size(dim)))
+    return Call((whole, index), target=operator.getitem)
+
+
 def _over_trailing(op: Op, x: Labels, count: int, weights: list[Labels | None]) -> Labels:
     first = len(x.dims) - count
-    for dim in x.dims[first:]:
+    for dim in x.dims[first:-1]:
         op.freeze(dim, _OVER_CHANNELS)
-    for labels in weights:
-        if labels is not None:
-            op.freeze(labels, _OVER_CHANNELS)
+    if count > 1:
+        for labels in weights:
+            if labels is not None:
+                op.freeze(Labels(labels.dims[:-1], labels.zero[:-1]), _OVER_CHANNELS)
     shifts = len(weights) > 1 and weights[1] is not None
-    return Labels(x.dims, (*(zero and not shifts for zero in x.zero[:first]), *(False,) * count))
+    out = _over_channels(op, x, len(x.dims) - 1, weights)
+    return Labels(out.dims, (*(zero and not shifts for zero in x.zero[:first]), *(False,) * (count - 1), out.zero[-1]))
+
+
+def _over_trailing_flops(x: Labels, affine: bool) -> list[Term]:
+    return [term(5 if affine else 4, *x.dims[:-1], size_of(x.dims[-1]))]
 
 
 @rule(nn.LayerNorm, nn.RMSNorm)
@@ -147,9 +180,23 @@ def layer_norm_module(op: Op, input: Labels) -> Labels:
 
 @layer_norm_module.flops
 def _(op: Op, out: Labels, input: Labels) -> list[Term]:
-    if isinstance(op.module, nn.RMSNorm):
-        return []
-    return [numel(input, 4 if op.weight("weight") is None else 5)]
+    return [] if isinstance(op.module, nn.RMSNorm) else _over_trailing_flops(input, op.weight("weight") is not None)
+
+
+@layer_norm_module.rewrite
+def _(op: Rewrite, input: Any) -> Call | None:
+    module: Any = op.module
+    original: Any = op.original
+    if not op.changed(op.out.dims[-1]):
+        return None
+    shape = tuple(original.normalized_shape)
+    module.normalized_shape = (*shape[:-1], op.size(op.out.dims[-1]))
+    weight = op.insert_parameter("weight")
+    if isinstance(module, nn.RMSNorm):
+        return _stand_in(op, input, len(op.out.dims) - 1, F.rms_norm, [weight], lambda x, w: (x, shape, w, module.eps))
+    weights = [weight, op.insert_parameter("bias")]
+    last = len(op.out.dims) - 1
+    return _stand_in(op, input, last, F.layer_norm, weights, lambda x, w, b: (x, shape, w, b, module.eps))
 
 
 @rule(F.layer_norm, F.rms_norm)
@@ -166,23 +213,45 @@ def layer_norm(
 
 
 @layer_norm.flops
-def _(op: Op, out: Labels, input: Labels, normalized_shape: Any, weight: Any = None, *args: Any, **kw: Any) -> list[Term]:
+def _(op: Op, out: Labels, input: Labels, shape: Any, weight: Any = None, *args: Any, **kw: Any) -> list[Term]:
+    return [] if op.node.target is F.rms_norm else _over_trailing_flops(input, weight is not None)
+
+
+@layer_norm.rewrite
+def _(
+    op: Rewrite, input: Any, normalized_shape: Any, weight: Any = None, bias: Any = None, eps: Any = 1e-5
+) -> Call | None:
+    last = len(op.out.dims) - 1
+    if not op.changed(op.out.dims[last]):
+        return None
+    shape = op.value.shape[last + 1 - len(op.number(normalized_shape)) :]
     if op.node.target is F.rms_norm:
-        return []
-    return [numel(input, 4 if weight is None else 5)]
+        epsilon = op.node.kwargs.get("eps", op.node.args[3] if len(op.node.args) > 3 else None)
+        return _stand_in(op, input, last, F.rms_norm, [weight], lambda x, w: (x, tuple(shape), w, epsilon))
+    return _stand_in(op, input, last, F.layer_norm, [weight, bias], lambda x, w, b: (x, tuple(shape), w, b, eps))
 
 
 def _by_norm_groups(op: Op, x: Labels, groups: int, weights: list[Labels | None]) -> Labels:
     for dim in x.dims[2:]:
         op.freeze(dim, _OVER_CHANNELS)
-    out = x.dims[1]
     if groups == 1:
-        op.freeze(out, _OVER_CHANNELS)
-    elif not isinstance(out, int):
-        units = op.unite_axis(out.reshape(groups, -1), 0)
-        out = np.repeat(units, size_of(out) // groups)
-    normalised = Labels((x.dims[0], out, *x.dims[2:]), x.zero)
+        out = _over_channels(op, x, 1, weights)
+        return Labels(out.dims, (False, out.zero[1], *(False,) * (len(x.dims) - 2)))
+    units = x.dims[1]
+    if not isinstance(units, int):
+        units = np.repeat(op.unite_axis(units.reshape(groups, -1), 0), size_of(units) // groups)
+    normalised = Labels((x.dims[0], units, *x.dims[2:]), x.zero)
     return _per_channel(op, normalised, weights, weights[0] is not None)
+
+
+def _by_norm_groups_flops(x: Labels, groups: int, affine: bool) -> list[Term]:
+    channels = size_of(x.dims[1]) if groups == 1 else x.dims[1]
+    return [term(5 if affine else 4, x.dims[0], channels, *x.dims[2:])]
+
+
+def _norm_groups_left(op: Rewrite, groups: int) -> int:
+    channels = op.out.dims[1]
+    return op.size(channels) * groups // size_of(channels)
 
 
 @rule(nn.GroupNorm)
@@ -193,19 +262,21 @@ def group_norm_module(op: Op, input: Labels) -> Labels:
 
 @group_norm_module.flops
 def _(op: Op, out: Labels, input: Labels) -> list[Term]:
-    return [numel(input, 4 if op.weight("weight") is None else 5)]
-
-
-def _norm_groups_left(op: Rewrite, groups: int) -> int:
-    channels = op.out.dims[1]
-    return op.size(channels) * groups // size_of(channels)
+    module: Any = op.module
+    return _by_norm_groups_flops(input, module.num_groups, op.weight("weight") is not None)
 
 
 @group_norm_module.rewrite
 def _(op: Rewrite, input: Any) -> Call | None:
     module: Any = op.module
-    module.num_groups = _norm_groups_left(op, module.num_groups)
+    original: Any = op.original
+    if not op.changed(op.out.dims[1]):
+        return None
     module.num_channels = op.size(op.out.dims[1])
+    if original.num_groups == 1:
+        weights = [op.insert_parameter("weight"), op.insert_parameter("bias")]
+        return _stand_in(op, input, 1, F.group_norm, weights, lambda x, w, b: (x, 1, w, b, module.eps))
+    module.num_groups = _norm_groups_left(op, original.num_groups)
     return None
 
 
@@ -223,9 +294,14 @@ def group_norm(
 
 @group_norm.flops
 def _(op: Op, out: Labels, input: Labels, num_groups: int, weight: Any = None, *args: Any, **kw: Any) -> list[Term]:
-    return [numel(input, 4 if weight is None else 5)]
+    return _by_norm_groups_flops(input, num_groups, weight is not None)
 
 
 @group_norm.rewrite
 def _(op: Rewrite, input: Any, num_groups: Any, weight: Any = None, bias: Any = None, eps: Any = 1e-5) -> Call | None:
-    return Call((input, _norm_groups_left(op, op.number(num_groups)), weight, bias, eps))
+    if not op.changed(op.out.dims[1]):
+        return None
+    groups = op.number(num_groups)
+    if groups == 1:
+        return _stand_in(op, input, 1, F.group_norm, [weight, bias], lambda x, w, b: (x, 1, w, b, eps))
+    return Call((input, _norm_groups_left(op, groups), weight, bias, eps))

@@ -91,6 +91,21 @@ class Op:
             if not isinstance(dim, int):
                 self.ids.freeze(dim, f"{reason} ({self.node.name})")
 
+    def mark_reluctant(self, dim: Dim, reason: str) -> None:
+        """These channels are pruned only when the budget cannot be met without."""
+        if not isinstance(dim, int):
+            self.ids.mark_reluctant(dim, reason)
+
+    def part(self, dim: Dim, which: slice) -> Dim:
+        """A run of a dimension's indices; a single index is not a channel dimension any more."""
+        if isinstance(dim, int):
+            return len(range(*which.indices(dim)))
+        cut = dim[which]
+        if len(cut) > 1:
+            return cut
+        self.freeze(cut, "selected by number")
+        return len(cut)
+
     def unite(self, left: Dim, right: Dim) -> Dim:
         """Two dimensions that are the same, index by index; one without channels keeps the other whole."""
         assert size_of(left) == size_of(right), f"{self.node}: {size_of(left)} is not {size_of(right)}"
@@ -134,11 +149,15 @@ class Call:
 
 @dataclass(frozen=True, eq=False)
 class Rewrite:
-    """One node of the new graph while it is being rewritten."""
+    """One node of the new graph while it is being rewritten.
+
+    A module that is called several times is rewritten several times: what it was before stands in `original`.
+    """
 
     node: fx.Node
     alive: npt.NDArray[np.bool_]
     module: nn.Module | None
+    original: nn.Module | None
     labels_of: dict[str, Any]
 
     @property
@@ -183,6 +202,13 @@ class Rewrite:
         """A new call in front of the node."""
         with self.node.graph.inserting_before(self.node):
             return self.node.graph.call_function(function, args, kwargs or {})
+
+    def insert_parameter(self, name: str) -> fx.Node | None:
+        """A new node for the called module's own parameter; None where it has none."""
+        if getattr(self.module, name, None) is None:
+            return None
+        with self.node.graph.inserting_before(self.node):
+            return self.node.graph.get_attr(f"{self.node.target}.{name}")
 
     def take_apart(self, argument: fx.Node) -> list[Any]:
         """The entries of a node that holds a size."""

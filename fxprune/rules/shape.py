@@ -364,7 +364,7 @@ def split(op: Op, tensor: Labels, *arguments: Any, dim: int = 0, **options: Any)
     bounds = np.cumsum([0, *sizes])
     ids = tensor.dims[dim]
     return tuple(
-        tensor.replace(dim, size if isinstance(ids, int) else ids[start : start + size])
+        tensor.replace(dim, op.part(ids, slice(start, start + size)))
         for start, size in zip(bounds[:-1], sizes, strict=True)
     )
 
@@ -389,8 +389,7 @@ def unbind(op: Op, input: Labels, dim: int = 0) -> tuple[Labels, ...]:
 
 @rule("narrow")
 def narrow(op: Op, input: Labels, dim: int, start: int, length: int) -> Labels:
-    ids = input.dims[dim]
-    return input.replace(dim % len(input.dims), length if isinstance(ids, int) else ids[start : start + length])
+    return input.replace(dim % len(input.dims), op.part(input.dims[dim], slice(start, start + length)))
 
 
 @narrow.rewrite
@@ -437,7 +436,7 @@ def _is_whole(entry: Any) -> bool:
 
 def _index_tensor(op: Op, x: Labels, index: Any) -> Labels:
     entries = _spelt(index, len(x.dims))
-    if any(isinstance(e, (Labels, list, bool)) for e in entries):
+    if any(isinstance(e, (Labels, list, tuple, bool)) for e in entries):
         return _index_by_tensors(op, x, entries)
     dims: list[Dim] = []
     zero: list[bool] = []
@@ -449,12 +448,9 @@ def _index_tensor(op: Op, x: Labels, index: Any) -> Labels:
             continue
         dim = x.dims[d]
         if isinstance(entry, slice):
-            if not isinstance(dim, int):
-                if entry.step not in (None, 1) and not _is_whole(entry):
-                    op.freeze(dim, "sliced with a step")
-                dims.append(dim[entry])
-            else:
-                dims.append(len(range(*entry.indices(dim))))
+            if entry.step not in (None, 1):
+                op.freeze(dim, "sliced with a step")
+            dims.append(op.part(dim, entry))
             zero.append(x.zero[d])
         else:
             if not isinstance(dim, int):
