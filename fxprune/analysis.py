@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections import Counter
 from typing import Any
 
@@ -88,7 +89,8 @@ def _counted(op: Op, labels: Any) -> list[Term]:
         return []
     args, kwargs = fx.node.map_arg((op.node.args, op.node.kwargs), lambda n: n.meta["value"])
     real = _to_real((args, kwargs))
-    cost = count_flops(op.module, real[0] if not real[1] else real[1])
+    stand_in = copy.deepcopy(op.module).to_empty(device="cpu")
+    cost = count_flops(stand_in, real[0] if not real[1] else real[1])
     _freeze_tree(op, labels, "inside a module without a rule")
     return [Term(cost, ())] if cost else []
 

@@ -10,14 +10,12 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import math
 import operator
-import os
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
-from types import CodeType, FrameType, ModuleType
+from pathlib import Path
+from types import CodeType, FrameType
 from typing import Any, cast
 
 import torch
@@ -26,133 +24,18 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._device import _device_constructors
 
 from fxprune.errors import FxpruneError
+from fxprune.meta_results import META, call_key, leaf_key, recall, remember
+from fxprune.sizes import TracedInt, TracedNumber, TracingInt, plain, traced_number
 from fxprune.traced_module import ApplyFunction, ByMode
 
-__all__ = ["DataDependentError", "Recorder", "TracedFloat", "TracedInt", "recording", "user_frame"]
+__all__ = ["LIBRARY_FILES", "DataDependentError", "Recorder", "user_frame"]
 
-META = torch.device("meta")
-_OWN_FOLDERS = (os.path.dirname(torch.__file__) + os.sep, os.path.dirname(__file__) + os.sep, "<")
+# How the names of files start that are not the user's code; "<" is for generated code.
+LIBRARY_FILES = (str(Path(torch.__file__).parent / "_")[:-1], str(Path(__file__).parent / "_")[:-1], "<")
 
 
 class DataDependentError(FxpruneError):
     """The model's Python code asked for the value of a tensor that depends on the input."""
-
-
-# --- numbers that know how they were computed -------------------------------------------------------------------------
-
-
-class _TracedNumber:
-    recorder: Recorder
-    function: Callable[..., Any]
-    operands: tuple[Any, ...]
-    cached: fx.Node | None
-
-    def node(self) -> fx.Node:
-        if self.cached is None:
-            self.cached = self.recorder.number_node(self.function, self.operands, plain(self))
-        return self.cached
-
-
-class TracedInt(_TracedNumber, int):
-    """An int that depends on the size of a tensor."""
-
-    __hash__ = int.__hash__
-
-
-class TracedFloat(_TracedNumber, float):
-    """A float that depends on the size of a tensor."""
-
-    __hash__ = float.__hash__
-
-
-def plain(value: Any) -> Any:
-    """The number without its history."""
-    if isinstance(value, TracedInt):
-        return int.__int__(value)
-    return float.__float__(value) if isinstance(value, TracedFloat) else value
-
-
-def _number(recorder: Recorder, function: Callable[..., Any], operands: tuple[Any, ...], value: Any) -> Any:
-    kind = {int: TracedInt, float: TracedFloat}.get(type(value))
-    if kind is None:
-        return value
-    number = kind(value)
-    number.recorder, number.function, number.operands, number.cached = recorder, function, operands, None
-    return number
-
-
-def _call_with_numbers(function: Callable[..., Any], operands: tuple[Any, ...]) -> Any:
-    """`function(*operands)`, remembered where an operand is a traced number."""
-    value = function(*(_plain_nested(operand) for operand in operands))
-    for operand in operands:
-        for number in operand if isinstance(operand, (tuple, list)) else (operand,):
-            if isinstance(number, _TracedNumber) and number.recorder.active:
-                return _number(number.recorder, function, operands, value)
-    return value
-
-
-def _plain_nested(value: Any) -> Any:
-    return type(value)(map(plain, value)) if type(value) in (tuple, list) else plain(value)
-
-
-def _arithmetic(name: str, function: Callable[..., Any], reflected: bool) -> Callable[[Any, Any], Any]:
-    def method(self: Any, other: Any) -> Any:
-        if not isinstance(other, (int, float)):
-            return NotImplemented
-        return _call_with_numbers(function, (other, self) if reflected else (self, other))
-
-    method.__name__ = name
-    return method
-
-
-for _name in ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "lshift", "rshift"):
-    for _class in (TracedInt, TracedFloat):
-        setattr(_class, f"__{_name}__", _arithmetic(f"__{_name}__", getattr(operator, _name), False))
-        setattr(_class, f"__r{_name}__", _arithmetic(f"__r{_name}__", getattr(operator, _name), True))
-for _name, _function in {
-    "neg": operator.neg, "abs": abs, "round": round, "floor": math.floor, "ceil": math.ceil, "trunc": math.trunc,
-}.items():  # fmt: skip
-    for _class in (TracedInt, TracedFloat):
-        setattr(_class, f"__{_name}__", functools.partialmethod(
-            lambda self, *digits, function: _call_with_numbers(function, (self, *digits)), function=_function
-        ))  # fmt: skip
-
-
-class _IntLikeType(type):
-    def __instancecheck__(cls, instance: Any) -> bool:
-        return isinstance(instance, int)
-
-    def __subclasscheck__(cls, subclass: type) -> bool:
-        return issubclass(subclass, int)
-
-
-class _TracingInt(int, metaclass=_IntLikeType):
-    """Stands for the name `int` in the model's own source files: `int(size / 2)` would forget where it came from."""
-
-    def __new__(cls, *args: Any, **kwargs: Any) -> Any:
-        if len(args) == 1 and isinstance(args[0], _TracedNumber):
-            return args[0] if isinstance(args[0], TracedInt) else _call_with_numbers(int, args)
-        return int(*args, **kwargs)
-
-
-def _remembering(function: Callable[..., Any]) -> Callable[..., Any]:
-    @functools.wraps(function)
-    def wrapper(*args: Any, **kwargs: Any) -> Any:
-        numbers = args[0] if len(args) == 1 and isinstance(args[0], (tuple, list)) else args
-        if not kwargs and any(isinstance(number, _TracedNumber) for number in numbers):
-            return _call_with_numbers(function, args)
-        return function(*args, **kwargs)
-
-    return wrapper
-
-
-_NUMBER_FUNCTIONS: dict[Any, Callable[..., Any]] = {
-    function: _remembering(function)
-    for function in (
-        math.sqrt, math.log, math.log2, math.log10, math.exp, math.pow, math.prod, math.isqrt, math.floor, math.ceil,
-    )
-}  # fmt: skip
-_BUILTINS: dict[str, Any] = {"int": _TracingInt, "max": _remembering(max), "min": _remembering(min)}
 
 
 # --- the recorder -----------------------------------------------------------------------------------------------------
@@ -236,6 +119,7 @@ class Recorder(TorchFunctionMode):
     # -- nodes --
 
     def create_node(self, op: str, target: Any, args: Any, kwargs: Any, value: Any, origin: int) -> fx.Node:
+        """A node with its value on the meta device, of the module that is being run."""
         node = self.graph.create_node(op, target, args, kwargs)
         node.meta["value"] = value
         node.meta["module"] = self.scope[-1][0]
@@ -261,7 +145,7 @@ class Recorder(TorchFunctionMode):
             self.known[id(value)] = (value, node)
             return value
         if type(value) in (int, float):
-            number = _number(self, operator.pos, (value,), value)
+            number = traced_number(self, operator.pos, (value,), value)
             number.cached = node
             return number
         if isinstance(value, (tuple, list)) and _has_tensor(value):
@@ -283,6 +167,7 @@ class Recorder(TorchFunctionMode):
         return self.create_node("call_function", function, (node, key), {}, value, self.origin[node])
 
     def node_of(self, tensor: Tensor) -> fx.Node:
+        """The node whose value is this very tensor; parameters and constants get theirs when they are first used."""
         entry = self.known.get(id(tensor))
         if entry is not None:
             return entry[1]
@@ -300,6 +185,7 @@ class Recorder(TorchFunctionMode):
         return node
 
     def number_node(self, function: Callable[..., Any], operands: tuple[Any, ...], value: Any) -> fx.Node:
+        """The node that computes a traced number."""
         if function is _size_of:
             source, dim = operands
             after = self._last_after.get(source, source)
@@ -314,14 +200,16 @@ class Recorder(TorchFunctionMode):
         return self.create_node("call_function", function, args, {}, value, origin)
 
     def size(self, node: fx.Node, dim: int, value: int) -> TracedInt:
+        """The size of `node` in dimension `dim`."""
         size = self._sizes.get((node, dim))
         if size is None:
-            size = self._sizes[node, dim] = _number(self, _size_of, (node, dim), value)
+            size = self._sizes[node, dim] = traced_number(self, _size_of, (node, dim), value)
         return size
 
     # -- lowering arguments: to what the graph takes, and to what runs on the meta device --
 
     def lower_all(self, args: Iterable[Any]) -> tuple[tuple[Any, ...], list[Any], int]:
+        """`lower` of each, and the highest origin."""
         lowered = [self.lower(arg) for arg in args]
         return (
             tuple(symbolic for symbolic, _, _ in lowered),
@@ -330,13 +218,14 @@ class Recorder(TorchFunctionMode):
         )
 
     def lower(self, arg: Any) -> tuple[Any, Any, int]:
+        """What the graph takes for `arg`, what runs on the meta device for it, and what it is computed from."""
         kind = type(arg)
         if kind in _GRAPH_LITERALS:
             return arg, arg, _NOTHING
         if isinstance(arg, Tensor):
             node = self.node_of(arg)
             return node, arg if arg.is_meta else node.meta["value"], self.origin[node]
-        if isinstance(arg, _TracedNumber):
+        if isinstance(arg, TracedNumber):
             node = arg.node()
             return node, plain(arg), self.origin[node]
         if kind is torch.device:
@@ -359,14 +248,14 @@ class Recorder(TorchFunctionMode):
         if dataclasses.is_dataclass(arg) and not isinstance(arg, type):
             names = [field.name for field in dataclasses.fields(arg) if getattr(arg, field.name) is not None]
             items, _, origin = self.lower_all(getattr(arg, name) for name in names)
-            kwargs = dict(zip(names, items))
+            kwargs = dict(zip(names, items, strict=True))
             return self.create_node("call_function", kind, (), kwargs, arg, origin), arg, origin
         if isinstance(arg, dict):
             items, values, origin = self.lower_all(arg.values())
-            return dict(zip(arg, items)), dict(zip(arg, values)), origin
+            return dict(zip(arg, items, strict=True)), dict(zip(arg, values, strict=True)), origin
         if kind is range:
             return self.lower(list(arg))
-        if arg is _TracingInt:
+        if arg is TracingInt:
             return int, int, _NOTHING
         if arg in (int, float, bool, complex):
             return {int: torch.int64, float: torch.get_default_dtype(), bool: torch.bool}.get(arg, arg), arg, _NOTHING
@@ -396,33 +285,33 @@ class Recorder(TorchFunctionMode):
         return self.call(func, args, kwargs or {})
 
     def call(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Records the call of a torch function or tensor method."""
         op, target, args, kwargs = _as_node_target(func, args, kwargs)
         symbolic, values, origin = self.lower_all(args)
         names = list(kwargs)
         symbolic_kwargs, kwarg_values, kwarg_origin = self.lower_all(kwargs.values())
-        value_kwargs = dict(zip(names, kwarg_values))
+        value_kwargs = dict(zip(names, kwarg_values, strict=True))
         if value_kwargs.get("device") is not None or func in _constructors():
             value_kwargs["device"] = META
         if func is Tensor.to and len(values) > 1 and isinstance(values[1], str):
             values[1] = META
         run = target if target in _REFLECTED_OPERATORS and func.__name__ in _REFLECTED else _META_RUNS.get(func, func)
         return self.record(
-            op, target, symbolic, dict(zip(names, symbolic_kwargs)), max(origin, kwarg_origin),
+            op, target, symbolic, dict(zip(names, symbolic_kwargs, strict=True)), max(origin, kwarg_origin),
             lambda: run(*values, **value_kwargs), (*values, *kwarg_values),
-            _key((func, tuple(names), *values, *value_kwargs.values())),
+            call_key((func, tuple(names), *values, *value_kwargs.values())),
         )  # fmt: skip
 
     def record(
         self, op: str, target: Any, args: Any, kwargs: Any, origin: int, run: Callable[[], Any], inputs: Any,
         key: Any = None,
     ) -> Any:  # fmt: skip
-        known = None if key is None else _results.get(key)
-        if known is not None:
-            node = self.create_node(op, target, args, kwargs, known.make(), origin)
-            if known.random:
-                node.meta["random"] = True
-                self.origin[node] = _INPUTS
-            return self.adopt(node.meta["value"], node)
+        """Makes a node whose value is `run()`, or that of an earlier call with the same key."""
+        value = recall(key)
+        if value is not None:
+            node = self.create_node(op, target, args, kwargs, value, origin)
+            self._note_random(node)
+            return self.adopt(value, node)
         tensors = _tensors_in(inputs)
         versions = [tensor._version for tensor in tensors]
         grad = torch.is_grad_enabled()
@@ -436,7 +325,7 @@ class Recorder(TorchFunctionMode):
                 raise
         finally:
             torch._C._set_grad_enabled(grad)
-        mutated = [tensor for tensor, version in zip(tensors, versions) if tensor._version != version]
+        mutated = [tensor for tensor, version in zip(tensors, versions, strict=True) if tensor._version != version]
         if not mutated and op != "call_module" and not _has_tensor((value,)) and (value is not None):
             if origin < _INPUTS and _tensors_in(inputs) and isinstance(value, (bool, int, float)):
                 return self.concrete(self.create_node(op, target, args, kwargs, value, origin))
@@ -444,30 +333,38 @@ class Recorder(TorchFunctionMode):
         node = self.create_node(op, target, args, kwargs, value, max(origin, _NOTHING))
         if mutated:
             node.meta["mutates"] = True
+            for tensor in mutated:
+                self._outdate(tensor)
             self.origin[node] = _INPUTS
             for tensor in mutated:
-                if tensor is value or (op == "call_module" and value is tensor):
+                if tensor is value:
                     # From here on the tensor is what this node made of it.
                     self.known[id(tensor)] = (tensor, node)
                     return tensor
-                self._outdate(tensor)
-        name = target if isinstance(target, str) else getattr(target, "__name__", "")
-        if name in _RANDOM:
-            node.meta["random"] = True
-            self.origin[node] = _INPUTS
+        self._note_random(node)
         if isinstance(value, Tensor) and (id(value) in self.known or id(value) in self.attributes):
             # The very tensor that came in: a name of its own, or the input would be taken for this node's output.
             value = node.meta["value"] = value.detach()
-        elif key is not None and not mutated and len(_results) < _MOST_RESULTS:
-            made = _layout(value)
-            if made is not None:
-                _results[key] = _Result(made, name in _RANDOM)
+        elif not mutated:
+            remember(key, value)
         return self.adopt(value, node)
 
+    def _note_random(self, node: fx.Node) -> None:
+        name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+        if node.op != "call_module" and name in _RANDOM:
+            node.meta["random"] = True
+            self.origin[node] = _INPUTS
+
     def _outdate(self, tensor: Tensor) -> None:
+        """What may share memory with a changed tensor can no longer be computed from its node alone."""
         entry = self.known.get(id(tensor))
-        if entry is not None:
-            self.origin[entry[1]] = max(self.origin[entry[1]], _INPUTS)
+        stack = [] if entry is None else [entry[1]]
+        while stack:
+            node = stack.pop()
+            if self.origin[node] < _INPUTS:
+                self.origin[node] = _INPUTS
+                stack.extend(node.all_input_nodes)
+                stack.extend(node.users)
 
     def _run_for_real(self, op: str, target: Any, args: Any, kwargs: Any) -> Any:
         node = self.create_node(op, target, args, kwargs, None, _NOTHING)
@@ -478,6 +375,7 @@ class Recorder(TorchFunctionMode):
         return _to_meta(value)
 
     def call_module(self, module: nn.Module, call: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        """Records the call of a leaf as one node, and of any other module as what it does."""
         path = self.paths.get(id(module))
         if path is None or self.running_leaf or not self.active:
             return call(module, *args, **kwargs)
@@ -504,17 +402,19 @@ class Recorder(TorchFunctionMode):
         def run() -> Any:
             self.running_leaf += 1
             try:
-                return call(module, *values, **dict(zip(kwargs, kwarg_values)))
+                return call(module, *values, **dict(zip(kwargs, kwarg_values, strict=True)))
             finally:
                 self.running_leaf -= 1
 
         origin = max(origin, kwarg_origin, _PARAMETERS)
-        named = dict(zip(kwargs, symbolic_kwargs))
+        named = dict(zip(kwargs, symbolic_kwargs, strict=True))
         inputs = (*values, *kwarg_values)
-        key = _leaf_key(module, tuple(kwargs), inputs) if type(module).__module__.startswith("torch.nn.modules") else None
+        plain_module = type(module).__module__.startswith("torch.nn.modules.")
+        key = leaf_key(module, tuple(kwargs), inputs) if plain_module else None
         return self.record("call_module", path, symbolic, named, origin, run, inputs, key)
 
     def apply_function(self, function: type[torch.autograd.Function], call: Callable[..., Any], args: Any) -> Any:
+        """Records `function.apply(*args)`."""
         if self.running_leaf or not self.active:
             return call(*args)
         name = f"_{function.__name__.lower()}"
@@ -571,6 +471,7 @@ class Recorder(TorchFunctionMode):
             return func(self.concrete(node), *args)
 
     def set_grad_enabled(self, func: Any, enabled: bool) -> None:
+        """Records regions without gradients, unless all that is computed in them has none anyway."""
         before = torch.is_grad_enabled()
         func(enabled)
         if enabled == before or self.running_leaf or not self.active:
@@ -587,74 +488,6 @@ class Recorder(TorchFunctionMode):
             self.graph.erase_node(saved)
         else:
             self.create_node("call_function", func, (saved,), {}, None, _INPUTS)
-
-
-# --- results on the meta device, by the layout of the inputs ----------------------------------------------------------
-# Torch runs many functions on the meta device in Python, for milliseconds; a network calls them with few layouts.
-
-_MOST_RESULTS = 20_000
-
-
-@dataclasses.dataclass(frozen=True)
-class _Result:
-    layout: Any
-    random: bool
-
-    def make(self) -> Any:
-        return _empty(self.layout)
-
-
-_results: dict[Any, _Result] = {}
-
-
-def _layout(value: Any) -> Any:
-    """(kind, layouts of the items) of a tuple or list, (sizes, strides, dtype) of a tensor; None for anything else."""
-    if type(value) is Tensor:
-        return value.size(), value.stride(), value.dtype
-    if type(value) in (tuple, list):
-        items = [_layout(item) for item in value]
-        return None if None in items else (type(value), items)
-    return None
-
-
-def _empty(layout: Any) -> Any:
-    if len(layout) == 2:
-        return layout[0](map(_empty, layout[1]))
-    size, stride, dtype = layout
-    return torch.empty_strided(size, stride, dtype=dtype, device=META)
-
-
-def _key(value: Any) -> Any:
-    """What a result's layout depends on, hashable; None where that cannot be told."""
-    try:
-        key = _keyed(value)
-        hash(key)
-    except TypeError:
-        return None
-    return key
-
-
-def _keyed(value: Any) -> Any:
-    if isinstance(value, Tensor):
-        return value.size(), value.stride(), value.dtype
-    kind = type(value)
-    if kind in (tuple, list, torch.Size):
-        return kind, tuple(map(_keyed, value))
-    if kind is slice:
-        return kind, _keyed(value.start), _keyed(value.stop), _keyed(value.step)
-    if kind in (int, float, bool):
-        return kind, value
-    return value
-
-
-def _leaf_key(module: nn.Module, names: tuple[str, ...], inputs: tuple[Any, ...]) -> Any:
-    if module._modules or module._forward_hooks or module._forward_pre_hooks or getattr(module, "inplace", False):
-        return None
-    settings = [item for item in vars(module).items() if isinstance(item[1], (int, float, str, tuple))]
-    tensors = [*module._parameters.values(), *module._buffers.values()]
-    if vars(module)["training"] and module._buffers:
-        return None
-    return _key((type(module), names, *inputs, *map(tuple, settings), *tensors))
 
 
 # --- the calls that are not simply recorded ---------------------------------------------------------------------------
@@ -680,7 +513,7 @@ def _numel(recorder: Recorder, func: Any, tensor: Tensor) -> Any:
     if recorder.running_leaf or not recorder.active:
         return func(tensor)
     node = recorder.node_of(tensor)
-    number = _number(recorder, Tensor.numel, (tensor,), tensor.numel())
+    number = traced_number(recorder, Tensor.numel, (tensor,), tensor.numel())
     number.cached = recorder.create_node("call_method", "numel", (node,), {}, plain(number), recorder.origin[node])
     return number
 
@@ -823,103 +656,6 @@ def _to_meta(value: Any) -> Any:
 def user_frame() -> FrameType | None:
     """The innermost frame that is neither torch's nor ours."""
     frame: FrameType | None = sys._getframe(1)
-    while frame is not None and frame.f_code.co_filename.startswith(_OWN_FOLDERS):
+    while frame is not None and frame.f_code.co_filename.startswith(LIBRARY_FILES):
         frame = frame.f_back
     return frame
-
-
-_patches_of_module: dict[int, tuple[ModuleType, dict[str, Any]]] = {}
-
-
-def _patches(module: ModuleType) -> dict[str, Any]:
-    """Names in a source file of the model that have to mean something else while it is traced."""
-    known = _patches_of_module.get(id(module))
-    if known is not None and known[0] is module:
-        return known[1]
-    patches: dict[str, Any] = {}
-    for name, value in vars(module).items():
-        if isinstance(value, functools._lru_cache_wrapper):
-            # A cache that outlives the trace must not be filled with what belongs to it.
-            patches[name] = value.__wrapped__
-        elif type(value) is type(math.sqrt) and value in _NUMBER_FUNCTIONS:
-            patches[name] = _NUMBER_FUNCTIONS[value]
-    for name, replacement in _BUILTINS.items():
-        if name not in vars(module):
-            patches[name] = replacement
-    _patches_of_module[id(module)] = (module, patches)
-    return patches
-
-
-@contextmanager
-def recording(recorder: Recorder) -> Iterator[None]:
-    """Everything that the recorder's module does in this context, in this thread, is recorded."""
-    packages = {type(module).__module__.partition(".")[0] for module in recorder.root.modules()} - {"torch", "fxprune"}
-    original_call = nn.Module.__call__
-    original_apply = torch.autograd.Function.__dict__["apply"]
-    script_call = torch._C.ScriptFunction.__call__
-
-    def mine() -> bool:
-        return recorder.active and threading.get_ident() == recorder.thread
-
-    def call(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        if not mine():
-            return original_call(module, *args, **kwargs)
-        return recorder.call_module(module, original_call, args, kwargs)
-
-    def apply(function: Any, *args: Any, **kwargs: Any) -> Any:
-        bound = original_apply.__get__(None, function)
-        return recorder.apply_function(function, bound, args) if mine() and not kwargs else bound(*args, **kwargs)
-
-    def call_scripted(function: Any, *args: Any, **kwargs: Any) -> Any:
-        # The Python source of a scripted function is as good to trace as any other.
-        source = getattr(function, "_torchdynamo_inline", None)
-        if mine() and not recorder.running_leaf and source is not None:
-            return source(*args, **kwargs)
-        return script_call(function, *args, **kwargs)
-
-    with ExitStack() as stack:
-
-        def replace(owner: Any, name: str, value: Any) -> None:
-            stack.callback(setattr, owner, name, owner.__dict__[name])
-            setattr(owner, name, value)
-
-        for module in [module for name, module in list(sys.modules.items()) if name.partition(".")[0] in packages]:
-            for name, value in _patches(module).items() if isinstance(module, ModuleType) else ():
-                if name in vars(module):
-                    stack.callback(vars(module).__setitem__, name, vars(module)[name])
-                else:
-                    stack.callback(vars(module).pop, name, None)
-                vars(module)[name] = value
-        for function, replacement in _NUMBER_FUNCTIONS.items():
-            replace(math, function.__name__, replacement)
-        replace(nn.Module, "__call__", call)
-        replace(torch.autograd.Function, "apply", classmethod(apply))
-        if "__call__" in vars(torch._C.ScriptFunction):
-            replace(torch._C.ScriptFunction, "__call__", call_scripted)
-        stack.callback(delattr, nn.Module, "training")
-        nn.Module.training = _TrainingFlag(recorder, mine)  # type: ignore[assignment]
-        stack.callback(setattr, recorder, "active", False)
-        stack.enter_context(torch.enable_grad())
-        stack.enter_context(recorder)
-        yield
-
-
-class _TrainingFlag:
-    """Sees who reads `self.training`; a data descriptor goes before the instance's own attribute."""
-
-    def __init__(self, recorder: Recorder, mine: Callable[[], bool]) -> None:
-        self.recorder = recorder
-        self.mine = mine
-
-    def __get__(self, module: nn.Module | None, owner: type) -> Any:
-        if module is None:
-            raise AttributeError("training")
-        if self.mine() and not self.recorder.running_leaf:
-            path = self.recorder.paths.get(id(module))
-            if path is not None:
-                self.recorder.training_readers.add(path)
-        return module.__dict__["training"]
-
-    def __set__(self, module: nn.Module, value: Any) -> None:
-        module.__dict__["training"] = value
-

@@ -22,9 +22,11 @@ class ByMode(nn.Module):
         self.eval_value = eval_value
 
     def forward(self) -> Any:
+        """The value for the present mode."""
         return self.train_value if self.training else self.eval_value
 
     def extra_repr(self) -> str:
+        """What `print` shows of it."""
         return f"train_value={self.train_value!r}, eval_value={self.eval_value!r}"
 
 
@@ -36,9 +38,11 @@ class ApplyFunction(nn.Module):
         self.function = function
 
     def forward(self, *args: Any) -> Any:
+        """`function.apply(*args)`."""
         return self.function.apply(*args)
 
     def extra_repr(self) -> str:
+        """What `print` shows of it."""
         return self.function.__name__
 
 
@@ -90,7 +94,7 @@ def _dump_graph(graph: fx.Graph) -> list[tuple[Any, ...]]:
     index = {node: i for i, node in enumerate(graph.nodes)}
 
     def refer(arg: Any) -> Any:
-        return fx.node.map_arg(arg, lambda node: _Ref(index[node]))
+        return fx.node.map_aggregate(arg, lambda leaf: _Ref(index[leaf]) if isinstance(leaf, fx.Node) else leaf)  # type: ignore[arg-type, return-value]
 
     return [
         (node.op, node.target, refer(node.args), refer(node.kwargs), node.name, node.type, dict(node.meta))
@@ -102,8 +106,11 @@ def _load_graph(rows: list[tuple[Any, ...]]) -> fx.Graph:
     graph = fx.Graph()
     nodes: list[fx.Node] = []
 
+    def restore(leaf: Any) -> Any:
+        return nodes[leaf.index] if isinstance(leaf, _Ref) else leaf
+
     def resolve(arg: Any) -> Any:
-        return fx.node.map_aggregate(arg, lambda leaf: nodes[leaf.index] if isinstance(leaf, _Ref) else leaf)
+        return fx.node.map_aggregate(arg, restore)
 
     for op, target, args, kwargs, name, type_expr, meta in rows:
         node = graph.create_node(op, target, resolve(args), resolve(kwargs), name, type_expr)

@@ -6,7 +6,6 @@ import copy
 import functools
 import inspect
 import linecache
-import os
 import traceback
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
@@ -14,24 +13,19 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from fxprune.errors import FxpruneError
-from fxprune.recording import META, DataDependentError, Recorder, recording
+from fxprune.meta_results import META
+from fxprune.modes import compare, insert_modes, small_readers
+from fxprune.patching import recording
+from fxprune.recording import LIBRARY_FILES, DataDependentError, Recorder
 from fxprune.traced_module import ApplyFunction, ByMode, TracedModule
 
 __all__ = ["TracedModule", "trace"]
 
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict, nn.ParameterList, nn.ParameterDict)
-_CONTRACTIONS = (
-    nn.Linear, nn.Bilinear, nn.modules.conv._ConvNd, nn.MultiheadAttention, nn.RNNBase, nn.Embedding,
-)  # fmt: skip
-_DROPOUTS: dict[str, type[nn.Module]] = {
-    "dropout": nn.Dropout, "dropout1d": nn.Dropout1d, "dropout2d": nn.Dropout2d, "dropout3d": nn.Dropout3d,
-    "alpha_dropout": nn.AlphaDropout, "feature_alpha_dropout": nn.FeatureAlphaDropout,
-}  # fmt: skip
-
 Leaves = tuple[str | type[nn.Module], ...]
 
 
@@ -67,13 +61,14 @@ def trace(
             except FxpruneError as error:
                 notes.append(f"Control flow on the training mode is that of eval: training cannot be traced ({error})")
                 break
-            differences = _compare(recorded, trained)
-            mode_dependent = _small_readers(model, recorded.training_readers | trained.training_readers, differences)
+            differences = compare(recorded, trained)
+            readers = recorded.training_readers | trained.training_readers
+            mode_dependent = small_readers(model, readers, differences)
             if mode_dependent <= kept:
-                _insert_modes(recorded, differences.literals)
+                insert_modes(recorded, differences.literals)
                 notes.extend(
                     f"Control flow on the training mode in `{path or type(model).__name__}` is that of eval."
-                    for path in sorted(differences.scopes)
+                    for path in sorted(differences.scopes & readers or differences.scopes and {""})
                 )
                 break
             kept |= mode_dependent
@@ -145,7 +140,7 @@ def _cloned(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
             attributes[name] = {key: child and _cloned(child, memo) for key, child in value.items()}
         elif name in ("_parameters", "_buffers"):
             attributes[name] = {
-                key: tensor if tensor is None else memo[id(tensor)] if id(tensor) in memo else copy.deepcopy(tensor, memo)
+                key: memo[id(tensor)] if id(tensor) in memo else copy.deepcopy(tensor, memo)
                 for key, tensor in value.items()
             }
         elif value_kind in (dict, OrderedDict, set, list, tuple) and not value:
@@ -163,8 +158,7 @@ def _tensors_of(model: nn.Module) -> Iterable[Tensor]:
 
 
 def _meta_like(tensor: Tensor) -> Tensor:
-    meta = torch.empty_strided(tensor.size(), tensor.stride(), dtype=tensor.dtype, device=META)
-    return meta
+    return torch.empty_strided(tensor.size(), tensor.stride(), dtype=tensor.dtype, device=META)
 
 
 def _meta_twin(model: nn.Module) -> tuple[nn.Module, dict[int, Tensor]]:
@@ -172,7 +166,7 @@ def _meta_twin(model: nn.Module) -> tuple[nn.Module, dict[int, Tensor]]:
     real: dict[int, Tensor] = {}
 
     def convert(tensor: Tensor) -> Tensor:
-        if isinstance(tensor, nn.parameter.UninitializedTensorMixin):
+        if isinstance(tensor, (nn.UninitializedParameter, nn.UninitializedBuffer)):
             raise FxpruneError("The model has lazy modules: run it once on an input before tracing it.")
         meta = _meta_like(tensor)
         if isinstance(tensor, nn.Parameter):
@@ -211,26 +205,11 @@ class _Source:
         bound, signature = self._bind(twin)
         for name, value in bound.items():
             kind = signature.parameters[name].kind
-            star = {inspect.Parameter.VAR_POSITIONAL: "*", inspect.Parameter.VAR_KEYWORD: "**"}.get(kind, "")
+            star = "*" if kind is kind.VAR_POSITIONAL else "**" if kind is kind.VAR_KEYWORD else ""
             recorder.placeholder(star + name, _to_meta(value), value)
         try:
             with recording(recorder):
-                given = recorder.adopt_placeholders()
-                positional: list[Any] = []
-                named: dict[str, Any] = {}
-                for target, value in given.items():
-                    if target.startswith("**"):
-                        named.update(value)
-                    elif target.startswith("*"):
-                        positional.extend(value)
-                    elif signature.parameters[target].kind is inspect.Parameter.KEYWORD_ONLY:
-                        named[target] = value
-                    elif positional or signature.parameters[target].kind is inspect.Parameter.POSITIONAL_ONLY:
-                        positional.append(value)
-                    elif any(name.startswith("*") and not name.startswith("**") for name in given):
-                        positional.append(value)
-                    else:
-                        named[target] = value
+                positional, named = _call_arguments(recorder.adopt_placeholders(), signature)
                 output = twin(*positional, **named)
                 with torch._C.DisableTorchFunction():
                     result, values, origin = recorder.lower(output)
@@ -312,6 +291,25 @@ class _Source:
         return TracedModule.assemble(root, recorded.graph, type(self.model).__name__)
 
 
+def _call_arguments(given: dict[str, Any], signature: inspect.Signature) -> tuple[list[Any], dict[str, Any]]:
+    """Placeholders to the arguments of the call, which are by name unless that is impossible."""
+    positional: list[Any] = []
+    named: dict[str, Any] = {}
+    variadic = any(target.startswith("*") and not target.startswith("**") for target in given)
+    for target, value in given.items():
+        if target.startswith("**"):
+            named.update(value)
+        elif target.startswith("*"):
+            positional.extend(value)
+        else:
+            kind = signature.parameters[target].kind
+            if kind is kind.POSITIONAL_ONLY or (variadic and kind is kind.POSITIONAL_OR_KEYWORD):
+                positional.append(value)
+            else:
+                named[target] = value
+    return positional, named
+
+
 def _install(root: nn.Module, path: str, module: nn.Module, model: nn.Module) -> None:
     parent, original = root, model
     *prefix, name = path.split(".")
@@ -360,157 +358,6 @@ def _doubled(value: Any) -> Any:
     return type(value)(map(_doubled, value)) if type(value) in (tuple, list) else value
 
 
-# --- train against eval -----------------------------------------------------------------------------------------------
-
-
-@dataclass
-class _Literal:
-    """A literal argument of `node` that is `train_value` in training; `place` leads to it from (args, kwargs)."""
-
-    node: fx.Node
-    place: tuple[Any, ...]
-    eval_value: Any
-    train_value: Any
-
-
-@dataclass
-class _Differences:
-    scopes: set[str]
-    calls_differ: set[str]
-    literals: list[_Literal]
-
-
-def _compare(in_eval: Recorder, in_training: Recorder) -> _Differences:
-    """How the graph of a model in training differs from that in eval, module call by module call."""
-    calls = [_nodes_by_call(recorder) for recorder in (in_eval, in_training)]
-    differences = _Differences(set(), set(), [])
-    partner: dict[fx.Node, fx.Node] = {}
-    for call in calls[0].keys() | calls[1].keys():
-        ours, theirs = (by_call.get(call, []) for by_call in calls)
-        if [(node.op, node.target) for node in ours] == [(node.op, node.target) for node in theirs]:
-            partner.update(zip(ours, theirs))
-        else:
-            differences.calls_differ.add(call[0])
-    differences.scopes |= differences.calls_differ
-    for ours, theirs in partner.items():
-        found: list[_Literal] = []
-        if _arguments_differ(ours, (ours.args, ours.kwargs), (theirs.args, theirs.kwargs), (), partner, found):
-            differences.scopes.add(ours.meta["module"])
-        else:
-            differences.literals.extend(found)
-    return differences
-
-
-def _nodes_by_call(recorder: Recorder) -> dict[tuple[str, int], list[fx.Node]]:
-    by_call: dict[tuple[str, int], list[fx.Node]] = {}
-    for node in recorder.graph.nodes:
-        # Parameters are read where they are first used, which says nothing about the mode.
-        if node.op != "get_attr":
-            by_call.setdefault(recorder.scopes[node], []).append(node)
-    return by_call
-
-
-def _arguments_differ(
-    node: fx.Node, ours: Any, theirs: Any, place: tuple[Any, ...], partner: dict[fx.Node, fx.Node],
-    found: list[_Literal],
-) -> bool:  # fmt: skip
-    if isinstance(ours, fx.Node) and isinstance(theirs, fx.Node):
-        if ours.op == "get_attr":
-            return theirs.op != "get_attr" or ours.target != theirs.target
-        return partner.get(ours) is not theirs
-    if isinstance(ours, (tuple, list)) and isinstance(theirs, (tuple, list)) and len(ours) == len(theirs):
-        return any([
-            _arguments_differ(node, a, b, (*place, i), partner, found) for i, (a, b) in enumerate(zip(ours, theirs))
-        ])  # fmt: skip
-    if isinstance(ours, dict) and isinstance(theirs, dict) and ours.keys() == theirs.keys():
-        return any([_arguments_differ(node, ours[key], theirs[key], (*place, key), partner, found) for key in ours])
-    if isinstance(ours, slice) and isinstance(theirs, slice):
-        return _arguments_differ(
-            node, (ours.start, ours.stop, ours.step), (theirs.start, theirs.stop, theirs.step), place, partner, []
-        ) or (not _has_node(ours) and ours != theirs)
-    if isinstance(ours, (bool, int, float)) and isinstance(theirs, (bool, int, float)):
-        if (ours != theirs and (ours == ours or theirs == theirs)) or type(ours) is not type(theirs):
-            found.append(_Literal(node, place, ours, theirs))
-        return False
-    return bool(ours != theirs)
-
-
-def _has_node(value: slice) -> bool:
-    return any(isinstance(part, fx.Node) for part in (value.start, value.stop, value.step))
-
-
-def _small_readers(model: nn.Module, readers: set[str], differences: _Differences) -> set[str]:
-    """The modules to keep whole: those that read the mode where calls differ, unless they hold weights to prune."""
-    small: set[str] = set()
-    for path in differences.calls_differ:
-        while path and path not in readers:
-            path = path.rpartition(".")[0]
-        if path and not any(isinstance(module, _CONTRACTIONS) for module in model.get_submodule(path).modules()):
-            small.add(path)
-    return small
-
-
-def _insert_modes(recorded: Recorder, literals: list[_Literal]) -> None:
-    """Literals that depend on the mode become modules, which follow train() and eval()."""
-    by_node: dict[fx.Node, list[_Literal]] = {}
-    for literal in literals:
-        by_node.setdefault(literal.node, []).append(literal)
-    for node, found in by_node.items():
-        dropout = _as_dropout(node, found)
-        scope = node.meta["module"]
-        if dropout is not None:
-            module, value = dropout
-            node.target, node.op = _new_path(recorded, scope, "functional_dropout", module), "call_module"
-            node.args, node.kwargs = (value,), {}
-            continue
-        for literal in found:
-            name = str(literal.place[-1]) if literal.place[0] == 1 else f"argument_{literal.place[-1]}"
-            module = ByMode(literal.train_value, literal.eval_value)
-            path = _new_path(recorded, scope, f"{name}_by_mode", module)
-            with recorded.graph.inserting_before(node):
-                by_mode = recorded.graph.create_node("call_module", path)
-            by_mode.meta.update(value=literal.eval_value, module=scope)
-            args, kwargs = _replaced((node.args, node.kwargs), literal.place, by_mode)
-            node.args, node.kwargs = args, kwargs
-
-
-def _replaced(value: Any, place: tuple[Any, ...], new: Any) -> Any:
-    if not place:
-        return new
-    key, *rest = place
-    if isinstance(value, dict):
-        return {**value, key: _replaced(value[key], tuple(rest), new)}
-    items = list(value)
-    items[key] = _replaced(items[key], tuple(rest), new)
-    return tuple(items) if isinstance(value, tuple) else items
-
-
-def _as_dropout(node: fx.Node, literals: list[_Literal]) -> tuple[nn.Module, fx.Node] | None:
-    name = getattr(node.target, "__name__", "")
-    if node.op != "call_function" or getattr(nn.functional, name, None) is not node.target or name not in _DROPOUTS:
-        return None
-    signature = inspect.signature(cast(Callable[..., Any], node.target))
-    bound = signature.bind(*node.args, **node.kwargs)
-    bound.apply_defaults()
-    given = dict(bound.arguments)
-    value, p, inplace = given["input"], given["p"], given["inplace"]
-    only_training = len(literals) == 1 and (literals[0].eval_value, literals[0].train_value) == (False, True)
-    if not only_training or not isinstance(value, fx.Node) or not isinstance(p, (int, float)):
-        return None
-    return _DROPOUTS[name](p=p, inplace=inplace), value
-
-
-def _new_path(recorded: Recorder, scope: str, name: str, module: nn.Module) -> str:
-    taken = {*recorded.original_paths, *recorded.functions}
-    stem = f"{scope}.{name}" if scope else name
-    path, count = stem, 0
-    while path in taken:
-        count += 1
-        path = f"{stem}_{count}"
-    recorded.functions[path] = module
-    return path
-
-
 # --- tidying ----------------------------------------------------------------------------------------------------------
 
 
@@ -555,11 +402,10 @@ def _is_pure(recorded: Recorder, path: str) -> bool:
 
 # --- errors -----------------------------------------------------------------------------------------------------------
 
-_LIBRARY = (os.path.dirname(torch.__file__) + os.sep, os.path.dirname(__file__) + os.sep, "<")
-
 
 def _explained(model: nn.Module, recorder: Recorder, error: Exception) -> FxpruneError:
-    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith(_LIBRARY)]
+    stack = traceback.extract_tb(error.__traceback__)
+    frames = [frame for frame in stack if not frame.filename.startswith(LIBRARY_FILES)]
     place = f"{frames[-1].filename}:{frames[-1].lineno}" if frames else "unknown source"
     line = linecache.getline(frames[-1].filename, frames[-1].lineno or 0).strip() if frames else ""
     path = recorder.failed_in or ""

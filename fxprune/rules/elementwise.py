@@ -11,7 +11,7 @@ from torch import nn
 from fxprune.channels import Dim, Labels, is_labelled, size_of
 from fxprune.rules.registry import Call, Op, Rewrite, rule
 
-__all__ = ["broadcast"]
+__all__ = ["broadcast", "elementwise"]
 
 _ACTIVATIONS = (
     *(nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.CELU, nn.SELU, nn.GELU, nn.SiLU, nn.Mish, nn.Hardswish),
@@ -27,7 +27,7 @@ clamp_max clip nan_to_num isnan isinf isfinite logical_not bitwise_not __neg__ _
 """.split()
 
 _NARY = """
-add sub mul div truediv true_divide floordiv floor_divide remainder mod fmod rsub pow maximum minimum max min
+add sub mul div truediv true_divide floordiv floor_divide remainder mod fmod rsub pow maximum minimum
 where lerp addcmul addcdiv atan2 hypot eq ne lt le gt ge logical_and logical_or logical_xor bitwise_and bitwise_or
 masked_fill copysign xlogy iadd isub imul itruediv and_ or_ copy_ subtract multiply divide
 __add__ __radd__ __sub__ __rsub__ __mul__ __rmul__ __truediv__ __rtruediv__ __pow__ __rpow__
@@ -66,7 +66,7 @@ def _stays_zero(op: Op, arguments: tuple[Any, ...], options: dict[str, Any], zer
                 result = getattr(args[0], str(op.node.target))(*args[1:], **kwargs)
             else:
                 result = op.node.target(*args, **kwargs)  # type: ignore[operator]
-        except (RuntimeError, TypeError):
+        except (RuntimeError, TypeError, IndexError):
             return False
         if not isinstance(result, torch.Tensor) or bool((result != 0).any()):
             return False

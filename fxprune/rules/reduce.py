@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from fxprune.channels import Labels, size_of
+from fxprune.rules.elementwise import elementwise
 from fxprune.rules.registry import Call, Op, Rewrite, rule
 
 __all__: list[str] = []
@@ -66,11 +67,15 @@ def _(op: Rewrite, input: Any, dim: Any = None, keepdim: Any = False, dtype: Any
     return Call((scaled,) if dim is None else (scaled, dim, keepdim), {} if dtype is None else {"dtype": dtype})
 
 
-@rule("amax", "amin", "prod", "std", "var", "logsumexp", "argmax", "argmin", "any", "all", "median", "std_mean", "var_mean")
+_STATISTICS = "amax amin prod std var logsumexp argmax argmin any all median std_mean var_mean nanmean nansum".split()
+
+
+@rule(*_STATISTICS)
 def statistic(op: Op, input: Labels, dim: Any = None, *arguments: Any, keepdim: bool = False, **options: Any) -> Any:
     if dim is None or isinstance(dim, bool):
         op.freeze(input, f"reduced by {_name(op)}")
         return _shaped(op, Labels.plain)
+    keepdim = keepdim or (bool(arguments) and arguments[-1] is True)
     kept = _reduce(op, input, dim, keepdim, additive=False)
     unsure = Labels(kept.dims, (False,) * len(kept.dims))
     return _shaped(op, lambda shape: unsure if unsure.shape == tuple(shape) else _plain_frozen(op, input, shape))
@@ -86,6 +91,14 @@ def _shaped(op: Op, make: Any) -> Any:
     if isinstance(value, torch.Tensor):
         return make(value.shape)
     return tuple(make(item.shape) for item in value)
+
+
+@rule("max", "min")
+def extreme(op: Op, input: Labels, *arguments: Any, **options: Any) -> Any:
+    """Of two tensors it is element-wise, of one a reduction."""
+    if any(isinstance(argument, Labels) for argument in (*arguments, *options.values())):
+        return elementwise.propagate(op, input, *arguments, **options)
+    return statistic.propagate(op, input, *arguments, **options)
 
 
 @rule("norm", "vector_norm")

@@ -1,0 +1,174 @@
+"""Train against eval: what a model does differently in training, and how its graph follows the mode."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, cast
+
+from torch import fx, nn
+
+from fxprune.recording import Recorder
+from fxprune.traced_module import ByMode
+
+__all__ = ["Differences", "compare", "insert_modes", "small_readers"]
+
+_CONTRACTIONS = (
+    nn.Linear, nn.Bilinear, nn.modules.conv._ConvNd, nn.MultiheadAttention, nn.RNNBase, nn.Embedding,
+)  # fmt: skip
+_DROPOUTS: dict[str, type[nn.Module]] = {
+    "dropout": nn.Dropout, "dropout1d": nn.Dropout1d, "dropout2d": nn.Dropout2d, "dropout3d": nn.Dropout3d,
+    "alpha_dropout": nn.AlphaDropout, "feature_alpha_dropout": nn.FeatureAlphaDropout,
+}  # fmt: skip
+
+
+@dataclass
+class _Literal:
+    """A literal argument of `node` that is `train_value` in training; `place` leads to it from (args, kwargs)."""
+
+    node: fx.Node
+    place: tuple[Any, ...]
+    eval_value: Any
+    train_value: Any
+
+
+@dataclass
+class Differences:
+    """The paths of modules that run differently, those that make other calls, and literals that merely differ."""
+
+    scopes: set[str]
+    calls_differ: set[str]
+    literals: list[_Literal]
+
+
+def compare(in_eval: Recorder, in_training: Recorder) -> Differences:
+    """How the graph of a model in training differs from that in eval, module call by module call."""
+    calls = [_nodes_by_call(recorder) for recorder in (in_eval, in_training)]
+    differences = Differences(set(), set(), [])
+    partner: dict[fx.Node, fx.Node] = {}
+    for call in calls[0].keys() | calls[1].keys():
+        ours, theirs = (by_call.get(call, []) for by_call in calls)
+        if [(node.op, node.target) for node in ours] == [(node.op, node.target) for node in theirs]:
+            partner.update(zip(ours, theirs, strict=True))
+        else:
+            differences.calls_differ.add(call[0])
+    differences.scopes |= differences.calls_differ
+    for node, other in partner.items():
+        found: list[_Literal] = []
+        if _arguments_differ(node, (node.args, node.kwargs), (other.args, other.kwargs), (), partner, found):
+            differences.scopes.add(node.meta["module"])
+        else:
+            differences.literals.extend(found)
+    return differences
+
+
+def _nodes_by_call(recorder: Recorder) -> dict[tuple[str, int], list[fx.Node]]:
+    by_call: dict[tuple[str, int], list[fx.Node]] = {}
+    for node in recorder.graph.nodes:
+        # Parameters are read where they are first used, which says nothing about the mode.
+        if node.op != "get_attr":
+            by_call.setdefault(recorder.scopes[node], []).append(node)
+    return by_call
+
+
+def _arguments_differ(
+    node: fx.Node, ours: Any, theirs: Any, place: tuple[Any, ...], partner: dict[fx.Node, fx.Node],
+    found: list[_Literal],
+) -> bool:  # fmt: skip
+    if isinstance(ours, fx.Node) and isinstance(theirs, fx.Node):
+        if ours.op == "get_attr":
+            return theirs.op != "get_attr" or ours.target != theirs.target
+        return partner.get(ours) is not theirs
+    if isinstance(ours, (tuple, list)) and isinstance(theirs, (tuple, list)) and len(ours) == len(theirs):
+        return any(
+            _arguments_differ(node, a, b, (*place, i), partner, found)
+            for i, (a, b) in enumerate(zip(ours, theirs, strict=True))
+        )
+    if isinstance(ours, dict) and isinstance(theirs, dict) and ours.keys() == theirs.keys():
+        return any(_arguments_differ(node, ours[key], theirs[key], (*place, key), partner, found) for key in ours)
+    if isinstance(ours, slice) and isinstance(theirs, slice):
+        return _arguments_differ(
+            node, (ours.start, ours.stop, ours.step), (theirs.start, theirs.stop, theirs.step), place, partner, []
+        ) or (not _has_node(ours) and ours != theirs)
+    if isinstance(ours, (bool, int, float)) and isinstance(theirs, (bool, int, float)):
+        if (ours != theirs and (ours == ours or theirs == theirs)) or type(ours) is not type(theirs):
+            found.append(_Literal(node, place, ours, theirs))
+        return False
+    return bool(ours != theirs)
+
+
+def _has_node(value: slice) -> bool:
+    return any(isinstance(part, fx.Node) for part in (value.start, value.stop, value.step))
+
+
+def small_readers(model: nn.Module, readers: set[str], differences: Differences) -> set[str]:
+    """The modules to keep whole: those that read the mode where calls differ, unless they hold weights to prune."""
+    small: set[str] = set()
+    for path in differences.calls_differ:
+        while path and path not in readers:
+            path = path.rpartition(".")[0]
+        if path and not any(isinstance(module, _CONTRACTIONS) for module in model.get_submodule(path).modules()):
+            small.add(path)
+    return small
+
+
+def insert_modes(recorded: Recorder, literals: list[_Literal]) -> None:
+    """Literals that depend on the mode become modules, which follow train() and eval()."""
+    by_node: dict[fx.Node, list[_Literal]] = {}
+    for literal in literals:
+        by_node.setdefault(literal.node, []).append(literal)
+    for node, found in by_node.items():
+        dropout = _as_dropout(node, found)
+        scope = node.meta["module"]
+        if dropout is not None:
+            module, value = dropout
+            node.target, node.op = _new_path(recorded, scope, "functional_dropout", module), "call_module"
+            node.args, node.kwargs = (value,), {}
+            continue
+        for literal in found:
+            name = str(literal.place[-1]) if literal.place[0] == 1 else f"argument_{literal.place[-1]}"
+            module = ByMode(literal.train_value, literal.eval_value)
+            path = _new_path(recorded, scope, f"{name}_by_mode", module)
+            with recorded.graph.inserting_before(node):
+                by_mode = recorded.graph.create_node("call_module", path)
+            by_mode.meta.update(value=literal.eval_value, module=scope)
+            args, kwargs = _replaced((node.args, node.kwargs), literal.place, by_mode)
+            node.args, node.kwargs = args, kwargs
+
+
+def _replaced(value: Any, place: tuple[Any, ...], new: Any) -> Any:
+    if not place:
+        return new
+    key, *rest = place
+    if isinstance(value, dict):
+        return {**value, key: _replaced(value[key], tuple(rest), new)}
+    items = list(value)
+    items[key] = _replaced(items[key], tuple(rest), new)
+    return tuple(items) if isinstance(value, tuple) else items
+
+
+def _as_dropout(node: fx.Node, literals: list[_Literal]) -> tuple[nn.Module, fx.Node] | None:
+    name = getattr(node.target, "__name__", "")
+    if node.op != "call_function" or getattr(nn.functional, name, None) is not node.target or name not in _DROPOUTS:
+        return None
+    signature = inspect.signature(cast(Callable[..., Any], node.target))
+    bound = signature.bind(*node.args, **node.kwargs)
+    bound.apply_defaults()
+    given = dict(bound.arguments)
+    value, p, inplace = given["input"], given["p"], given["inplace"]
+    only_training = len(literals) == 1 and (literals[0].eval_value, literals[0].train_value) == (False, True)
+    if not only_training or not isinstance(value, fx.Node) or not isinstance(p, (int, float)):
+        return None
+    return _DROPOUTS[name](p=p, inplace=inplace), value
+
+
+def _new_path(recorded: Recorder, scope: str, name: str, module: nn.Module) -> str:
+    taken = {*recorded.original_paths, *recorded.functions}
+    stem = f"{scope}.{name}" if scope else name
+    path, count = stem, 0
+    while path in taken:
+        count += 1
+        path = f"{stem}_{count}"
+    recorded.functions[path] = module
+    return path

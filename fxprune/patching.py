@@ -1,0 +1,116 @@
+"""What has to mean something else while a model is traced, and is put back afterwards."""
+
+from __future__ import annotations
+
+import functools
+import math
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import nn
+
+from fxprune.recording import Recorder
+from fxprune.sizes import BUILTINS, NUMBER_FUNCTIONS
+
+__all__ = ["recording"]
+
+_patches_of_module: dict[int, tuple[ModuleType, dict[str, Any]]] = {}
+
+
+def _patches(module: ModuleType) -> dict[str, Any]:
+    """Names in a source file of the model that have to mean something else while it is traced."""
+    known = _patches_of_module.get(id(module))
+    if known is not None and known[0] is module:
+        return known[1]
+    patches: dict[str, Any] = {}
+    for name, value in vars(module).items():
+        if isinstance(value, functools._lru_cache_wrapper):
+            # A cache that outlives the trace must not be filled with what belongs to it.
+            patches[name] = value.__wrapped__
+        elif type(value) is type(math.sqrt) and value in NUMBER_FUNCTIONS:
+            patches[name] = NUMBER_FUNCTIONS[value]
+    for name, replacement in BUILTINS.items():
+        if name not in vars(module):
+            patches[name] = replacement
+    _patches_of_module[id(module)] = (module, patches)
+    return patches
+
+
+@contextmanager
+def recording(recorder: Recorder) -> Iterator[None]:
+    """Everything that the recorder's module does in this context, in this thread, is recorded."""
+    packages = {type(module).__module__.partition(".")[0] for module in recorder.root.modules()} - {"torch", "fxprune"}
+    original_call = nn.Module.__call__
+    original_apply = torch.autograd.Function.__dict__["apply"]
+    script_call = torch._C.ScriptFunction.__call__
+
+    def mine() -> bool:
+        return recorder.active and threading.get_ident() == recorder.thread
+
+    def call(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        if not mine():
+            return original_call(module, *args, **kwargs)
+        return recorder.call_module(module, original_call, args, kwargs)
+
+    def apply(function: Any, *args: Any, **kwargs: Any) -> Any:
+        bound = original_apply.__get__(None, function)
+        return recorder.apply_function(function, bound, args) if mine() and not kwargs else bound(*args, **kwargs)
+
+    def call_scripted(function: Any, *args: Any, **kwargs: Any) -> Any:
+        # The Python source of a scripted function is as good to trace as any other.
+        source = getattr(function, "_torchdynamo_inline", None)
+        if mine() and not recorder.running_leaf and source is not None:
+            return source(*args, **kwargs)
+        return script_call(function, *args, **kwargs)
+
+    with ExitStack() as stack:
+
+        def replace(owner: Any, name: str, value: Any) -> None:
+            stack.callback(setattr, owner, name, owner.__dict__[name])
+            setattr(owner, name, value)
+
+        own: list[Any] = [module for name, module in list(sys.modules.items()) if name.partition(".")[0] in packages]
+        for module in own:
+            for name, value in _patches(module).items() if isinstance(module, ModuleType) else ():
+                if name in vars(module):
+                    stack.callback(vars(module).__setitem__, name, vars(module)[name])
+                else:
+                    stack.callback(vars(module).pop, name, None)
+                vars(module)[name] = value
+        for function, replacement in NUMBER_FUNCTIONS.items():
+            replace(math, function.__name__, replacement)
+        replace(nn.Module, "__call__", call)
+        replace(torch.autograd.Function, "apply", classmethod(apply))
+        if "__call__" in vars(torch._C.ScriptFunction):
+            replace(torch._C.ScriptFunction, "__call__", call_scripted)
+        stack.callback(delattr, nn.Module, "training")
+        nn.Module.training = _TrainingFlag(recorder, mine)  # type: ignore[assignment]
+        stack.callback(setattr, recorder, "active", False)
+        stack.enter_context(torch.enable_grad())
+        stack.enter_context(recorder)
+        yield
+
+
+class _TrainingFlag:
+    """Sees who reads `self.training`; a data descriptor goes before the instance's own attribute."""
+
+    def __init__(self, recorder: Recorder, mine: Callable[[], bool]) -> None:
+        self.recorder = recorder
+        self.mine = mine
+
+    def __get__(self, module: nn.Module | None, owner: type) -> Any:
+        if module is None:
+            raise AttributeError("training")
+        if self.mine() and not self.recorder.running_leaf:
+            path = self.recorder.paths.get(id(module))
+            if path is not None:
+                self.recorder.training_readers.add(path)
+        return module.__dict__["training"]
+
+    def __set__(self, module: nn.Module, value: Any) -> None:
+        module.__dict__["training"] = value
