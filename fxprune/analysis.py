@@ -39,6 +39,7 @@ def analyze(traced: fx.GraphModule) -> ChannelGraph:
     modules = dict(traced.named_modules())
     labels_of: dict[str, Any] = {}
     terms: list[Term] = []
+    contractions: dict[str, tuple[tuple[str, int], ...]] = {}
     for node in traced.graph.nodes:
         if "value" not in node.meta:
             raise FxpruneError(f"node {node.name} has no value: pass what fxprune.trace returned, not another graph")
@@ -47,7 +48,16 @@ def analyze(traced: fx.GraphModule) -> ChannelGraph:
         labels, cost = _propagate(op)
         labels_of[node.name] = labels
         terms.extend(cost)
-    return _collect(traced, ids, parameters, labels_of, terms)
+        if entering := _entering(op):
+            contractions[node.name] = entering
+    return _collect(traced, ids, parameters, labels_of, terms, contractions)
+
+
+def _entering(op: Op) -> tuple[tuple[str, int], ...]:
+    """The node's arguments, and their labelled dimensions, that are summed over."""
+    names = {id(op.labels_of[n.name]): n.name for n in reversed(op.node.all_input_nodes)}
+    places = ((names.get(id(x)), d) for x, d in op.contractions if not isinstance(x.dims[d], int))
+    return tuple(dict.fromkeys((name, d) for name, d in places if name is not None))
 
 
 def _propagate(op: Op) -> tuple[Any, list[Term]]:
@@ -147,7 +157,8 @@ def _freeze_tree(op: Op, tree: Any, reason: str) -> None:
 
 
 def _collect(
-    traced: fx.GraphModule, ids: IdTable, parameters: Parameters, labels_of: dict[str, Any], terms: list[Term]
+    traced: fx.GraphModule, ids: IdTable, parameters: Parameters, labels_of: dict[str, Any], terms: list[Term],
+    contractions: dict[str, tuple[tuple[str, int], ...]],
 ) -> ChannelGraph:
     """Turn ids into channel numbers, and gather the channels that live on the same dimensions."""
     channel_of, frozen_reasons, reluctant_reasons = ids.resolve()
@@ -178,6 +189,7 @@ def _collect(
         frozen=frozen,
         flops=build_polynomial(in_channels, num_channels),
         num_channels=num_channels,
+        contractions=contractions,
         remarks=tuple(traced.meta.get("notes", ())),
     )
 

@@ -229,6 +229,9 @@ class ChannelGraph:
         frozen: the channels that cannot, with the reason.
         flops: FLOPs as a polynomial in the kept channels, as fvcore counts them.
         num_channels: the number of channels, frozen ones included.
+        contractions: by node name, the arguments (node name, dimension) whose channels are summed over there. A gate
+            that is zero at these places removes its channel exactly.
+        remarks: what the tracer had to decide.
     """
 
     module: fx.GraphModule
@@ -238,6 +241,7 @@ class ChannelGraph:
     frozen: tuple[Frozen, ...]
     flops: Polynomial
     num_channels: int
+    contractions: Mapping[str, tuple[tuple[str, int], ...]] = field(default_factory=dict)
     remarks: tuple[str, ...] = field(default=())
 
     def __str__(self) -> str:

@@ -38,6 +38,7 @@ def _convolve(op: Op, x: Labels, weight: Labels, bias: Labels | None, groups: in
         contract(op, x, axis, weight, 0 if transposed else 1)
         out = weight.dims[1 if transposed else 0]
     else:
+        op.enters(x, axis)
         if not (weight.zero[0] and weight.zero[1]) and not x.zero[axis]:
             op.freeze(x.dims[axis], "contracted where it is not zero")
         out = _convolve_groups(op, x.dims[axis], weight.dims[0], weight.dims[1], groups, transposed)

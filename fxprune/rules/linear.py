@@ -20,6 +20,7 @@ def contract(op: Op, left: Labels, d: int, right: Labels, e: int) -> None:
     A removed channel must contribute zero: one of the two is zero there, or the channel stays.
     """
     dim = op.unite(left.dims[d], right.dims[e])
+    op.enters(left, d)
     if not (left.zero[d] or right.zero[e]):
         op.freeze(dim, "contracted where it is not zero")
 
@@ -150,8 +151,11 @@ def einsum(op: Op, equation: str, *operands: Any) -> Labels:
                 dims[letter] = dim
             zero[letter] = zero.get(letter, False) or (is_zero and size_of(dim) != 1)
     for letter, dim in dims.items():
-        if letter not in result and not zero[letter]:
-            op.freeze(dim, "contracted where it is not zero")
+        if letter not in result:
+            letters, x = next((letters, x) for letters, x in zip(terms, operands, strict=True) if letter in letters)
+            op.enters(x, letters.index(letter))
+            if not zero[letter]:
+                op.freeze(dim, "contracted where it is not zero")
     return Labels(tuple(dims[c] for c in result), tuple(zero[c] for c in result))
 
 

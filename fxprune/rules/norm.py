@@ -71,6 +71,8 @@ def batch_norm(
 ) -> Labels:
     """With `training` (weight standardisation) the last dimension may lose channels: zeros stand in for them."""
     by_statistics = training or running_mean is None
+    if by_statistics:
+        op.enters(input, len(input.dims) - 1)
     for d in (0, *range(2, len(input.dims))) if by_statistics else ():
         if d != len(input.dims) - 1 or d < 2 or not input.zero[d]:
             op.freeze(input.dims[d], _OVER_CHANNELS)
@@ -137,6 +139,7 @@ def _over_channels(op: Op, x: Labels, d: int, weights: list[Labels | None]) -> L
     affine = weights[0] is not None
     if not x.zero[d]:
         op.freeze(dim, _OVER_CHANNELS)
+    op.enters(x, d)
     op.mark_reluctant(dim, _RELUCTANT)
     for labels in weights:
         if labels is not None and size_of(dim) > 1:

@@ -27,6 +27,7 @@ def _reduced(rank: int, dim: Any) -> tuple[int, ...]:
 def _reduce(op: Op, x: Labels, dim: Any, keepdim: bool, additive: bool) -> Labels:
     reduced = _reduced(len(x.dims), dim)
     for d in reduced:
+        op.enters(x, d)
         if not additive:
             op.freeze(x.dims[d], f"reduced by {_name(op)}")
         elif not x.zero[d]:
@@ -110,6 +111,7 @@ def norm(op: Op, input: Labels, p: Any = 2, dim: Any = None, keepdim: bool = Fal
 
 @rule(F.normalize)
 def normalize(op: Op, input: Labels, p: float = 2.0, dim: int = 1, eps: float = 1e-12, out: Any = None) -> Labels:
+    op.enters(input, dim)
     if not input.zero[dim]:
         op.freeze(input.dims[dim], "normalised where it is not zero")
     return input

@@ -69,6 +69,7 @@ class Op:
     parameters: Parameters
     module: nn.Module | None
     labels_of: dict[str, Any]
+    contractions: list[tuple[Labels, int]] = field(default_factory=list)
 
     @property
     def value(self) -> Any:
@@ -90,6 +91,10 @@ class Op:
         for dim in dims:
             if not isinstance(dim, int):
                 self.ids.freeze(dim, f"{reason} ({self.node.name})")
+
+    def enters(self, x: Labels, d: int) -> None:
+        """The channels of dimension `d` of an argument are summed over here: this is where a gate acts."""
+        self.contractions.append((x, d % len(x.dims)))
 
     def mark_reluctant(self, dim: Dim, reason: str) -> None:
         """These channels are pruned only when the budget cannot be met without."""
