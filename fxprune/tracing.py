@@ -68,7 +68,7 @@ def trace(
                 insert_modes(recorded, differences.literals)
                 notes.extend(
                     f"Control flow on the training mode in `{path or type(model).__name__}` is that of eval."
-                    for path in sorted(differences.scopes & readers or differences.scopes and {""})
+                    for path in sorted(differences.scopes & readers or (differences.scopes and {""}))
                 )
                 break
             kept |= mode_dependent

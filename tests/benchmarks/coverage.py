@@ -6,7 +6,7 @@
 
 Each model runs in a process of its own, forked from one that has imported everything, under limits of memory and time.
 Results are written as JSON lines as they come; a run that was cut short goes on where it stopped, as long as fxprune's
-source is the same.
+source is the same (`--any-source`: whatever it is).
 """
 
 from __future__ import annotations
@@ -378,6 +378,7 @@ def main() -> int:
         "--only-failed", action="store_true", help="of these, only what failed in OUTPUT's last results"
     )
     parser.add_argument("--fresh", action="store_true", help="forget OUTPUT's results")
+    parser.add_argument("--any-source", action="store_true", help="keep results of other versions of fxprune's source")
     parser.add_argument("--workers", type=int, default=1, help="models at a time, one core each (default 1)")
     parser.add_argument("--seconds", type=float, default=900.0, help="time limit of one model (default 900)")
     parser.add_argument("--gib", type=float, default=14.0, help="memory limit of one model in GiB (default 14)")
@@ -397,7 +398,8 @@ def main() -> int:
     known = read(options.output)
     if options.only_failed:
         specs = [spec for spec in specs if not known.get(spec, {"ok": False})["ok"]]
-    todo = [spec for spec in specs if known.get(spec, {}).get("source") != source]
+    current = {spec for spec, result in known.items() if options.any_source or result["source"] == source}
+    todo = [spec for spec in specs if spec not in current]
     run(todo, options.output, workers=options.workers, seconds=options.seconds, gib=options.gib, source=source)
     known = read(options.output)
     results = [known[spec] for spec in specs]

@@ -1,0 +1,139 @@
+"""The test oracle: whatever a plan removes, the pruned model equals the zero-masked original."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, fx, nn
+from torch.utils import _pytree as pytree
+
+import fxprune
+from fxprune.plan import kept_indices
+from fxprune.verification import mask
+
+__all__ = ["check_invariant", "masks", "plan_for", "prunable", "randomise"]
+
+TOLERANCE = 1e-9
+
+
+def randomise(model: nn.Module, seed: int = 0) -> nn.Module:
+    """The model in float64 and eval, no entry of its parameters and float buffers special: a zero would hide errors."""
+    generator = torch.Generator().manual_seed(seed)
+    model.double().eval()
+    with torch.no_grad():
+        for tensor in model.parameters():
+            tensor.copy_(torch.randn(tensor.shape, generator=generator) * 0.3 + 0.2)
+        for tensor in model.buffers():
+            if tensor.is_floating_point():
+                tensor.copy_(torch.rand(tensor.shape, generator=generator) + 0.5)
+    return model
+
+
+def prunable(graph: fxprune.ChannelGraph) -> int:
+    """The number of channels that can be pruned."""
+    return sum(len(group) for group in graph.groups)
+
+
+def masks(graph: fxprune.ChannelGraph, plans: int, seed: int = 0) -> Iterator[npt.NDArray[np.bool_]]:
+    """Which channels stay: any subset of each group, but one at least."""
+    random = np.random.default_rng(seed)
+    for k in range(plans):
+        alive = np.ones(graph.num_channels, dtype=bool)
+        for group in graph.groups:
+            # The first plan keeps one of each group: the widths that break broadcasting and squeezing.
+            kept = 1 if k == 0 else random.integers(1, len(group) + 1)
+            alive[group.channels] = False
+            alive[random.choice(group.channels, kept, replace=False)] = True
+        yield alive
+
+
+def plan_for(graph: fxprune.ChannelGraph, alive: npt.NDArray[np.bool_]) -> fxprune.Plan:
+    """The plan that keeps these channels."""
+    return fxprune.Plan(kept_indices(graph, alive), graph.flops(alive), graph.flops.total, graph.flops.total)
+
+
+def to_double(inputs: Any) -> Any:
+    """The inputs in float64."""
+    return pytree.tree_map(lambda t: t.double() if isinstance(t, Tensor) and t.is_floating_point() else t, inputs)
+
+
+def doubled(inputs: Any) -> Any:
+    """The inputs at twice their batch, the second half another one."""
+    return pytree.tree_map(
+        lambda t: torch.cat([t, t.flip(-1) * 0.7 if t.is_floating_point() else t]) if isinstance(t, Tensor) else t, inputs
+    )
+
+
+def call(model: nn.Module, inputs: Any) -> list[Tensor]:
+    """The tensors that a model puts out."""
+    inputs = copy.deepcopy(inputs)
+    if isinstance(inputs, dict):
+        output = model(**inputs)
+    else:
+        output = model(*inputs) if isinstance(inputs, (tuple, list)) else model(inputs)
+    return [leaf for leaf in pytree.tree_leaves(output) if isinstance(leaf, Tensor)]
+
+
+def check_invariant(
+    model: nn.Module,
+    inputs: Any,
+    channels: int | None = None,
+    *,
+    plans: int = 3,
+    other_batch: bool = True,
+    seed: int = 0,
+) -> fxprune.ChannelGraph:
+    """Prune a model by random plans and check everything that must hold of each result.
+
+    Args:
+        model: any module; its weights are made random.
+        inputs: a tensor, a tuple or a dict.
+        channels: how many channels must be prunable, so that a rule that freezes everything is noticed.
+        plans: how many random plans.
+        other_batch: whether the first dimension of the inputs is the batch, so that twice of it must work.
+        seed: of the weights and plans.
+    """
+    randomise(model, seed)
+    inputs = to_double(inputs)
+    state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    traced = fxprune.trace(model, inputs)
+    code = traced.code
+    graph = fxprune.analyze(traced)
+    assert graph.flops.total == fxprune.count_flops(model, inputs), "the polynomial is not what fvcore counts"
+    for alive in masks(graph, plans, seed):
+        _check_plan(model, graph, alive, inputs, other_batch)
+    assert traced.code == code, "the traced model was changed"
+    assert list(model.state_dict()) == list(state)
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, state[name]), f"{name} of the original was changed"
+    if channels is not None:
+        assert prunable(graph) == channels, f"{prunable(graph)} channels are prunable, expected {channels}\n{graph}"
+    return graph
+
+
+def _check_plan(
+    model: nn.Module, graph: fxprune.ChannelGraph, alive: npt.NDArray[np.bool_], inputs: Any, other_batch: bool
+) -> fx.GraphModule:
+    plan = plan_for(graph, alive)
+    pruned = fxprune.rewrite(graph, plan)
+    error = fxprune.verify(model, pruned, inputs)
+    assert error <= TOLERANCE, f"the pruned model is off by {error:.1e}\n{graph}\n{pruned.code}"
+    counted = fxprune.count_flops(pruned, inputs)
+    assert plan.flops == counted, f"predicted {plan.flops} FLOPs, counted {counted}\n{graph}\n{pruned.code}"
+    assert list(pruned.state_dict()) == list(model.state_dict())
+    for name, tensor in pruned.state_dict().items():
+        shape = list(model.state_dict()[name].shape)
+        for d, kept in plan.kept.get(name, {}).items():
+            shape[d] = len(kept)
+        assert list(tensor.shape) == shape, name
+    if other_batch:
+        more = doubled(inputs)
+        with torch.no_grad():
+            for expected, got in zip(call(mask(model, plan), more), call(pruned.eval(), more), strict=True):
+                torch.testing.assert_close(got, expected, rtol=1e-8, atol=1e-9)
+    return pruned
