@@ -61,7 +61,7 @@ class Dagger(nn.Module):
         for number, (dim, weight) in enumerate(zip(self.dims, weights, strict=True)):
             place: Tensor = getattr(self, f"place_{number}")
             others = [d for d in range(weight.dim()) if d != dim]
-            power = weight.detach().float().square()
+            power = weight.detach().to(self.direct.dtype).square()
             power = power.mean(others) if others else power
             sums = power.new_zeros(self.channels + 1).index_add(0, place, power)
             counts = power.new_zeros(self.channels + 1).index_add(0, place, torch.ones_like(power))

@@ -40,8 +40,14 @@ class Plan:
 def kept_indices(graph: ChannelGraph, alive: npt.NDArray[np.bool_]) -> dict[str, dict[int, list[int]]]:
     """`Plan.kept` of the plan that keeps the channels marked in `alive`."""
     kept: dict[str, dict[int, list[int]]] = {}
+    # Dimensions that carry the same channels share one list.
+    indices: dict[int, list[int]] = {}
     for name, dims in graph.parameters.items():
         for d, dim in enumerate(dims):
-            if not isinstance(dim, int) and not (stays := alive[dim]).all():
-                kept.setdefault(name, {})[d] = np.flatnonzero(stays).tolist()
+            if isinstance(dim, int):
+                continue
+            if id(dim) not in indices:
+                indices[id(dim)] = np.flatnonzero(alive[dim]).tolist()
+            if len(indices[id(dim)]) < len(dim):
+                kept.setdefault(name, {})[d] = indices[id(dim)]
     return kept

@@ -23,12 +23,22 @@ _LEAST_USED = 0.995
 
 
 @dataclass(frozen=True, eq=False)
-class _Unit:
-    """Channels of one group that go together; within a group units go in order."""
+class _Units:
+    """Everything that may be removed, in the order in which it goes.
 
-    group: int
-    score: float
+    Unit `k` consists of `channels[bounds[k] : bounds[k + 1]]`, all of group `group[k]`: they go together.
+    """
+
+    group: Ids
     channels: Ids
+    bounds: Ids
+
+    def __len__(self) -> int:
+        return len(self.group)
+
+    def of(self, k: int) -> Ids:
+        """The channels of unit `k`."""
+        return self.channels[self.bounds[k] : self.bounds[k + 1]]
 
 
 def make_plan(
@@ -63,7 +73,7 @@ def make_plan(
     willing = [group for group in groups if not group.reluctant]
     alive = None
     for chosen in (willing, groups):
-        units = sorted(_units(chosen, scores, round_to), key=lambda unit: unit.score)
+        units = _units(chosen, scores, round_to)
         alive = _choose(graph, units, target) if alive is None else alive
     if alive is None:
         raise FxpruneError(_unreachable(graph, units, target, total, ignored))
@@ -96,114 +106,124 @@ def _ignored_channels(graph: ChannelGraph, patterns: Sequence[str]) -> npt.NDArr
     return ignored
 
 
-def _units(groups: Sequence[Group], scores: Scores, round_to: int) -> Iterable[_Unit]:
-    """Every removal that is allowed: at least one channel, or one multiple, of each group stays."""
-    for number, group in enumerate(groups):
+def _units(groups: Sequence[Group], scores: Scores, round_to: int) -> _Units:
+    """Every removal that is allowed, lowest scores first: at least one channel, or one multiple, of each group stays."""
+    members, sizes, means = [np.empty(0, np.int64)], [np.empty(0, np.int64)], [np.empty(0)]
+    for group in groups:
         step = round_to // math.gcd(round_to, group.repeats)
         order = group.channels[np.argsort(scores[group.channels], kind="stable")]
-        first = len(order) % step or step
-        for start, stop in _steps(first, step, len(order) - step):
-            channels = order[start:stop]
-            yield _Unit(number, float(scores[channels].mean()), channels)
-
-
-def _steps(first: int, step: int, most: int) -> Iterable[tuple[int, int]]:
-    start, stop = 0, first
-    while stop <= most:
-        yield start, stop
-        start, stop = stop, stop + step
+        # What is left over by the multiple goes first.
+        size = np.full((len(order) - 1) // step, step, dtype=np.int64)
+        size[:1] = len(order) % step or step
+        order = order[: size.sum()]
+        mean = np.add.reduceat(scores[order], np.cumsum(size) - size) / size if len(size) else np.empty(0)
+        members.append(order)
+        sizes.append(size)
+        # They ascend, but for rounding; a stable sort then keeps the units of a group in order.
+        means.append(np.maximum.accumulate(mean))
+    flat, size, score = np.concatenate(members), np.concatenate(sizes), np.concatenate(means)
+    group_of = np.repeat(np.arange(len(sizes)), [len(size) for size in sizes])
+    starts = np.cumsum(size) - size
+    order = np.argsort(score, kind="stable")
+    size = size[order]
+    bounds = np.concatenate([[0], np.cumsum(size)])
+    within = np.arange(bounds[-1]) - np.repeat(bounds[:-1], size)
+    return _Units(group_of[order], flat[np.repeat(starts[order], size) + within], bounds)
 
 
 class _State:
     """The kept channels, and their FLOPs kept up to date."""
 
     def __init__(self, graph: ChannelGraph) -> None:
-        self._polynomial = graph.flops
+        self._polynomial = polynomial = graph.flops
         self.alive = np.ones(graph.num_channels, dtype=bool)
-        order = np.argsort(graph.flops.channel_of, kind="stable")
-        self._forms = graph.flops.form_of[order]
-        self._bounds = np.searchsorted(graph.flops.channel_of[order], np.arange(graph.num_channels + 1))
+        self._forms, self._forms_from = _index(polynomial.channel_of, polynomial.form_of, graph.num_channels)
+        row = np.repeat(np.arange(len(polynomial.products)), polynomial.products.shape[1])
+        self._terms, self._terms_from = _index(polynomial.products.ravel(), row, polynomial.num_forms)
         self._refresh()
 
     def _refresh(self) -> None:
         self._sizes = self._polynomial.sizes(self.alive)
         self.flops = self._polynomial.of_sizes(self._sizes)
 
-    def remove_all(self, units: Sequence[_Unit]) -> None:
+    def remove_first(self, units: _Units, count: int) -> None:
+        """All are kept but the channels of the first `count` units."""
         self.alive[:] = True
-        for unit in units:
-            self.alive[unit.channels] = False
+        self.alive[units.channels[: units.bounds[count]]] = False
         self._refresh()
 
-    def flops_after(self, unit: _Unit, sign: int) -> int:
-        """FLOPs if the unit came back (+1) or went (-1)."""
-        return self._polynomial.of_sizes(self._changed(unit, sign))
+    def try_change(self, channels: Ids, sign: int, lowest: float, highest: float) -> bool:
+        """Bring channels back (+1) or remove them (-1), if FLOPs are then within limits."""
+        forms = np.concatenate([self._forms[self._forms_from[c] : self._forms_from[c + 1]] for c in channels])
+        touched = np.unique(forms)
+        terms = [self._terms[self._terms_from[form] : self._terms_from[form + 1]] for form in touched]
+        rows = np.unique(np.concatenate([*terms, np.empty(0, np.int64)]))
+        products, coefficients = self._polynomial.products[rows], self._polynomial.coefficients[rows]
+        before = self._sizes[products].prod(axis=1)
+        np.add.at(self._sizes, forms, sign)
+        flops = self.flops + int((coefficients * (self._sizes[products].prod(axis=1) - before)).sum())
+        if not lowest <= flops <= highest:
+            np.add.at(self._sizes, forms, -sign)
+            return False
+        self.alive[channels] = sign > 0
+        self.flops = flops
+        return True
 
-    def apply(self, unit: _Unit, sign: int) -> None:
-        self._sizes = self._changed(unit, sign)
-        self.alive[unit.channels] = sign > 0
-        self.flops = self._polynomial.of_sizes(self._sizes)
 
-    def _changed(self, unit: _Unit, sign: int) -> npt.NDArray[np.int64]:
-        sizes = self._sizes.copy()
-        for channel in unit.channels:
-            np.add.at(sizes, self._forms[self._bounds[channel] : self._bounds[channel + 1]], sign)
-        return sizes
+def _index(keys: Ids, values: Ids, count: int) -> tuple[Ids, Ids]:
+    """The values by key: those of key `k` lie from `start[k]` to `start[k + 1]`."""
+    order = np.argsort(keys, kind="stable")
+    return values[order], np.searchsorted(keys[order], np.arange(count + 1))
 
 
-def _choose(graph: ChannelGraph, units: Sequence[_Unit], target: int) -> npt.NDArray[np.bool_] | None:
+def _choose(graph: ChannelGraph, units: _Units, target: int) -> npt.NDArray[np.bool_] | None:
     """The channels that stay, or None when the target is out of reach."""
     state = _State(graph)
     low, high = 0, len(units)
     while low < high:
         middle = (low + high) // 2
-        state.remove_all(units[:middle])
+        state.remove_first(units, middle)
         low, high = (low, middle) if state.flops <= target else (middle + 1, high)
-    state.remove_all(units[:low])
+    state.remove_first(units, low)
     if state.flops > target:
         return None
-    _put_back(state, units[:low], target)
+    _put_back(state, units, low, target)
     if state.flops >= _LEAST_USED * target or low == 0:
         return state.alive
     best, best_flops = state.alive.copy(), state.flops
-    state.remove_all(units[: low - 1])
-    _step_around(state, units[low:], target)
+    state.remove_first(units, low - 1)
+    _step_around(state, units, low, target)
     return state.alive if best_flops < state.flops <= target else best
 
 
-def _put_back(state: _State, removed: Sequence[_Unit], target: int) -> None:
-    """Restore units, best first, while the budget allows; a group whose next unit does not fit is left."""
+def _put_back(state: _State, units: _Units, removed: int, target: int) -> None:
+    """Restore removed units, best first, while the budget allows; a group whose next unit does not fit is left."""
     full: set[int] = set()
-    for unit in reversed(removed):
-        if unit.group in full:
-            continue
-        if state.flops_after(unit, 1) <= target:
-            state.apply(unit, 1)
-        else:
-            full.add(unit.group)
-        if state.flops >= (1 - 1e-4) * target:
+    groups = len(np.unique(units.group[:removed]))
+    for k in reversed(range(removed)):
+        if state.flops >= (1 - 1e-4) * target or len(full) == groups:
             return
+        group = int(units.group[k])
+        if group not in full and not state.try_change(units.of(k), 1, 0, target):
+            full.add(group)
 
 
-def _step_around(state: _State, following: Sequence[_Unit], target: int) -> None:
+def _step_around(state: _State, units: _Units, following: int, target: int) -> None:
     """From just above the target, remove only units that are fine enough not to fall short of it."""
     closed: set[int] = set()
-    for unit in following:
+    for k in range(following, len(units)):
         if state.flops <= target:
             return
-        if unit.group in closed:
-            continue
-        if state.flops_after(unit, -1) >= _LEAST_USED * target:
-            state.apply(unit, -1)
-        else:
-            closed.add(unit.group)
+        group = int(units.group[k])
+        if group not in closed and not state.try_change(units.of(k), -1, _LEAST_USED * target, math.inf):
+            closed.add(group)
 
 
 def _unreachable(
-    graph: ChannelGraph, units: Sequence[_Unit], target: int, total: int, ignored: npt.NDArray[np.bool_]
+    graph: ChannelGraph, units: _Units, target: int, total: int, ignored: npt.NDArray[np.bool_]
 ) -> str:
     state = _State(graph)
-    state.remove_all(units)
+    state.remove_first(units, len(units))
     reasons: Counter[str] = Counter()
     for frozen in graph.frozen:
         reasons[frozen.reason] += len(frozen)
