@@ -1,0 +1,119 @@
+"""Snapshots of a training run: one safetensors file that is whole at any moment and never unpickles.
+
+The state is any nesting of dicts, lists and tuples over tensors, numbers, strings and None, such as the `state_dict` of
+a model or an optimizer. Tensors are stored as such; the nesting is JSON in the file's metadata.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from fxprune.errors import FxpruneError
+
+__all__ = ["load_snapshot", "save_snapshot"]
+
+_KEY = "fxprune.snapshot"
+# JSON has no tuples and no keys but strings: what is not plain JSON is spelled as a dict with this one key.
+_MARK = "$"
+
+
+def save_snapshot(path: str | Path, state: Any) -> None:
+    """Write a state so that a crash, a kill or a full disk at any moment leaves the previous file whole.
+
+    The new file is written beside the old one, forced to the disk, and renamed over it.
+
+    Args:
+        path: the file; its folder is made where it is missing.
+        state: see the head of this module.
+
+    Raises:
+        FxpruneError: the state holds something that cannot be stored, or the file cannot be written.
+    """
+    path = Path(path)
+    tensors: dict[str, Tensor] = {}
+    nesting = json.dumps(_pack(state, tensors, "state"))
+    content = save(tensors, metadata={_KEY: nesting})
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _replace(path, content)
+    except OSError as error:
+        before = "; the previous one is whole" if path.is_file() else ""
+        raise FxpruneError(f"snapshot {str(path)!r} cannot be written: {error}{before}") from error
+
+
+def load_snapshot(path: str | Path) -> Any:
+    """Read what `save_snapshot` has written; tensors are on the CPU.
+
+    Raises:
+        FxpruneError: there is no such file, or it is no snapshot.
+    """
+    try:
+        with safe_open(path, framework="pt", device="cpu") as file:
+            nesting = (file.metadata() or {}).get(_KEY)
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise FxpruneError(f"snapshot {str(path)!r} cannot be read: {error}; remove it to start anew") from error
+    if nesting is None:
+        raise FxpruneError(f"{str(path)!r} is a safetensors file, but no snapshot of a training run: give another path")
+    return _unpack(json.loads(nesting), tensors)
+
+
+def _replace(path: Path, content: bytes) -> None:
+    # The same folder is the same file system, without which renaming is not atomic.
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+    temporary = Path(name)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _pack(value: Any, tensors: dict[str, Tensor], path: str) -> Any:
+    if isinstance(value, Tensor):
+        # A copy: safetensors refuses tensors that share memory, as tied weights do.
+        tensors[path] = value.detach().cpu().clone(memory_format=torch.contiguous_format)
+        return {_MARK: "tensor", "name": path}
+    if isinstance(value, dict):
+        if all(isinstance(key, str) for key in value) and _MARK not in value:
+            return {key: _pack(item, tensors, f"{path}.{key}") for key, item in value.items()}
+        items = [
+            [_pack(key, tensors, f"{path}.key"), _pack(item, tensors, f"{path}.{key}")] for key, item in value.items()
+        ]
+        return {_MARK: "dict", "items": items}
+    if isinstance(value, (list, tuple)):
+        items = [_pack(item, tensors, f"{path}.{k}") for k, item in enumerate(value)]
+        return items if isinstance(value, list) else {_MARK: "tuple", "items": items}
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    raise FxpruneError(
+        f"{path} (a {type(value).__name__}) cannot go into a snapshot: only tensors, numbers, strings, None, "
+        "and dicts, lists and tuples of them can"
+    )
+
+
+def _unpack(value: Any, tensors: dict[str, Tensor]) -> Any:
+    if isinstance(value, list):
+        return [_unpack(item, tensors) for item in value]
+    if not isinstance(value, dict):
+        return value
+    kind = value.get(_MARK)
+    if kind == "tensor":
+        return tensors[value["name"]]
+    if kind == "tuple":
+        return tuple(_unpack(item, tensors) for item in value["items"])
+    if kind == "dict":
+        return {_unpack(key, tensors): _unpack(item, tensors) for key, item in value["items"]}
+    return {key: _unpack(item, tensors) for key, item in value.items()}
