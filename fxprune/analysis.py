@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import copy
+import operator
 from collections import Counter
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import fx
+from torch import fx, nn
 
 from fxprune.channels import ChannelGraph, Dim, Dimension, Frozen, Group, Ids, IdTable, Labels, Size, map_labels
 from fxprune.errors import FxpruneError
@@ -23,6 +24,12 @@ from fxprune.rules.shape import attribute, getitem, map_values, size
 __all__ = ["analyze"]
 
 _SIZE_RULES = (attribute, getitem, size)
+_VIEWS = (
+    *("view", "reshape", "transpose", "permute", "flatten", "unflatten", "squeeze", "unsqueeze", "narrow", "select"),
+    *("expand", "view_as", "movedim", "t", "swapaxes", operator.getitem, torch.flatten, torch.permute, torch.transpose),
+)
+# Methods whose answer does not depend on the channels.
+_HARMLESS = ("dim", "ndimension", "element_size", "is_floating_point", "is_complex", "is_contiguous", "get_device", "type")
 
 
 def analyze(traced: fx.GraphModule) -> ChannelGraph:
@@ -47,10 +54,22 @@ def analyze(traced: fx.GraphModule) -> ChannelGraph:
         op = Op(node, ids, parameters, module, labels_of)
         labels, cost = _propagate(op)
         labels_of[node.name] = labels
+        if "mutates" in node.meta:
+            _forget_zeros(node, labels_of)
         terms.extend(cost)
         if entering := _entering(op):
             contractions[node.name] = entering
     return _collect(traced, ids, parameters, labels_of, terms, contractions)
+
+
+def _forget_zeros(node: fx.Node, labels_of: dict[str, Any]) -> None:
+    """What was written into, and what it is a view of, may be anything now."""
+    while node.args and isinstance(node.args[0], fx.Node):
+        node = node.args[0]
+        if isinstance(labels := labels_of[node.name], Labels):
+            labels_of[node.name] = Labels(labels.dims, (False,) * len(labels.dims))
+        if node.target not in _VIEWS:
+            return
 
 
 def _entering(op: Op) -> tuple[tuple[str, int], ...]:
@@ -71,14 +90,35 @@ def _propagate(op: Op) -> tuple[Any, list[Term]]:
         _freeze_tree(op, _arguments(op)[0], "model output")
         return None, []
     found = find_rule(node, op.module)
-    if not _has_tensor(op.value) and found not in _SIZE_RULES and node.op != "call_module":
+    is_number = op.value is not None and not _has_tensor(op.value)
+    if is_number and found not in _SIZE_RULES and node.op != "call_module":
+        if str(node.target) not in _HARMLESS:
+            for given in node.all_input_nodes:
+                _freeze_tree(op, op.labels_of[given.name], f"read by {op.name} ({node.name})")
         static = all(op.is_static(argument) for argument in node.all_input_nodes)
         return map_labels(lambda label: Size(None, static), map_values(op.value)), []
     args, kwargs = _arguments(op)
     if found is None:
         return _propagate_unknown(op, args, kwargs)
-    labels = found.propagate(op, *args, **kwargs)
-    return labels, found.flops_of(op, labels, *args, **kwargs) if found.flops_of else []
+    try:
+        labels = found.propagate(op, *args, **kwargs)
+        return labels, found.flops_of(op, labels, *args, **kwargs) if found.flops_of else []
+    except _UNFORESEEN as error:
+        return _give_up(op, f"the rule of {op.name} does not take this call ({node.name}: {error})")
+
+
+# What a rule raises when it is given something that its author did not think of.
+_UNFORESEEN = (AssertionError, AttributeError, IndexError, KeyError, TypeError, ValueError)
+
+
+def _give_up(op: Op, reason: str) -> tuple[Any, list[Term]]:
+    """Whatever has to do with the op stays whole."""
+    for node in op.node.all_input_nodes:
+        _freeze_tree(op, op.labels_of[node.name], reason)
+    if op.module is not None:
+        for name, _ in (*op.module.named_parameters(), *op.module.named_buffers()):
+            _freeze_tree(op, op.weight(name, ()), reason)
+    return map_values(op.value), _counted(op)
 
 
 def _propagate_unknown(op: Op, args: Any, kwargs: Any) -> tuple[Any, list[Term]]:
@@ -90,18 +130,36 @@ def _propagate_unknown(op: Op, args: Any, kwargs: Any) -> tuple[Any, list[Term]]
     base = find_rule(op.node, op.module, overridden=True)
     if base is not None and base.flops_of is not None and isinstance(labels, Labels) and labels.labelled:
         return labels, base.flops_of(op, labels, *args, **kwargs)
-    return labels, _counted(op, labels)
+    cost = _counted(op)
+    if cost:
+        _freeze_tree(op, labels, f"no rule for {op.name}")
+    return labels, cost
 
 
-def _counted(op: Op, labels: Any) -> list[Term]:
-    """The cost of an op without a rule, counted by fvcore on stand-ins of the same shape."""
-    if op.module is None or next(op.module.parameters(), None) is None:
+class _Single(nn.Module):
+    """One node as a model, to count it."""
+
+    def __init__(self, node: fx.Node, module: nn.Module | None) -> None:
+        super().__init__()
+        self.node = node
+        self.module = None if module is None else copy.deepcopy(module).to_empty(device="cpu")
+
+    def forward(self, *tensors: torch.Tensor) -> Any:
+        waiting = dict(zip(self.node.all_input_nodes, tensors, strict=True))
+        args, kwargs = fx.node.map_arg((self.node.args, self.node.kwargs), waiting.__getitem__)
+        if self.module is not None:
+            return self.module(*args, **kwargs)
+        if self.node.op == "call_method":
+            return getattr(args[0], str(self.node.target))(*args[1:], **kwargs)
+        return self.node.target(*args, **kwargs)  # type: ignore[operator]
+
+
+def _counted(op: Op) -> list[Term]:
+    """The cost of an op whose rule is not there or cannot tell, counted by fvcore on stand-ins of the same shape."""
+    if op.module is None and find_rule(op.node, None) is None:
         return []
-    args, kwargs = fx.node.map_arg((op.node.args, op.node.kwargs), lambda n: n.meta["value"])
-    real = _to_real((args, kwargs))
-    stand_in = copy.deepcopy(op.module).to_empty(device="cpu")
-    cost = count_flops(stand_in, real[0] if not real[1] else real[1])
-    _freeze_tree(op, labels, "inside a module without a rule")
+    real = tuple(_to_real(node.meta["value"]) for node in op.node.all_input_nodes)
+    cost = count_flops(_Single(op.node, op.module), real)
     return [Term(cost, ())] if cost else []
 
 

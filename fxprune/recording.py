@@ -551,6 +551,20 @@ def _read_value(recorder: Recorder, func: Any, tensor: Tensor, *args: Any) -> An
     return recorder.read_value(func, tensor, *args)
 
 
+def _open(recorder: Recorder, func: Any, *args: Any, **kwargs: Any) -> Any:
+    """Record what a function of torch that is written in Python does, rather than the call of it."""
+    if recorder.running_leaf or not recorder.active:
+        return func(*args, **kwargs)
+    namespace = func.__globals__
+    ask = namespace["has_torch_function"]
+    namespace["has_torch_function"] = lambda _: False
+    try:
+        with recorder:
+            return func(*args, **kwargs)
+    finally:
+        namespace["has_torch_function"] = ask
+
+
 def _getter(name: str) -> Any:
     return getattr(Tensor, name).__get__
 
@@ -559,6 +573,7 @@ _SPECIAL: dict[Any, Callable[..., Any]] = {
     _getter("shape"): _shape, Tensor.size: _size, Tensor.numel: _numel, Tensor.nelement: _numel,
     _getter("dtype"): _dtype, _getter("device"): _device, _getter("ndim"): _as_is, Tensor.dim: _as_is,
     torch._C._set_grad_enabled: _set_grad_enabled, torch.numel: _numel,
+    nn.functional.multi_head_attention_forward: _open,
     **dict.fromkeys([_getter(name) for name in (
         "is_cuda", "is_meta", "requires_grad", "layout", "is_sparse", "is_quantized", "grad", "grad_fn", "is_leaf",
         "is_cpu", "is_mps", "is_nested", "itemsize", "_version",

@@ -26,6 +26,11 @@ from fxprune.traced_module import ApplyFunction, ByMode, TracedModule
 __all__ = ["TracedModule", "trace"]
 
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict, nn.ParameterList, nn.ParameterDict)
+# Modules of torch that are made of other modules and functions: traced through, so that what is in them can be pruned.
+_OPENED = (
+    nn.MultiheadAttention, nn.Transformer, nn.TransformerEncoder, nn.TransformerDecoder, nn.TransformerEncoderLayer,
+    nn.TransformerDecoderLayer,
+)  # fmt: skip
 Leaves = tuple[str | type[nn.Module], ...]
 
 
@@ -326,8 +331,10 @@ def _install(root: nn.Module, path: str, module: nn.Module, model: nn.Module) ->
 def _is_library_module(module: nn.Module) -> bool:
     if isinstance(module, (ByMode, ApplyFunction)):
         return True
+    if isinstance(module, (*_OPENED, *_CONTAINERS)) or "parametrizations" in module._modules:
+        return False
     name = type(module).__module__
-    return (name.startswith(("torch.nn.", "torch.ao."))) and not isinstance(module, _CONTAINERS)
+    return name.startswith(("torch.nn.modules.", "torch.ao."))
 
 
 def _tensors_in(*values: Any) -> Iterable[Tensor]:

@@ -425,7 +425,7 @@ class Autoencoder(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.encoder = nn.Sequential(nn.Conv2d(3, 6, 3, 2, 1), nn.ReLU(), nn.Conv2d(6, 4, 3, 2, 1), nn.ReLU())
-        self.code = nn.Linear(4 * 2 * 2, 7)
+        self.narrow = nn.Linear(4 * 2 * 2, 7)
         self.back = nn.Linear(7, 4 * 2 * 2)
         self.decoder = nn.Sequential(
             nn.ConvTranspose2d(4, 6, 2, 2), nn.BatchNorm2d(6), nn.ReLU(), nn.ConvTranspose2d(6, 3, 2, 2), nn.Tanh()
@@ -433,7 +433,7 @@ class Autoencoder(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         x = self.encoder(x)
-        code = self.code(torch.flatten(x, 1))
+        code = self.narrow(torch.flatten(x, 1))
         x = self.back(code.tanh()).view(-1, 4, 2, 2)
         return self.decoder(x), code
 

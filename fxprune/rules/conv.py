@@ -147,8 +147,10 @@ def _(
     dilation: Any = 1,
     groups: Any = 1,
 ) -> Call | None:
+    if op.number(groups) == 1:
+        return None
     groups = _groups_left(op, input, op.number(groups), len(op.labels(weight).dims) - 2)
-    return Call((input, weight, bias, stride, padding, dilation, groups)) if groups > 1 else None
+    return Call((input, weight, bias, stride, padding, dilation, groups))
 
 
 @rule(F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)
@@ -183,5 +185,7 @@ def _(
     groups: Any = 1,
     dilation: Any = 1,
 ) -> Call | None:
+    if op.number(groups) == 1:
+        return None
     groups = _groups_left(op, input, op.number(groups), len(op.labels(weight).dims) - 2)
-    return Call((input, weight, bias, stride, padding, output_padding, groups, dilation)) if groups > 1 else None
+    return Call((input, weight, bias, stride, padding, output_padding, groups, dilation))

@@ -106,6 +106,20 @@ def unchanged(op: Op, input: Labels, *arguments: Any, **options: Any) -> Labels:
     return input
 
 
+@rule("glu")
+def glu(op: Op, input: Labels, dim: int = -1) -> Labels:
+    """One half times the sigmoid of the other: the halves stay equally long."""
+    ids = input.dims[dim]
+    half = op.shape[dim] if isinstance(ids, int) else op.unite_axis(ids.reshape(2, -1), 1)
+    return input.replace(dim % len(input.dims), half)
+
+
+@rule(nn.GLU)
+def glu_module(op: Op, input: Labels) -> Labels:
+    module: Any = op.module
+    return glu.propagate(op, input, module.dim)
+
+
 @rule(nn.PReLU)
 def prelu_module(op: Op, input: Labels) -> Labels:
     weight = op.weight("weight")

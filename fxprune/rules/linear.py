@@ -64,7 +64,13 @@ def _(op: Op, out: Labels, input: Labels, weight: Labels, bias: Labels | None = 
     return [term(*input.dims, weight.dims[0])]
 
 
-@rule("matmul", "bmm", "mm", "mv", "dot", "__matmul__")
+@rule("mv", "dot", "vdot")
+def product_with_vector(op: Op, input: Labels, other: Labels) -> Labels:
+    """As `matmul`, but fvcore does not count it."""
+    return matmul.propagate(op, input, other)
+
+
+@rule("matmul", "bmm", "mm", "__matmul__")
 def matmul(op: Op, input: Labels, other: Labels) -> Labels:
     contract(op, input, -1, other, -2 if len(other.dims) > 1 else -1)
     rows = 1 if len(input.dims) > 1 else 0
@@ -99,7 +105,7 @@ def _(op: Op, out: Labels, input: Labels, other: Labels) -> list[Term]:
     return [term(*input.dims, other.dims[-1])]
 
 
-@rule("addmm", "baddbmm", "addbmm")
+@rule("addmm", "baddbmm", "addmv")
 def addmm(op: Op, input: Labels, left: Labels, right: Labels, **scales: Any) -> Labels:
     product = matmul.propagate(op, left, right)
     rank = len(product.dims)
@@ -161,16 +167,21 @@ def einsum(op: Op, equation: str, *operands: Any) -> Labels:
 
 @einsum.flops
 def _(op: Op, out: Labels, equation: str, *operands: Any) -> list[Term]:
+    """Operands are contracted from left to right; each step costs the product of all sizes that meet in it."""
     operands = tuple(operands[0]) if isinstance(operands[0], tuple) else operands
-    if len(operands) < 2:
-        return []
-    terms, _ = _spread(equation, operands)
+    terms, result = _spread(equation, operands)
     dims: dict[str, Dim] = {}
     for letters, x in zip(terms, operands, strict=True):
         for letter, dim in zip(letters, x.dims, strict=True):
             if letter not in dims or size_of(dims[letter]) == 1:
                 dims[letter] = dim
-    return [term(*dims.values())]
+    cost: list[Term] = []
+    running = set(terms[0])
+    for position in range(1, len(terms)):
+        met = running | set(terms[position])
+        cost.append(term(*(dims[letter] for letter in sorted(met))))
+        running = met & set(result).union(*terms[position + 1 :])
+    return cost
 
 
 @rule(nn.Embedding)

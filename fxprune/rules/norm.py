@@ -121,6 +121,8 @@ def instance_norm(
     bias: Labels | None = None,
     **options: Any,
 ) -> Labels:
+    for dim in input.dims[2:]:
+        op.freeze(dim, _OVER_CHANNELS)
     return _per_channel(op, input, [running_mean, running_var, weight, bias], weight is not None)
 
 
@@ -232,6 +234,16 @@ def _(
         epsilon = op.node.kwargs.get("eps", op.node.args[3] if len(op.node.args) > 3 else None)
         return _stand_in(op, input, last, F.rms_norm, [weight], lambda x, w: (x, tuple(shape), w, epsilon))
     return _stand_in(op, input, last, F.layer_norm, [weight, bias], lambda x, w, b: (x, tuple(shape), w, b, eps))
+
+
+@rule("_weight_norm")
+def weight_norm(op: Op, v: Labels, g: Labels, dim: int = 0) -> Labels:
+    """The norm of each slice of `v` along `dim`; removed entries add nothing to it."""
+    out = v.replace(dim, op.unite(v.dims[dim], g.dims[dim]), zero=g.zero[dim] or v.zero[dim])
+    for d in range(len(v.dims)):
+        if d != dim % len(v.dims) and not v.zero[d]:
+            op.freeze(v.dims[d], _OVER_CHANNELS)
+    return out
 
 
 def _by_norm_groups(op: Op, x: Labels, groups: int, weights: list[Labels | None]) -> Labels:

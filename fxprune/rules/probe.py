@@ -71,11 +71,10 @@ def _is_float(value: Any) -> bool:
 
 def probe(op: Op, labels: dict[fx.Node, Labels]) -> Any:
     """The labels of the output of an op without a rule; `labels` has those of its tensor arguments."""
-    name = type(op.module).__name__ if op.module is not None else getattr(op.node.target, "__name__", op.node.target)
     labelled = {node: x for node, x in labels.items() if x.labelled}
     single = isinstance(op.value, torch.Tensor)
     if not labelled or not single or not all(_is_float(node.meta["value"]) for node in labelled):
-        freeze_labels(op, list(labels.values()), f"no rule for {name}")
+        freeze_labels(op, list(labels.values()), f"no rule for {op.name}")
         return map_values(op.value)
     elements = op.value.numel() + sum(int(np.prod(x.shape)) for x in labels.values())
     out = Labels.plain(op.shape)
@@ -84,7 +83,7 @@ def probe(op: Op, labels: dict[fx.Node, Labels]) -> Any:
         for d in range(max(len(x.dims) for x in labelled.values())):
             carrying = {node: x for node, x in labelled.items() if d < len(x.dims) and is_labelled(x.dims[d])}
             if carrying:
-                out = _probe_dimension(op, samples, carrying, out, d, f"{name} mixes channels")
+                out = _probe_dimension(op, samples, carrying, out, d, f"{op.name} mixes channels")
     return out
 
 

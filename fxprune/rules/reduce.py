@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from fxprune.channels import Labels, size_of
-from fxprune.rules.elementwise import elementwise
+from fxprune.rules.elementwise import broadcast, elementwise
 from fxprune.rules.registry import Call, Op, Rewrite, rule
 
 __all__: list[str] = []
@@ -115,6 +115,18 @@ def normalize(op: Op, input: Labels, p: float = 2.0, dim: int = 1, eps: float = 
     if not input.zero[dim]:
         op.freeze(input.dims[dim], "normalised where it is not zero")
     return input
+
+
+@rule("cosine_similarity")
+def cosine_similarity(op: Op, x1: Labels, x2: Labels, dim: int = 1, eps: float = 1e-8) -> Labels:
+    """Three sums along `dim`; an entry that is removed has to be zero in both."""
+    dims = broadcast(op, [x1, x2])
+    out = Labels(dims, (False,) * len(dims))
+    for x in (x1, x2):
+        reached = dim % len(dims) - len(dims) + len(x.dims)
+        if reached >= 0:
+            _reduce(op, x, reached, False, additive=True)
+    return out.take(d for d in range(len(dims)) if d != dim % len(dims))
 
 
 def _softmax(op: Op, x: Labels, dim: int | None) -> Labels:

@@ -80,6 +80,13 @@ class Op:
     def shape(self) -> tuple[int, ...]:
         return tuple(self.value.shape)
 
+    @property
+    def name(self) -> str:
+        """What is called: the module's class, the function, the method."""
+        if self.module is not None:
+            return type(self.module).__name__
+        return str(getattr(self.node.target, "__name__", self.node.target))
+
     def weight(self, name: str, dims: Iterable[int] | None = None) -> Labels | None:
         """The labels of the called module's own parameter or buffer, `None` where it has none."""
         full = f"{self.node.target}.{name}"
@@ -249,7 +256,7 @@ class Rule(Generic[P]):
 
 
 _RULES: dict[Any, Rule[Any]] = {}
-_NAMESPACES = (torch, F, operator, torch.linalg, torch.special)
+_NAMESPACES = (torch, F, operator, torch.linalg, torch.special, torch.Tensor)
 
 
 def rule(*targets: Any) -> Callable[[P], Rule[P]]:

@@ -267,6 +267,12 @@ def expand(op: Op, input: Labels, *sizes: Any, **options: Any) -> Labels:
     for d, dim in enumerate(input.dims):
         if size_of(dim) == dims[lead + d]:
             dims[lead + d], zero[lead + d] = dim, input.zero[d]
+    arguments = _flat(tuple(op.node.args[1:])) or op.node.kwargs.get("size")
+    for d, n in enumerate(arguments if isinstance(arguments, (tuple, list)) and len(arguments) == len(dims) else ()):
+        # Copies of one entry: as many as there are channels where it goes.
+        repeated = d < lead or size_of(input.dims[d - lead]) == 1
+        if repeated and op.shape[d] > 1 and op.is_static(n):
+            dims[d] = op.ids.fresh(op.shape[d])
     return Labels(tuple(dims), tuple(zero))
 
 
@@ -275,18 +281,17 @@ def _(op: Rewrite, input: Any, *sizes: Any, **options: Any) -> Call | None:
     if not any(op.changed(dim) for dim in op.out.dims):
         return None
     entries = _entries(op, sizes or (options["size"],))
-    return Call((input, tuple(-1 if op.changed(dim) else n for n, dim in zip(entries, op.out.dims, strict=True))))
+    return Call((input, tuple(op.size(dim) if op.changed(dim) else n for n, dim in zip(entries, op.out.dims, strict=True))))
 
 
 @rule("expand_as")
 def expand_as(op: Op, input: Labels, other: Labels) -> Labels:
-    out = expand.propagate(op, input)
-    for dim, wanted in zip(out.dims, other.dims, strict=True):
-        if is_labelled(dim):
-            op.unite(dim, wanted)
-        else:
-            op.freeze(wanted, "expanded to")
-    return out
+    lead = len(other.dims) - len(input.dims)
+    dims, zero = list(other.dims), [False] * len(other.dims)
+    for d, dim in enumerate(input.dims):
+        if size_of(dim) > 1:
+            dims[lead + d], zero[lead + d] = op.unite(dim, other.dims[lead + d]), input.zero[d]
+    return Labels(tuple(dims), tuple(zero))
 
 
 @rule("repeat", "tile")
@@ -389,6 +394,7 @@ def unbind(op: Op, input: Labels, dim: int = 0) -> tuple[Labels, ...]:
 
 @rule("narrow")
 def narrow(op: Op, input: Labels, dim: int, start: int, length: int) -> Labels:
+    start %= input.shape[dim]
     return input.replace(dim % len(input.dims), op.part(input.dims[dim], slice(start, start + length)))
 
 
@@ -397,7 +403,7 @@ def _(op: Rewrite, input: Any, dim: Any, start: Any, length: Any) -> Call | None
     ids = op.labels(input).dims[op.number(dim)]
     if isinstance(ids, int) or not op.changed(ids):
         return None
-    kept, first = op.kept(ids), op.number(start)
+    kept, first = op.kept(ids), op.number(start) % len(ids)
     return Call((input, dim, int(kept[:first].sum()), int(kept[first : first + op.number(length)].sum())))
 
 
@@ -536,7 +542,18 @@ def _(op: Rewrite, container: Any, index: Any) -> Call | None:
 
 @rule(operator.setitem)
 def setitem(op: Op, container: Labels, index: Any, value: Any) -> None:
-    freeze_labels(op, (container, index, value), "written into by index")
+    """Where channels are left whole, what is written has the same; else both are frozen."""
+    entries = _spelt(index, len(container.dims))
+    dims = iter(container.dims)
+    cuts = [dim for e in entries if e is not None and is_labelled(dim := next(dims)) and not _is_whole(e)]
+    if cuts or any(isinstance(e, (Labels, list, tuple, bool)) for e in entries):
+        freeze_labels(op, (container, index, value), "written into by index")
+    elif isinstance(value, Labels):
+        region = [dim for dim, e in zip(container.dims, (e for e in entries if e is not None), strict=True)
+                  if isinstance(e, slice)]  # fmt: skip
+        for dim, written in zip(reversed(region), reversed(value.dims), strict=False):
+            if size_of(written) > 1 and (is_labelled(dim) or is_labelled(written)):
+                op.unite(dim, written)
 
 
 @rule("gather", "scatter", "scatter_add", "take_along_dim", "index_add", "index_copy", "index_fill", "masked_select", "topk", "sort")
@@ -574,6 +591,8 @@ def attribute(op: Op, container: Any, name: str) -> Any:
         return container.take([*range(len(container.dims) - 2), -1, -2])
     if name in ("data", "real"):
         return container
+    if isinstance(op.value, torch.Tensor):
+        op.freeze(container, f"read as .{name}")
     return map_values(op.value)
 
 
@@ -583,17 +602,18 @@ def size(op: Op, input: Labels, dim: int | None = None) -> Any:
     return labels if dim is None else labels[dim]
 
 
-@rule("numel", "dim", "element_size", "nelement", "stride", "is_floating_point", "new_tensor")
-def number(op: Op, *arguments: Any, **options: Any) -> Any:
-    return map_values(op.value)
+@rule("new_zeros", "new_ones", "new_full", "new_empty", "new_tensor")
+def new_like(op: Op, input: Labels, *arguments: Any, **options: Any) -> Labels:
+    """Of the input only type and device matter."""
+    freeze_labels(op, (arguments, options), "made into a new tensor")
+    return Labels.plain(op.shape)
 
 
-@rule("zeros", "ones", "full", "empty", "rand", "randn", "arange", "linspace", "eye", "tensor", "new_zeros", "new_ones",
-      "new_full", "new_empty", "meshgrid", "triu", "tril", "as_tensor", "scalar_tensor", "Size", torch.Size)
+@rule("zeros", "ones", "full", "empty", "rand", "randn", "arange", "linspace", "eye", "tensor", "meshgrid", "as_tensor",
+      "scalar_tensor", "Size", torch.Size)
 def factory(op: Op, *arguments: Any, **options: Any) -> Any:
     """New tensors carry no channels, whatever they were sized after."""
-    if any(isinstance(value, Labels) and value.labelled for value in arguments) and op.node.op == "call_function":
-        freeze_labels(op, arguments, f"used by {getattr(op.node.target, '__name__', op.node.target)}")
+    freeze_labels(op, (arguments, options), "made into a new tensor")
     return map_values(op.value)
 
 
