@@ -22,7 +22,7 @@ from torch.utils import _pytree as pytree
 
 from fxprune.errors import FxpruneError
 
-__all__ = ["Batch", "Batches", "calibration_batch", "read_batch", "run_model"]
+__all__ = ["Batch", "Batches", "calibration_batch", "check_labels", "read_batch", "run_model"]
 
 _LABEL_KEYS = ("labels", "label", "target")
 _FORMS = "give a tensor, a pair (inputs, labels) or a dict of keyword inputs"
@@ -184,6 +184,36 @@ def run_model(model: nn.Module, batch: Batch) -> Any:
         ) from error
 
 
+def check_labels(batch: Batch, num_classes: int | None, position: int = 0) -> None:
+    """Check that there is a label for each sample, and that class numbers run from 0 to below `num_classes`.
+
+    Raises:
+        FxpruneError: a label cannot be used.
+    """
+    labels = batch.labels
+    if labels is None:
+        return
+    if labels.dim() == 0 or labels.shape[0] != batch.size:
+        raise FxpruneError(
+            f"batch {position} of data has {batch.size} samples and labels of shape {tuple(labels.shape)}: "
+            "give one label each"
+        )
+    if labels.is_floating_point():
+        if not bool(labels.isfinite().all()):
+            raise FxpruneError(f"batch {position} of data has NaN or infinite labels: mend or leave out these samples")
+        return
+    used = labels[labels != _IGNORED]
+    if used.numel() == 0:
+        return
+    low, high = int(used.min()), int(used.max())
+    if low < 0 or (num_classes is not None and high >= num_classes):
+        upper = "" if num_classes is None else f" to {num_classes - 1}, the model has {num_classes} outputs"
+        raise FxpruneError(
+            f"batch {position} of data has label {low if low < 0 else high}: class numbers run from 0{upper}; "
+            f"{_IGNORED} marks what to leave out"
+        )
+
+
 def _as_iterable(data: Any) -> Iterable[Any]:
     # A tensor is an iterable of its rows, a dict of its keys: neither is ever meant.
     if isinstance(data, (Tensor, Mapping)):
@@ -200,8 +230,7 @@ def _walk(data: Iterable[Any], num_classes: int | None) -> Iterator[Batch]:
     position = -1
     for position, item in enumerate(data):
         batch = read_batch(item, position)
-        if batch.labels is not None:
-            _check_labels(batch, num_classes, position)
+        check_labels(batch, num_classes, position)
         yield batch
     if position < 0:
         raise FxpruneError(
@@ -234,30 +263,6 @@ def _check_inputs(batch: Batch, position: int) -> None:
                 f"batch {position} of data has {bad} NaN or infinite values in an input of shape {tuple(leaf.shape)}: "
                 "mend or leave out these samples"
             )
-
-
-def _check_labels(batch: Batch, num_classes: int | None, position: int) -> None:
-    labels = batch.labels
-    assert labels is not None
-    if labels.dim() == 0 or labels.shape[0] != batch.size:
-        raise FxpruneError(
-            f"batch {position} of data has {batch.size} samples and labels of shape {tuple(labels.shape)}: "
-            "give one label each"
-        )
-    if labels.is_floating_point():
-        if not bool(labels.isfinite().all()):
-            raise FxpruneError(f"batch {position} of data has NaN or infinite labels: mend or leave out these samples")
-        return
-    used = labels[labels != _IGNORED]
-    if used.numel() == 0:
-        return
-    low, high = int(used.min()), int(used.max())
-    if low < 0 or (num_classes is not None and high >= num_classes):
-        upper = "" if num_classes is None else f" to {num_classes - 1}, the model has {num_classes} outputs"
-        raise FxpruneError(
-            f"batch {position} of data has label {low if low < 0 else high}: class numbers run from 0{upper}; "
-            f"{_IGNORED} marks what to leave out"
-        )
 
 
 def _joined(batches: Sequence[Batch]) -> Batch:

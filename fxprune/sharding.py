@@ -1,0 +1,158 @@
+"""Epochs over data, shared out to the processes of a run, with every draw of random numbers fixed by its position.
+
+Each step draws from a seed of its own, made from (seed, epoch, step): a run that goes on in the middle of an epoch
+draws what it would have drawn, and nothing about random states has to be saved.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader
+
+from fxprune.data import Batch, Batches
+from fxprune.errors import FxpruneError
+
+__all__ = ["Shards", "own_randomness", "reseed"]
+
+
+class Shards:
+    """The part of the data that is one process's.
+
+    A batch of the data is the *global* batch: each process takes an equal part of its rows, so that any number of
+    processes trains on the same batches. A DataLoader loads only the part that is needed; any other iterable is walked
+    by every process. A last batch with fewer samples than processes is left out.
+
+    Args:
+        data: see `fxprune.data`.
+        rank: number of this process.
+        processes: how many there are.
+        seed: fixes shuffling, and augmentation by torch's, numpy's and Python's global generators.
+        num_classes: where given, class numbers must be below it.
+    """
+
+    def __init__(
+        self, data: Any, rank: int = 0, processes: int = 1, *, seed: int = 0, num_classes: int | None = None
+    ) -> None:
+        self.batches = Batches(data, num_classes)
+        self.rank, self.processes, self.seed = rank, processes, seed
+        self._loads_all = True
+        if processes > 1 and type(data) is DataLoader and data.batch_sampler is not None:
+            self.batches = Batches(_part_of(data, rank, processes), num_classes)
+            self._loads_all = False
+
+    def __len__(self) -> int:
+        """The number of batches in an epoch; data that does not tell is walked once to count."""
+        try:
+            return len(self.batches)
+        except TypeError:
+            return sum(1 for _ in self.epoch(0))
+
+    def epoch(self, number: int, start: int = 0) -> Iterator[tuple[int, Batch]]:
+        """The batches of one epoch with their numbers, from `start` on; those before are loaded and dropped."""
+        self._set_epoch(number)
+        reseed(self.seed, number)
+        walk = iter(self.batches)
+        step = 0
+        while True:
+            reseed(self.seed, number, step)
+            batch = next(walk, None)
+            if batch is None:
+                return
+            if self._loads_all and self.processes > 1:
+                if batch.size < self.processes:
+                    continue
+                batch = batch.rows(*_part(batch.size, self.rank, self.processes))
+            if step >= start:
+                # What the model draws (dropout) must not be what the other processes' models draw.
+                reseed(self.seed, number, step, 1 + self.rank)
+                yield step, batch
+            step += 1
+
+    def _set_epoch(self, number: int) -> None:
+        """Bring whatever keeps a random state of its own to where it is at the start of this epoch."""
+        data = self.batches.data
+        places = (data, getattr(data, "sampler", None), getattr(getattr(data, "batch_sampler", None), "sampler", None))
+        for place in (*places, getattr(data, "dataset", None)):
+            set_epoch = getattr(place, "set_epoch", None)
+            if callable(set_epoch):
+                set_epoch(number)
+            generator = getattr(place, "generator", None)
+            if isinstance(generator, torch.Generator):
+                generator.manual_seed(_mixed(self.seed, number))
+
+
+@contextmanager
+def own_randomness() -> Iterator[None]:
+    """Whatever is seeded or drawn inside leaves the caller's random states as they were."""
+    python, numpy_state = random.getstate(), np.random.get_state()  # noqa: NPY002
+    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_available() else []
+    with torch.random.fork_rng(devices):
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(numpy_state)  # noqa: NPY002
+
+
+def reseed(seed: int, *position: int) -> None:
+    """Seed the global generators of torch, numpy and Python for one position of a run."""
+    mixed = _mixed(seed, *position)
+    random.seed(mixed)
+    np.random.seed(mixed & 0xFFFFFFFF)  # noqa: NPY002
+    torch.manual_seed(mixed)
+
+
+def _mixed(*numbers: int) -> int:
+    # The length goes in, for SeedSequence takes [1] and [1, 0] for the same.
+    entropy = [len(numbers), *(number & 0xFFFFFFFFFFFFFFFF for number in numbers)]
+    return int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0]) >> 1
+
+
+def _part(size: int, rank: int, processes: int) -> tuple[int, int]:
+    return rank * size // processes, (rank + 1) * size // processes
+
+
+class _PartOfBatches:
+    """The index lists of a batch sampler, cut to one process's part."""
+
+    def __init__(self, batch_sampler: Any, rank: int, processes: int) -> None:
+        self.batch_sampler, self.rank, self.processes = batch_sampler, rank, processes
+        self.sampler = getattr(batch_sampler, "sampler", None)
+
+    def __len__(self) -> int:
+        return len(self.batch_sampler)
+
+    def __iter__(self) -> Iterator[list[Any]]:
+        for indices in self.batch_sampler:
+            if len(indices) >= self.processes:
+                start, stop = _part(len(indices), self.rank, self.processes)
+                yield indices[start:stop]
+
+
+def _part_of(loader: DataLoader[Any], rank: int, processes: int) -> DataLoader[Any]:
+    """A loader like the given one that loads only one process's part of each batch."""
+    if loader.batch_size is not None and loader.batch_size < processes:
+        raise FxpruneError(
+            f"data has batches of {loader.batch_size} samples for {processes} processes: the batch size of the "
+            "DataLoader is that of all processes together, give each at least one sample"
+        )
+    part: Any = _PartOfBatches(loader.batch_sampler, rank, processes)
+    return DataLoader(
+        loader.dataset,
+        batch_sampler=part,
+        num_workers=loader.num_workers,
+        collate_fn=loader.collate_fn,
+        pin_memory=loader.pin_memory,
+        timeout=loader.timeout,
+        worker_init_fn=loader.worker_init_fn,
+        multiprocessing_context=loader.multiprocessing_context,
+        generator=loader.generator,
+        prefetch_factor=loader.prefetch_factor,
+        persistent_workers=loader.persistent_workers,
+    )
