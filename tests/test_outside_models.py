@@ -40,7 +40,7 @@ def conv(a: int, b: int, k: int = 3, **options: Any) -> nn.Sequential:
     return nn.Sequential(nn.Conv2d(a, b, k, padding=k // 2, **options), nn.BatchNorm2d(b), nn.SiLU())
 
 
-@model(image(), 18)
+@model(image(), 28)
 class UNetWithListedSkips(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -74,7 +74,7 @@ class C2f(nn.Module):
         return self.cv2(torch.cat(y, 1))
 
 
-@model(image(), 0)
+@model(image(), 72)
 class YoloWithIndexedRoutes(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -99,7 +99,7 @@ class YoloWithIndexedRoutes(nn.Module):
         return outputs
 
 
-@model(tokens(), 0)
+@model(tokens(), 7)
 class LstmInside(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -114,7 +114,7 @@ class LstmInside(nn.Module):
         return self.mlp(x[:, -1])
 
 
-@model(tokens(), 0)
+@model(tokens(), 16)
 class MultiheadAttentionInside(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -126,7 +126,7 @@ class MultiheadAttentionInside(nn.Module):
         return x + self.mlp(x + y)
 
 
-@model(tokens(), 0)
+@model(tokens(), 32)
 class TransformerEncoder(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -138,7 +138,7 @@ class TransformerEncoder(nn.Module):
         return self.head(self.encoder(x).mean(1))
 
 
-@model(image(), 0)
+@model(image(), 11)
 class WeightNormParametrised(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -150,7 +150,7 @@ class WeightNormParametrised(nn.Module):
         return self.c(self.b(self.a(x).relu()).relu())
 
 
-@model(image(), 0)
+@model(image(), 5)
 class SpectralNormParametrised(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -162,7 +162,7 @@ class SpectralNormParametrised(nn.Module):
         return self.c(self.b(self.a(x).relu()).relu())
 
 
-@model(image(), 0)
+@model(image(), 6)
 class DictOutput(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -179,7 +179,7 @@ class Result:
     hidden: Tensor | None = None
 
 
-@model(image(), 0)
+@model(image(), 6)
 class DataclassBetweenModules(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -198,7 +198,7 @@ class DataclassBetweenModules(nn.Module):
 Heads = namedtuple("Heads", ["boxes", "scores"])
 
 
-@model(image(), 0)
+@model(image(), 6)
 class NamedTupleOutput(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -209,7 +209,7 @@ class NamedTupleOutput(nn.Module):
         return Heads(self.a(x), self.b(x))
 
 
-@model({"pixels": image(), "state": torch.randn(2, 5)}, 0)
+@model({"pixels": image(), "state": torch.randn(2, 5)}, 6)
 class KeywordInputs(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -222,7 +222,7 @@ class KeywordInputs(nn.Module):
         return self.head(x)
 
 
-@model((image(), image(1, 4)), 0)
+@model((image(), image(1, 4)), 15)
 class TwoInputsFused(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -235,7 +235,7 @@ class TwoInputsFused(nn.Module):
         return self.head(self.mix(torch.cat((self.a(x), y), dim=1)).relu())
 
 
-@model(image(), 0)
+@model(image(), 6)
 class BufferFollowsChannels(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -247,7 +247,7 @@ class BufferFollowsChannels(nn.Module):
         return self.b((self.a(x) * self.scale[None, :, None, None] + self.shift).sigmoid())
 
 
-@model(image(), 0)
+@model(image(), 11)
 class Hooked(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -259,7 +259,7 @@ class Hooked(nn.Module):
         return self.c(self.b(self.a(x)))
 
 
-@model(tokens(), 0)
+@model(tokens(), 4)
 class EinsumAttention(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -288,7 +288,7 @@ class _Swish(torch.autograd.Function):
         return grad * (s + x * s * (1 - s))
 
 
-@model(image(), 0)
+@model(image(), 6)
 class CustomAutogradFunction(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -298,7 +298,7 @@ class CustomAutogradFunction(nn.Module):
         return self.b(_Swish.apply(self.a(x)))
 
 
-@model(tokens(6, 8), 0)
+@model(tokens(6, 8), 6)
 class RotaryAttention(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -319,7 +319,7 @@ class RotaryAttention(nn.Module):
         return x + self.o(y.transpose(1, 2).reshape(b, n, c))
 
 
-@model(tokens(), 0)
+@model(tokens(), 11)
 class GatedLinearUnits(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -332,7 +332,7 @@ class GatedLinearUnits(nn.Module):
         return x + self.out(F.glu(self.fused(x), dim=-1))
 
 
-@model(tokens(), 0)
+@model(tokens(), 18)
 class SoftMixtureOfExperts(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -359,7 +359,7 @@ class CBAM(nn.Module):
         return x * torch.sigmoid(self.spatial(s))
 
 
-@model(image(), 0)
+@model(image(), 4)
 class WithCbam(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -369,7 +369,7 @@ class WithCbam(nn.Module):
         return self.b(self.cbam(self.a(x)))
 
 
-@model(image(), 0)
+@model(image(), 23)
 class Aspp(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -398,7 +398,7 @@ class SE(nn.Module):
         return x * y.expand_as(x)
 
 
-@model(image(), 0)
+@model(image(), 10)
 class SqueezeExciteByView(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -408,7 +408,7 @@ class SqueezeExciteByView(nn.Module):
         return self.b(self.se(self.a(x)))
 
 
-@model((image(), image() * 0.5), 0)
+@model((image(), image() * 0.5), 11)
 class Siamese(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -420,7 +420,7 @@ class Siamese(nn.Module):
         return torch.cat([self.head((a - b).abs()), F.cosine_similarity(a, b, dim=1)[:, None]], 1)
 
 
-@model(image(), 0)
+@model(image(), 20)
 class Autoencoder(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -438,7 +438,7 @@ class Autoencoder(nn.Module):
         return self.decoder(x), code
 
 
-@model(image(), 0)
+@model(image(), 12)
 class SuperResolution(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -465,7 +465,7 @@ class GRN(nn.Module):
         return self.gamma * (x * n) + self.beta + x
 
 
-@model(image(), 0)
+@model(image(), 18)
 class ConvNextWithGrn(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -481,7 +481,7 @@ class ConvNextWithGrn(nn.Module):
         return self.head((x + y.permute(0, 3, 1, 2)).mean([-2, -1]))
 
 
-@model(image(), 0)
+@model(image(), 16)
 class SelectiveKernel(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -509,7 +509,7 @@ class Ghost(nn.Module):
         return torch.cat([x, self.cheap(x)], dim=1)[:, : self.b, :, :]
 
 
-@model(image(), 0)
+@model(image(), 7)
 class GhostNet(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -519,7 +519,7 @@ class GhostNet(nn.Module):
         return self.head(self.b(self.a(x)))
 
 
-@model(tokens(4, 16), 0)
+@model(tokens(4, 16), 20)
 class WaveNet1d(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -541,7 +541,7 @@ class WaveNet1d(nn.Module):
         return self.end(F.relu(total))
 
 
-@model(torch.randn(2, 1, 4, 6, 6), 0)
+@model(torch.randn(2, 1, 4, 6, 6), 20)
 class Video3d(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -555,7 +555,7 @@ class Video3d(nn.Module):
         return self.head(F.adaptive_avg_pool3d(x, 1).flatten(1))
 
 
-@model(tokens(), 0)
+@model(tokens(), 10)
 class ScaleFromShape(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -568,7 +568,7 @@ class ScaleFromShape(nn.Module):
         return self.o((scores.softmax(-1) @ v) / v.shape[-1])
 
 
-@model((tokens(), torch.tensor([[1, 1, 1, 0, 0], [1, 1, 0, 0, 0]])), 0)
+@model((tokens(), torch.tensor([[1, 1, 1, 0, 0], [1, 1, 0, 0, 0]])), 4)
 class MaskedAttention(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -583,7 +583,7 @@ class MaskedAttention(nn.Module):
         return x * lengths.unsqueeze(-1)
 
 
-@model(image(4), 0)
+@model(image(4), 2)
 class ShuffleUnit(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -598,7 +598,7 @@ class ShuffleUnit(nn.Module):
         return self.head(x.view(batch, -1, height, width))
 
 
-@model((torch.randint(0, 9, (2, 5)),), 0)
+@model((torch.randint(0, 9, (2, 5)),), 20)
 class TiedLanguageModel(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -613,7 +613,7 @@ class TiedLanguageModel(nn.Module):
         return self.head(self.norm(x + self.down(F.gelu(self.up(x)))))
 
 
-@model(tokens(), 0)
+@model(tokens(), 16)
 class SharedBlockCalledThrice(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -628,7 +628,7 @@ class SharedBlockCalledThrice(nn.Module):
         return self.end(x)
 
 
-@model(image(), 0)
+@model(image(), 6)
 class InPlaceEverywhere(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -644,7 +644,7 @@ class InPlaceEverywhere(nn.Module):
         return self.c(y)
 
 
-@model(image(), 0)
+@model(image(), 8)
 class DropsAndPadsChannels(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -656,7 +656,7 @@ class DropsAndPadsChannels(nn.Module):
         return self.c(y + F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, 2, 2)))
 
 
-@model(image(4), 0)
+@model(image(4), 6)
 class ResNextWithGroupNorm(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -669,7 +669,7 @@ class ResNextWithGroupNorm(nn.Module):
         return self.head(x + self.back(self.n2(self.grouped(x)).relu()))
 
 
-@model(tokens(5, 8), 0)
+@model(tokens(5, 8), 20)
 class RmsNormedTransformer(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -688,7 +688,7 @@ class RmsNormedTransformer(nn.Module):
         return self.end(self.norm(x))
 
 
-@model(image(3, 8), 0)
+@model(image(3, 8), 11)
 class PatchesByUnfold(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -716,7 +716,7 @@ class GraphConvolution(nn.Module):
         return self.c(x + total)
 
 
-@model(tokens(6, 8), 0)
+@model(tokens(6, 8), 15)
 class MlpMixer(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -743,7 +743,7 @@ class MeanSubtractedFeatures(nn.Module):
         return self.b(x / (x.numel() / x.shape[0]))
 
 
-@model(image(), 0)
+@model(image(), 10)
 class L2NormalisedEmbedding(nn.Module):
     def __init__(self) -> None:
         super().__init__()

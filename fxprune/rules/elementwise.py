@@ -90,7 +90,12 @@ def _is_zero(x: Labels, d: int) -> bool:
     return -d <= len(x.dims) and size_of(x.dims[d]) != 1 and x.zero[d]
 
 
-@rule(*_ACTIVATIONS, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, "dropout1d", "dropout2d", "dropout3d", "feature_dropout")
+@rule(nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, "dropout1d", "dropout2d", "dropout3d", "feature_dropout")
+def dropout_of_channels(op: Op, input: Labels, *arguments: Any, **options: Any) -> Labels:
+    return input
+
+
+@rule(*_ACTIVATIONS)
 def activation(op: Op, input: Labels, *arguments: Any, **options: Any) -> Labels:
     return _elementwise(op, input, *arguments, **options)
 

@@ -295,6 +295,8 @@ def find_rule(node: fx.Node, module: nn.Module | None, overridden: bool = False)
                 same = _forward_of(kind) is _forward_of(base)
                 return _RULES[base] if same or overridden else None
         return None
+    if node.op not in ("call_function", "call_method"):
+        return None
     found = _RULES.get(node.target)
     if found is None and isinstance(node.target, str):
         found = _RULES.get(node.target.removesuffix("_"))

@@ -412,8 +412,16 @@ def select(op: Op, input: Labels, dim: int, index: int) -> Labels:
     dim %= len(input.dims)
     ids = input.dims[dim]
     if not isinstance(ids, int):
-        op.freeze(ids, "selected by number")
+        op.freeze(ids[[index]], "selected by number")
     return input.take(d for d in range(len(input.dims)) if d != dim)
+
+
+@select.rewrite
+def _(op: Rewrite, input: Any, dim: Any, index: Any) -> Call | None:
+    ids = op.labels(input).dims[op.number(dim)]
+    if isinstance(ids, int) or not op.changed(ids):
+        return None
+    return Call((input, dim, int(op.kept(ids)[: op.number(index) % len(ids)].sum())))
 
 
 @rule("index_select")

@@ -33,7 +33,9 @@ _POOL_MODULES = ("MaxPool", "AvgPool", "LPPool", "AdaptiveAvgPool", "AdaptiveMax
 
 
 def _register_pools(spatial: int) -> None:
-    @rule(*(f"{kind}{spatial}d" for kind in _POOLS), *(getattr(nn, f"{kind}{spatial}d") for kind in _POOL_MODULES))
+    with_indices = tuple(f"{kind}{spatial}d_with_indices" for kind in ("max_pool", "adaptive_max_pool"))
+
+    @rule(*(f"{kind}{spatial}d" for kind in _POOLS), *with_indices, *(getattr(nn, f"{kind}{spatial}d") for kind in _POOL_MODULES))
     def pool(op: Op, input: Labels, *arguments: Any, **options: Any) -> Any:
         return _over_space(op, input, spatial)
 

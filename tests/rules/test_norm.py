@@ -1,0 +1,112 @@
+"""Normalisation: by channel, over channels with zeros standing in, by norm groups, of weights."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from invariant import check_invariant, image, net, parameter, tokens
+from torch import Tensor, nn
+
+
+class StandardisedConv(nn.Conv2d):
+    """Weight standardisation as timm writes it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = F.batch_norm(
+            self.weight.reshape(1, self.out_channels, -1), None, None, training=True, momentum=0.0, eps=1e-5
+        ).reshape_as(self.weight)
+        return F.conv2d(x, weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
+
+
+def around(norm: nn.Module, channels: int = 8) -> nn.Module:
+    """The norm between two convolutions, a sigmoid after it, so that zeros do not stay zeros."""
+    return nn.Sequential(nn.Conv2d(3, channels, 1), norm, nn.Sigmoid(), nn.Conv2d(channels, 2, 1))
+
+
+def after(function: object, **parts: object) -> nn.Module:
+    """A function of the module and of eight channels between two linear layers."""
+    return net(lambda self, x: self.out(function(self, self.a(x))), a=nn.Linear(4, 8), out=nn.Linear(8, 2), **parts)  # type: ignore[operator]
+
+
+NETS = {
+    "batch norm": (lambda: around(nn.BatchNorm2d(8)), image(), 8),
+    "batch norm without parameters": (lambda: around(nn.BatchNorm2d(8, affine=False)), image(), 8),
+    "batch norm without statistics": (lambda: around(nn.BatchNorm2d(8, track_running_stats=False)), image(), 8),
+    "batch norm of vectors": (lambda: nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Tanh(), nn.Linear(8, 2)), torch.randn(3, 4), 8),
+    "batch norm of volumes": (lambda: nn.Sequential(nn.Conv3d(1, 8, 1), nn.BatchNorm3d(8), nn.Conv3d(8, 2, 1)), torch.randn(2, 1, 2, 2, 2), 8),
+    "instance norm": (lambda: around(nn.InstanceNorm2d(8, affine=True, track_running_stats=True)), image(), 8),
+    "instance norm without parameters": (lambda: around(nn.InstanceNorm2d(8)), image(), 8),
+    "instance norm in one dimension": (lambda: nn.Sequential(nn.Conv1d(3, 8, 1), nn.InstanceNorm1d(8), nn.Conv1d(8, 2, 1)), torch.randn(2, 3, 5), 8),
+    "functional batch norm": (
+        lambda: after(lambda self, x: F.batch_norm(x, self.mean, self.var, self.w, self.b).sigmoid(), mean=torch.zeros(8), var=torch.ones(8), w=parameter(8), b=parameter(8)),
+        torch.randn(3, 4), 8,
+    ),
+    "functional instance norm": (
+        lambda: net(lambda self, x: self.out(F.instance_norm(self.a(x), weight=self.w, bias=self.b).sigmoid()), a=nn.Conv2d(3, 8, 1), w=parameter(8), b=parameter(8), out=nn.Conv2d(8, 2, 1)),
+        image(), 8,
+    ),
+    "layer norm": (lambda: after(lambda self, x: self.norm(x).sigmoid(), norm=nn.LayerNorm(8)), tokens(), 8),
+    "layer norm without bias": (lambda: after(lambda self, x: self.norm(x).sigmoid(), norm=nn.LayerNorm(8, bias=False)), tokens(), 8),
+    "layer norm without parameters": (lambda: after(lambda self, x: self.norm(x).sigmoid(), norm=nn.LayerNorm(8, elementwise_affine=False)), tokens(), 8),
+    "functional layer norm": (lambda: after(lambda self, x: F.layer_norm(x, (8,), self.w, self.b, 1e-3), w=parameter(8), b=parameter(8)), tokens(), 8),
+    "functional layer norm by size": (lambda: after(lambda self, x: F.layer_norm(x, x.shape[-1:])), tokens(), 8),
+    "layer norm of what is not zero is frozen": (lambda: after(lambda self, x: self.norm(x.sigmoid()), norm=nn.LayerNorm(8)), tokens(), 0),
+    "layer norm over space and channels": (
+        lambda: net(lambda self, x: self.out(self.norm(self.a(x)).flatten(1)), a=nn.Conv2d(3, 4, 1), norm=nn.LayerNorm((4, 6, 6)), out=nn.Linear(144, 2)), image(), 0,
+    ),
+    "layer norm of a last dimension that is not of channels": (
+        lambda: net(lambda self, x: self.out(self.norm(self.a(x)).sigmoid()), a=nn.Conv1d(3, 8, 1), norm=nn.LayerNorm(5), out=nn.Conv1d(8, 2, 1)), torch.randn(2, 3, 5), 8,
+    ),
+    "a layer norm that is called twice": (lambda: after(lambda self, x: self.norm(self.mid(self.norm(x))), norm=nn.LayerNorm(8), mid=nn.Linear(8, 8)), tokens(), 8),
+    "layer norm of images, channels last": (
+        lambda: net(lambda self, x: self.out(self.norm(self.a(x).permute(0, 2, 3, 1)).permute(0, 3, 1, 2)), a=nn.Conv2d(3, 8, 1), norm=nn.LayerNorm(8), out=nn.Conv2d(8, 2, 1)), image(), 8,
+    ),
+    "rms norm": (lambda: after(lambda self, x: self.norm(x).sigmoid(), norm=nn.RMSNorm(8)), tokens(), 8),
+    "rms norm without parameters": (lambda: after(lambda self, x: self.norm(x), norm=nn.RMSNorm(8, elementwise_affine=False, eps=1e-3)), tokens(), 8),
+    "functional rms norm": (lambda: after(lambda self, x: F.rms_norm(x, (8,), self.w, 1e-4), w=parameter(8)), tokens(), 8),
+    "rms norm spelt out": (lambda: after(lambda self, x: x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-6) * self.w, w=parameter(8)), tokens(), 8),
+    "layer norm spelt out is right, whatever it freezes": (
+        lambda: after(lambda self, x: (x - x.mean(-1, keepdim=True)) / (x.var(-1, keepdim=True) + 1e-5).sqrt()), tokens(), 0,
+    ),
+    "group norm by whole norm groups": (lambda: around(nn.GroupNorm(4, 8)), image(), 4),
+    "group norm without parameters": (lambda: around(nn.GroupNorm(4, 8, affine=False)), image(), 4),
+    "group norm of one norm group": (lambda: around(nn.GroupNorm(1, 8)), image(), 8),
+    "group norm of one channel each": (lambda: around(nn.GroupNorm(8, 8)), image(), 8),
+    "functional group norm": (
+        lambda: net(lambda self, x: self.out(F.group_norm(self.a(x), 4, self.w, self.b, 1e-3)), a=nn.Conv2d(3, 8, 1), w=parameter(8), b=parameter(8), out=nn.Conv2d(8, 2, 1)), image(), 4,
+    ),
+    "functional group norm of one norm group": (
+        lambda: net(lambda self, x: self.out(F.group_norm(self.a(x), 1, self.w, self.b, 1e-3)), a=nn.Conv2d(3, 8, 1), w=parameter(8), b=parameter(8), out=nn.Conv2d(8, 2, 1)), image(), 8,
+    ),
+    "a group norm that is called twice": (
+        lambda: net(lambda self, x: self.out(self.n(self.b(self.n(self.a(x)).relu()))), a=nn.Conv2d(3, 8, 1), b=nn.Conv2d(8, 8, 1), n=nn.GroupNorm(4, 8), out=nn.Conv2d(8, 2, 1)), image(), 4,
+    ),
+    "weight standardisation": (lambda: nn.Sequential(StandardisedConv(3, 8, 3), nn.ReLU(), StandardisedConv(8, 6, 3), nn.ReLU(), nn.Conv2d(6, 2, 1)), image(), 14),
+    "weight norm": (
+        lambda: nn.Sequential(*(nn.utils.parametrizations.weight_norm(nn.Linear(a, b)) for a, b in ((4, 8), (8, 6))), nn.Tanh(), nn.Linear(6, 2)), torch.randn(3, 4), 14,
+    ),
+    "spectral norm is frozen": (
+        lambda: nn.Sequential(nn.utils.parametrizations.spectral_norm(nn.Linear(4, 8)), nn.Tanh(), nn.Linear(8, 2)), torch.randn(3, 4), 0,
+    ),
+    "local response norm over channels is frozen": (lambda: around(nn.LocalResponseNorm(3)), image(), 0),
+    "vectors of unit length": (lambda: after(lambda self, x: F.normalize(x, dim=-1)), tokens(), 8),
+    "vectors of unit length of what is not zero": (lambda: after(lambda self, x: F.normalize(x.sigmoid(), dim=-1)), tokens(), 0),
+    "divided by their length": (lambda: after(lambda self, x: x / (torch.linalg.vector_norm(x, dim=-1, keepdim=True) + 1e-6)), tokens(), 8),
+    "cosine similarity": (
+        lambda: net(lambda self, x: F.cosine_similarity(self.a(x)[:, :, None], self.b(x)[:, None], dim=-1), a=nn.Linear(4, 8), b=nn.Linear(4, 8)), tokens(), 8,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_norms_keep_the_invariant(name: str) -> None:
+    make, inputs, channels = NETS[name]
+    # Statistics of the batch are others for another batch: that is so in the original too.
+    check_invariant(make(), inputs, channels)
+
+
+def test_a_norm_over_channels_makes_them_reluctant_and_says_why() -> None:
+    graph = check_invariant(nn.Sequential(nn.Linear(4, 8), nn.LayerNorm(8), nn.Linear(8, 2)), tokens(), 8)
+    assert graph.groups[0].reluctant == "normalised over; zeros stand in for what is removed"
+    assert "only if needed: normalised over" in str(graph)
