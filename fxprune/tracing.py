@@ -142,7 +142,8 @@ def _cloned(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
         if value_kind in _ATOMS or name == "_compiled_call_impl":
             attributes[name] = value
         elif name == "_modules":
-            attributes[name] = {key: child and _cloned(child, memo) for key, child in value.items()}
+            # An empty Sequential is false.
+            attributes[name] = {k: None if child is None else _cloned(child, memo) for k, child in value.items()}
         elif name in ("_parameters", "_buffers"):
             attributes[name] = {
                 key: memo[id(tensor)] if id(tensor) in memo else copy.deepcopy(tensor, memo)
@@ -400,7 +401,7 @@ def _is_default(value: Any, default: Any) -> bool:
 
 
 def _is_pure(recorded: Recorder, path: str) -> bool:
-    module = recorded.functions.get(path) or recorded.root.get_submodule(path)
+    module = recorded.functions[path] if path in recorded.functions else recorded.root.get_submodule(path)
     if isinstance(module, ByMode):
         return True
     stateful = any(True for _ in module.buffers()) or isinstance(module, (nn.modules.dropout._DropoutNd, nn.RReLU))

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from fxprune.errors import FxpruneError
@@ -56,12 +59,40 @@ _ALMOST_ZERO = 1e-150
 
 
 def _outputs(model: nn.Module, args: Any, kwargs: Any) -> list[Any]:
-    with torch.no_grad():
+    with torch.no_grad(), _in_double():
         return pytree.tree_leaves(model.double().eval()(*copy.deepcopy(args), **copy.deepcopy(kwargs)))
 
 
 def _is_finite(value: Any) -> bool:
     return not isinstance(value, torch.Tensor) or bool(value.isfinite().all())
+
+
+_NARROW = (torch.float32, torch.float16, torch.bfloat16)
+
+
+class _WideCasts(TorchFunctionMode):
+    """What a model casts to, or makes in, a narrower float type is float64 instead."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in (torch.Tensor.float, torch.Tensor.half, torch.Tensor.bfloat16):
+            func = torch.Tensor.double
+        kwargs = {name: _widened(value) for name, value in (kwargs or {}).items()}
+        return func(*(_widened(value) for value in args), **kwargs)
+
+
+def _widened(value: Any) -> Any:
+    return torch.float64 if isinstance(value, torch.dtype) and value in _NARROW else value
+
+
+@contextmanager
+def _in_double() -> Iterator[None]:
+    default = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        with _WideCasts():
+            yield
+    finally:
+        torch.set_default_dtype(default)
 
 
 def _to_double(value: Any) -> Any:
