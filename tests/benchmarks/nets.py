@@ -31,11 +31,15 @@ class BasicBlock(nn.Module):
 
 
 class ResNet(nn.Module):
-    """The CIFAR ResNet of He et al. (2016) with `6 * blocks + 2` layers."""
+    """The CIFAR ResNet of He et al. (2016) with `6 * blocks + 2` layers.
 
-    def __init__(self, blocks: int = 3, width: int = 16, stem_stride: int = 1, inputs: int = 1, classes: int = 10) -> None:
+    `pool` > 1 shrinks the image right after the first convolution, which makes an epoch that much cheaper.
+    """
+
+    def __init__(self, blocks: int = 3, width: int = 16, pool: int = 1, inputs: int = 1, classes: int = 10) -> None:
         super().__init__()
-        self.stem = nn.Sequential(*_conv_norm(inputs, width, stride=stem_stride), nn.ReLU(inplace=True))
+        stem = [*_conv_norm(inputs, width), nn.ReLU(inplace=True)]
+        self.stem = nn.Sequential(*stem, nn.MaxPool2d(pool)) if pool > 1 else nn.Sequential(*stem)
         stages: list[nn.Module] = []
         before = width
         for stage in range(3):
@@ -92,7 +96,7 @@ class MobileNet(nn.Module):
 
 
 def resnet20() -> nn.Module:
-    return ResNet(blocks=3, width=16, stem_stride=STEM_STRIDE)
+    return ResNet(blocks=3, width=16, pool=2)
 
 
 def vgg() -> nn.Module:
@@ -112,8 +116,5 @@ def vgg() -> nn.Module:
 def mobilenet() -> nn.Module:
     return MobileNet()
 
-
-# Halving the image in the stem would make an epoch four times cheaper.
-STEM_STRIDE = 1
 
 NETS: dict[str, Callable[[], nn.Module]] = {"resnet20": resnet20, "vgg": vgg, "mobilenet": mobilenet}

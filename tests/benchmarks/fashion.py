@@ -1,0 +1,313 @@
+"""Fashion-MNIST: which way of choosing channels keeps the most accuracy at the same FLOPs.
+
+    python tests/benchmarks/fashion.py bases                 train the three nets that are pruned
+    python tests/benchmarks/fashion.py compare               prune, measure, fine-tune, measure; resumable
+    python tests/benchmarks/fashion.py report                tables and plots of what compare has measured
+
+The images are those of Debian's package dataset-fashion-mnist, or any folder with the four `*-ubyte.gz` files (--data).
+"""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import itertools
+import json
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from fashion_report import write_report
+from nets import NETS
+from peers import PEERS, prune_with_peer
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+import fxprune
+from fxprune.training import finetune
+
+DATA = Path("/usr/share/datasets/fashion-mnist")
+OUT = Path(__file__).resolve().parents[2] / "build" / "fashion"
+DOCS = Path(__file__).resolve().parents[2] / "docs" / "fashion"
+MEAN, STD = 0.2860, 0.3530
+EXAMPLE = torch.zeros(1, 1, 28, 28)
+METHODS = ("dagger", "l1", "l2", "batchnorm", "fpgm", "taylor", "fisher", "random", "uniform", *PEERS)
+# What reads labelled images before it prunes.
+READS_LABELS = ("taylor", "fisher")
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Split:
+    """Normalised images (N, 1, 28, 28) and their labels (N,)."""
+
+    images: Tensor
+    labels: Tensor
+
+
+def read_split(folder: Path, prefix: str) -> Split:
+    """Read `train` or `t10k` from the idx files."""
+    images = np.frombuffer(
+        gzip.decompress((folder / f"{prefix}-images-idx3-ubyte.gz").read_bytes()), np.uint8, offset=16
+    )
+    labels = np.frombuffer(
+        gzip.decompress((folder / f"{prefix}-labels-idx1-ubyte.gz").read_bytes()), np.uint8, offset=8
+    )
+    pixels = torch.from_numpy(images.reshape(-1, 1, 28, 28).astype(np.float32) / 255)
+    return Split((pixels - MEAN) / STD, torch.from_numpy(labels.astype(np.int64)))
+
+
+class Batches:
+    """Shuffled, augmented batches of a split: random shift by up to 2 pixels and horizontal flip.
+
+    Re-iterable; every pass goes on with the same generator, so that a seed fixes all epochs.
+    """
+
+    def __init__(self, split: Split, size: int = 128, seed: int = 0, shift: int = 2) -> None:
+        self.split, self.size, self.shift = split, size, shift
+        self.generator = torch.Generator().manual_seed(seed)
+        self.padded = F.pad(split.images, (shift,) * 4, value=-MEAN / STD)
+
+    def __len__(self) -> int:
+        return len(self.split.labels) // self.size
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        order = torch.randperm(len(self.split.labels), generator=self.generator)
+        for start in range(0, len(self) * self.size, self.size):
+            rows = order[start : start + self.size]
+            yield self._augment(rows), self.split.labels[rows]
+
+    def _augment(self, rows: Tensor) -> Tensor:
+        n, span = len(rows), torch.arange(28)
+        top, left = torch.randint(2 * self.shift + 1, (2, n, 1), generator=self.generator)
+        columns = left + span
+        flipped = torch.rand(n, 1, generator=self.generator) < 0.5
+        columns = torch.where(flipped, columns.flip(1), columns)
+        return self.padded[rows[:, None, None], 0, (top + span)[:, :, None], columns[:, None, :]][:, None]
+
+
+@torch.no_grad()
+def accuracy(model: nn.Module, split: Split, size: int = 500) -> float:
+    """Share of the images that the model, in eval mode, labels right."""
+    training = model.training
+    model.eval()
+    pairs = zip(split.images.split(size), split.labels.split(size), strict=True)
+    right = sum(int((model(_fast(x)).argmax(1) == y).sum()) for x, y in pairs)
+    model.train(training)
+    return right / len(split.labels)
+
+
+def _fast(images: Tensor) -> Tensor:
+    return images.contiguous(memory_format=torch.channels_last)
+
+
+def train_base(name: str, data: Path, epochs: int, seed: int = 0, highest_rate: float = 0.2) -> float:
+    """Train one net with a one-cycle schedule, keep the average of its last weights, save it; returns test accuracy."""
+    train, test = read_split(data, "train"), read_split(data, "t10k")
+    torch.manual_seed(seed)
+    model = NETS[name]().to(memory_format=torch.channels_last)
+    average = torch.optim.swa_utils.AveragedModel(
+        model, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.995), use_buffers=True
+    )
+    batches = Batches(train, seed=seed)
+    # Norms and biases are not decayed: BatchNorm makes the scale of a convolution free, but not theirs.
+    decayed = [p for p in model.parameters() if p.dim() > 1]
+    others = [p for p in model.parameters() if p.dim() <= 1]
+    groups = [{"params": decayed, "weight_decay": 5e-4}, {"params": others, "weight_decay": 0.0}]
+    optimizer = torch.optim.SGD(groups, lr=0.1, momentum=0.9, nesterov=True)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, highest_rate, total_steps=epochs * len(batches), pct_start=0.2
+    )
+    for epoch in range(epochs):
+        start, total = time.perf_counter(), 0.0
+        model.train()
+        for images, labels in batches:
+            loss = F.cross_entropy(model(_fast(images)), labels)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+            average.update_parameters(model)
+            total += loss.item()
+        seconds = time.perf_counter() - start
+        right = accuracy(average.module, test)
+        rate = len(batches) * batches.size / seconds
+        figures = f"loss {total / len(batches):.4f}, test {right:.4f}, {rate:.0f} images/s"
+        print(f"{name} epoch {epoch + 1}/{epochs}: {figures}", flush=True)
+        OUT.mkdir(parents=True, exist_ok=True)
+        weights = {key: value.contiguous() for key, value in average.module.state_dict().items()}
+        facts = {"accuracy": f"{right:.4f}", "epochs": f"{epoch + 1}/{epochs}", "seed": str(seed)}
+        save_file(weights, OUT / f"{name}.part", metadata=facts)
+    # What is there stays until its successor is complete.
+    (OUT / f"{name}.part").replace(OUT / f"{name}.safetensors")
+    return right
+
+
+def load_base(name: str) -> nn.Module:
+    """A net with the weights that `bases` has saved, in eval mode."""
+    model = NETS[name]()
+    model.load_state_dict(load_file(OUT / f"{name}.safetensors"))
+    return model.to(memory_format=torch.channels_last).eval()
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One run: what is pruned, how, how far, and how it is fine-tuned after."""
+
+    net: str
+    method: str
+    budget: float
+    seed: int
+    epochs: int
+    images: int
+    lr: float
+    distill: float
+    gate_epochs: int
+
+    @property
+    def facts(self) -> Row:
+        """What tells this run from others; only Dagger learns gates."""
+        facts = dict(vars(self))
+        return facts if self.method == "dagger" else {**facts, "gate_epochs": 0}
+
+
+def cut(trial: Trial, base: nn.Module, train: Split) -> nn.Module:
+    """The pruned model, before anything is repaired."""
+    few = Split(train.images[:1024], train.labels[:1024])
+    labelled = list(zip(few.images.split(128), few.labels.split(128), strict=True))
+    if trial.method in PEERS:
+        return prune_with_peer(trial.method, base, trial.budget, EXAMPLE, labelled)
+    graph = fxprune.analyze(fxprune.trace(base, EXAMPLE))
+    if trial.method == "dagger":
+        from fxprune.learning import learn_gates
+
+        batches = Batches(train, seed=trial.seed)
+        chosen = learn_gates(
+            graph, batches, flops=trial.budget, epochs=trial.gate_epochs, seed=trial.seed, progress=False
+        ).scores
+    else:
+        reads = {"data": labelled} if trial.method in READS_LABELS else {}
+        chosen = fxprune.scores(graph, trial.method, seed=trial.seed, **reads)
+    return fxprune.rewrite(graph, fxprune.make_plan(graph, chosen, flops=trial.budget))
+
+
+def compensated(trial: Trial, base: nn.Module, pruned: nn.Module, train: Split) -> nn.Module | None:
+    """The pruned model after compensation on 128 images without labels; None for what fxprune has not made."""
+    compensate = getattr(fxprune, "compensate", None)
+    if trial.method in PEERS or compensate is None:
+        return None
+    rows = torch.randperm(len(train.labels), generator=torch.Generator().manual_seed(trial.seed))[:128]
+    return compensate(base, pruned, train.images[rows])
+
+
+def run_trial(trial: Trial, train: Split, test: Split) -> Row:
+    """Prune, measure, repair, measure, fine-tune, measure."""
+    base = load_base(trial.net)
+    order = torch.randperm(len(train.labels), generator=torch.Generator().manual_seed(100 + trial.seed))[: trial.images]
+    train = Split(train.images[order], train.labels[order])
+    began = time.perf_counter()
+    pruned = cut(trial, base, train)
+    cut_at = time.perf_counter()
+    repaired = compensated(trial, base, pruned, train)
+    repaired_at = time.perf_counter()
+    flops = fxprune.count_flops(pruned, EXAMPLE)
+    row: Row = {
+        **trial.facts,
+        "flops": flops,
+        "share": flops / fxprune.count_flops(base, EXAMPLE),
+        "base": accuracy(base, test),
+        "raw": accuracy(pruned, test),
+        "compensated": None if repaired is None else accuracy(repaired, test),
+    }
+    tuning = time.perf_counter()
+    tuned = finetune(
+        pruned if repaired is None else repaired,
+        Batches(train, seed=trial.seed),
+        teacher=base if trial.distill else None,
+        distill_weight=trial.distill,
+        epochs=trial.epochs,
+        lr=trial.lr,
+        warmup=0.1,
+        weight_decay=5e-4,
+        seed=trial.seed,
+        progress=False,
+    )
+    tuned_at = time.perf_counter()
+    row["tuned"] = accuracy(tuned, test)
+    row["seconds"] = {"cut": cut_at - began, "compensate": repaired_at - cut_at, "finetune": tuned_at - tuning}
+    return row
+
+
+def compare(trials: list[Trial], data: Path, results: Path) -> None:
+    """Run what is not in the results yet; each row is written as soon as it is there."""
+    done = [{key: row.get(key) for key in trials[0].facts} for row in read_rows(results)]
+    waiting = [trial for trial in trials if trial.facts not in done]
+    print(f"{len(trials) - len(waiting)} of {len(trials)} runs are there already", flush=True)
+    train, test = read_split(data, "train"), read_split(data, "t10k")
+    results.parent.mkdir(parents=True, exist_ok=True)
+    for trial in waiting:
+        row = run_trial(trial, train, test)
+        with results.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+        figures = ", ".join(
+            f"{key} {row[key]:.4f}" for key in ("share", "raw", "compensated", "tuned") if row[key] is not None
+        )
+        print(f"{trial.net} {trial.method} {trial.budget} seed {trial.seed}: {figures}", flush=True)
+
+
+def read_rows(results: Path) -> list[Row]:
+    """The rows written so far; a last line that was cut short by a kill is left out."""
+    rows = []
+    for line in results.read_text().splitlines() if results.exists() else ():
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            continue
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, default=DATA)
+    parser.add_argument("--threads", type=int, default=1)
+    commands = parser.add_subparsers(dest="command", required=True)
+    bases = commands.add_parser("bases")
+    bases.add_argument("nets", nargs="*", default=list(NETS))
+    bases.add_argument("--epochs", type=int, default=24)
+    comparing = commands.add_parser("compare")
+    comparing.add_argument("--nets", nargs="*", default=list(NETS))
+    comparing.add_argument("--methods", nargs="*", default=list(METHODS), choices=METHODS)
+    comparing.add_argument("--budgets", nargs="*", type=float, default=[0.5, 0.25])
+    comparing.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2])
+    comparing.add_argument("--epochs", type=int, default=3, help="of fine-tuning")
+    comparing.add_argument("--images", type=int, default=60000, help="training images that a run may see")
+    comparing.add_argument("--lr", type=float, default=0.05)
+    comparing.add_argument("--distill", type=float, default=0.0, help="the unpruned net's share in the loss")
+    comparing.add_argument("--gate-epochs", type=int, default=1)
+    reporting = commands.add_parser("report")
+    for command in (comparing, reporting):
+        command.add_argument("--results", type=Path, default=OUT / "compare.jsonl")
+    reporting.add_argument("--out", type=Path, default=DOCS)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    if options.command == "bases":
+        for name in options.nets:
+            train_base(name, options.data, options.epochs)
+    elif options.command == "compare":
+        settings = (options.epochs, options.images, options.lr, options.distill, options.gate_epochs)
+        # Seeds outermost: a run that is cut short has compared all methods, on fewer seeds.
+        points = itertools.product(options.seeds, options.nets, options.budgets, options.methods)
+        trials = [Trial(net, method, budget, seed, *settings) for seed, net, budget, method in points]
+        compare(trials, options.data, options.results)
+    else:
+        write_report(read_rows(options.results), options.out)
+
+
+if __name__ == "__main__":
+    main()

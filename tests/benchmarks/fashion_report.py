@@ -1,0 +1,115 @@
+"""Tables and plots of what `fashion.py compare` has measured."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+__all__ = ["table", "write_report"]
+
+Row = dict[str, Any]
+STAGES = {"raw": "cut", "compensated": "compensated", "tuned": "fine-tuned"}
+
+
+def write_report(rows: Sequence[Row], out: Path) -> None:
+    """Write `results.md` and one plot a net into a folder."""
+    out.mkdir(parents=True, exist_ok=True)
+    parts = []
+    for net in _in_order(rows, "net"):
+        mine = [row for row in rows if row["net"] == net]
+        base = mine[0]["base"]
+        parts.append(f"## {net}\n\nUnpruned: {100 * base:.2f} %.\n\n{table(mine)}\n![{net}]({net}.svg)\n")
+        _plot(mine, out / f"{net}.svg")
+    (out / "results.md").write_text(_head(rows) + "\n".join(parts))
+
+
+def table(rows: Sequence[Row]) -> str:
+    """Test accuracy in percent, mean ± standard deviation over the seeds; the best fine-tuned first."""
+    budgets = sorted({row["budget"] for row in rows}, reverse=True)
+    stages = [stage for stage in STAGES if any(row[stage] is not None for row in rows)]
+    heads = [f"{100 * budget:g} % FLOPs: {STAGES[stage]}" for budget in budgets for stage in stages]
+    lines = [f"| method | {' | '.join(heads)} |", "|---" * (1 + len(heads)) + "|"]
+
+    def tuned(method: str) -> float:
+        return statistics.mean(row["tuned"] for row in rows if row["method"] == method)
+
+    for method in sorted(_in_order(rows, "method"), key=tuned, reverse=True):
+        cells = []
+        for budget in budgets:
+            at = [row for row in rows if row["method"] == method and row["budget"] == budget]
+            cells += [_cell([row[stage] for row in at if row[stage] is not None]) for stage in stages]
+        lines.append(f"| {method} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _head(rows: Sequence[Row]) -> str:
+    if not rows:
+        return "Nothing has been measured yet.\n"
+    one = rows[0]
+    teacher = f", the unpruned net's outputs with a share of {one['distill']:g} in the loss" if one["distill"] else ""
+    return (
+        "# Fashion-MNIST\n\n"
+        "Test accuracy (10,000 images) of each net after pruning: as cut, after compensation on 128 training images "
+        f"without labels, and after {one['epochs']} epochs of fine-tuning on {one['images']:,} images{teacher}; mean ± "
+        f"standard deviation over {len({row['seed'] for row in rows})} seeds. `tp-` is Torch-Pruning 1.6.1, brought to "
+        "the same FLOPs. Made by `python tests/benchmarks/fashion.py report`.\n\n"
+    )
+
+
+def _cell(values: Sequence[float]) -> str:
+    if not values:
+        return ""
+    mean = f"{100 * statistics.mean(values):.2f}"
+    return mean if len(values) == 1 else f"{mean} ± {100 * statistics.stdev(values):.2f}"
+
+
+def _in_order(rows: Sequence[Row], key: str) -> list[str]:
+    return list(dict.fromkeys(row[key] for row in rows))
+
+
+def _plot(rows: Sequence[Row], path: Path) -> None:
+    """Accuracy against FLOPs: one panel a stage, one line a method, a bar from the worst seed to the best."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    # The same file for the same numbers.
+    mpl.rcParams["svg.hashsalt"] = "fxprune"
+    import matplotlib.pyplot as plt
+
+    stages = [stage for stage in STAGES if any(row[stage] is not None for row in rows)]
+    figure, panels = plt.subplots(1, len(stages), figsize=(4.6 * len(stages), 4.2), squeeze=False)
+    methods = _in_order(rows, "method")
+    colours = mpl.colormaps["tab20"].colors
+    base = 100 * rows[0]["base"]
+    for panel, stage in zip(panels[0], stages, strict=True):
+        for position, method in enumerate(methods):
+            points = []
+            for budget in sorted({row["budget"] for row in rows}):
+                at = [
+                    row
+                    for row in rows
+                    if row["method"] == method and row["budget"] == budget and row[stage] is not None
+                ]
+                if at:
+                    values = [100 * row[stage] for row in at]
+                    points.append((100 * at[0]["share"], statistics.mean(values), min(values), max(values)))
+            if not points:
+                continue
+            share, mean, low, high = zip(*points, strict=True)
+            below = [m - bottom for m, bottom in zip(mean, low, strict=True)]
+            above = [top - m for m, top in zip(mean, high, strict=True)]
+            look = {
+                "color": colours[position % len(colours)],
+                "linewidth": 2.5 if method == "dagger" else 1.2,
+                "linestyle": "--" if method.startswith("tp-") else "-",
+            }
+            x, y, spread = (*share, 100), (*mean, base), ((*below, 0), (*above, 0))
+            panel.errorbar(x, y, spread, label=method, capsize=2, marker="o", markersize=3, **look)
+        panel.set(title=STAGES[stage], xlabel="FLOPs, % of the unpruned net", ylabel="test accuracy, %")
+        panel.grid(alpha=0.3)
+    panels[0][-1].legend(fontsize=7)
+    figure.tight_layout()
+    figure.savefig(path, metadata={"Date": None})
+    plt.close(figure)

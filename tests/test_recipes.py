@@ -1,0 +1,98 @@
+"""The recipes run, from the data on the disk to the saved weights, on tiny made-up data."""
+
+from __future__ import annotations
+
+import gzip
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from torchvision.models import resnet18
+
+RECIPES = Path(__file__).resolve().parents[1] / "docs" / "recipes"
+QUICK = ["--epochs", "1", "--gate-epochs", "1"]
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def run(name, monkeypatch, *given):
+    monkeypatch.syspath_prepend(str(RECIPES))
+    spec = importlib.util.spec_from_file_location(name, RECIPES / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    module.main([str(item) for item in given])
+
+
+def smaller(weights, before):
+    after = load_file(weights)
+    return sum(value.numel() for value in after.values()) < 0.9 * sum(value.numel() for value in before.values())
+
+
+def test_cifar10_from_the_binary_files(tmp_path, monkeypatch, capsys):
+    random = np.random.default_rng(0)
+    for name in ("data_batch_1", "data_batch_2", "test_batch"):
+        records = random.integers(0, 256, (16, 3073), np.uint8)
+        records[:, 0] %= 10
+        records.tofile(tmp_path / f"{name}.bin")
+    out = tmp_path / "out"
+    given = ["--data", tmp_path, "--out", out, "--base-epochs", "1", "--blocks", "1", "--batch-size", "16", *QUICK]
+    run("cifar10_resnet56", monkeypatch, *given)
+    assert "fine-tuned: test accuracy" in capsys.readouterr().out
+    assert (out / "pruned.safetensors").exists()
+
+
+def test_imagenet_from_folders_of_images(tmp_path, monkeypatch, capsys):
+    random = np.random.default_rng(0)
+    for split in ("train", "val"):
+        for label in ("cat", "dog"):
+            folder = tmp_path / split / label
+            folder.mkdir(parents=True)
+            for k in range(4):
+                Image.fromarray(random.integers(0, 256, (40, 48, 3), np.uint8)).save(folder / f"{k}.png")
+    weights = {name: value.contiguous() for name, value in resnet18().state_dict().items()}
+    save_file(weights, tmp_path / "base.safetensors")
+    given = ["--model", "torchvision:resnet18", "--weights", tmp_path / "base.safetensors", "--size", "32"]
+    given += ["--data", tmp_path, "--out", tmp_path / "out", "--batch-size", "4", "--workers", "0", *QUICK]
+    run("imagenet_resnet50", monkeypatch, *given)
+    assert "fine-tuned: test accuracy" in capsys.readouterr().out
+    assert smaller(tmp_path / "out" / "pruned.safetensors", weights)
+
+
+def test_fashion_mnist_under_accelerate_launch_on_two_processes(tmp_path):
+    random = np.random.default_rng(0)
+    for prefix, count in (("train", 32), ("t10k", 10)):
+        images = random.integers(0, 256, count * 784, np.uint8).tobytes()
+        labels = random.integers(0, 10, count, np.uint8).tobytes()
+        (tmp_path / f"{prefix}-images-idx3-ubyte.gz").write_bytes(gzip.compress(bytes(16) + images))
+        (tmp_path / f"{prefix}-labels-idx1-ubyte.gz").write_bytes(gzip.compress(bytes(8) + labels))
+    launch = ["-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_cpu_threads_per_process", "1"]
+    given = [
+        "--data",
+        str(tmp_path),
+        "--out",
+        str(tmp_path / "out"),
+        "--base-epochs",
+        "1",
+        "--batch-size",
+        "16",
+        *QUICK,
+    ]
+    command = [sys.executable, "-W", "ignore", *launch, str(RECIPES / "fashion_mnist.py"), *given]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "processes: 2" in done.stdout
+    # Once, although two processes ran.
+    assert done.stdout.count("fine-tuned: test accuracy") == 1
+    assert (tmp_path / "out" / "pruned.safetensors").exists()
