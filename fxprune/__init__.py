@@ -10,17 +10,21 @@ from fxprune.plan import Plan
 from fxprune.planning import make_plan
 from fxprune.rewriting import plan_of, rewrite
 from fxprune.tracing import trace
+from fxprune.training import DivergenceError, Epoch, finetune
 from fxprune.verification import verify
 
 __all__ = [
     "ChannelGraph",
     "Dimension",
+    "DivergenceError",
+    "Epoch",
     "Frozen",
     "FxpruneError",
     "Group",
     "Plan",
     "analyze",
     "count_flops",
+    "finetune",
     "make_plan",
     "plan_of",
     "prune",

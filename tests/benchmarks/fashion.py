@@ -107,11 +107,15 @@ def _fast(images: Tensor) -> Tensor:
     return images.contiguous(memory_format=torch.channels_last)
 
 
-def train_base(name: str, data: Path, epochs: int, seed: int = 0, highest_rate: float = 0.2) -> float:
-    """Train one net with a one-cycle schedule, keep the average of its last weights, save it; returns test accuracy."""
+def train_base(name: str, data: Path, epochs: int, further: bool, seed: int = 0, highest_rate: float = 0.2) -> float:
+    """Train one net with a one-cycle schedule, keep the average of its last weights, save it; returns test accuracy.
+
+    `further` starts from the saved net, at half the rate and with other draws.
+    """
     train, test = read_split(data, "train"), read_split(data, "t10k")
     torch.manual_seed(seed)
-    model = NETS[name]().to(memory_format=torch.channels_last)
+    model = load_base(name) if further else NETS[name]().to(memory_format=torch.channels_last)
+    seed, highest_rate = (seed + 1, highest_rate / 2) if further else (seed, highest_rate)
     average = torch.optim.swa_utils.AveragedModel(
         model, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.995), use_buffers=True
     )
@@ -142,7 +146,7 @@ def train_base(name: str, data: Path, epochs: int, seed: int = 0, highest_rate: 
         print(f"{name} epoch {epoch + 1}/{epochs}: {figures}", flush=True)
         OUT.mkdir(parents=True, exist_ok=True)
         weights = {key: value.contiguous() for key, value in average.module.state_dict().items()}
-        facts = {"accuracy": f"{right:.4f}", "epochs": f"{epoch + 1}/{epochs}", "seed": str(seed)}
+        facts = {"accuracy": f"{right:.4f}", "epochs": f"{epoch + 1}/{epochs}", "further": str(further)}
         save_file(weights, OUT / f"{name}.part", metadata=facts)
     # What is there stays until its successor is complete.
     (OUT / f"{name}.part").replace(OUT / f"{name}.safetensors")
@@ -279,7 +283,8 @@ def main() -> None:
     commands = parser.add_subparsers(dest="command", required=True)
     bases = commands.add_parser("bases")
     bases.add_argument("nets", nargs="*", default=list(NETS))
-    bases.add_argument("--epochs", type=int, default=24)
+    bases.add_argument("--epochs", type=int, default=14)
+    bases.add_argument("--further", action="store_true", help="train the saved nets for more epochs")
     comparing = commands.add_parser("compare")
     comparing.add_argument("--nets", nargs="*", default=list(NETS))
     comparing.add_argument("--methods", nargs="*", default=list(METHODS), choices=METHODS)
@@ -298,7 +303,7 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     if options.command == "bases":
         for name in options.nets:
-            train_base(name, options.data, options.epochs)
+            train_base(name, options.data, options.epochs, options.further)
     elif options.command == "compare":
         settings = (options.epochs, options.images, options.lr, options.distill, options.gate_epochs)
         # Seeds outermost: a run that is cut short has compared all methods, on fewer seeds.

@@ -103,7 +103,7 @@ def vgg() -> nn.Module:
     """Convolutions and max pooling, no shortcut anywhere."""
     layers: list[nn.Module] = []
     before = 1
-    for after in (16, 32, "pool", 64, 64, "pool", 96, 96):
+    for after in (16, "pool", 32, 32, "pool", 64, 64, 64):
         if isinstance(after, str):
             layers.append(nn.MaxPool2d(2))
         else:

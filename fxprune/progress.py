@@ -1,0 +1,35 @@
+"""How long-running functions say where they are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import TypeAlias
+
+from rich.progress import BarColumn, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bars
+
+__all__ = ["Progress", "bars", "silent"]
+
+Progress: TypeAlias = Callable[[str, int, int, Mapping[str, float]], None]
+"""Called with the name of the work, the steps done, the steps in all, and figures to show."""
+
+
+def silent(name: str, done: int, total: int, figures: Mapping[str, float]) -> None:
+    """Say nothing."""
+
+
+@contextmanager
+def bars() -> Iterator[Progress]:
+    """Progress bars in the terminal, one for each piece of work."""
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total} {task.fields[say]}"))
+    with Bars(*columns, TimeRemainingColumn(), transient=True) as shown:
+        tasks: dict[str, TaskID] = {}
+
+        def show(name: str, done: int, total: int, figures: Mapping[str, float]) -> None:
+            say = "  ".join(f"{key} {value:.4g}" for key, value in figures.items())
+            if name not in tasks:
+                tasks[name] = shown.add_task(name, total=total, say=say)
+            shown.update(tasks[name], completed=done, say=say)
+
+        yield show
