@@ -1,0 +1,115 @@
+"""The ChannelGraph: which channels belong together, which are frozen and why; readable, pure, deterministic."""
+
+from __future__ import annotations
+
+import fxprune
+import pytest
+import torch
+from invariant import image, net, prunable, tokens
+from torch import nn
+
+
+def graph_of(model: nn.Module, inputs: object) -> fxprune.ChannelGraph:
+    return fxprune.analyze(fxprune.trace(model.eval(), inputs))
+
+
+def dimensions(group: fxprune.Group | fxprune.Frozen) -> set[str]:
+    return {str(dimension) for dimension in group.dimensions}
+
+
+def test_a_residual_sum_couples_what_is_added() -> None:
+    model = net(
+        lambda self, x: self.c((y := self.a(x)) + self.b(y)),
+        a=nn.Conv2d(3, 4, 1), b=nn.Conv2d(4, 4, 1), c=nn.Conv2d(4, 2, 1),
+    )  # fmt: skip
+    (group,) = graph_of(model, image()).groups
+    assert dimensions(group) == {"a.weight[0]", "a.bias[0]", "b.weight[0]", "b.weight[1]", "b.bias[0]", "c.weight[1]"}
+    assert len(group) == 4
+
+
+def test_a_concatenation_makes_groups_of_its_own_in_the_layer_that_follows() -> None:
+    model = net(
+        lambda self, x: self.c(torch.cat([self.a(x), self.b(x)], 1)),
+        a=nn.Conv2d(3, 4, 1), b=nn.Conv2d(3, 5, 1), c=nn.Conv2d(9, 2, 1),
+    )  # fmt: skip
+    groups = graph_of(model, image()).groups
+    assert sorted(map(len, groups)) == [4, 5]
+    assert all("c.weight[1]" in dimensions(group) for group in groups)
+
+
+def test_flattening_repeats_each_channel_once_per_position() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Flatten(), nn.Linear(4 * 36, 2))
+    (group,) = graph_of(model, image()).groups
+    assert group.repeats == 36
+
+
+@pytest.mark.parametrize(
+    ("model", "inputs", "reason"),
+    [
+        (nn.Sequential(nn.Linear(4, 2)), tokens(), "model output"),
+        (nn.Sequential(nn.Linear(4, 5), nn.Softmax(-1), nn.Linear(5, 2)), tokens(), "softmax (_1)"),
+        (nn.Sequential(nn.Linear(4, 5), nn.LSTM(5, 3)), tokens(), "no rule for LSTM (_1)"),
+        (nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.CELU(), nn.Linear(5, 4)), tokens(), "meets a dimension without channels (_0)"),
+        (net(lambda self, x: self.a(x).cumsum(-1), a=nn.Linear(4, 5)), tokens(), "cumsum mixes channels (cumsum)"),
+    ],
+)  # fmt: skip
+def test_every_frozen_channel_has_its_reason(model: nn.Module, inputs: torch.Tensor, reason: str) -> None:
+    graph = graph_of(model, inputs)
+    assert reason in {frozen.reason for frozen in graph.frozen}
+    assert all(frozen.reason for frozen in graph.frozen)
+    assert reason in str(graph)
+
+
+def test_every_channel_of_a_parameter_is_in_one_group_or_frozen_once() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 6, 1), nn.GroupNorm(3, 6), nn.Conv2d(6, 8, 1, groups=2), nn.Flatten(), nn.Linear(288, 2))
+    graph = graph_of(model, image())
+    seen = [int(c) for part in (*graph.groups, *graph.frozen) for c in part.channels]
+    assert len(seen) == len(set(seen))
+    on_parameters = {int(c) for dims in graph.parameters.values() for dim in dims if not isinstance(dim, int) for c in dim}
+    assert on_parameters == set(seen)
+
+
+def test_the_printed_graph_tells_groups_members_and_reasons() -> None:
+    text = str(graph_of(nn.Sequential(nn.Linear(4, 6), nn.LayerNorm(6), nn.Linear(6, 2)), tokens()))
+    assert text.splitlines() == [
+        "6 prunable channels in 1 groups, 6 frozen, 660 FLOPs",
+        "  0: 6 channels, only if needed: normalised over; zeros stand in for what is removed",
+        "    0.weight[0]",
+        "    0.bias[0]",
+        "    1.weight[0]",
+        "    1.bias[0]",
+        "    2.weight[1]",
+        "frozen:",
+        "  meets a dimension without channels (_0): 4 channels",
+        "    0.weight[1]",
+        "  model output: 2 channels",
+        "    2.weight[0]",
+        "    2.bias[0]",
+    ]
+
+
+def test_the_analysis_is_the_same_each_time_and_leaves_the_traced_model_alone() -> None:
+    traced = fxprune.trace(nn.Sequential(nn.Conv2d(3, 6, 1), nn.ReLU(), nn.Conv2d(6, 2, 1)), image())
+    code = traced.code
+    first, second = fxprune.analyze(traced), fxprune.analyze(traced)
+    assert str(first) == str(second)
+    assert [g.channels.tolist() for g in first.groups] == [g.channels.tolist() for g in second.groups]
+    assert traced.code == code
+
+
+def test_a_graph_that_was_not_traced_by_fxprune_is_refused() -> None:
+    other = torch.fx.symbolic_trace(nn.Linear(4, 2))
+    with pytest.raises(fxprune.FxpruneError, match=r"has no value: pass what fxprune\.trace returned"):
+        fxprune.analyze(other)
+
+
+def test_contractions_name_where_channels_enter_a_layer() -> None:
+    graph = graph_of(nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 2)), tokens())
+    assert graph.contractions == {"_2": (("_1", 2),)}
+
+
+def test_a_shared_module_is_one_set_of_channels() -> None:
+    model = net(
+        lambda self, x: self.c(self.b(self.b(self.a(x)))), a=nn.Linear(4, 6), b=nn.Linear(6, 6), c=nn.Linear(6, 2)
+    )
+    assert prunable(graph_of(model, tokens())) == 6

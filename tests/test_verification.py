@@ -1,0 +1,80 @@
+"""The invariant as a function: small when right, large when anything is wrong."""
+
+from __future__ import annotations
+
+import copy
+
+import fxprune
+import pytest
+import torch
+from fxprune.verification import mask
+from invariant import image, net, randomise, tokens
+from torch import nn
+
+
+def pair() -> tuple[nn.Module, torch.fx.GraphModule]:
+    model = randomise(nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Sigmoid(), nn.Conv2d(8, 2, 1))).float()
+    return model, fxprune.prune(model, 0.5, example_inputs=image())
+
+
+def test_a_right_result_is_off_by_rounding_only() -> None:
+    model, pruned = pair()
+    assert fxprune.verify(model, pruned, image()) <= 1e-12
+    assert fxprune.verify(model, pruned) <= 1e-12, "the example inputs are remembered"
+
+
+def test_a_wrong_weight_is_noticed() -> None:
+    model, pruned = pair()
+    with torch.no_grad():
+        pruned.get_parameter("3.weight")[0, 0] += 1e-3
+    assert fxprune.verify(model, pruned, image()) > 1e-6
+
+
+def test_a_result_that_is_not_a_number_is_infinitely_wrong() -> None:
+    model, pruned = pair()
+    with torch.no_grad():
+        pruned.get_parameter("3.bias")[0] = float("nan")
+    assert fxprune.verify(model, pruned, image()) == float("inf")
+
+
+def test_another_shape_is_an_error() -> None:
+    model, pruned = pair()
+    pruned.get_submodule("3").stride = (2, 2)
+    with pytest.raises(fxprune.FxpruneError, match=r"output has shape \(2, 2, 2, 2\), the original's has \(2, 2, 4, 4\)"):
+        fxprune.verify(model, pruned, image())
+
+
+def test_neither_model_is_changed() -> None:
+    model, pruned = pair()
+    model.train()
+    states = [copy.deepcopy(m.state_dict()) for m in (model, pruned)]
+    fxprune.verify(model, pruned, image())
+    assert model.training
+    for m, state in zip((model, pruned), states, strict=True):
+        assert all(torch.equal(tensor, state[name]) for name, tensor in m.state_dict().items())
+
+
+def test_the_mask_zeroes_what_the_plan_removes_and_nothing_else() -> None:
+    model, pruned = pair()
+    plan = fxprune.plan_of(pruned)
+    masked = mask(model, plan).state_dict()
+    for name, tensor in model.state_dict().items():
+        expected = tensor.clone()
+        for d, kept in plan.kept.get(name, {}).items():
+            lost = [k for k in range(tensor.shape[d]) if k not in kept]
+            expected.index_fill_(d, torch.tensor(lost), 0)
+        assert torch.equal(masked[name], expected)
+
+
+def test_a_model_that_divides_by_the_norm_of_what_was_removed_is_verified_in_the_limit() -> None:
+    model = randomise(nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(4, 8)), nn.Tanh(), nn.Linear(8, 2)))
+    pruned = fxprune.prune(model, 0.5, example_inputs=tokens().double())
+    assert fxprune.verify(model, pruned) <= 1e-12
+
+
+def test_dicts_tuples_and_keyword_inputs_are_compared_leaf_by_leaf() -> None:
+    model = randomise(
+        net(lambda self, x, y: {"a": (self.b(self.a(x)), self.a(y).sum()), "n": 3}, a=nn.Linear(4, 8), b=nn.Linear(8, 2))
+    )
+    inputs = {"x": tokens().double(), "y": tokens().double() + 1}
+    assert fxprune.verify(model, fxprune.prune(model, 0.6, example_inputs=inputs), inputs) <= 1e-12
