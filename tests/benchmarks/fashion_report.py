@@ -10,11 +10,13 @@ from typing import Any
 __all__ = ["table", "write_report"]
 
 Row = dict[str, Any]
+SETTINGS = ("epochs", "images", "lr", "distill")
 STAGES = {"raw": "cut", "compensated": "compensated", "tuned": "fine-tuned"}
 
 
 def write_report(rows: Sequence[Row], out: Path) -> None:
-    """Write `results.md` and one plot a net into a folder."""
+    """Write `results.md` and one plot a net into a folder, of the runs with the settings of the last one."""
+    rows = [row for row in rows if all(row[key] == rows[-1][key] for key in SETTINGS)]
     out.mkdir(parents=True, exist_ok=True)
     parts = []
     for net in _in_order(rows, "net"):
