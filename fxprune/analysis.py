@@ -47,6 +47,7 @@ def analyze(traced: fx.GraphModule) -> ChannelGraph:
     labels_of: dict[str, Any] = {}
     terms: list[Term] = []
     contractions: dict[str, tuple[tuple[str, int], ...]] = {}
+    used = _used(traced.graph)
     for node in traced.graph.nodes:
         if "value" not in node.meta:
             raise FxpruneError(f"node {node.name} has no value: pass what fxprune.trace returned, not another graph")
@@ -56,10 +57,23 @@ def analyze(traced: fx.GraphModule) -> ChannelGraph:
         labels_of[node.name] = labels
         if "mutates" in node.meta:
             _forget_zeros(node, labels_of)
-        terms.extend(cost)
+        if node in used:
+            terms.extend(cost)
         if entering := _entering(op):
             contractions[node.name] = entering
     return _collect(traced, ids, parameters, labels_of, terms, contractions)
+
+
+def _used(graph: fx.Graph) -> set[fx.Node]:
+    """The nodes that the output depends on; fvcore does not count the others, which are there for their state."""
+    used: set[fx.Node] = set()
+    stack = [n for n in graph.nodes if n.op == "output" or (n.op != "call_module" and "mutates" in n.meta)]
+    while stack:
+        node = stack.pop()
+        if node not in used:
+            used.add(node)
+            stack.extend(node.all_input_nodes)
+    return used
 
 
 def _forget_zeros(node: fx.Node, labels_of: dict[str, Any]) -> None:
@@ -270,17 +284,17 @@ def _groups(
     for channel, reason in _kinds(frozen_reasons, reluctant_reasons).items():
         kind[channel] = number[reason]
     signature = _signatures(carried, num_channels)
-    key, label = np.unique(np.stack([signature, kind]), axis=1, return_inverse=True)
-    label = label.reshape(-1)
+    # Channels of different kinds differ in this sum as in the signature: 64 bits do not meet by chance.
+    _, label = np.unique(signature + kind * np.uint64(0x9E3779B97F4A7C15), return_inverse=True)
     order = np.argsort(label, kind="stable")
-    bounds = np.searchsorted(label[order], np.arange(key.shape[1] + 1))
+    bounds = np.searchsorted(label[order], np.arange(num_channels + 1))
     groups: list[Group] = []
     frozen: list[Frozen] = []
     taken: Counter[str] = Counter()
     dimensions, repeats = _members(named, label, num_channels)
     for which, on in dimensions.items():
         channels = order[bounds[which] : bounds[which + 1]]
-        frozen_for, reluctant_for = reasons[int(key[1, which])]
+        frozen_for, reluctant_for = reasons[int(kind[channels[0]])]
         if frozen_for:
             frozen.append(Frozen(frozen_for, channels, tuple(on)))
         else:
@@ -304,7 +318,7 @@ def _signatures(carried: list[Ids], num_channels: int) -> npt.NDArray[np.uint64]
         content = dim.tobytes()
         if content not in seen:
             seen.add(content)
-            signature[np.unique(dim)] += random.integers(1, 2**63, dtype=np.uint64)
+            signature[dim] += random.integers(1, 2**63, dtype=np.uint64)
     return signature
 
 
@@ -314,13 +328,17 @@ def _members(
     """Group number -> the parameters' dimensions it is on, and how often each channel occurs where it does most."""
     repeats = np.zeros(num_channels, dtype=np.int64)
     dimensions: dict[int, list[Dimension]] = {}
+    on_dim: dict[int, list[int]] = {}
     for name, dims in named.items():
         for d, dim in enumerate(dims):
-            if not isinstance(dim, int):
+            if isinstance(dim, int):
+                continue
+            if id(dim) not in on_dim:
                 channels, counts = np.unique(dim, return_counts=True)
                 repeats[channels] = np.maximum(repeats[channels], counts)
-                for which in np.unique(label[channels]):
-                    dimensions.setdefault(int(which), []).append(Dimension(name, d))
+                on_dim[id(dim)] = np.unique(label[channels]).tolist()
+            for which in on_dim[id(dim)]:
+                dimensions.setdefault(which, []).append(Dimension(name, d))
     return dimensions, repeats
 
 

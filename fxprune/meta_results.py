@@ -16,22 +16,21 @@ META = torch.device("meta")
 
 _MOST_RESULTS = 20_000
 
-
-_layouts: dict[Any, Any] = {}
-
-
-def recall(key: Any) -> Any:
-    """A new value with the layout that a call with this key has had, if there was one."""
-    layout = None if key is None else _layouts.get(key)
-    return None if layout is None else _empty(layout)
+_layouts: dict[Any, tuple[Any, tuple[int, ...]]] = {}
 
 
-def remember(key: Any, value: Any) -> None:
-    """Keeps the layout of the value of a call."""
+def recall(key: Any) -> tuple[Any, tuple[int, ...]] | None:
+    """A new value with the layout that a call with this key has had, and which of its tensors it wrote into."""
+    known = None if key is None else _layouts.get(key)
+    return None if known is None else (_empty(known[0]), known[1])
+
+
+def remember(key: Any, value: Any, mutated: tuple[int, ...] = ()) -> None:
+    """Keeps the layout of the value of a call, which wrote into the tensors of its inputs with these positions."""
     if key is not None and len(_layouts) < _MOST_RESULTS:
         layout = _layout(value)
         if layout is not None:
-            _layouts[key] = layout
+            _layouts[key] = layout, mutated
 
 
 def _layout(value: Any) -> Any:

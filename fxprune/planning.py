@@ -8,6 +8,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -80,7 +81,7 @@ def make_plan(
     return Plan(kept_indices(graph, alive), graph.flops(alive), total, target)
 
 
-def _target(flops: float, total: int) -> int:
+def _target(flops: Any, total: int) -> int:
     if isinstance(flops, bool) or not isinstance(flops, (int, float, np.integer, np.floating)):
         raise FxpruneError(f"flops (={flops!r}) must be a number: a fraction in (0, 1], or a count above 1")
     if not flops > 0 or math.isinf(flops):
@@ -107,7 +108,7 @@ def _ignored_channels(graph: ChannelGraph, patterns: Sequence[str]) -> npt.NDArr
 
 
 def _units(groups: Sequence[Group], scores: Scores, round_to: int) -> _Units:
-    """Every removal that is allowed, lowest scores first: at least one channel, or one multiple, of each group stays."""
+    """All that may be removed, lowest scores first: at least one channel, or one multiple, of each group stays."""
     members, sizes, means = [np.empty(0, np.int64)], [np.empty(0, np.int64)], [np.empty(0)]
     for group in groups:
         step = round_to // math.gcd(round_to, group.repeats)
@@ -219,9 +220,7 @@ def _step_around(state: _State, units: _Units, following: int, target: int) -> N
             closed.add(group)
 
 
-def _unreachable(
-    graph: ChannelGraph, units: _Units, target: int, total: int, ignored: npt.NDArray[np.bool_]
-) -> str:
+def _unreachable(graph: ChannelGraph, units: _Units, target: int, total: int, ignored: npt.NDArray[np.bool_]) -> str:
     state = _State(graph)
     state.remove_first(units, len(units))
     reasons: Counter[str] = Counter()

@@ -75,7 +75,8 @@ class Polynomial:
         for column in range(self.products.shape[1]):
             others = np.delete(self.products, column, axis=1)
             np.add.at(by_form, self.products[:, column], self.coefficients * sizes[others].prod(axis=1))
-        return np.bincount(self.channel_of, weights=by_form[self.form_of], minlength=self.num_channels)
+        of_channel = np.bincount(self.channel_of, weights=by_form[self.form_of], minlength=self.num_channels)
+        return of_channel.astype(np.float64)
 
     def differentiable(self, gates: torch.Tensor) -> torch.Tensor:
         """FLOPs as a differentiable function of the gates, one in [0, 1] per channel."""

@@ -307,12 +307,15 @@ class Recorder(TorchFunctionMode):
         key: Any = None,
     ) -> Any:  # fmt: skip
         """Makes a node whose value is `run()`, or that of an earlier call with the same key."""
-        value = recall(key)
-        if value is not None:
+        tensors = _tensors_in(inputs)
+        recalled = recall(key)
+        if recalled is not None:
+            value, written = recalled
             node = self.create_node(op, target, args, kwargs, value, origin)
+            if written:
+                self._mark_mutation(node, [tensors[position] for position in written])
             self._note_random(node)
             return self.adopt(value, node)
-        tensors = _tensors_in(inputs)
         versions = [tensor._version for tensor in tensors]
         grad = torch.is_grad_enabled()
         torch._C._set_grad_enabled(False)
@@ -332,10 +335,7 @@ class Recorder(TorchFunctionMode):
             return value
         node = self.create_node(op, target, args, kwargs, value, max(origin, _NOTHING))
         if mutated:
-            node.meta["mutates"] = True
-            for tensor in mutated:
-                self._outdate(tensor)
-            self.origin[node] = _INPUTS
+            self._mark_mutation(node, mutated)
             for tensor in mutated:
                 if tensor is value:
                     # From here on the tensor is what this node made of it.
@@ -345,9 +345,16 @@ class Recorder(TorchFunctionMode):
         if isinstance(value, Tensor) and (id(value) in self.known or id(value) in self.attributes):
             # The very tensor that came in: a name of its own, or the input would be taken for this node's output.
             value = node.meta["value"] = value.detach()
-        elif not mutated:
-            remember(key, value)
+        elif not mutated or type(value) is Tensor:
+            changed = {id(tensor) for tensor in mutated}
+            remember(key, value, tuple(i for i, tensor in enumerate(tensors) if id(tensor) in changed))
         return self.adopt(value, node)
+
+    def _mark_mutation(self, node: fx.Node, mutated: list[Tensor]) -> None:
+        node.meta["mutates"] = True
+        for tensor in mutated:
+            self._outdate(tensor)
+        self.origin[node] = _INPUTS
 
     def _note_random(self, node: fx.Node) -> None:
         name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")

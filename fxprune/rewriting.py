@@ -29,7 +29,7 @@ def rewrite(graph: ChannelGraph, plan: Plan) -> fx.GraphModule:
         plan: the channels to keep.
 
     Returns:
-        A GraphModule of its own: `state_dict` keys, mode and hooks are the original's, weights are slices of its weights.
+        A GraphModule of its own: `state_dict` keys, mode and hooks are the original's, its weights are slices.
 
     Raises:
         FxpruneError: the plan is not for this model, or keeps a channel in one place and removes it in another.
@@ -51,7 +51,9 @@ def plan_of(pruned: nn.Module) -> Plan:
     """
     plan = getattr(pruned, "meta", {}).get("plan")
     if not isinstance(plan, Plan):
-        raise FxpruneError(f"{type(pruned).__name__} has no plan: only what fxprune.prune or fxprune.rewrite returns has one")
+        raise FxpruneError(
+            f"{type(pruned).__name__} has no plan: only what prune or rewrite of fxprune returns has one"
+        )
     return plan
 
 
@@ -68,8 +70,8 @@ def alive_channels(graph: ChannelGraph, plan: Plan) -> npt.NDArray[np.bool_]:
     for name, d, dim, mask in masks:
         if not np.array_equal(alive[dim], mask):
             raise FxpruneError(
-                f"plan keeps {int(mask.sum())} of {len(mask)} indices of {name} in dimension {d}, but channels that are "
-                "tied to them are removed elsewhere: make the plan with fxprune.make_plan for this model"
+                f"plan keeps {int(mask.sum())} of {len(mask)} indices of {name} in dimension {d}, but channels that "
+                "are tied to them are removed elsewhere: make the plan with fxprune.make_plan for this model"
             )
         if not mask.any():
             raise FxpruneError(f"plan leaves {name} without any index in dimension {d}: keep at least one")
@@ -97,17 +99,25 @@ def _copy_with_slices(graph: ChannelGraph, plan: Plan) -> fx.GraphModule:
     """A copy of the traced model in which every tensor is copied once, already cut to size."""
     traced = graph.module
     memo: dict[int, Any] = {}
+    indices: dict[tuple[int, torch.device], torch.Tensor] = {}
     named = (*traced.named_parameters(remove_duplicate=False), *traced.named_buffers(remove_duplicate=False))
     for name, tensor in named:
         if id(tensor) not in memo:
-            memo[id(tensor)] = _slice(tensor, plan.kept.get(name, {}))
+            memo[id(tensor)] = _slice(tensor, plan.kept.get(name, {}), indices)
     return copy.deepcopy(traced, memo)
 
 
-def _slice(tensor: torch.Tensor, kept: Mapping[int, list[int]]) -> torch.Tensor:
+def _slice(
+    tensor: torch.Tensor, kept: Mapping[int, list[int]], indices: dict[tuple[int, torch.device], torch.Tensor]
+) -> torch.Tensor:
+    """What stays of a tensor; `indices` remembers the lists, which many tensors share, as tensors."""
     data = tensor.detach()
-    for d, indices in sorted(kept.items(), key=lambda item: len(item[1]) / tensor.shape[item[0]]):
-        data = data.index_select(d, torch.tensor(indices, device=data.device))
+    # Along the dimension that loses most first: less is left to copy.
+    for d, stays in sorted(kept.items(), key=lambda item: len(item[1]) / tensor.shape[item[0]]):
+        key = id(stays), data.device
+        if key not in indices:
+            indices[key] = torch.tensor(stays, device=data.device)
+        data = data.index_select(d, indices[key])
     if not kept:
         data = data.clone()
     if isinstance(tensor, nn.Parameter):
@@ -196,9 +206,10 @@ def _tidy(graph: fx.Graph) -> None:
         if folds and not node.all_input_nodes and isinstance(node.meta.get("value"), (int, float)):
             _put(node, node.meta["value"])
     for node in reversed(list(graph.nodes)):
-        if not node.users and not isinstance(node.meta.get("value", torch.Tensor), torch.Tensor) and _is_size_only(node):
+        if not node.users and _is_size_only(node):
             graph.erase_node(node)
 
 
 def _is_size_only(node: fx.Node) -> bool:
-    return node.op in ("call_function", "call_method") and isinstance(node.meta.get("value"), (int, float, tuple, torch.Size))
+    value = node.meta.get("value")
+    return node.op in ("call_function", "call_method") and isinstance(value, (int, float, tuple, torch.Size))

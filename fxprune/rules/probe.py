@@ -6,7 +6,8 @@ through; otherwise they are frozen.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -79,7 +80,9 @@ def probe(op: Op, labels: dict[fx.Node, Labels]) -> Any:
     elements = op.value.numel() + sum(int(np.prod(x.shape)) for x in labels.values())
     out = Labels.plain(op.shape)
     with torch.no_grad():
-        samples = [_Sample(op, small=True), *([_Sample(op, small=False)] if elements <= _LARGEST else [])]
+        # Full-size samples cost most, and few ops need them.
+        make = functools.cache(lambda small: _Sample(op, small))
+        samples = [lambda: make(True), *([lambda: make(False)] if elements <= _LARGEST else [])]
         for d in range(max(len(x.dims) for x in labelled.values())):
             carrying = {node: x for node, x in labelled.items() if d < len(x.dims) and is_labelled(x.dims[d])}
             if carrying:
@@ -88,12 +91,12 @@ def probe(op: Op, labels: dict[fx.Node, Labels]) -> Any:
 
 
 def _probe_dimension(
-    op: Op, samples: Sequence[_Sample], carrying: dict[fx.Node, Labels], out: Labels, d: int, reason: str
+    op: Op, samples: Sequence[Callable[[], _Sample]], carrying: dict[fx.Node, Labels], out: Labels, d: int, reason: str
 ) -> Labels:
     """Try one dimension, in all operands that carry channels there."""
     dims = [x.dims[d] for x in carrying.values()]
     for sample in samples:
-        trial = _Trial(sample, carrying, d)
+        trial = _Trial(sample(), carrying, d)
         found = trial.commutes()
         if found is None:
             continue
