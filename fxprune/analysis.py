@@ -29,7 +29,9 @@ _VIEWS = (
     *("expand", "view_as", "movedim", "t", "swapaxes", operator.getitem, torch.flatten, torch.permute, torch.transpose),
 )
 # Methods whose answer does not depend on the channels.
-_HARMLESS = ("dim", "ndimension", "element_size", "is_floating_point", "is_complex", "is_contiguous", "get_device", "type")
+_HARMLESS = (
+    *("dim", "ndimension", "element_size", "is_floating_point", "is_complex", "is_contiguous", "get_device", "type"),
+)
 
 
 def analyze(traced: fx.GraphModule) -> ChannelGraph:
@@ -229,7 +231,11 @@ def _freeze_tree(op: Op, tree: Any, reason: str) -> None:
 
 
 def _collect(
-    traced: fx.GraphModule, ids: IdTable, parameters: Parameters, labels_of: dict[str, Any], terms: list[Term],
+    traced: fx.GraphModule,
+    ids: IdTable,
+    parameters: Parameters,
+    labels_of: dict[str, Any],
+    terms: list[Term],
     contractions: dict[str, tuple[tuple[str, int], ...]],
 ) -> ChannelGraph:
     """Turn ids into channel numbers, and gather the channels that live on the same dimensions."""

@@ -66,6 +66,7 @@ class Labels:
 
     @property
     def shape(self) -> tuple[int, ...]:
+        """The sizes of the dimensions."""
         return tuple(size_of(dim) for dim in self.dims)
 
     @property
@@ -245,10 +246,8 @@ class ChannelGraph:
     remarks: tuple[str, ...] = field(default=())
 
     def __str__(self) -> str:
-        lines = [
-            f"{sum(map(len, self.groups))} prunable channels in {len(self.groups)} groups, "
-            f"{sum(map(len, self.frozen))} frozen, {self.flops.total:,} FLOPs"
-        ]
+        free, kept = sum(map(len, self.groups)), sum(map(len, self.frozen))
+        lines = [f"{free} prunable channels in {len(self.groups)} groups, {kept} frozen, {self.flops.total:,} FLOPs"]
         for group in self.groups:
             repeated = f" x{group.repeats}" if group.repeats > 1 else ""
             reluctant = f", only if needed: {group.reluctant}" if group.reluctant else ""

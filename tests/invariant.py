@@ -127,7 +127,7 @@ def _check_plan(
 
 
 def net(forward: Any, **parts: Any) -> nn.Module:
-    """A module of the given parts (modules, parameters; tensors become buffers) whose `forward` is the given function."""
+    """A module of the given parts (modules, parameters; tensors become buffers) and with the given `forward`."""
     made: nn.Module = type("Net", (nn.Module,), {"forward": forward})()
     for name, part in parts.items():
         if isinstance(part, Tensor) and not isinstance(part, nn.Parameter):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+
 from fxprune.channels import IdTable, Labels, Size, map_labels, size_of
 
 

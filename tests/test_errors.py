@@ -7,13 +7,14 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-import fxprune
 import numpy as np
 import pytest
 import torch
-from fxprune import FxpruneError
 from invariant import image, net, tokens
 from torch import Tensor, nn
+
+import fxprune
+from fxprune import FxpruneError
 
 
 def small() -> nn.Sequential:
@@ -55,7 +56,9 @@ def test_a_budget_out_of_reach_tells_the_lowest_and_what_is_frozen() -> None:
     found = re.search(r"cannot be reached: the lowest is ([\d,]+) \(([\d.]+)%\)", str(caught.value))
     assert found, str(caught.value)
     lowest = int(found[1].replace(",", ""))
-    assert "Frozen are 3 channels: meets a dimension without channels (_0); 2 channels: model output." in str(caught.value)
+    assert "Frozen are 3 channels: meets a dimension without channels (_0); 2 channels: model output." in str(
+        caught.value
+    )
     assert "Raise flops, or ignore less." in str(caught.value)
     reached = fxprune.prune(model, lowest, example_inputs=image())
     assert fxprune.count_flops(reached, image()) == lowest < total
@@ -88,14 +91,20 @@ def test_a_multiple_that_is_no_whole_number_is_refused(value: Any) -> None:
 
 def test_a_model_of_ones_own_needs_example_inputs() -> None:
     model = small()
-    message = r"no example inputs: Sequential is neither .* pass example_inputs=, a tensor, a tuple of tensors or a dict"
+    message = (
+        r"no example inputs: Sequential is neither .* pass example_inputs=, a tensor, a tuple of tensors or a dict"
+    )
     untouched(model, lambda: fxprune.prune(model, 0.5), message)
 
 
 def test_example_inputs_that_do_not_fit_are_told() -> None:
     model = small()
-    untouched(model, lambda: fxprune.prune(model, 0.5, example_inputs={"pixels": image()}), r"do not fit `Sequential\.forward")
-    untouched(model, lambda: fxprune.prune(model, 0.5, example_inputs=image(4)), "Cannot trace `Sequential`.*in `0` .Conv2d.")
+    untouched(
+        model, lambda: fxprune.prune(model, 0.5, example_inputs={"pixels": image()}), r"do not fit `Sequential\.forward"
+    )
+    untouched(
+        model, lambda: fxprune.prune(model, 0.5, example_inputs=image(4)), "Cannot trace `Sequential`.*in `0` .Conv2d."
+    )
 
 
 class Branching(nn.Module):
@@ -114,7 +123,7 @@ def test_control_flow_on_values_tells_module_line_and_way_out() -> None:
     untouched(
         model,
         lambda: fxprune.prune(model, 0.5, example_inputs=tokens()),
-        r"Cannot trace `Sequential`: in `1` \(Branching\), .*test_errors\.py:\d+: `if x\.sum\(\) > 0:`.*leaves=\('1',\)",
+        r"Cannot trace `Sequential`: in `1` \(Branching\), .*test_errors\.py:\d+: `if x\.sum.*leaves=\('1',\)",
     )
 
 
@@ -138,9 +147,13 @@ def test_weights_that_are_no_numbers_are_named(value: float) -> None:
 
 def test_an_unknown_method_and_bad_scores_are_refused() -> None:
     model = small()
-    untouched(model, lambda: fxprune.prune(model, 0.5, example_inputs=image(), method="l3"), r"^method \(='l3'\) is not known")
+    untouched(
+        model, lambda: fxprune.prune(model, 0.5, example_inputs=image(), method="l3"), r"^method \(='l3'\) is not known"
+    )
     for bad, message in ((np.ones(3), "scores have shape"), (np.full(21, np.nan), "scores are not finite")):
-        untouched(model, lambda bad=bad: fxprune.prune(model, 0.5, example_inputs=image(), method=lambda _: bad), message)
+        untouched(
+            model, lambda bad=bad: fxprune.prune(model, 0.5, example_inputs=image(), method=lambda _: bad), message
+        )
 
 
 def test_a_plan_of_another_model_is_refused() -> None:
@@ -169,7 +182,7 @@ def test_a_plan_that_does_not_hold_together_is_refused(kept: Any, message: str) 
 
 
 def test_a_model_that_was_not_pruned_has_no_plan() -> None:
-    with pytest.raises(FxpruneError, match=r"Conv2d has no plan: only what fxprune\.prune or fxprune\.rewrite returns"):
+    with pytest.raises(FxpruneError, match=r"Conv2d has no plan: only what .* returns has one"):
         fxprune.plan_of(nn.Conv2d(3, 2, 1))
     with pytest.raises(FxpruneError, match="has no plan"):
         fxprune.verify(small(), small(), image())

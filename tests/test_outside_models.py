@@ -109,7 +109,7 @@ class LstmInside(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(4, 7), nn.ReLU(), nn.Linear(7, 3))
 
     def forward(self, x: Tensor) -> Tensor:
-        x, (h, _) = self.lstm(self.embed(x))
+        x, _ = self.lstm(self.embed(x))
         x, _ = self.gru(x)
         return self.mlp(x[:, -1])
 

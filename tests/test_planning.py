@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import fxprune
 import numpy as np
 import pytest
 import torch
 from invariant import image, net, randomise, tokens
 from torch import nn
+
+import fxprune
 
 
 def convnet(width: int = 48) -> nn.Module:

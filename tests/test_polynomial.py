@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+
 from fxprune.polynomial import build_polynomial, term
 
 A, B = np.array([0, 1, 2]), np.array([3, 4, 4])

@@ -8,7 +8,6 @@ import pickle
 import warnings
 from collections.abc import Callable
 
-import fxprune
 import numpy as np
 import onnxruntime
 import pytest
@@ -17,6 +16,8 @@ import torch
 import torchvision
 from invariant import image, net, randomise, tokens
 from torch import Tensor, nn
+
+import fxprune
 
 
 def make(name: str) -> tuple[nn.Module, Tensor]:
@@ -45,7 +46,9 @@ def same(expected: nn.Module, got: Callable[[Tensor], Tensor], x: Tensor, tolera
         torch.testing.assert_close(got(x), expected(x), rtol=tolerance, atol=tolerance)
 
 
-def test_half_of_the_flops_are_left_and_the_invariant_holds(pair: tuple[nn.Module, torch.fx.GraphModule, Tensor]) -> None:
+def test_half_of_the_flops_are_left_and_the_invariant_holds(
+    pair: tuple[nn.Module, torch.fx.GraphModule, Tensor],
+) -> None:
     model, pruned, x = pair
     assert fxprune.verify(model, pruned, x) <= 1e-9
     counted = fxprune.count_flops(pruned, x)
@@ -128,7 +131,9 @@ def test_the_whole_budget_is_the_identity_bit_for_bit(name: str) -> None:
             torch.manual_seed(1)
             outputs.append(candidate(x))
         assert torch.equal(*outputs)
-    assert all(torch.equal(a, b) for a, b in zip(original.state_dict().values(), whole.state_dict().values(), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(original.state_dict().values(), whole.state_dict().values(), strict=True)
+    )
 
 
 @pytest.mark.parametrize("name", ["resnet18", "test_convnext"])
@@ -143,9 +148,7 @@ def test_what_was_pruned_is_pruned_again(name: str) -> None:
 
 
 def test_literals_are_patched_and_the_code_stays_readable() -> None:
-    model = net(
-        lambda self, x: self.b(self.a(x).view(-1, 8 * 36)), a=nn.Conv2d(3, 8, 1), b=nn.Linear(288, 2)
-    )
+    model = net(lambda self, x: self.b(self.a(x).view(-1, 8 * 36)), a=nn.Conv2d(3, 8, 1), b=nn.Linear(288, 2))
     graph = fxprune.analyze(fxprune.trace(randomise(model), image().double()))
     plan = fxprune.make_plan(graph, fxprune.scores(graph), flops=0.5)
     pruned = fxprune.rewrite(graph, plan)
@@ -157,10 +160,18 @@ def test_literals_are_patched_and_the_code_stays_readable() -> None:
 def test_modules_say_what_they_are_now() -> None:
     model = randomise(
         nn.Sequential(
-            nn.Conv2d(3, 8, 1), nn.BatchNorm2d(8), nn.Conv2d(8, 8, 3, groups=8), nn.PReLU(8), nn.ConvTranspose2d(8, 6, 1),
-            nn.GroupNorm(3, 6), nn.Flatten(), nn.Linear(96, 4), nn.LayerNorm(4), nn.Linear(4, 2),
+            nn.Conv2d(3, 8, 1),
+            nn.BatchNorm2d(8),
+            nn.Conv2d(8, 8, 3, groups=8),
+            nn.PReLU(8),
+            nn.ConvTranspose2d(8, 6, 1),
+            nn.GroupNorm(3, 6),
+            nn.Flatten(),
+            nn.Linear(96, 4),
+            nn.LayerNorm(4),
+            nn.Linear(4, 2),
         )
-    )  # fmt: skip
+    )
     pruned = fxprune.prune(model, 0.4, example_inputs=image().double())
     for name, module in pruned.named_modules():
         if isinstance(module, nn.Conv2d):

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import copy
 
-import fxprune
 import pytest
 import torch
-from fxprune.verification import mask
 from invariant import image, net, randomise, tokens
 from torch import nn
+
+import fxprune
+from fxprune.verification import mask
 
 
 def pair() -> tuple[nn.Module, torch.fx.GraphModule]:
@@ -40,7 +41,9 @@ def test_a_result_that_is_not_a_number_is_infinitely_wrong() -> None:
 def test_another_shape_is_an_error() -> None:
     model, pruned = pair()
     pruned.get_submodule("3").stride = (2, 2)
-    with pytest.raises(fxprune.FxpruneError, match=r"output has shape \(2, 2, 2, 2\), the original's has \(2, 2, 4, 4\)"):
+    with pytest.raises(
+        fxprune.FxpruneError, match=r"output has shape \(2, 2, 2, 2\), the original's has \(2, 2, 4, 4\)"
+    ):
         fxprune.verify(model, pruned, image())
 
 
@@ -74,7 +77,9 @@ def test_a_model_that_divides_by_the_norm_of_what_was_removed_is_verified_in_the
 
 def test_dicts_tuples_and_keyword_inputs_are_compared_leaf_by_leaf() -> None:
     model = randomise(
-        net(lambda self, x, y: {"a": (self.b(self.a(x)), self.a(y).sum()), "n": 3}, a=nn.Linear(4, 8), b=nn.Linear(8, 2))
+        net(
+            lambda self, x, y: {"a": (self.b(self.a(x)), self.a(y).sum()), "n": 3}, a=nn.Linear(4, 8), b=nn.Linear(8, 2)
+        )
     )
     inputs = {"x": tokens().double(), "y": tokens().double() + 1}
     assert fxprune.verify(model, fxprune.prune(model, 0.6, example_inputs=inputs), inputs) <= 1e-12

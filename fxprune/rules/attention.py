@@ -71,5 +71,3 @@ def _(
     scale = 1.0 / math.sqrt(size_of(head))
     kwargs = {"attn_mask": attn_mask, "dropout_p": dropout_p, "is_causal": is_causal, "scale": scale}
     return Call((query, key, value), {**kwargs, **({"enable_gqa": enable_gqa} if enable_gqa else {})})
-
-

@@ -24,14 +24,14 @@ relu relu6 leaky_relu elu celu selu gelu silu mish hardswish sigmoid hardsigmoid
 hardshrink softshrink tanhshrink logsigmoid threshold dropout alpha_dropout abs neg exp expm1 log log1p log2 log10 sqrt
 rsqrt square sin cos tan atan asin acos sinh cosh erf erfc reciprocal sign floor ceil round trunc frac clamp clamp_min
 clamp_max clip nan_to_num isnan isinf isfinite logical_not bitwise_not __neg__ __invert__ positive
-""".split()
+""".split()  # noqa: SIM905
 
 _NARY = """
 add sub mul div truediv true_divide floordiv floor_divide remainder mod fmod rsub pow maximum minimum
 where lerp addcmul addcdiv atan2 hypot eq ne lt le gt ge logical_and logical_or logical_xor bitwise_and bitwise_or
 masked_fill copysign xlogy iadd isub imul itruediv and_ or_ copy_ subtract multiply divide
 __add__ __radd__ __sub__ __rsub__ __mul__ __rmul__ __truediv__ __rtruediv__ __pow__ __rpow__
-""".split()
+""".split()  # noqa: SIM905
 
 
 def broadcast(op: Op, operands: list[Labels]) -> tuple[Dim, ...]:
@@ -102,10 +102,16 @@ def activation(op: Op, input: Labels, *arguments: Any, **options: Any) -> Labels
 
 @rule(*_UNARY, *_NARY)
 def elementwise(op: Op, *arguments: Any, **options: Any) -> Labels:
+    """Each element of the output depends on the elements at its place alone."""
     return _elementwise(op, *arguments, **options)
 
 
-@rule(*"clone contiguous detach to type type_as float half double bfloat16 int long bool cpu cuda requires_grad_".split())
+_UNCHANGED = """
+clone contiguous detach to type type_as float half double bfloat16 int long bool cpu cuda requires_grad_
+""".split()  # noqa: SIM905
+
+
+@rule(*_UNCHANGED)
 def unchanged(op: Op, input: Labels, *arguments: Any, **options: Any) -> Labels:
     """The same values, elsewhere or of another type."""
     return input

@@ -78,7 +78,8 @@ def matmul(op: Op, input: Labels, other: Labels) -> Labels:
     left, right = list(input.dims[: -1 - rows]), list(other.dims[: -1 - columns])
     left_zero, right_zero = list(input.zero[: -1 - rows]), list(other.zero[: -1 - columns])
     rank = max(len(left), len(right))
-    left, right = [1] * (rank - len(left)) + left, [1] * (rank - len(right)) + right
+    left = [*(1,) * (rank - len(left)), *left]
+    right = [*(1,) * (rank - len(right)), *right]
     left_zero = [False] * (rank - len(left_zero)) + left_zero
     right_zero = [False] * (rank - len(right_zero)) + right_zero
     dims: list[Dim] = []

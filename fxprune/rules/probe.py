@@ -61,7 +61,7 @@ class _Sample:
                 result = getattr(args[0], str(node.target))(*args[1:], **kwargs)
             else:
                 result = node.target(*args, **kwargs)  # type: ignore[operator]
-        except Exception:  # noqa: BLE001
+        except Exception:
             return None
         return result if isinstance(result, torch.Tensor) and result.device.type != "meta" else None
 

@@ -68,7 +68,7 @@ def _(op: Rewrite, input: Any, dim: Any = None, keepdim: Any = False, dtype: Any
     return Call((scaled,) if dim is None else (scaled, dim, keepdim), {} if dtype is None else {"dtype": dtype})
 
 
-_STATISTICS = "amax amin prod std var logsumexp argmax argmin any all median std_mean var_mean nanmean nansum".split()
+_STATISTICS = "amax amin prod std var logsumexp argmax argmin any all median std_mean var_mean nanmean nansum".split()  # noqa: SIM905
 
 
 @rule(*_STATISTICS)

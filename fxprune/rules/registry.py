@@ -1,7 +1,7 @@
 """The table of op rules, and the views of a node that the rules work with.
 
-A rule keeps what an op does to channel ids (*propagate*), what it costs (*flops*) and how its node changes when channels
-go (*rewrite*) side by side. The three functions take the op's own arguments, so Python binds them:
+A rule keeps what an op does to channel ids (*propagate*), what it costs (*flops*) and how its node changes when
+channels go (*rewrite*) side by side. The three functions take the op's own arguments, so Python binds them:
 
     @rule("flatten", nn.Flatten)
     def flatten(op, x, start_dim=0, end_dim=-1): ...
@@ -78,6 +78,7 @@ class Op:
 
     @property
     def shape(self) -> tuple[int, ...]:
+        """The shape of the node's output at the example inputs."""
         return tuple(self.value.shape)
 
     @property

@@ -92,7 +92,7 @@ def _reshape_block(op: Op, x: Labels, shape: Sequence[int]) -> Labels:
     for dim, is_zero, positions in zip(x.dims, x.zero, old, strict=True):
         if isinstance(dim, int) or not positions:
             continue
-        axis = max(range(len(positions)), key=lambda k: (factors[positions[k]], k))  # noqa: B023
+        axis = max(range(len(positions)), key=lambda k: (factors[positions[k]], k))
         ids = dim.reshape([factors[k] for k in positions])
         carried[positions[axis]] = (op.unite_axis(ids, axis), is_zero)
     dims: list[Dim] = list(shape)
@@ -250,7 +250,8 @@ def unsqueeze(op: Op, input: Labels, dim: int) -> Labels:
 @rule("flip", "roll")
 def rolled(op: Op, input: Labels, *arguments: Any, **options: Any) -> Labels:
     by_roll = "roll" in str(op.node.target)
-    dims = options.get("dims", arguments[1] if by_roll and len(arguments) > 1 else (None if by_roll else _flat(arguments)))
+    given = (arguments[1] if len(arguments) > 1 else None) if by_roll else _flat(arguments)
+    dims = options.get("dims", given)
     for d in range(len(input.dims)) if dims is None else (dims if isinstance(dims, (tuple, list)) else (dims,)):
         op.freeze(input.dims[d], "rolled or flipped along")
     return input
@@ -281,7 +282,8 @@ def _(op: Rewrite, input: Any, *sizes: Any, **options: Any) -> Call | None:
     if not any(op.changed(dim) for dim in op.out.dims):
         return None
     entries = _entries(op, sizes or (options["size"],))
-    return Call((input, tuple(op.size(dim) if op.changed(dim) else n for n, dim in zip(entries, op.out.dims, strict=True))))
+    pairs = zip(entries, op.out.dims, strict=True)
+    return Call((input, tuple(op.size(dim) if op.changed(dim) else n for n, dim in pairs)))
 
 
 @rule("expand_as")
@@ -518,7 +520,7 @@ def _is_mask(op: Op, position: int) -> bool:
 def getitem(op: Op, container: Any, index: Any) -> Any:
     if isinstance(container, Labels):
         return _index_tensor(op, container, index)
-    label = op.labels_of.get(op.node.args[0].name)  # type: ignore[union-attr]
+    label = op.labels_of.get(op.node.args[0].name)  # type: ignore[union-attr, arg-type]
     return label[index] if isinstance(label, (tuple, dict)) else label
 
 
@@ -564,7 +566,18 @@ def setitem(op: Op, container: Labels, index: Any, value: Any) -> None:
                 op.unite(dim, written)
 
 
-@rule("gather", "scatter", "scatter_add", "take_along_dim", "index_add", "index_copy", "index_fill", "masked_select", "topk", "sort")
+@rule(
+    "gather",
+    "scatter",
+    "scatter_add",
+    "take_along_dim",
+    "index_add",
+    "index_copy",
+    "index_fill",
+    "masked_select",
+    "topk",
+    "sort",
+)
 def gather(op: Op, *arguments: Any, **options: Any) -> Any:
     freeze_labels(op, (arguments, options), "gathered or sorted by index")
     return map_values(op.value)
@@ -591,7 +604,7 @@ def _size_label(dim: Dim) -> Size:
 @rule(getattr)
 def attribute(op: Op, container: Any, name: str) -> Any:
     if not isinstance(container, Labels):
-        label = op.labels_of.get(op.node.args[0].name)  # type: ignore[union-attr]
+        label = op.labels_of.get(op.node.args[0].name)  # type: ignore[union-attr, arg-type]
         return label.get(name) if isinstance(label, dict) else map_values(op.value)
     if name == "shape":
         return tuple(_size_label(dim) for dim in container.dims)
@@ -617,11 +630,24 @@ def new_like(op: Op, input: Labels, *arguments: Any, **options: Any) -> Labels:
     return Labels.plain(op.shape)
 
 
-@rule("zeros", "ones", "full", "empty", "rand", "randn", "arange", "linspace", "eye", "tensor", "meshgrid", "as_tensor",
-      "scalar_tensor", "Size", torch.Size)
+@rule(
+    "zeros",
+    "ones",
+    "full",
+    "empty",
+    "rand",
+    "randn",
+    "arange",
+    "linspace",
+    "eye",
+    "tensor",
+    "meshgrid",
+    "as_tensor",
+    "scalar_tensor",
+    "Size",
+    torch.Size,
+)
 def factory(op: Op, *arguments: Any, **options: Any) -> Any:
     """New tensors carry no channels, whatever they were sized after."""
     freeze_labels(op, (arguments, options), "made into a new tensor")
     return map_values(op.value)
-
-

@@ -15,6 +15,7 @@ from fxprune.rules.registry import Call, Op, Rewrite, numel, rule
 
 __all__: list[str] = []
 
+
 def _over_space(op: Op, x: Labels, spatial: int) -> Any:
     """The last `spatial` dimensions are mixed, the others pass."""
     lead = len(x.dims) - spatial
@@ -33,9 +34,10 @@ _POOL_MODULES = ("MaxPool", "AvgPool", "LPPool", "AdaptiveAvgPool", "AdaptiveMax
 
 
 def _register_pools(spatial: int) -> None:
-    with_indices = tuple(f"{kind}{spatial}d_with_indices" for kind in ("max_pool", "adaptive_max_pool"))
+    functions = (f"{kind}{spatial}d" for kind in _POOLS)
+    with_indices = (f"{kind}{spatial}d_with_indices" for kind in ("max_pool", "adaptive_max_pool"))
 
-    @rule(*(f"{kind}{spatial}d" for kind in _POOLS), *with_indices, *(getattr(nn, f"{kind}{spatial}d") for kind in _POOL_MODULES))
+    @rule(*functions, *with_indices, *(getattr(nn, f"{kind}{spatial}d") for kind in _POOL_MODULES))
     def pool(op: Op, input: Labels, *arguments: Any, **options: Any) -> Any:
         return _over_space(op, input, spatial)
 
@@ -143,7 +145,7 @@ def pad_module(op: Op, input: Labels) -> Labels:
 
 @rule("unfold", nn.Unfold)
 def unfold(op: Op, input: Labels, *arguments: Any, **options: Any) -> Labels:
-    """`F.unfold` (im2col) repeats each channel once per kernel position; `Tensor.unfold` adds a dimension of windows."""
+    """`F.unfold` (im2col) repeats each channel once per kernel position; `Tensor.unfold` adds a dimension."""
     if op.node.op == "call_method":
         dimension = (arguments[0] if arguments else options["dimension"]) % len(input.dims)
         op.freeze(input.dims[dimension], "unfolded")
@@ -202,5 +204,3 @@ def pixel_shuffle_module(op: Op, input: Labels) -> Labels:
 def pixel_unshuffle_module(op: Op, input: Labels) -> Labels:
     module: Any = op.module
     return _pixel_unshuffle(op, input, module.downscale_factor)
-
-

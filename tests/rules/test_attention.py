@@ -36,10 +36,22 @@ def grouped_query(self: Any, x: Tensor) -> Tensor:
 
 NETS = {
     "one head whose width shrinks keeps its scale": (
-        lambda: net(lambda self, x: F.scaled_dot_product_attention(self.q(x), self.k(x), x), q=nn.Linear(4, 8), k=nn.Linear(4, 8)), tokens(), 8,
+        lambda: net(
+            lambda self, x: F.scaled_dot_product_attention(self.q(x), self.k(x), x),
+            q=nn.Linear(4, 8),
+            k=nn.Linear(4, 8),
+        ),
+        tokens(),
+        8,
     ),
     "a scale that is given": (
-        lambda: net(lambda self, x: F.scaled_dot_product_attention(self.q(x), self.k(x), x, scale=0.3), q=nn.Linear(4, 8), k=nn.Linear(4, 8)), tokens(), 8,
+        lambda: net(
+            lambda self, x: F.scaled_dot_product_attention(self.q(x), self.k(x), x, scale=0.3),
+            q=nn.Linear(4, 8),
+            k=nn.Linear(4, 8),
+        ),
+        tokens(),
+        8,
     ),
     "two heads": (lambda: net(attend(), **layers()), tokens(), 8),
     "two wide heads of values": (lambda: net(attend(), **layers(12)), tokens(), 10),
@@ -47,16 +59,32 @@ NETS = {
     "with a mask": (lambda: net(attend(), **layers()), (tokens(), torch.rand(2, 1, 5, 5) > 0.3), 8),
     "many heads go as wholes": (
         lambda: net(
-            lambda self, x: self.o(F.scaled_dot_product_attention(*(f(x).view(2, 5, 6, 2).transpose(1, 2) for f in (self.q, self.k, self.v))).transpose(1, 2).flatten(2)),
-            q=nn.Linear(4, 12), k=nn.Linear(4, 12), v=nn.Linear(4, 12), o=nn.Linear(12, 2),
+            lambda self, x: self.o(
+                F.scaled_dot_product_attention(
+                    *(f(x).view(2, 5, 6, 2).transpose(1, 2) for f in (self.q, self.k, self.v))
+                )
+                .transpose(1, 2)
+                .flatten(2)
+            ),
+            q=nn.Linear(4, 12),
+            k=nn.Linear(4, 12),
+            v=nn.Linear(4, 12),
+            o=nn.Linear(12, 2),
         ),
-        tokens(), 6,
+        tokens(),
+        6,
     ),
-    "queries in groups": (lambda: net(grouped_query, q=nn.Linear(4, 12), kv=nn.Linear(4, 12), o=nn.Linear(12, 2)), tokens(), None),
+    "queries in groups": (
+        lambda: net(grouped_query, q=nn.Linear(4, 12), kv=nn.Linear(4, 12), o=nn.Linear(12, 2)),
+        tokens(),
+        None,
+    ),
     "tokens that a layer makes stay": (
-        lambda: net(lambda self, x: F.scaled_dot_product_attention(x, (y := self.t(x.mT).mT), y), t=nn.Linear(5, 7)), tokens(), 0,
+        lambda: net(lambda self, x: F.scaled_dot_product_attention(x, (y := self.t(x.mT).mT), y), t=nn.Linear(5, 7)),
+        tokens(),
+        0,
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", NETS)

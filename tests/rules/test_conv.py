@@ -10,114 +10,198 @@ from torch import nn
 
 # name -> (model, inputs, channels that can be pruned)
 NETS = {
-    "a plain chain": (lambda: nn.Sequential(nn.Conv2d(3, 6, 3), nn.Sigmoid(), nn.Conv2d(6, 5, 3), nn.Conv2d(5, 2, 1)), image(), 11),
+    "a plain chain": (
+        lambda: nn.Sequential(nn.Conv2d(3, 6, 3), nn.Sigmoid(), nn.Conv2d(6, 5, 3), nn.Conv2d(5, 2, 1)),
+        image(),
+        11,
+    ),
     "without bias": (lambda: nn.Sequential(nn.Conv2d(3, 6, 3, bias=False), nn.Conv2d(6, 2, 1, bias=False)), image(), 6),
-    "in one dimension": (lambda: nn.Sequential(nn.Conv1d(3, 6, 3), nn.Tanh(), nn.Conv1d(6, 2, 3)), torch.randn(2, 3, 9), 6),
-    "in three dimensions": (lambda: nn.Sequential(nn.Conv3d(1, 6, 2), nn.Tanh(), nn.Conv3d(6, 2, 2)), torch.randn(2, 1, 4, 4, 4), 6),
+    "in one dimension": (
+        lambda: nn.Sequential(nn.Conv1d(3, 6, 3), nn.Tanh(), nn.Conv1d(6, 2, 3)),
+        torch.randn(2, 3, 9),
+        6,
+    ),
+    "in three dimensions": (
+        lambda: nn.Sequential(nn.Conv3d(1, 6, 2), nn.Tanh(), nn.Conv3d(6, 2, 2)),
+        torch.randn(2, 1, 4, 4, 4),
+        6,
+    ),
     "an image without batch": (lambda: nn.Sequential(nn.Conv2d(3, 6, 3), nn.ReLU(), nn.Conv2d(6, 2, 1)), image()[0], 6),
     "padding given as a word": (
-        lambda: nn.Sequential(nn.Conv2d(3, 6, 3, padding="same", padding_mode="reflect"), nn.Conv2d(6, 2, 3, padding="same")),
-        image(), 6,
+        lambda: nn.Sequential(
+            nn.Conv2d(3, 6, 3, padding="same", padding_mode="reflect"), nn.Conv2d(6, 2, 3, padding="same")
+        ),
+        image(),
+        6,
     ),
     "two conv groups of many channels lose the same channels in each": (
-        lambda: nn.Sequential(nn.Conv2d(3, 8, 1), nn.ReLU(), nn.Conv2d(8, 12, 3, groups=2), nn.ReLU(), nn.Conv2d(12, 2, 1)),
-        image(), 4 + 6,
+        lambda: nn.Sequential(
+            nn.Conv2d(3, 8, 1), nn.ReLU(), nn.Conv2d(8, 12, 3, groups=2), nn.ReLU(), nn.Conv2d(12, 2, 1)
+        ),
+        image(),
+        4 + 6,
     ),
     "many conv groups go as wholes": (
-        lambda: nn.Sequential(nn.Conv2d(3, 8, 1), nn.ReLU(), nn.Conv2d(8, 16, 3, groups=4), nn.ReLU(), nn.Conv2d(16, 2, 1)),
-        image(), 4,
+        lambda: nn.Sequential(
+            nn.Conv2d(3, 8, 1), nn.ReLU(), nn.Conv2d(8, 16, 3, groups=4), nn.ReLU(), nn.Conv2d(16, 2, 1)
+        ),
+        image(),
+        4,
     ),
     "depthwise": (
-        lambda: nn.Sequential(nn.Conv2d(3, 6, 1), nn.ReLU6(), nn.Conv2d(6, 6, 3, groups=6), nn.ReLU6(), nn.Conv2d(6, 2, 1)),
-        image(), 6,
+        lambda: nn.Sequential(
+            nn.Conv2d(3, 6, 1), nn.ReLU6(), nn.Conv2d(6, 6, 3, groups=6), nn.ReLU6(), nn.Conv2d(6, 2, 1)
+        ),
+        image(),
+        6,
     ),
     "depthwise with a multiplier": (
-        lambda: nn.Sequential(nn.Conv2d(3, 4, 1), nn.Conv2d(4, 12, 3, groups=4), nn.SiLU(), nn.Conv2d(12, 2, 1)), image(), 4,
+        lambda: nn.Sequential(nn.Conv2d(3, 4, 1), nn.Conv2d(4, 12, 3, groups=4), nn.SiLU(), nn.Conv2d(12, 2, 1)),
+        image(),
+        4,
     ),
-    "depthwise on the input is frozen": (lambda: nn.Sequential(nn.Conv2d(3, 3, 3, groups=3), nn.Conv2d(3, 4, 1), nn.Conv2d(4, 2, 1)), image(), 4),
-    "transposed": (lambda: nn.Sequential(nn.Conv2d(3, 6, 3), nn.ReLU(), nn.ConvTranspose2d(6, 4, 2, 2), nn.GELU(), nn.Conv2d(4, 2, 1)), image(), 10),
+    "depthwise on the input is frozen": (
+        lambda: nn.Sequential(nn.Conv2d(3, 3, 3, groups=3), nn.Conv2d(3, 4, 1), nn.Conv2d(4, 2, 1)),
+        image(),
+        4,
+    ),
+    "transposed": (
+        lambda: nn.Sequential(
+            nn.Conv2d(3, 6, 3), nn.ReLU(), nn.ConvTranspose2d(6, 4, 2, 2), nn.GELU(), nn.Conv2d(4, 2, 1)
+        ),
+        image(),
+        10,
+    ),
     "transposed in one and three dimensions": (
         lambda: net(
             lambda self, x, y: (self.b(self.a(x).sigmoid()), self.d(self.c(y).sigmoid())),
-            a=nn.ConvTranspose1d(2, 5, 3), b=nn.Conv1d(5, 2, 1), c=nn.ConvTranspose3d(1, 4, 2), d=nn.Conv3d(4, 2, 1),
+            a=nn.ConvTranspose1d(2, 5, 3),
+            b=nn.Conv1d(5, 2, 1),
+            c=nn.ConvTranspose3d(1, 4, 2),
+            d=nn.Conv3d(4, 2, 1),
         ),
-        (torch.randn(2, 2, 5), torch.randn(2, 1, 3, 3, 3)), 9,
+        (torch.randn(2, 2, 5), torch.randn(2, 1, 3, 3, 3)),
+        9,
     ),
     "transposed with an output size": (
-        lambda: net(lambda self, x: self.c(self.b(self.a(x), output_size=x.shape[2:])), a=nn.Conv2d(3, 6, 3, 2, 1), b=nn.ConvTranspose2d(6, 4, 3, 2, 1), c=nn.Conv2d(4, 2, 1)),
-        image(), 10,
+        lambda: net(
+            lambda self, x: self.c(self.b(self.a(x), output_size=x.shape[2:])),
+            a=nn.Conv2d(3, 6, 3, 2, 1),
+            b=nn.ConvTranspose2d(6, 4, 3, 2, 1),
+            c=nn.Conv2d(4, 2, 1),
+        ),
+        image(),
+        10,
     ),
     "transposed with two conv groups": (
-        lambda: nn.Sequential(nn.Conv2d(3, 8, 1), nn.ReLU(), nn.ConvTranspose2d(8, 12, 2, groups=2), nn.ReLU(), nn.Conv2d(12, 2, 1)),
-        image(), 4 + 6,
+        lambda: nn.Sequential(
+            nn.Conv2d(3, 8, 1), nn.ReLU(), nn.ConvTranspose2d(8, 12, 2, groups=2), nn.ReLU(), nn.Conv2d(12, 2, 1)
+        ),
+        image(),
+        4 + 6,
     ),
     "transposed depthwise": (
-        lambda: nn.Sequential(nn.Conv2d(3, 6, 1), nn.ConvTranspose2d(6, 6, 2, 2, groups=6), nn.ReLU(), nn.Conv2d(6, 2, 1)), image(), 6,
+        lambda: nn.Sequential(
+            nn.Conv2d(3, 6, 1), nn.ConvTranspose2d(6, 6, 2, 2, groups=6), nn.ReLU(), nn.Conv2d(6, 2, 1)
+        ),
+        image(),
+        6,
     ),
     "functional": (
         lambda: net(
             lambda self, x: F.conv2d(F.conv2d(x, self.v, self.b).relu(), self.w, None, 1, 1),
-            v=parameter(6, 3, 3, 3), b=parameter(6), w=parameter(2, 6, 3, 3),
+            v=parameter(6, 3, 3, 3),
+            b=parameter(6),
+            w=parameter(2, 6, 3, 3),
         ),
-        image(), 6,
+        image(),
+        6,
     ),
     "functional with conv groups": (
         lambda: net(
             lambda self, x: self.out(F.conv2d(self.stem(x), self.w, groups=2).sigmoid()),
-            stem=nn.Conv2d(3, 8, 1), w=parameter(12, 4, 3, 3), out=nn.Conv2d(12, 2, 1),
+            stem=nn.Conv2d(3, 8, 1),
+            w=parameter(12, 4, 3, 3),
+            out=nn.Conv2d(12, 2, 1),
         ),
-        image(), 10,
+        image(),
+        10,
     ),
     "functional depthwise whose groups are read from the tensor": (
         lambda: net(
             lambda self, x: self.out(F.conv2d(y := self.stem(x), self.w, None, padding=1, groups=y.shape[1])),
-            stem=nn.Conv2d(3, 6, 1), w=parameter(6, 1, 3, 3), out=nn.Conv2d(6, 2, 1),
+            stem=nn.Conv2d(3, 6, 1),
+            w=parameter(6, 1, 3, 3),
+            out=nn.Conv2d(6, 2, 1),
         ),
-        image(), 6,
+        image(),
+        6,
     ),
     "functional transposed with conv groups": (
         lambda: net(
             lambda self, x: self.out(F.conv_transpose2d(self.stem(x), self.w, stride=2, groups=2)),
-            stem=nn.Conv2d(3, 8, 1), w=parameter(8, 6, 2, 2), out=nn.Conv2d(12, 2, 1),
+            stem=nn.Conv2d(3, 8, 1),
+            w=parameter(8, 6, 2, 2),
+            out=nn.Conv2d(12, 2, 1),
         ),
-        image(), 10,
+        image(),
+        10,
     ),
     "functional in one and three dimensions": (
         lambda: net(
-            lambda self, x, y: (F.conv1d(F.conv1d(x, self.a).relu(), self.b), F.conv3d(F.conv_transpose3d(y, self.c), self.d)),
-            a=parameter(5, 2, 1), b=parameter(2, 5, 3), c=parameter(1, 4, 2, 2, 2), d=parameter(2, 4, 1, 1, 1),
+            lambda self, x, y: (
+                F.conv1d(F.conv1d(x, self.a).relu(), self.b),
+                F.conv3d(F.conv_transpose3d(y, self.c), self.d),
+            ),
+            a=parameter(5, 2, 1),
+            b=parameter(2, 5, 3),
+            c=parameter(1, 4, 2, 2, 2),
+            d=parameter(2, 4, 1, 1, 1),
         ),
-        (torch.randn(2, 2, 5), torch.randn(2, 1, 3, 3, 3)), 9,
+        (torch.randn(2, 2, 5), torch.randn(2, 1, 3, 3, 3)),
+        9,
     ),
     "a module called twice": (
         lambda: net(
             lambda self, x: self.out(self.block(self.block(self.stem(x)).relu()).sigmoid()),
-            stem=nn.Conv2d(3, 6, 1), block=nn.Conv2d(6, 6, 3, padding=1), out=nn.Conv2d(6, 2, 1),
+            stem=nn.Conv2d(3, 6, 1),
+            block=nn.Conv2d(6, 6, 3, padding=1),
+            out=nn.Conv2d(6, 2, 1),
         ),
-        image(), 6,
+        image(),
+        6,
     ),
     "a grouped module called twice": (
         lambda: net(
             lambda self, x: self.out(self.block(self.block(self.stem(x)).relu()).sigmoid()),
-            stem=nn.Conv2d(3, 8, 1), block=nn.Conv2d(8, 8, 3, padding=1, groups=2), out=nn.Conv2d(8, 2, 1),
+            stem=nn.Conv2d(3, 8, 1),
+            block=nn.Conv2d(8, 8, 3, padding=1, groups=2),
+            out=nn.Conv2d(8, 2, 1),
         ),
-        image(), 4,
+        image(),
+        4,
     ),
     "a residual sum": (
         lambda: net(
             lambda self, x: self.out((y := self.stem(x)) + self.two(self.one(y).relu())),
-            stem=nn.Conv2d(3, 6, 1), one=nn.Conv2d(6, 5, 3, padding=1), two=nn.Conv2d(5, 6, 1), out=nn.Conv2d(6, 2, 1),
+            stem=nn.Conv2d(3, 6, 1),
+            one=nn.Conv2d(6, 5, 3, padding=1),
+            two=nn.Conv2d(5, 6, 1),
+            out=nn.Conv2d(6, 2, 1),
         ),
-        image(), 11,
+        image(),
+        11,
     ),
     "a weight that is computed from the input": (
         lambda: net(
             lambda self, x: F.conv2d(self.stem(x), self.make(x.mean((0, 2, 3))).view(4, 6, 1, 1)),
-            stem=nn.Conv2d(3, 6, 1), make=nn.Linear(3, 24),
+            stem=nn.Conv2d(3, 6, 1),
+            make=nn.Linear(3, 24),
         ),
-        image(), 6,
+        image(),
+        6,
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", NETS)

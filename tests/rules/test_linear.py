@@ -11,83 +11,163 @@ from torch import nn
 X = torch.randn(3, 4)
 
 NETS = {
-    "a chain": (lambda: nn.Sequential(nn.Linear(4, 6), nn.Sigmoid(), nn.Linear(6, 5, bias=False), nn.Linear(5, 2)), X, 11),
+    "a chain": (
+        lambda: nn.Sequential(nn.Linear(4, 6), nn.Sigmoid(), nn.Linear(6, 5, bias=False), nn.Linear(5, 2)),
+        X,
+        11,
+    ),
     "on sequences": (lambda: nn.Sequential(nn.Linear(4, 6), nn.GELU(), nn.Linear(6, 2)), tokens(), 6),
     "functional": (
-        lambda: net(lambda self, x: F.linear(F.linear(x, self.v, self.b).tanh(), self.w), v=parameter(6, 4), b=parameter(6), w=parameter(2, 6)),
-        X, 6,
+        lambda: net(
+            lambda self, x: F.linear(F.linear(x, self.v, self.b).tanh(), self.w),
+            v=parameter(6, 4),
+            b=parameter(6),
+            w=parameter(2, 6),
+        ),
+        X,
+        6,
     ),
     "matmul with parameters": (
-        lambda: net(lambda self, x: torch.matmul((x @ self.v + self.b).sigmoid(), self.w), v=parameter(4, 6), b=parameter(6), w=parameter(6, 2)),
-        tokens(), 6,
+        lambda: net(
+            lambda self, x: torch.matmul((x @ self.v + self.b).sigmoid(), self.w),
+            v=parameter(4, 6),
+            b=parameter(6),
+            w=parameter(6, 2),
+        ),
+        tokens(),
+        6,
     ),
     "mm and addmm": (
-        lambda: net(lambda self, x: torch.addmm(self.b, torch.mm(x, self.v).sigmoid(), self.w), v=parameter(4, 6), b=parameter(2), w=parameter(6, 2)),
-        X, 6,
+        lambda: net(
+            lambda self, x: torch.addmm(self.b, torch.mm(x, self.v).sigmoid(), self.w),
+            v=parameter(4, 6),
+            b=parameter(2),
+            w=parameter(6, 2),
+        ),
+        X,
+        6,
     ),
     "addmm whose sum goes on": (
-        lambda: net(lambda self, x: torch.mm(torch.addmm(self.b, x, self.v).sigmoid(), self.w), v=parameter(4, 6), b=parameter(6), w=parameter(6, 2)),
-        X, 6,
+        lambda: net(
+            lambda self, x: torch.mm(torch.addmm(self.b, x, self.v).sigmoid(), self.w),
+            v=parameter(4, 6),
+            b=parameter(6),
+            w=parameter(6, 2),
+        ),
+        X,
+        6,
     ),
     "bmm of two activations": (
-        lambda: net(lambda self, x: torch.bmm(self.a(x), self.b(x).transpose(1, 2)), a=nn.Linear(4, 6), b=nn.Linear(4, 6)), tokens(), 6,
+        lambda: net(
+            lambda self, x: torch.bmm(self.a(x), self.b(x).transpose(1, 2)), a=nn.Linear(4, 6), b=nn.Linear(4, 6)
+        ),
+        tokens(),
+        6,
     ),
     "baddbmm": (
         lambda: net(
-            lambda self, x: torch.baddbmm(self.c(x).mean(1, keepdim=True), self.a(x), self.b(x).transpose(1, 2), beta=0.5),
-            a=nn.Linear(4, 6), b=nn.Linear(4, 6), c=nn.Linear(4, 5),
+            lambda self, x: torch.baddbmm(
+                self.c(x).mean(1, keepdim=True), self.a(x), self.b(x).transpose(1, 2), beta=0.5
+            ),
+            a=nn.Linear(4, 6),
+            b=nn.Linear(4, 6),
+            c=nn.Linear(4, 5),
         ),
-        tokens(), 6,
+        tokens(),
+        6,
     ),
     "a product of activations that are not zero where channels go is frozen": (
-        lambda: net(lambda self, x: self.a(x).sigmoid() @ self.b(x).sigmoid().mT, a=nn.Linear(4, 6), b=nn.Linear(4, 6)), tokens(), 0,
+        lambda: net(lambda self, x: self.a(x).sigmoid() @ self.b(x).sigmoid().mT, a=nn.Linear(4, 6), b=nn.Linear(4, 6)),
+        tokens(),
+        0,
     ),
     "a product of activations of which one is zero where channels go": (
-        lambda: net(lambda self, x: self.a(x).sigmoid() @ self.b(x).relu().mT, a=nn.Linear(4, 6), b=nn.Linear(4, 6)), tokens(), 6,
+        lambda: net(lambda self, x: self.a(x).sigmoid() @ self.b(x).relu().mT, a=nn.Linear(4, 6), b=nn.Linear(4, 6)),
+        tokens(),
+        6,
     ),
     "a matrix times a vector": (
-        lambda: net(lambda self, x: torch.mv(self.a(x).sigmoid(), self.w), a=nn.Linear(4, 6), w=parameter(6)), X, 6,
+        lambda: net(lambda self, x: torch.mv(self.a(x).sigmoid(), self.w), a=nn.Linear(4, 6), w=parameter(6)),
+        X,
+        6,
     ),
     "channels as rows of a product": (
-        lambda: net(lambda self, x: self.out((self.a(x).mT @ x @ self.w).mT), a=nn.Linear(4, 6), w=parameter(4, 3), out=nn.Linear(6, 2)),
-        tokens(), 9 - 3,
+        lambda: net(
+            lambda self, x: self.out((self.a(x).mT @ x @ self.w).mT),
+            a=nn.Linear(4, 6),
+            w=parameter(4, 3),
+            out=nn.Linear(6, 2),
+        ),
+        tokens(),
+        9 - 3,
     ),
     "einsum": (
         lambda: net(
             lambda self, x: torch.einsum("bnd,od->bno", torch.einsum("...c,dc->...d", x, self.v).sigmoid(), self.w),
-            v=parameter(6, 4), w=parameter(2, 6),
+            v=parameter(6, 4),
+            w=parameter(2, 6),
         ),
-        tokens(), 6,
+        tokens(),
+        6,
     ),
     "einsum of activations, the result implied": (
-        lambda: net(lambda self, x: torch.einsum("bnd,bmd", self.a(x), self.b(x)), a=nn.Linear(4, 6), b=nn.Linear(4, 6)), tokens(), 6,
+        lambda: net(
+            lambda self, x: torch.einsum("bnd,bmd", self.a(x), self.b(x)), a=nn.Linear(4, 6), b=nn.Linear(4, 6)
+        ),
+        tokens(),
+        6,
     ),
     "einsum of three operands": (
-        lambda: net(lambda self, x: torch.einsum("bnd,de,oe->bno", self.a(x), self.v, self.w), a=nn.Linear(4, 6), v=parameter(6, 5), w=parameter(2, 5)),
-        tokens(), 11,
+        lambda: net(
+            lambda self, x: torch.einsum("bnd,de,oe->bno", self.a(x), self.v, self.w),
+            a=nn.Linear(4, 6),
+            v=parameter(6, 5),
+            w=parameter(2, 5),
+        ),
+        tokens(),
+        11,
     ),
     "einsum that sums what is not zero is frozen": (
-        lambda: net(lambda self, x: torch.einsum("bnd->bn", self.a(x).sigmoid()), a=nn.Linear(4, 6)), tokens(), 0,
+        lambda: net(lambda self, x: torch.einsum("bnd->bn", self.a(x).sigmoid()), a=nn.Linear(4, 6)),
+        tokens(),
+        0,
     ),
     "an embedding module": (
-        lambda: nn.Sequential(nn.Embedding(7, 6, padding_idx=0), nn.Sigmoid(), nn.Linear(6, 2)), (torch.randint(0, 7, (2, 5)),), 6,
+        lambda: nn.Sequential(nn.Embedding(7, 6, padding_idx=0), nn.Sigmoid(), nn.Linear(6, 2)),
+        (torch.randint(0, 7, (2, 5)),),
+        6,
     ),
     "a functional embedding": (
         lambda: net(lambda self, i: self.out(F.embedding(i, self.table)), table=parameter(7, 6), out=nn.Linear(6, 2)),
-        (torch.randint(0, 7, (2, 5)),), 6,
+        (torch.randint(0, 7, (2, 5)),),
+        6,
     ),
     "tied to an embedding": (
         lambda: net(lambda self, i: F.linear(self.table(i).tanh(), self.table.weight), table=nn.Embedding(7, 6)),
-        (torch.randint(0, 7, (2, 5)),), 6,
+        (torch.randint(0, 7, (2, 5)),),
+        6,
     ),
     "a linear layer called twice": (
-        lambda: net(lambda self, x: self.out(self.mid(self.mid(self.a(x)).relu()).sigmoid()), a=nn.Linear(4, 6), mid=nn.Linear(6, 6), out=nn.Linear(6, 2)),
-        X, 6,
+        lambda: net(
+            lambda self, x: self.out(self.mid(self.mid(self.a(x)).relu()).sigmoid()),
+            a=nn.Linear(4, 6),
+            mid=nn.Linear(6, 6),
+            out=nn.Linear(6, 2),
+        ),
+        X,
+        6,
     ),
     "bilinear has no rule": (
-        lambda: net(lambda self, x: self.out(self.both(self.a(x), x)), a=nn.Linear(4, 6), both=nn.Bilinear(6, 4, 5), out=nn.Linear(5, 2)), X, 0,
+        lambda: net(
+            lambda self, x: self.out(self.both(self.a(x), x)),
+            a=nn.Linear(4, 6),
+            both=nn.Bilinear(6, 4, 5),
+            out=nn.Linear(5, 2),
+        ),
+        X,
+        0,
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", NETS)

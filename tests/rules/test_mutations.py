@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from invariant import check_invariant, image, net, parameter, prunable, tokens
+from torch import nn
+
 from fxprune.channels import IdTable, Labels
 from fxprune.rules import attention, conv, elementwise, linear, norm, reduce, shape, spatial
 from fxprune.rules.registry import _RULES, Op, Rewrite, Rule
-from invariant import check_invariant, image, net, parameter, prunable, tokens
-from torch import nn
 
 Patch = Callable[[pytest.MonkeyPatch], None]
 
@@ -39,19 +40,27 @@ def attribute(owner: Any, name: str, value: Any) -> Patch:
 
 
 def images(function: Any, wide: int = 8, out: int = 8, **parts: Any) -> nn.Module:
-    return net(lambda self, x: self.out(function(self, self.a(x))), a=nn.Conv2d(3, wide, 1), out=nn.Conv2d(out, 2, 1), **parts)
+    return net(
+        lambda self, x: self.out(function(self, self.a(x))), a=nn.Conv2d(3, wide, 1), out=nn.Conv2d(out, 2, 1), **parts
+    )
 
 
 def vectors(function: Any, wide: int = 8, out: int = 8, **parts: Any) -> nn.Module:
-    return net(lambda self, x: self.out(function(self, self.a(x))), a=nn.Linear(4, wide), out=nn.Linear(out, 2), **parts)
+    return net(
+        lambda self, x: self.out(function(self, self.a(x))), a=nn.Linear(4, wide), out=nn.Linear(out, 2), **parts
+    )
 
 
 def residual() -> nn.Module:
-    return net(lambda self, x: self.c(self.a(x) + self.b(x)), a=nn.Conv2d(3, 8, 1), b=nn.Conv2d(3, 8, 1), c=nn.Conv2d(8, 2, 1))
+    return net(
+        lambda self, x: self.c(self.a(x) + self.b(x)), a=nn.Conv2d(3, 8, 1), b=nn.Conv2d(3, 8, 1), c=nn.Conv2d(8, 2, 1)
+    )
 
 
 def scaled() -> nn.Module:
-    return net(lambda self, x: F.scaled_dot_product_attention(self.q(x), self.k(x), x), q=nn.Linear(4, 8), k=nn.Linear(4, 8))
+    return net(
+        lambda self, x: F.scaled_dot_product_attention(self.q(x), self.k(x), x), q=nn.Linear(4, 8), k=nn.Linear(4, 8)
+    )
 
 
 def multiplied(function: Any) -> nn.Module:
@@ -96,83 +105,154 @@ MUTATIONS: dict[str, tuple[Patch, nn.Module, Any]] = {
     "nothing is united": (attribute(IdTable, "unite", lambda self, left, right: None), residual(), image()),
     "nothing is frozen": (attribute(IdTable, "freeze", lambda self, ids, reason: None), residual(), image()),
     "sizes are not put back": (
-        attribute(Rewrite, "size", lambda self, dim: dim if isinstance(dim, int) else len(dim)), shuffled(), image(),
+        attribute(Rewrite, "size", lambda self, dim: dim if isinstance(dim, int) else len(dim)),
+        shuffled(),
+        image(),
     ),
     "axes are not united": (
-        attribute(Op, "unite_axis", lambda self, ids, axis: np.ascontiguousarray(np.moveaxis(ids, axis, 0).reshape(ids.shape[axis], -1)[:, 0])),
-        shuffled(), image(),
+        attribute(
+            Op,
+            "unite_axis",
+            lambda self, ids, axis: np.ascontiguousarray(np.moveaxis(ids, axis, 0).reshape(ids.shape[axis], -1)[:, 0]),
+        ),
+        shuffled(),
+        image(),
     ),
     # conv
     "conv groups are not adjusted": (no_rewrite(conv.conv_module), grouped(), image()),
     "functional conv groups are not adjusted": (no_rewrite(conv.conv), functional_grouped(), image()),
     "conv groups lose any channels": (
         attribute(conv, "_convolve_groups", lambda op, x, rows, columns, groups, transposed: rows),
-        nn.Sequential(nn.Conv2d(3, 8, 1), nn.Conv2d(8, 16, 3, groups=4), nn.Conv2d(16, 2, 1)), image(),
+        nn.Sequential(nn.Conv2d(3, 8, 1), nn.Conv2d(8, 16, 3, groups=4), nn.Conv2d(16, 2, 1)),
+        image(),
     ),
     "a convolution is free": (no_flops(conv.conv_module), residual(), image()),
     # linear
     "a product of what is not zero": (
         attribute(linear, "contract", lambda op, left, d, right, e: op.unite(left.dims[d], right.dims[e])),
-        multiplied(torch.sigmoid), tokens(),
+        multiplied(torch.sigmoid),
+        tokens(),
     ),
     "a product is free": (no_flops(linear.matmul), multiplied(torch.relu), tokens()),
     "einsum is free": (
         no_flops(linear.einsum),
-        net(lambda self, x: torch.einsum("bnd,bmd->bnm", self.a(x), self.b(x)), a=nn.Linear(4, 8), b=nn.Linear(4, 8)), tokens(),
+        net(lambda self, x: torch.einsum("bnd,bmd->bnm", self.a(x), self.b(x)), a=nn.Linear(4, 8), b=nn.Linear(4, 8)),
+        tokens(),
     ),
     # attention
     "the scale of attention is dropped": (no_rewrite(attention.attention), scaled(), tokens()),
     "attention is free": (no_flops(attention.attention), scaled(), tokens()),
     # norm
-    "layer norm forgets the zeros": (no_rewrite(norm.layer_norm_module), nn.Sequential(nn.Linear(4, 8), nn.LayerNorm(8), nn.Linear(8, 2)), tokens()),
-    "group norm forgets the zeros": (no_rewrite(norm.group_norm_module), nn.Sequential(nn.Conv2d(3, 8, 1), nn.GroupNorm(1, 8), nn.Conv2d(8, 2, 1)), image()),
+    "layer norm forgets the zeros": (
+        no_rewrite(norm.layer_norm_module),
+        nn.Sequential(nn.Linear(4, 8), nn.LayerNorm(8), nn.Linear(8, 2)),
+        tokens(),
+    ),
+    "group norm forgets the zeros": (
+        no_rewrite(norm.group_norm_module),
+        nn.Sequential(nn.Conv2d(3, 8, 1), nn.GroupNorm(1, 8), nn.Conv2d(8, 2, 1)),
+        image(),
+    ),
     "norm groups are not counted": (
         attribute(norm, "_norm_groups_left", lambda op, groups: 1),
-        nn.Sequential(nn.Conv2d(3, 8, 1), nn.GroupNorm(4, 8), nn.Conv2d(8, 2, 1)), image(),
+        nn.Sequential(nn.Conv2d(3, 8, 1), nn.GroupNorm(4, 8), nn.Conv2d(8, 2, 1)),
+        image(),
     ),
     "batch norm costs too much": (
         attribute(norm.norm_module, "flops_of", lambda op, out, x: [norm.numel(x, 3)]),
-        nn.Sequential(nn.Conv2d(3, 8, 1), nn.BatchNorm2d(8), nn.Conv2d(8, 2, 1)), image(),
+        nn.Sequential(nn.Conv2d(3, 8, 1), nn.BatchNorm2d(8), nn.Conv2d(8, 2, 1)),
+        image(),
     ),
     # elementwise
-    "zero stays zero whatever the op": (attribute(elementwise, "_stays_zero", lambda *_: True), multiplied(torch.exp), tokens()),
+    "zero stays zero whatever the op": (
+        attribute(elementwise, "_stays_zero", lambda *_: True),
+        multiplied(torch.exp),
+        tokens(),
+    ),
     "operands are not united": (
-        attribute(elementwise, "broadcast", lambda op, operands: max(operands, key=lambda x: len(x.labelled)).dims), residual(), image(),
+        attribute(elementwise, "broadcast", lambda op, operands: max(operands, key=lambda x: len(x.labelled)).dims),
+        residual(),
+        image(),
     ),
     # reduce
     "the share of the mean is dropped": (no_rewrite(reduce.mean), over_channels(), image()),
     "softmax passes": (as_if_elementwise(reduce.softmax), images(lambda self, x: x.softmax(1)), image()),
     "the largest over channels passes": (
         attribute(reduce, "_reduce", lambda op, x, dim, keepdim, additive: Labels.plain(op.shape)),
-        net(lambda self, x: self.a(x).amax(1), a=nn.Conv2d(3, 8, 1)), image(),
+        net(lambda self, x: self.a(x).amax(1), a=nn.Conv2d(3, 8, 1)),
+        image(),
     ),
     # shape
     "sizes of view are not patched": (no_rewrite(shape.reshape), shuffled(), image()),
-    "unflatten is not patched": (no_rewrite(shape.unflatten_module), nn.Sequential(nn.Linear(4, 32), nn.Unflatten(1, (8, 2, 2)), nn.Conv2d(8, 2, 1)), torch.randn(3, 4)),
-    "chunks are not cut at new places": (
-        no_rewrite(shape.split), images(lambda self, x: torch.cat([(c := x.chunk(2, 1))[0], self.b(c[1])], 1), wide=24, out=16, b=nn.Conv2d(12, 4, 1)), image(),
+    "unflatten is not patched": (
+        no_rewrite(shape.unflatten_module),
+        nn.Sequential(nn.Linear(4, 32), nn.Unflatten(1, (8, 2, 2)), nn.Conv2d(8, 2, 1)),
+        torch.randn(3, 4),
     ),
-    "slices are not cut at new places": (no_rewrite(shape.getitem), images(lambda self, x: torch.cat([x[:, :3].relu(), x[:, 3:]], 1)), image()),
-    "narrow is not cut at new places": (no_rewrite(shape.narrow), images(lambda self, x: torch.cat([x.narrow(1, 0, 3).relu(), x.narrow(1, 3, 5)], 1)), image()),
-    "select is not renumbered": (no_rewrite(shape.select), images(lambda self, x: x + x.select(1, 3).unsqueeze(1)), image()),
-    "expand is not patched": (no_rewrite(shape.expand), images(lambda self, x: x * x.mean(1, keepdim=True).expand(-1, 8, -1, -1)), image()),
+    "chunks are not cut at new places": (
+        no_rewrite(shape.split),
+        images(
+            lambda self, x: torch.cat([(c := x.chunk(2, 1))[0], self.b(c[1])], 1),
+            wide=24,
+            out=16,
+            b=nn.Conv2d(12, 4, 1),
+        ),
+        image(),
+    ),
+    "slices are not cut at new places": (
+        no_rewrite(shape.getitem),
+        images(lambda self, x: torch.cat([x[:, :3].relu(), x[:, 3:]], 1)),
+        image(),
+    ),
+    "narrow is not cut at new places": (
+        no_rewrite(shape.narrow),
+        images(lambda self, x: torch.cat([x.narrow(1, 0, 3).relu(), x.narrow(1, 3, 5)], 1)),
+        image(),
+    ),
+    "select is not renumbered": (
+        no_rewrite(shape.select),
+        images(lambda self, x: x + x.select(1, 3).unsqueeze(1)),
+        image(),
+    ),
+    "expand is not patched": (
+        no_rewrite(shape.expand),
+        images(lambda self, x: x * x.mean(1, keepdim=True).expand(-1, 8, -1, -1)),
+        image(),
+    ),
     "concatenation forgets the order": (
         attribute(shape.cat, "propagate", cat_without_order),
-        net(lambda self, x: self.c(torch.cat([self.a(x), self.b(x)], 1)), a=nn.Conv2d(3, 8, 1), b=nn.Conv2d(3, 8, 1), c=nn.Conv2d(16, 2, 1)), image(),
+        net(
+            lambda self, x: self.c(torch.cat([self.a(x), self.b(x)], 1)),
+            a=nn.Conv2d(3, 8, 1),
+            b=nn.Conv2d(3, 8, 1),
+            c=nn.Conv2d(16, 2, 1),
+        ),
+        image(),
     ),
     "permute passes": (as_if_elementwise(shape.permute), vectors(lambda self, x: x.permute(0, 2, 1).mT), tokens()),
     "roll passes": (as_if_elementwise(shape.rolled), images(lambda self, x: x.roll(1, 1)), image()),
     "repeat counts one by one": (
-        attribute(shape.np, "tile", lambda ids, n: np.repeat(ids, n)), images(lambda self, x: x.repeat(1, 2, 1, 1), out=16), image(),
+        attribute(shape.np, "tile", lambda ids, n: np.repeat(ids, n)),
+        images(lambda self, x: x.repeat(1, 2, 1, 1), out=16),
+        image(),
     ),
     # spatial
     "amounts of padding are dropped": (no_rewrite(spatial.pad), padded(), image()),
     "pixel shuffle does not unite": (
-        attribute(spatial, "_pixel_shuffle", lambda op, x, factor: x.replace(1, np.ascontiguousarray(x.dims[1].reshape(-1, factor * factor)[:, 0]))),
-        images(lambda self, x: F.pixel_shuffle(x, 2), wide=12, out=3), image(),
+        attribute(
+            spatial,
+            "_pixel_shuffle",
+            lambda op, x, factor: x.replace(1, np.ascontiguousarray(x.dims[1].reshape(-1, factor * factor)[:, 0])),
+        ),
+        images(lambda self, x: F.pixel_shuffle(x, 2), wide=12, out=3),
+        image(),
     ),
-    "adaptive pooling is free": (no_flops(_RULES[F.adaptive_avg_pool2d]), images(lambda self, x: F.adaptive_avg_pool2d(x, 2)), image()),
-}  # fmt: skip
+    "adaptive pooling is free": (
+        no_flops(_RULES[F.adaptive_avg_pool2d]),
+        images(lambda self, x: F.adaptive_avg_pool2d(x, 2)),
+        image(),
+    ),
+}
 
 
 @pytest.mark.parametrize("name", MUTATIONS)

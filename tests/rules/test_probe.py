@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 import torch
-from fxprune.rules import elementwise
 from invariant import check_invariant, image, net, parameter
 from torch import Tensor, nn
+
+from fxprune.rules import elementwise
 
 
 class Swish(torch.autograd.Function):
@@ -39,20 +40,31 @@ class MyConv(nn.Conv2d):
 
 
 def images(function: Any, **parts: Any) -> nn.Module:
-    return net(lambda self, x: self.out(function(self, self.a(x))), a=nn.Conv2d(3, 8, 1), out=nn.Conv2d(8, 2, 1), **parts)
+    return net(
+        lambda self, x: self.out(function(self, self.a(x))), a=nn.Conv2d(3, 8, 1), out=nn.Conv2d(8, 2, 1), **parts
+    )
 
 
 NETS = {
     "an own function by channel passes": (lambda: images(lambda self, x: Swish.apply(x)), 8),
     "an own function that mixes is frozen": (lambda: images(lambda self, x: Mix.apply(x)), 0),
-    "an activation without a rule passes": (lambda: images(lambda self, x: torch.special.erfinv(x.tanh()) + torch.sinc(x)), 8),
+    "an activation without a rule passes": (
+        lambda: images(lambda self, x: torch.special.erfinv(x.tanh()) + torch.sinc(x)),
+        8,
+    ),
     "a module without a rule passes": (lambda: images(lambda self, x: self.act(x), act=nn.FeatureAlphaDropout()), None),
-    "a convolution of one's own": (lambda: nn.Sequential(nn.Conv2d(3, 8, 1), MyConv(8, 6, 3), nn.ReLU(), nn.Conv2d(6, 2, 1)), 14),
+    "a convolution of one's own": (
+        lambda: nn.Sequential(nn.Conv2d(3, 8, 1), MyConv(8, 6, 3), nn.ReLU(), nn.Conv2d(6, 2, 1)),
+        14,
+    ),
     "a lazy distance": (lambda: images(lambda self, x: x + torch.cdist(x, x)), 8),
     "random numbers like the channels": (lambda: images(lambda self, x: x + 0 * torch.randn_like(x)), 8),
     "a transform over space": (lambda: images(lambda self, x: torch.fft.fft2(x).abs()), None),
-    "a determinant is read as a number": (lambda: images(lambda self, x: x + torch.linalg.det(x[:, :6, :, 0])[:, None, None, None]), None),
-}  # fmt: skip
+    "a determinant is read as a number": (
+        lambda: images(lambda self, x: x + torch.linalg.det(x[:, :6, :, 0])[:, None, None, None]),
+        None,
+    ),
+}
 
 
 @pytest.mark.parametrize("name", NETS)

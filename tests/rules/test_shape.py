@@ -16,12 +16,16 @@ X = torch.randn(3, 4)
 
 def vectors(function: object, wide: int = 8, out: int = 8, **parts: object) -> nn.Module:
     """A function of the module and of channels between two linear layers."""
-    return net(lambda self, x: self.out(function(self, self.a(x))), a=nn.Linear(4, wide), out=nn.Linear(out, 2), **parts)  # type: ignore[operator]
+    return net(
+        lambda self, x: self.out(function(self, self.a(x))), a=nn.Linear(4, wide), out=nn.Linear(out, 2), **parts
+    )  # type: ignore[operator]
 
 
 def images(function: object, wide: int = 8, out: int = 8, **parts: object) -> nn.Module:
     """A function of the module and of channels between two convolutions."""
-    return net(lambda self, x: self.out(function(self, self.a(x))), a=nn.Conv2d(3, wide, 1), out=nn.Conv2d(out, 2, 1), **parts)  # type: ignore[operator]
+    return net(
+        lambda self, x: self.out(function(self, self.a(x))), a=nn.Conv2d(3, wide, 1), out=nn.Conv2d(out, 2, 1), **parts
+    )  # type: ignore[operator]
 
 
 def shuffle(self: nn.Module, x: Tensor, groups: int = 2) -> Tensor:
@@ -46,36 +50,90 @@ SE = {"down": nn.Linear(8, 3), "up": nn.Linear(3, 8)}
 
 NETS = {
     # reshape
-    "flatten between conv and linear": (lambda: net(lambda self, x: self.b(self.a(x).flatten(1)), a=nn.Conv2d(3, 8, 1), b=nn.Linear(8 * 36, 2)), image(), 8),
-    "a flatten module between conv and linear": (lambda: nn.Sequential(nn.Conv2d(3, 8, 1), nn.Flatten(), nn.Linear(8 * 36, 2)), image(), 8),
-    "view by batch between conv and linear": (lambda: net(lambda self, x: self.b(self.a(x).view(x.size(0), -1)), a=nn.Conv2d(3, 8, 1), b=nn.Linear(288, 2)), image(), 8),
-    "view by literal between conv and linear": (lambda: net(lambda self, x: self.b(self.a(x).view(-1, 288)), a=nn.Conv2d(3, 8, 1), b=nn.Linear(288, 2)), image(), 8),
+    "flatten between conv and linear": (
+        lambda: net(lambda self, x: self.b(self.a(x).flatten(1)), a=nn.Conv2d(3, 8, 1), b=nn.Linear(8 * 36, 2)),
+        image(),
+        8,
+    ),
+    "a flatten module between conv and linear": (
+        lambda: nn.Sequential(nn.Conv2d(3, 8, 1), nn.Flatten(), nn.Linear(8 * 36, 2)),
+        image(),
+        8,
+    ),
+    "view by batch between conv and linear": (
+        lambda: net(lambda self, x: self.b(self.a(x).view(x.size(0), -1)), a=nn.Conv2d(3, 8, 1), b=nn.Linear(288, 2)),
+        image(),
+        8,
+    ),
+    "view by literal between conv and linear": (
+        lambda: net(lambda self, x: self.b(self.a(x).view(-1, 288)), a=nn.Conv2d(3, 8, 1), b=nn.Linear(288, 2)),
+        image(),
+        8,
+    ),
     "reshape by the product of sizes": (
-        lambda: net(lambda self, x: self.b((y := self.a(x)).reshape(y.shape[0], y.shape[1] * y.shape[2] * y.shape[3])), a=nn.Conv2d(3, 8, 1), b=nn.Linear(288, 2)), image(), 8,
+        lambda: net(
+            lambda self, x: self.b((y := self.a(x)).reshape(y.shape[0], y.shape[1] * y.shape[2] * y.shape[3])),
+            a=nn.Conv2d(3, 8, 1),
+            b=nn.Linear(288, 2),
+        ),
+        image(),
+        8,
     ),
     "unflatten from linear to conv": (
-        lambda: net(lambda self, x: self.b(self.a(x).unflatten(1, (8, 3, 3))), a=nn.Linear(4, 72), b=nn.Conv2d(8, 2, 1)), X, 8,
+        lambda: net(
+            lambda self, x: self.b(self.a(x).unflatten(1, (8, 3, 3))), a=nn.Linear(4, 72), b=nn.Conv2d(8, 2, 1)
+        ),
+        X,
+        8,
     ),
-    "an unflatten module": (lambda: nn.Sequential(nn.Linear(4, 40), nn.Unflatten(1, (20, 2, 1)), nn.Conv2d(20, 2, 1)), X, 20),
+    "an unflatten module": (
+        lambda: nn.Sequential(nn.Linear(4, 40), nn.Unflatten(1, (20, 2, 1)), nn.Conv2d(20, 2, 1)),
+        X,
+        20,
+    ),
     "heads of attention": (lambda: net(heads, qkv=nn.Linear(8, 24), out=nn.Linear(8, 2)), tokens(5, 8), 4),
     "more heads than channels in each": (
-        lambda: vectors(lambda self, x: (x.view(x.shape[0], 4, 2) * 2).flatten(1)), X, 4,
+        lambda: vectors(lambda self, x: (x.view(x.shape[0], 4, 2) * 2).flatten(1)),
+        X,
+        4,
     ),
     "channel shuffle": (lambda: images(shuffle), image(), 4),
     "channel shuffle of many shuffled groups": (lambda: images(lambda self, x: shuffle(self, x, 4)), image(), 4),
     "channel shuffle between grouped convolutions": (
-        lambda: nn.Sequential(nn.Conv2d(3, 8, 1), nn.ChannelShuffle(2), nn.Conv2d(8, 8, 3, groups=2), nn.ReLU(), nn.Conv2d(8, 2, 1)), image(), None,
+        lambda: nn.Sequential(
+            nn.Conv2d(3, 8, 1), nn.ChannelShuffle(2), nn.Conv2d(8, 8, 3, groups=2), nn.ReLU(), nn.Conv2d(8, 2, 1)
+        ),
+        image(),
+        None,
     ),
     "squeeze and excite": (lambda: images(squeeze_excite, **SE), image(), 11),
     "batch and channels merged": (
-        lambda: images(lambda self, x: F.avg_pool2d(x.reshape(x.shape[0] * x.shape[1], 1, 6, 6), 3, 1, 1).reshape(x.shape)), image(), 8,
+        lambda: images(
+            lambda self, x: F.avg_pool2d(x.reshape(x.shape[0] * x.shape[1], 1, 6, 6), 3, 1, 1).reshape(x.shape)
+        ),
+        image(),
+        8,
     ),
     "reshaped across channels is frozen": (lambda: vectors(lambda self, x: x.reshape(-1, 6), wide=8, out=6), X, None),
-    "reshape and view as another tensor": (lambda: vectors(lambda self, x: x.view(-1, 8, 1).view_as(x) + x.unsqueeze(0).reshape_as(x)), X, 8),
-    "channels split by three axes": (lambda: vectors(lambda self, x: x.view(-1, 2, 3, 2).permute(0, 3, 1, 2).flatten(1), wide=12, out=12), X, 3),
+    "reshape and view as another tensor": (
+        lambda: vectors(lambda self, x: x.view(-1, 8, 1).view_as(x) + x.unsqueeze(0).reshape_as(x)),
+        X,
+        8,
+    ),
+    "channels split by three axes": (
+        lambda: vectors(lambda self, x: x.view(-1, 2, 3, 2).permute(0, 3, 1, 2).flatten(1), wide=12, out=12),
+        X,
+        3,
+    ),
     # order
     "permuted, transposed, moved": (
-        lambda: net(lambda self, x: self.out(self.a(x).permute(0, 2, 3, 1).transpose(1, 2).movedim(-1, 1).swapaxes(2, 3)), a=nn.Conv2d(3, 8, 1), out=nn.Conv2d(8, 2, 1)), image(), 8,
+        lambda: net(
+            lambda self, x: self.out(self.a(x).permute(0, 2, 3, 1).transpose(1, 2).movedim(-1, 1).swapaxes(2, 3)),
+            a=nn.Conv2d(3, 8, 1),
+            out=nn.Conv2d(8, 2, 1),
+        ),
+        image(),
+        8,
     ),
     "turned matrices": (lambda: vectors(lambda self, x: x.t().T.mT.mT), X, 8),
     "squeezed and unsqueezed": (lambda: vectors(lambda self, x: x[:, None].unsqueeze(-1).squeeze(-1).squeeze(1)), X, 8),
@@ -85,58 +143,165 @@ NETS = {
     "the same tensor twice": (lambda: images(lambda self, x: torch.cat([x, x], 1), out=16), image(), 8),
     "repeated channels": (lambda: images(lambda self, x: x.repeat(1, 2, 1, 1), out=16), image(), 8),
     "channels repeated one by one": (lambda: images(lambda self, x: x.repeat_interleave(2, dim=1), out=16), image(), 8),
-    "expanded over space": (lambda: images(lambda self, x: x + x.mean((2, 3), keepdim=True).expand(-1, -1, 6, 6)), image(), 8),
-    "expanded over channels": (lambda: images(lambda self, x: x * x.mean((2, 3), keepdim=True).sum(1, keepdim=True).expand(-1, 8, -1, -1)), image(), 8),
-    "expanded like another": (lambda: images(lambda self, x: x * self.gate(x).sigmoid().expand_as(x), gate=nn.Conv2d(8, 1, 1)), image(), 8),
-    "expanded by its shape": (lambda: images(lambda self, x: x * self.gate(x).sigmoid().expand(x.shape), gate=nn.Conv2d(8, 1, 1)), image(), 8),
+    "expanded over space": (
+        lambda: images(lambda self, x: x + x.mean((2, 3), keepdim=True).expand(-1, -1, 6, 6)),
+        image(),
+        8,
+    ),
+    "expanded over channels": (
+        lambda: images(lambda self, x: x * x.mean((2, 3), keepdim=True).sum(1, keepdim=True).expand(-1, 8, -1, -1)),
+        image(),
+        8,
+    ),
+    "expanded like another": (
+        lambda: images(lambda self, x: x * self.gate(x).sigmoid().expand_as(x), gate=nn.Conv2d(8, 1, 1)),
+        image(),
+        8,
+    ),
+    "expanded by its shape": (
+        lambda: images(lambda self, x: x * self.gate(x).sigmoid().expand(x.shape), gate=nn.Conv2d(8, 1, 1)),
+        image(),
+        8,
+    ),
     "a token for each image": (
-        lambda: net(lambda self, x: self.out(torch.cat([self.cls.expand(x.shape[0], -1, -1), self.a(x)], 1)), cls=nn.Parameter(torch.zeros(1, 1, 8)), a=nn.Linear(4, 8), out=nn.Linear(8, 2)), tokens(), 8,
+        lambda: net(
+            lambda self, x: self.out(torch.cat([self.cls.expand(x.shape[0], -1, -1), self.a(x)], 1)),
+            cls=nn.Parameter(torch.zeros(1, 1, 8)),
+            a=nn.Linear(4, 8),
+            out=nn.Linear(8, 2),
+        ),
+        tokens(),
+        8,
     ),
     # joining and cutting
     "dense concatenation": (
-        lambda: net(lambda self, x: self.c(torch.cat([y := self.a(x), self.b(y).relu()], 1)), a=nn.Conv2d(3, 8, 1), b=nn.Conv2d(8, 5, 1), c=nn.Conv2d(13, 2, 1)), image(), 13,
+        lambda: net(
+            lambda self, x: self.c(torch.cat([y := self.a(x), self.b(y).relu()], 1)),
+            a=nn.Conv2d(3, 8, 1),
+            b=nn.Conv2d(8, 5, 1),
+            c=nn.Conv2d(13, 2, 1),
+        ),
+        image(),
+        13,
     ),
     "concatenation with the input": (
-        lambda: net(lambda self, x: self.b(torch.cat([x, self.a(x)], dim=1)), a=nn.Conv2d(3, 8, 1), b=nn.Conv2d(11, 2, 1)), image(), 8,
+        lambda: net(
+            lambda self, x: self.b(torch.cat([x, self.a(x)], dim=1)), a=nn.Conv2d(3, 8, 1), b=nn.Conv2d(11, 2, 1)
+        ),
+        image(),
+        8,
     ),
     "concatenation along space": (lambda: images(lambda self, x: torch.cat([x, x.flip(2)], dim=2)), image(), 8),
     "chunks": (lambda: images(lambda self, x: operator.mul(*x.chunk(2, 1)), out=4), image(), 4),
-    "chunks of different use": (lambda: images(lambda self, x: torch.cat([(c := x.chunk(2, 1))[0], self.b(c[1])], 1), out=4 + 3, b=nn.Conv2d(4, 3, 1)), image(), 11),
+    "chunks of different use": (
+        lambda: images(
+            lambda self, x: torch.cat([(c := x.chunk(2, 1))[0], self.b(c[1])], 1), out=4 + 3, b=nn.Conv2d(4, 3, 1)
+        ),
+        image(),
+        11,
+    ),
     "uneven chunks": (lambda: images(lambda self, x: torch.cat(x.chunk(3, 1)[:2], 1), out=6), image(), None),
     "split by one size": (lambda: images(lambda self, x: sum(x.split(2, dim=1)[1:]), out=2), image(), None),
     "split by sizes": (lambda: images(lambda self, x: torch.cat(torch.split(x, [5, 3], 1)[::-1], 1)), image(), 8),
-    "split by a size read from the tensor": (lambda: images(lambda self, x: operator.add(*torch.split(x, x.shape[1] // 2, 1)), out=4), image(), 4),
+    "split by a size read from the tensor": (
+        lambda: images(lambda self, x: operator.add(*torch.split(x, x.shape[1] // 2, 1)), out=4),
+        image(),
+        4,
+    ),
     "split into single channels": (lambda: images(lambda self, x: torch.cat(x.split(1, 1), 1)), image(), None),
-    "narrowed": (lambda: images(lambda self, x: torch.cat([x.narrow(1, 0, 3).relu(), x.narrow(1, -5, 5)], 1)), image(), 8),
+    "narrowed": (
+        lambda: images(lambda self, x: torch.cat([x.narrow(1, 0, 3).relu(), x.narrow(1, -5, 5)], 1)),
+        image(),
+        8,
+    ),
     "sliced": (lambda: images(lambda self, x: torch.cat([x[:, :3].relu(), x[:, 3:]], 1)), image(), 8),
-    "sliced from the end": (lambda: images(lambda self, x: torch.cat([x[:, :-3], x[:, -3:, ...].relu()], 1)), image(), 8),
-    "sliced by its own size": (lambda: images(lambda self, x: x[:, : x.shape[1] // 2] + x[:, x.shape[1] // 2 :], out=4), image(), 4),
+    "sliced from the end": (
+        lambda: images(lambda self, x: torch.cat([x[:, :-3], x[:, -3:, ...].relu()], 1)),
+        image(),
+        8,
+    ),
+    "sliced by its own size": (
+        lambda: images(lambda self, x: x[:, : x.shape[1] // 2] + x[:, x.shape[1] // 2 :], out=4),
+        image(),
+        4,
+    ),
     "sliced in space": (lambda: images(lambda self, x: x[..., ::2, 1:]), image(), 8),
     "sliced with a step is frozen": (lambda: images(lambda self, x: torch.cat([x[:, ::2], x[:, 1::2]], 1)), image(), 0),
-    "one channel taken by number": (lambda: images(lambda self, x: x * x[:, 0:1].sigmoid() + x.select(1, 3).unsqueeze(1)), image(), 6),
-    "one token taken by number": (lambda: net(lambda self, x: self.out(self.a(x)[:, 0]), a=nn.Linear(4, 8), out=nn.Linear(8, 2)), tokens(), 8),
-    "tokens taken by a list and by a tensor": (
-        lambda: net(lambda self, x: self.out(self.a(x)[:, [0, 2]] + self.a(x)[:, self.i] + self.a(x).index_select(1, self.i)), a=nn.Linear(4, 8), out=nn.Linear(8, 2), i=torch.tensor([1, 3])), tokens(), 8,
+    "one channel taken by number": (
+        lambda: images(lambda self, x: x * x[:, 0:1].sigmoid() + x.select(1, 3).unsqueeze(1)),
+        image(),
+        6,
     ),
-    "channels taken by a tensor are frozen": (lambda: vectors(lambda self, x: x[:, self.i], i=torch.arange(7, -1, -1)), X, 0),
+    "one token taken by number": (
+        lambda: net(lambda self, x: self.out(self.a(x)[:, 0]), a=nn.Linear(4, 8), out=nn.Linear(8, 2)),
+        tokens(),
+        8,
+    ),
+    "tokens taken by a list and by a tensor": (
+        lambda: net(
+            lambda self, x: self.out(self.a(x)[:, [0, 2]] + self.a(x)[:, self.i] + self.a(x).index_select(1, self.i)),
+            a=nn.Linear(4, 8),
+            out=nn.Linear(8, 2),
+            i=torch.tensor([1, 3]),
+        ),
+        tokens(),
+        8,
+    ),
+    "channels taken by a tensor are frozen": (
+        lambda: vectors(lambda self, x: x[:, self.i], i=torch.arange(7, -1, -1)),
+        X,
+        0,
+    ),
     "stacked": (lambda: images(lambda self, x: torch.stack([x, x.sigmoid()], 1).sum(1)), image(), 8),
-    "stacked behind the channels": (lambda: images(lambda self, x: torch.stack((x, x.relu()), -1).flatten(3)[..., :6]), image(), 8),
+    "stacked behind the channels": (
+        lambda: images(lambda self, x: torch.stack((x, x.relu()), -1).flatten(3)[..., :6]),
+        image(),
+        8,
+    ),
     "joined without a rule": (lambda: images(lambda self, x: torch.hstack([x, x.relu()]), out=16), image(), None),
     "unbound over branches": (
-        lambda: net(lambda self, x: self.out(operator.mul(*self.a(x).unflatten(-1, (2, 8)).unbind(-2))), a=nn.Linear(4, 16), out=nn.Linear(8, 2)), tokens(), 8,
+        lambda: net(
+            lambda self, x: self.out(operator.mul(*self.a(x).unflatten(-1, (2, 8)).unbind(-2))),
+            a=nn.Linear(4, 16),
+            out=nn.Linear(8, 2),
+        ),
+        tokens(),
+        8,
     ),
     "gathered tokens are frozen": (
-        lambda: net(lambda self, x: self.out(torch.gather(y := self.a(x), 1, y.argsort(1))), a=nn.Linear(4, 8), out=nn.Linear(8, 2)), tokens(), 0,
+        lambda: net(
+            lambda self, x: self.out(torch.gather(y := self.a(x), 1, y.argsort(1))),
+            a=nn.Linear(4, 8),
+            out=nn.Linear(8, 2),
+        ),
+        tokens(),
+        0,
     ),
-    "written into in space": (lambda: images(lambda self, x: (operator.setitem(x, (slice(None), slice(None), 0), 0.5), x)[1]), image(), 8),
-    "written into in channels is frozen": (lambda: images(lambda self, x: (operator.setitem(x, (slice(None), 0), 0.5), x)[1]), image(), 0),
+    "written into in space": (
+        lambda: images(lambda self, x: (operator.setitem(x, (slice(None), slice(None), 0), 0.5), x)[1]),
+        image(),
+        8,
+    ),
+    "written into in channels is frozen": (
+        lambda: images(lambda self, x: (operator.setitem(x, (slice(None), 0), 0.5), x)[1]),
+        image(),
+        0,
+    ),
     "written into a new tensor": (
-        lambda: images(lambda self, x: (y := x.new_zeros(x.shape), operator.setitem(y, (slice(None), slice(None), slice(1, 3)), x[:, :, :2]), y)[2]), image(), 0,
+        lambda: images(
+            lambda self, x: (
+                y := x.new_zeros(x.shape),
+                operator.setitem(y, (slice(None), slice(None), slice(1, 3)), x[:, :, :2]),
+                y,
+            )[2]
+        ),
+        image(),
+        0,
     ),
     "upper triangle of a matrix of channels": (lambda: vectors(lambda self, x: x.triu() + torch.tril(x)), X, None),
     "the size of channels as a number": (lambda: vectors(lambda self, x: x / x.shape[-1] ** 0.5 + x.size(1)), X, 8),
     "the number of elements is frozen": (lambda: vectors(lambda self, x: x / x.numel()), torch.randn(3, 4), 0),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", NETS)

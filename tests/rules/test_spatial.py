@@ -11,51 +11,179 @@ from torch import nn
 
 def images(function: object, wide: int = 8, out: int = 8, **parts: object) -> nn.Module:
     """A function of the module and of channels between two convolutions."""
-    return net(lambda self, x: self.out(function(self, self.a(x))), a=nn.Conv2d(3, wide, 1), out=nn.Conv2d(out, 2, 1), **parts)  # type: ignore[operator]
+    return net(
+        lambda self, x: self.out(function(self, self.a(x))), a=nn.Conv2d(3, wide, 1), out=nn.Conv2d(out, 2, 1), **parts
+    )  # type: ignore[operator]
 
 
 NETS = {
-    "pools": (lambda: images(lambda self, x: F.max_pool2d(x, 2) + F.avg_pool2d(x, 2) + F.adaptive_avg_pool2d(x, 3) + F.adaptive_max_pool2d(x, 3)), image(), 8),
-    "pooling modules": (
-        lambda: nn.Sequential(nn.Conv2d(3, 8, 1), nn.MaxPool2d(2, ceil_mode=True), nn.AvgPool2d(3, 1, 1), nn.LPPool2d(2, 2, 1), nn.AdaptiveMaxPool2d(2), nn.AdaptiveAvgPool2d(1), nn.Conv2d(8, 2, 1)), image(), 8,
+    "pools": (
+        lambda: images(
+            lambda self, x: (
+                F.max_pool2d(x, 2) + F.avg_pool2d(x, 2) + F.adaptive_avg_pool2d(x, 3) + F.adaptive_max_pool2d(x, 3)
+            )
+        ),
+        image(),
+        8,
     ),
-    "pools in one dimension": (lambda: nn.Sequential(nn.Conv1d(3, 8, 1), nn.MaxPool1d(2), nn.AvgPool1d(2), nn.AdaptiveAvgPool1d(1), nn.Conv1d(8, 2, 1)), torch.randn(2, 3, 8), 8),
-    "pools in three dimensions": (lambda: nn.Sequential(nn.Conv3d(1, 8, 1), nn.MaxPool3d(2), nn.AvgPool3d(1), nn.AdaptiveAvgPool3d(1), nn.Conv3d(8, 2, 1)), torch.randn(2, 1, 4, 4, 4), 8),
+    "pooling modules": (
+        lambda: nn.Sequential(
+            nn.Conv2d(3, 8, 1),
+            nn.MaxPool2d(2, ceil_mode=True),
+            nn.AvgPool2d(3, 1, 1),
+            nn.LPPool2d(2, 2, 1),
+            nn.AdaptiveMaxPool2d(2),
+            nn.AdaptiveAvgPool2d(1),
+            nn.Conv2d(8, 2, 1),
+        ),
+        image(),
+        8,
+    ),
+    "pools in one dimension": (
+        lambda: nn.Sequential(
+            nn.Conv1d(3, 8, 1), nn.MaxPool1d(2), nn.AvgPool1d(2), nn.AdaptiveAvgPool1d(1), nn.Conv1d(8, 2, 1)
+        ),
+        torch.randn(2, 3, 8),
+        8,
+    ),
+    "pools in three dimensions": (
+        lambda: nn.Sequential(
+            nn.Conv3d(1, 8, 1), nn.MaxPool3d(2), nn.AvgPool3d(1), nn.AdaptiveAvgPool3d(1), nn.Conv3d(8, 2, 1)
+        ),
+        torch.randn(2, 1, 4, 4, 4),
+        8,
+    ),
     "max pool with indices": (lambda: images(lambda self, x: F.max_pool2d(x, 2, return_indices=True)[0]), image(), 8),
-    "a pool over channels is frozen": (lambda: images(lambda self, x: F.max_pool1d(x.flatten(2).mT, 2).mT.unflatten(2, (6, 6)), out=4), image(), 0),
+    "a pool over channels is frozen": (
+        lambda: images(lambda self, x: F.max_pool1d(x.flatten(2).mT, 2).mT.unflatten(2, (6, 6)), out=4),
+        image(),
+        0,
+    ),
     "a blur without a rule": (lambda: images(lambda self, x: F.fractional_max_pool2d(x, 2, 3)), image(), None),
     "interpolation": (
-        lambda: images(lambda self, x: F.interpolate(x, scale_factor=2) + F.interpolate(x, (12, 12), mode="bilinear", align_corners=True) + F.interpolate(x, size=12, mode="bicubic")), image(), 8,
+        lambda: images(
+            lambda self, x: (
+                F.interpolate(x, scale_factor=2)
+                + F.interpolate(x, (12, 12), mode="bilinear", align_corners=True)
+                + F.interpolate(x, size=12, mode="bicubic")
+            )
+        ),
+        image(),
+        8,
     ),
-    "upsampling modules": (lambda: nn.Sequential(nn.Conv2d(3, 8, 1), nn.Upsample(scale_factor=2), nn.UpsamplingBilinear2d(scale_factor=2), nn.Conv2d(8, 2, 1)), image(), 8),
+    "upsampling modules": (
+        lambda: nn.Sequential(
+            nn.Conv2d(3, 8, 1), nn.Upsample(scale_factor=2), nn.UpsamplingBilinear2d(scale_factor=2), nn.Conv2d(8, 2, 1)
+        ),
+        image(),
+        8,
+    ),
     "upsampling in one and three dimensions": (
-        lambda: net(lambda self, x, y: (self.b(F.interpolate(self.a(x), 9, mode="linear")), self.d(F.interpolate(self.c(y), 3, mode="trilinear"))),
-                    a=nn.Conv1d(3, 8, 1), b=nn.Conv1d(8, 2, 1), c=nn.Conv3d(1, 5, 1), d=nn.Conv3d(5, 2, 1)),
-        (torch.randn(2, 3, 4), torch.randn(2, 1, 2, 2, 2)), 13,
+        lambda: net(
+            lambda self, x, y: (
+                self.b(F.interpolate(self.a(x), 9, mode="linear")),
+                self.d(F.interpolate(self.c(y), 3, mode="trilinear")),
+            ),
+            a=nn.Conv1d(3, 8, 1),
+            b=nn.Conv1d(8, 2, 1),
+            c=nn.Conv3d(1, 5, 1),
+            d=nn.Conv3d(5, 2, 1),
+        ),
+        (torch.randn(2, 3, 4), torch.randn(2, 1, 2, 2, 2)),
+        13,
     ),
-    "sampling at coordinates": (lambda: net(lambda self, x, at: self.b(F.grid_sample(self.a(x), at, align_corners=False)), a=nn.Conv2d(3, 8, 1), b=nn.Conv2d(8, 2, 1)), (image(), torch.rand(2, 4, 4, 2)), 8),
+    "sampling at coordinates": (
+        lambda: net(
+            lambda self, x, at: self.b(F.grid_sample(self.a(x), at, align_corners=False)),
+            a=nn.Conv2d(3, 8, 1),
+            b=nn.Conv2d(8, 2, 1),
+        ),
+        (image(), torch.rand(2, 4, 4, 2)),
+        8,
+    ),
     "coordinates that a layer makes are whole": (
-        lambda: net(lambda self, x: self.b(F.grid_sample(self.a(x), self.at(x).permute(0, 2, 3, 1), align_corners=False)), a=nn.Conv2d(3, 8, 1), at=nn.Conv2d(3, 2, 1), b=nn.Conv2d(8, 2, 1)), image(), 8,
+        lambda: net(
+            lambda self, x: self.b(F.grid_sample(self.a(x), self.at(x).permute(0, 2, 3, 1), align_corners=False)),
+            a=nn.Conv2d(3, 8, 1),
+            at=nn.Conv2d(3, 2, 1),
+            b=nn.Conv2d(8, 2, 1),
+        ),
+        image(),
+        8,
     ),
-    "space padded": (lambda: images(lambda self, x: F.pad(F.pad(x, (1, 1, 0, 2)), (2, 2, 0, 0), "circular") + 1), image(), 8),
-    "space padded by reflection": (lambda: nn.Sequential(nn.Conv2d(3, 8, 1), nn.ReflectionPad2d(1), nn.ZeroPad2d(1), nn.ReplicationPad2d(1), nn.ConstantPad2d(1, 0.5), nn.Conv2d(8, 2, 1)), image(), 8),
+    "space padded": (
+        lambda: images(lambda self, x: F.pad(F.pad(x, (1, 1, 0, 2)), (2, 2, 0, 0), "circular") + 1),
+        image(),
+        8,
+    ),
+    "space padded by reflection": (
+        lambda: nn.Sequential(
+            nn.Conv2d(3, 8, 1),
+            nn.ReflectionPad2d(1),
+            nn.ZeroPad2d(1),
+            nn.ReplicationPad2d(1),
+            nn.ConstantPad2d(1, 0.5),
+            nn.Conv2d(8, 2, 1),
+        ),
+        image(),
+        8,
+    ),
     "channels padded for a residual sum": (
-        lambda: net(lambda self, x: self.c(F.pad(y := self.a(x), (0, 0, 0, 0, 2, 3)) + self.b(y)), a=nn.Conv2d(3, 4, 1), b=nn.Conv2d(4, 9, 1), c=nn.Conv2d(9, 2, 1)), image(), 9,
+        lambda: net(
+            lambda self, x: self.c(F.pad(y := self.a(x), (0, 0, 0, 0, 2, 3)) + self.b(y)),
+            a=nn.Conv2d(3, 4, 1),
+            b=nn.Conv2d(4, 9, 1),
+            c=nn.Conv2d(9, 2, 1),
+        ),
+        image(),
+        9,
     ),
-    "channels padded by something are frozen": (lambda: images(lambda self, x: F.pad(x, (0, 0, 0, 0, 1, 1), value=0.5), out=10), image(), 0),
-    "channels cropped by padding are frozen": (lambda: images(lambda self, x: F.pad(x, (0, 0, 0, 0, -1, -1)), out=6), image(), 0),
+    "channels padded by something are frozen": (
+        lambda: images(lambda self, x: F.pad(x, (0, 0, 0, 0, 1, 1), value=0.5), out=10),
+        image(),
+        0,
+    ),
+    "channels cropped by padding are frozen": (
+        lambda: images(lambda self, x: F.pad(x, (0, 0, 0, 0, -1, -1)), out=6),
+        image(),
+        0,
+    ),
     "windows by unfold": (
-        lambda: net(lambda self, x: self.b(F.unfold(self.a(x), 2, stride=2).mT), a=nn.Conv2d(3, 8, 1), b=nn.Linear(32, 2)), image(), 8,
+        lambda: net(
+            lambda self, x: self.b(F.unfold(self.a(x), 2, stride=2).mT), a=nn.Conv2d(3, 8, 1), b=nn.Linear(32, 2)
+        ),
+        image(),
+        8,
     ),
     "windows by the unfold module, folded back": (
-        lambda: images(lambda self, x: F.fold(self.u(x).relu(), (6, 6), 2, stride=2) + self.f(self.u(x)), u=nn.Unfold(2, stride=2), f=nn.Fold((6, 6), 2, stride=2)), image(), 8,
+        lambda: images(
+            lambda self, x: F.fold(self.u(x).relu(), (6, 6), 2, stride=2) + self.f(self.u(x)),
+            u=nn.Unfold(2, stride=2),
+            f=nn.Fold((6, 6), 2, stride=2),
+        ),
+        image(),
+        8,
     ),
-    "windows of the tensor method": (lambda: images(lambda self, x: x.unfold(2, 2, 2).unfold(3, 2, 2).mean((4, 5))), image(), 8),
+    "windows of the tensor method": (
+        lambda: images(lambda self, x: x.unfold(2, 2, 2).unfold(3, 2, 2).mean((4, 5))),
+        image(),
+        8,
+    ),
     "pixel shuffle": (lambda: images(lambda self, x: F.pixel_shuffle(x, 2), wide=12, out=3), image(), 3),
     "pixel unshuffle": (lambda: images(lambda self, x: F.pixel_unshuffle(x, 2), wide=3, out=12), image(), 3),
-    "pixel shuffle modules": (lambda: images(lambda self, x: self.down(self.up(x)), wide=12, out=12, up=nn.PixelShuffle(2), down=nn.PixelUnshuffle(2)), image(), 3),
-    "channel shuffle module": (lambda: images(lambda self, x: self.shuffle(x), shuffle=nn.ChannelShuffle(4)), image(), None),
-}  # fmt: skip
+    "pixel shuffle modules": (
+        lambda: images(
+            lambda self, x: self.down(self.up(x)), wide=12, out=12, up=nn.PixelShuffle(2), down=nn.PixelUnshuffle(2)
+        ),
+        image(),
+        3,
+    ),
+    "channel shuffle module": (
+        lambda: images(lambda self, x: self.shuffle(x), shuffle=nn.ChannelShuffle(4)),
+        image(),
+        None,
+    ),
+}
 
 
 @pytest.mark.parametrize("name", NETS)
