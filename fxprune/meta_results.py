@@ -5,32 +5,47 @@ Torch runs many functions on the meta device in Python, for milliseconds; a netw
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["META", "call_key", "leaf_key", "recall", "remember"]
+__all__ = ["META", "Recalled", "call_key", "leaf_key", "recall", "remember"]
 
 META = torch.device("meta")
 
 _MOST_RESULTS = 20_000
 
-_layouts: dict[Any, tuple[Any, tuple[int, ...]]] = {}
+
+@dataclass(frozen=True)
+class Recalled:
+    """What a call does: the value it returns, or which of its tensors that is, and which of them it wrote into."""
+
+    value: Any
+    same_as: int | None
+    written: tuple[int, ...]
 
 
-def recall(key: Any) -> tuple[Any, tuple[int, ...]] | None:
-    """A new value with the layout that a call with this key has had, and which of its tensors it wrote into."""
-    known = None if key is None else _layouts.get(key)
-    return None if known is None else (_empty(known[0]), known[1])
+_results: dict[Any, Recalled] = {}
 
 
-def remember(key: Any, value: Any, mutated: tuple[int, ...] = ()) -> None:
-    """Keeps the layout of the value of a call, which wrote into the tensors of its inputs with these positions."""
-    if key is not None and len(_layouts) < _MOST_RESULTS:
-        layout = _layout(value)
-        if layout is not None:
-            _layouts[key] = layout, mutated
+def recall(key: Any) -> Recalled | None:
+    """What a call with this key has done, with a new value of that layout."""
+    known = None if key is None else _results.get(key)
+    return known and Recalled(None if known.value is None else _empty(known.value), known.same_as, known.written)
+
+
+def remember(key: Any, value: Any, tensors: Sequence[Tensor], mutated: Sequence[Tensor]) -> None:
+    """Keeps the layout of the value of a call on `tensors`, which wrote into `mutated` of them."""
+    if key is None or len(_results) >= _MOST_RESULTS:
+        return
+    positions = {id(tensor): position for position, tensor in enumerate(tensors)}
+    same_as = positions.get(id(value))
+    layout = None if same_as is not None else _layout(value)
+    if layout is not None or same_as is not None:
+        _results[key] = Recalled(layout, same_as, tuple(positions[id(tensor)] for tensor in mutated))
 
 
 def _layout(value: Any) -> Any:
@@ -74,11 +89,21 @@ def _keyed(value: Any) -> Any:
 
 
 def leaf_key(module: nn.Module, names: tuple[str, ...], inputs: tuple[Any, ...]) -> Any:
-    """What the result of a leaf depends on, or None where it may depend on more or changes something."""
-    if module._modules or module._forward_hooks or module._forward_pre_hooks or getattr(module, "inplace", False):
+    """What the result of a leaf depends on, or None where it may depend on more."""
+    parts = _module_key(module)
+    return None if parts is None else call_key((names, *inputs, parts))
+
+
+def _module_key(module: nn.Module) -> Any:
+    """Type, settings and tensors of a module and all below it; None for code that may look at anything else."""
+    known = type(module).__module__.startswith("torch.nn.modules.") or isinstance(
+        module, nn.modules.batchnorm._BatchNorm
+    )
+    if not known or module._forward_hooks or module._forward_pre_hooks:
+        return None
+    children = [_module_key(child) for child in module._modules.values() if child is not None]
+    if None in children:
         return None
     settings = [item for item in vars(module).items() if isinstance(item[1], (int, float, str, tuple))]
     tensors = [*module._parameters.values(), *module._buffers.values()]
-    if vars(module)["training"] and module._buffers:
-        return None
-    return call_key((type(module), names, *inputs, *map(tuple, settings), *tensors))
+    return type(module), tuple(settings), tuple(tensors), tuple(children)

@@ -310,10 +310,9 @@ class Recorder(TorchFunctionMode):
         tensors = _tensors_in(inputs)
         recalled = recall(key)
         if recalled is not None:
-            value, written = recalled
+            value = recalled.value if recalled.same_as is None else tensors[recalled.same_as]
             node = self.create_node(op, target, args, kwargs, value, origin)
-            if written:
-                self._mark_mutation(node, [tensors[position] for position in written])
+            self._note_mutation(node, [tensors[position] for position in recalled.written])
             self._note_random(node)
             return self.adopt(value, node)
         versions = [tensor._version for tensor in tensors]
@@ -334,27 +333,24 @@ class Recorder(TorchFunctionMode):
                 return self.concrete(self.create_node(op, target, args, kwargs, value, origin))
             return value
         node = self.create_node(op, target, args, kwargs, value, max(origin, _NOTHING))
-        if mutated:
-            self._mark_mutation(node, mutated)
-            for tensor in mutated:
-                if tensor is value:
-                    # From here on the tensor is what this node made of it.
-                    self.known[id(tensor)] = (tensor, node)
-                    return tensor
+        self._note_mutation(node, mutated)
         self._note_random(node)
-        if isinstance(value, Tensor) and (id(value) in self.known or id(value) in self.attributes):
+        if any(tensor is value for tensor in mutated):
+            # From here on the tensor is what this node made of it.
+            remember(key, value, tensors, mutated)
+        elif isinstance(value, Tensor) and (id(value) in self.known or id(value) in self.attributes):
             # The very tensor that came in: a name of its own, or the input would be taken for this node's output.
             value = node.meta["value"] = value.detach()
         elif not mutated or type(value) is Tensor:
-            changed = {id(tensor) for tensor in mutated}
-            remember(key, value, tuple(i for i, tensor in enumerate(tensors) if id(tensor) in changed))
+            remember(key, value, tensors, mutated)
         return self.adopt(value, node)
 
-    def _mark_mutation(self, node: fx.Node, mutated: list[Tensor]) -> None:
-        node.meta["mutates"] = True
-        for tensor in mutated:
-            self._outdate(tensor)
-        self.origin[node] = _INPUTS
+    def _note_mutation(self, node: fx.Node, mutated: list[Tensor]) -> None:
+        if mutated:
+            node.meta["mutates"] = True
+            for tensor in mutated:
+                self._outdate(tensor)
+            self.origin[node] = _INPUTS
 
     def _note_random(self, node: fx.Node) -> None:
         name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
@@ -416,8 +412,7 @@ class Recorder(TorchFunctionMode):
         origin = max(origin, kwarg_origin, _PARAMETERS)
         named = dict(zip(kwargs, symbolic_kwargs, strict=True))
         inputs = (*values, *kwarg_values)
-        plain_module = type(module).__module__.startswith("torch.nn.modules.")
-        key = leaf_key(module, tuple(kwargs), inputs) if plain_module else None
+        key = leaf_key(module, tuple(kwargs), inputs)
         return self.record("call_module", path, symbolic, named, origin, run, inputs, key)
 
     def apply_function(self, function: type[torch.autograd.Function], call: Callable[..., Any], args: Any) -> Any:

@@ -17,6 +17,7 @@ from fxprune.errors import FxpruneError
 from fxprune.plan import Plan
 from fxprune.rules import find_rule
 from fxprune.rules.registry import Rewrite
+from fxprune.tracing import cloned
 
 __all__ = ["alive_channels", "plan_of", "rewrite"]
 
@@ -51,9 +52,8 @@ def plan_of(pruned: nn.Module) -> Plan:
     """
     plan = getattr(pruned, "meta", {}).get("plan")
     if not isinstance(plan, Plan):
-        raise FxpruneError(
-            f"{type(pruned).__name__} has no plan: only what prune or rewrite of fxprune returns has one"
-        )
+        name = type(pruned).__name__
+        raise FxpruneError(f"{name} has no plan: only what fxprune.prune or fxprune.rewrite returns has one")
     return plan
 
 
@@ -104,6 +104,8 @@ def _copy_with_slices(graph: ChannelGraph, plan: Plan) -> fx.GraphModule:
     for name, tensor in named:
         if id(tensor) not in memo:
             memo[id(tensor)] = _slice(tensor, plan.kept.get(name, {}), indices)
+    for child in traced.children():
+        cloned(child, memo)
     return copy.deepcopy(traced, memo)
 
 
