@@ -53,6 +53,7 @@ def trace(
     Raises FxpruneError if the model's code depends on the values of the input, or fails.
     """
     args, kwargs = _example_arguments(model, example_inputs)
+    _refuse_reserved_names(model)
     source = _Source(model, args, kwargs, copy)
     notes: list[str] = []
     kept: set[str] = set()
@@ -92,6 +93,15 @@ def trace(
 
 
 # --- what is traced ---------------------------------------------------------------------------------------------------
+
+
+def _refuse_reserved_names(model: nn.Module) -> None:
+    for name in (*model._modules, *model._parameters, *model._buffers):
+        if name in ("graph", "code", "meta"):
+            raise FxpruneError(
+                f"Cannot trace `{type(model).__name__}`: its part `{name}` has the name of an attribute that every "
+                "torch.fx.GraphModule has. Rename it, or trace the model inside another: `nn.Sequential(model)`."
+            )
 
 
 def _example_arguments(model: nn.Module, example_inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:

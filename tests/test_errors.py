@@ -107,6 +107,20 @@ def test_example_inputs_that_do_not_fit_are_told() -> None:
     )
 
 
+@pytest.mark.parametrize("name", ["graph", "code", "meta"])
+def test_a_part_with_the_name_of_an_attribute_of_graph_modules_is_told_with_a_way_out(name: str) -> None:
+    model = nn.Sequential()
+    model.add_module(name, nn.Linear(4, 8))
+    model.add_module("out", nn.Linear(8, 2))
+    untouched(
+        model,
+        lambda: fxprune.prune(model, 0.5, example_inputs=tokens()),
+        rf"its part `{name}` has the name of an attribute .* `nn.Sequential\(model\)`",
+    )
+    wrapped = nn.Sequential(model)
+    assert fxprune.verify(wrapped, fxprune.prune(wrapped, 0.5, example_inputs=tokens())) <= 1e-9
+
+
 class Branching(nn.Module):
     def __init__(self) -> None:
         super().__init__()

@@ -53,7 +53,9 @@ class Parameters:
         for d in range(tensor.dim()) if dims is None else dims:
             if not is_labelled(known[d]) and known[d] != 1:
                 known[d] = self._ids.fresh(size_of(known[d]))
-        return Labels(tuple(known), (True,) * len(known))
+        # What the tracer made a buffer of is no buffer of the original: nothing is zero in it.
+        zero = not name.rpartition(".")[2].startswith("_tensor_constant")
+        return Labels(tuple(known), (zero,) * len(known))
 
     def by_name(self) -> dict[str, list[Dim]]:
         """The labelled dimensions of every name, tied ones included."""

@@ -188,6 +188,16 @@ NETS = {
 }
 
 
+def test_a_tensor_that_is_a_plain_attribute_is_not_masked() -> None:
+    model = net(
+        lambda self, x: (self.a(x).sigmoid() * self.plain) @ self.b(x).sigmoid().mT,
+        a=nn.Linear(4, 8),
+        b=nn.Linear(4, 8),
+    )
+    object.__setattr__(model, "plain", torch.rand(8, dtype=torch.float64))
+    check_invariant(model, tokens(), 0)
+
+
 @pytest.mark.parametrize("name", NETS)
 def test_elementwise_ops_keep_the_invariant(name: str) -> None:
     make, inputs, channels = NETS[name]
