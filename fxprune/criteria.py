@@ -40,7 +40,9 @@ def scores(graph: ChannelGraph, method: str | Callable[[ChannelGraph], Scores] =
     else:
         raise FxpruneError(f"method (={method!r}) is not known: use 'l1', 'l2', 'random' or a function of the graph")
     if result.shape != (graph.num_channels,):
-        raise FxpruneError(f"scores have shape {result.shape}, but the model has {graph.num_channels} channels: give one each")
+        raise FxpruneError(
+            f"scores have shape {result.shape}, but the model has {graph.num_channels} channels: give one each"
+        )
     prunable = np.concatenate([group.channels for group in graph.groups] or [np.empty(0, dtype=np.int64)])
     if not np.isfinite(result[prunable]).all():
         raise FxpruneError("scores are not finite: check the weights and the scoring function for NaN and infinity")

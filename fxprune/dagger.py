@@ -7,11 +7,12 @@ weights alone, whatever the input batch, and a FLOPs-aware regularisation pulls 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Dagger", "flops_penalty", "gate"]
+__all__ = ["Dagger", "flops_penalty", "gate", "straight_through"]
 
 _OPEN = 1.0
 
@@ -32,8 +33,8 @@ class Dagger(nn.Module):
     """Gates of one group of channels from the weights that they own.
 
     Each channel is described by the size (log of the root mean square) of its slice of every weight, standardised over
-    the group. Two linear layers over the whole group, as in squeeze-and-excitation, with a linear path beside them, give
-    one logit per channel; a gate is open where its logit is positive. The step passes gradients straight through, as if
+    the group. Two linear layers over the whole group, as in squeeze-and-excitation, with a linear path beside them,
+    give one logit per channel; a gate is open where its logit is positive. The step passes gradients straight through, as if
     it were the sigmoid. A new module opens every gate.
 
     Args:
@@ -45,6 +46,7 @@ class Dagger(nn.Module):
     def __init__(self, channels: int, places: Sequence[tuple[int, Tensor]]) -> None:
         super().__init__()
         self.channels = channels
+        self._described: tuple[Any, Tensor] | None = None
         self.dims = [dim for dim, _ in places]
         for number, (_, place) in enumerate(places):
             self.register_buffer(f"place_{number}", place, persistent=False)
@@ -56,7 +58,10 @@ class Dagger(nn.Module):
         nn.init.constant_(self.excite.bias, _OPEN)
 
     def describe(self, *weights: Tensor) -> Tensor:
-        """The features of each channel: (channels, number of weights)."""
+        """The features of each channel: (channels, number of weights); kept until a weight changes."""
+        state = tuple((weight.data_ptr(), weight._version, weight.dtype, weight.device) for weight in weights)
+        if self._described is not None and self._described[0] == state:
+            return self._described[1]
         columns = []
         for number, (dim, weight) in enumerate(zip(self.dims, weights, strict=True)):
             place: Tensor = getattr(self, f"place_{number}")
@@ -67,7 +72,9 @@ class Dagger(nn.Module):
             counts = power.new_zeros(self.channels + 1).index_add(0, place, torch.ones_like(power))
             size = (sums / counts.clamp_min(1))[:-1].clamp_min(1e-12).log()
             columns.append((size - size.mean()) / (size.std(correction=0) + 1e-5))
-        return torch.stack(columns, dim=1)
+        features = torch.stack(columns, dim=1)
+        self._described = (state, features)
+        return features
 
     def logits(self, *weights: Tensor) -> Tensor:
         """One number per channel; the gate is open where it is positive."""
@@ -78,9 +85,21 @@ class Dagger(nn.Module):
 
     def forward(self, *weights: Tensor) -> Tensor:
         """Gates, 0 or 1 each: (channels,)."""
-        soft = torch.sigmoid(self.logits(*weights))
-        hard = (soft > 0.5).to(soft.dtype)
-        return hard + (soft - soft.detach())
+        return straight_through(self.logits(*weights))
+
+    def open(self, logits: Tensor) -> None:
+        """Start from these logits, all positive: (channels,)."""
+        with torch.no_grad():
+            self.direct.zero_()
+            self.excite.weight.zero_()
+            self.excite.bias.copy_(logits)
+
+
+def straight_through(logits: Tensor) -> Tensor:
+    """1 where a logit is positive, else 0; the gradient is the sigmoid's."""
+    soft = torch.sigmoid(logits)
+    hard = (logits > 0).to(soft.dtype)
+    return hard + (soft - soft.detach())
 
 
 def flops_penalty(flops: Tensor, target: float) -> Tensor:

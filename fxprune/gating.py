@@ -21,7 +21,7 @@ _ROOT = "dagger"
 
 
 def insert_gates(graph: ChannelGraph, *, reluctant: bool = False) -> fx.GraphModule:
-    """The model with one `dagger` node per group, fed by the group's own weights, and gates where channels are summed over.
+    """The model with a `dagger` node per group, fed by the group's own weights, and gates where channels are summed.
 
     Args:
         graph: the analysed model; neither it nor its module is changed.
@@ -96,7 +96,9 @@ def gate_logits(gated: fx.GraphModule, graph: ChannelGraph, *, reluctant: bool =
     """
     logits = torch.full((graph.num_channels,), torch.inf, device=next(gated.parameters()).device)
     modules = dict(gated.named_modules())
-    nodes = [node for node in gated.graph.nodes if node.op == "call_module" and isinstance(modules[node.target], Dagger)]
+    nodes = [
+        node for node in gated.graph.nodes if node.op == "call_module" and isinstance(modules[node.target], Dagger)
+    ]
     for node, group in zip(nodes, gated_groups(graph, reluctant), strict=True):
         weights = [gated.get_parameter(str(argument.target)) for argument in node.args]
         values = modules[node.target].logits(*weights)

@@ -67,7 +67,7 @@ def make_plan(
     """
     total = graph.flops.total
     target = _target(flops, total)
-    if isinstance(round_to, bool) or not isinstance(round_to, int) or round_to < 1:
+    if type(round_to) is not int or round_to < 1:
         raise FxpruneError(f"round_to (={round_to!r}) must be a whole number of at least 1")
     ignored = _ignored_channels(graph, [ignore] if isinstance(ignore, str) else list(ignore))
     groups = [group for group in graph.groups if not ignored[group.channels].any()]

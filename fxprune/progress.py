@@ -22,7 +22,11 @@ def silent(name: str, done: int, total: int, figures: Mapping[str, float]) -> No
 @contextmanager
 def bars() -> Iterator[Progress]:
     """Progress bars in the terminal, one for each piece of work."""
-    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total} {task.fields[say]}"))
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.completed}/{task.total} {task.fields[say]}"),
+    )
     with Bars(*columns, TimeRemainingColumn(), transient=True) as shown:
         tasks: dict[str, TaskID] = {}
 

@@ -241,6 +241,16 @@ def squeeze(op: Op, input: Labels, dim: Any = None) -> Labels:
     return input.take(d for d in range(rank) if not (d in chosen and size_of(input.dims[d]) == 1))
 
 
+@squeeze.rewrite
+def _(op: Rewrite, input: Any, dim: Any = None) -> Call | None:
+    """A dimension that has one channel left is a dimension still."""
+    x, dim = op.labels(input), op.number(dim)
+    chosen = range(len(x.dims)) if dim is None else dim if isinstance(dim, (tuple, list)) else (dim,)
+    if not any(op.changed(x.dims[d]) and op.size(x.dims[d]) == 1 for d in chosen):
+        return None
+    return Call((input, tuple(d for d in chosen if not op.changed(x.dims[d]))))
+
+
 @rule("unsqueeze")
 def unsqueeze(op: Op, input: Labels, dim: int) -> Labels:
     at = dim % (len(input.dims) + 1)

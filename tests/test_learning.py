@@ -1,0 +1,100 @@
+"""Gates are learned to a budget, the same way each time, and go on after an interruption."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import fxprune
+from fxprune.learning import Gates, learn_gates
+
+
+def _trained() -> tuple[fxprune.ChannelGraph, list[tuple[torch.Tensor, torch.Tensor]]]:
+    """A small net that tells which quarter of a picture is bright, and its data."""
+    torch.manual_seed(0)
+    inputs = torch.randn(256, 1, 8, 8) * 0.5
+    labels = torch.arange(256) % 4
+    for number, label in enumerate(labels.tolist()):
+        row, column = 4 * (label // 2), 4 * (label % 2)
+        inputs[number, 0, row : row + 4, column : column + 4] += 1.0
+    net = nn.Sequential(
+        *(nn.Conv2d(1, 12, 3, padding=1), nn.BatchNorm2d(12), nn.ReLU(), nn.MaxPool2d(2)),
+        *(nn.Conv2d(12, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU(), nn.Flatten(), nn.Linear(256, 4)),
+    )
+    optimizer = torch.optim.Adam(net.parameters(), lr=3e-3)
+    for _ in range(30):
+        optimizer.zero_grad()
+        loss = F.cross_entropy(net(inputs), labels)
+        loss.backward()
+        optimizer.step()
+    graph = fxprune.analyze(fxprune.trace(net.eval(), inputs[:1]))
+    return graph, [(inputs[i : i + 32], labels[i : i + 32]) for i in range(0, 256, 32)]
+
+
+def _learn(graph: fxprune.ChannelGraph, data: list[tuple[torch.Tensor, torch.Tensor]], **options: object) -> Gates:
+    settings = {"flops": 0.5, "epochs": 6, "progress": False, **options}
+    return learn_gates(graph, data, **settings)  # type: ignore[arg-type]
+
+
+def test_gates_reach_the_budget_and_leave_model_and_weights_alone() -> None:
+    graph, data = _trained()
+    before = {name: tensor.clone() for name, tensor in graph.module.state_dict().items()}
+    gates = _learn(graph, data)
+    assert gates.flops < 0.65
+    assert len(gates.losses) == 48
+    for name, tensor in graph.module.state_dict().items():
+        assert torch.equal(tensor, before[name])
+        assert torch.equal(gates.module.state_dict()[name], before[name])
+    plan = fxprune.make_plan(graph, gates.scores, flops=0.5)
+    assert 0.45 <= plan.flops / plan.flops_before <= 0.5
+
+
+def test_learned_gates_lose_less_than_the_order_they_start_from() -> None:
+    graph, data = _trained()
+    inputs, labels = torch.cat([x for x, _ in data]), torch.cat([y for _, y in data])
+
+    def loss(scores: fxprune.criteria.Scores) -> float:
+        pruned = fxprune.rewrite(graph, fxprune.make_plan(graph, scores, flops=0.5)).eval()
+        with torch.no_grad():
+            return float(F.cross_entropy(pruned(inputs), labels))
+
+    assert loss(_learn(graph, data, start="random").scores) < loss(fxprune.scores(graph, "random"))
+
+
+def test_gates_are_learned_without_labels_from_the_model_itself() -> None:
+    graph, data = _trained()
+    gates = learn_gates(graph, [x for x, _ in data], flops=0.5, epochs=4, progress=False)
+    assert gates.flops < 0.7
+
+
+def test_the_same_seed_gives_the_same_gates() -> None:
+    graph, data = _trained()
+    first, second = _learn(graph, data, epochs=2), _learn(graph, data, epochs=2)
+    assert (first.scores == second.scores).all()
+
+
+def test_a_run_that_was_killed_ends_in_the_same_gates(tmp_path: Path) -> None:
+    graph, data = _trained()
+    whole = _learn(graph, data, epochs=2)
+
+    def stop(name: str, done: int, total: int, figures: Mapping[str, float]) -> None:
+        if done == 11:
+            raise KeyboardInterrupt
+
+    path = tmp_path / "gates.safetensors"
+    with pytest.raises(KeyboardInterrupt):
+        _learn(graph, data, epochs=2, progress=stop, checkpoint=path, checkpoint_every=5)
+    resumed = _learn(graph, data, epochs=2, checkpoint=path, checkpoint_every=5)
+    assert (resumed.scores == whole.scores).all()
+    assert resumed.losses == whole.losses
+
+
+def test_a_budget_that_is_no_fraction_is_refused() -> None:
+    graph, data = _trained()
+    with pytest.raises(fxprune.FxpruneError, match=r"flops \(=2.0\) must be a fraction"):
+        learn_gates(graph, data, flops=2.0, progress=False)
