@@ -6,6 +6,8 @@ from fxprune.channels import ChannelGraph, Dimension, Frozen, Group
 from fxprune.criteria import scores
 from fxprune.errors import FxpruneError
 from fxprune.flops import count_flops
+from fxprune.gating import insert_gates, remove_gates
+from fxprune.learning import Gates, learn_gates
 from fxprune.plan import Plan
 from fxprune.planning import make_plan
 from fxprune.rewriting import plan_of, rewrite
@@ -20,14 +22,18 @@ __all__ = [
     "Epoch",
     "Frozen",
     "FxpruneError",
+    "Gates",
     "Group",
     "Plan",
     "analyze",
     "count_flops",
     "finetune",
+    "insert_gates",
+    "learn_gates",
     "make_plan",
     "plan_of",
     "prune",
+    "remove_gates",
     "rewrite",
     "scores",
     "trace",

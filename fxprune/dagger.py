@@ -34,8 +34,8 @@ class Dagger(nn.Module):
 
     Each channel is described by the size (log of the root mean square) of its slice of every weight, standardised over
     the group. Two linear layers over the whole group, as in squeeze-and-excitation, with a linear path beside them,
-    give one logit per channel; a gate is open where its logit is positive. The step passes gradients straight through, as if
-    it were the sigmoid. A new module opens every gate.
+    give one logit per channel; a gate is open where its logit is positive. The step passes gradients straight through,
+    as if it were the sigmoid. A new module opens every gate.
 
     Args:
         channels: the number of channels of the group.

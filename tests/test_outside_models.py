@@ -836,7 +836,7 @@ SMALL: dict[str, Case] = {
         lambda: net(
             lambda self, x: self.o(
                 F.conv2d(
-                    (y := self.i(x)).view(1, -1, 6, 6),
+                    self.i(x).view(1, -1, 6, 6),
                     torch.einsum("bk,koihw->boihw", self.g(x.mean((2, 3))).softmax(-1), self.w).reshape(-1, 5, 3, 3),
                     padding=1,
                     groups=x.shape[0],
@@ -853,7 +853,7 @@ SMALL: dict[str, Case] = {
     "window partition": (
         lambda: net(
             lambda self, x: self.o(
-                (y := self.a(x))
+                self.a(x)
                 .view(2, 8, 3, 2, 3, 2)
                 .permute(0, 2, 4, 3, 5, 1)
                 .reshape(-1, 4, 8)
@@ -904,8 +904,7 @@ SMALL: dict[str, Case] = {
             lambda self, x: self.o(
                 (
                     (
-                        (q := self.q(x).view(2, 5, 4, 2).transpose(1, 2))
-                        @ self.k(x).view(2, 5, 4, 2).permute(0, 2, 3, 1)
+                        self.q(x).view(2, 5, 4, 2).transpose(1, 2) @ self.k(x).view(2, 5, 4, 2).permute(0, 2, 3, 1)
                         + self.t[self.i].permute(2, 0, 1)
                     ).softmax(-1)
                     @ self.v(x).view(2, 5, 4, 2).transpose(1, 2)
@@ -1054,7 +1053,7 @@ SMALL: dict[str, Case] = {
             lambda self, x: self.o(
                 (
                     self.w(self.r(x)).view(x.shape[0], 2, 9, 6, 6).unsqueeze(2)
-                    * F.unfold(y := self.a(x), 3, padding=1).view(x.shape[0], 2, 4, 9, 6, 6)
+                    * F.unfold(self.a(x), 3, padding=1).view(x.shape[0], 2, 4, 9, 6, 6)
                 )
                 .sum(3)
                 .view(x.shape[0], 8, 6, 6)
@@ -1131,10 +1130,10 @@ SMALL: dict[str, Case] = {
             lambda self, x: self.o(
                 torch.einsum(
                     "bhnd,bhde->bhne",
-                    (q := F.elu(self.q(x).view(*x.shape[:2], 2, 4).transpose(1, 2)) + 1),
+                    (F.elu(self.q(x).view(*x.shape[:2], 2, 4).transpose(1, 2)) + 1),
                     torch.einsum(
                         "bhnd,bhne->bhde",
-                        (k := F.elu(self.k(x).view(*x.shape[:2], 2, 4).transpose(1, 2)) + 1),
+                        (F.elu(self.k(x).view(*x.shape[:2], 2, 4).transpose(1, 2)) + 1),
                         self.v(x).view(*x.shape[:2], 2, 4).transpose(1, 2),
                     ),
                 )
