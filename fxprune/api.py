@@ -22,7 +22,7 @@ def prune(
     flops: float = 0.5,
     *,
     example_inputs: Any = None,
-    method: str | Callable[[ChannelGraph], Scores] = "l2",
+    method: str | Callable[[ChannelGraph], Scores] = "relevance",
     ignore: str | Iterable[str] = (),
     round_to: int = 1,
 ) -> fx.GraphModule:

@@ -87,7 +87,7 @@ def prune(
     ignore: Annotated[
         list[str] | None, typer.Option(metavar="PATTERN", help="module name or glob that is not pruned; repeatable")
     ] = None,
-    method: Annotated[str, typer.Option(help="how channels are scored")] = "l2",
+    method: Annotated[str, typer.Option(help="how channels are scored")] = "relevance",
     weights: Weights = None,
     pretrained: Pretrained = False,
     input_shape: Input = None,

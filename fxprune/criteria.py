@@ -8,21 +8,41 @@ from typing import TypeAlias
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch.nn.modules.batchnorm import _BatchNorm
 
-from fxprune.channels import ChannelGraph
+from fxprune.channels import ChannelGraph, Ids
 from fxprune.errors import FxpruneError
+from fxprune.relevance import relevance_scores
 
-__all__ = ["Scores", "magnitude_scores", "random_scores", "scores"]
+__all__ = [
+    "Scores",
+    "batchnorm_scores",
+    "fpgm_scores",
+    "magnitude_scores",
+    "random_scores",
+    "relevance_scores",
+    "scores",
+    "uniform_scores",
+]
 
 Scores: TypeAlias = npt.NDArray[np.float64]
 
 
-def scores(graph: ChannelGraph, method: str | Callable[[ChannelGraph], Scores] = "l2", *, seed: int = 0) -> Scores:
+def scores(
+    graph: ChannelGraph, method: str | Callable[[ChannelGraph], Scores] = "relevance", *, seed: int = 0
+) -> Scores:
     """One score per channel of the graph.
 
     Args:
         graph: the analysed model.
-        method: "l2" or "l1" (group magnitude), "random", or a function of the graph that returns the scores.
+        method: a function of the graph that returns the scores, or one of
+
+            - "relevance": the share of the output's variance that passes through the channel, for the FLOPs it costs;
+            - "l2", "l1": group magnitude;
+            - "uniform": group magnitude, ranked, so that every group loses the same fraction;
+            - "batchnorm": the scale of BatchNorm, group magnitude where there is none;
+            - "fpgm": the distance to the other filters of the layer;
+            - "random".
         seed: for "random".
 
     Returns:
@@ -31,14 +51,19 @@ def scores(graph: ChannelGraph, method: str | Callable[[ChannelGraph], Scores] =
     Raises:
         FxpruneError: the method is unknown, or the scores are not one finite number per channel.
     """
-    if callable(method):
-        result = np.asarray(method(graph), dtype=np.float64)
-    elif method in ("l1", "l2"):
-        result = magnitude_scores(graph, 1 if method == "l1" else 2)
-    elif method == "random":
-        result = random_scores(graph, seed)
-    else:
-        raise FxpruneError(f"method (={method!r}) is not known: use 'l1', 'l2', 'random' or a function of the graph")
+    known: dict[str, Callable[[ChannelGraph], Scores]] = {
+        "relevance": relevance_scores,
+        "l1": lambda graph: magnitude_scores(graph, 1),
+        "l2": magnitude_scores,
+        "uniform": uniform_scores,
+        "batchnorm": batchnorm_scores,
+        "fpgm": fpgm_scores,
+        "random": lambda graph: random_scores(graph, seed),
+    }
+    if not callable(method) and method not in known:
+        names = ", ".join(map(repr, known))
+        raise FxpruneError(f"method (={method!r}) is not known: use one of {names} or a function of the graph")
+    result = np.asarray((method if callable(method) else known[method])(graph), dtype=np.float64)
     if result.shape != (graph.num_channels,):
         raise FxpruneError(
             f"scores have shape {result.shape}, but the model has {graph.num_channels} channels: give one each"
@@ -84,6 +109,54 @@ def _norms(name: str, weight: torch.Tensor, dims: list[int], p: int) -> list[npt
             raise FxpruneError(f"weight {name} has NaN or infinite entries: it cannot be pruned before that is mended")
         norms.append(sums if p == 1 else np.sqrt(sums))
     return norms
+
+
+def uniform_scores(graph: ChannelGraph) -> Scores:
+    """Group magnitude as a rank in (0, 1) within the group: every group loses the same fraction of its channels."""
+    magnitude = magnitude_scores(graph)
+    ranks = np.zeros(graph.num_channels)
+    for group in graph.groups:
+        order = np.argsort(magnitude[group.channels], kind="stable")
+        ranks[group.channels[order]] = (np.arange(len(order)) + 0.5) / len(order)
+    return ranks
+
+
+def batchnorm_scores(graph: ChannelGraph) -> Scores:
+    """|gamma| of the BatchNorms that a channel passes, over the layer's mean; group magnitude where there is none.
+
+    (Network slimming: Liu et al., ICCV 2017; there it is trained with a penalty on gamma.)
+    """
+    layers: list[tuple[Ids, npt.NDArray[np.float64]]] = []
+    for path, module in graph.module.named_modules():
+        if isinstance(module, _BatchNorm) and isinstance(module.weight, torch.Tensor):
+            dims = graph.parameters.get(f"{path}.weight")
+            if dims is not None and not isinstance(dims[0], int):
+                layers.append((dims[0], module.weight.detach().abs().double().cpu().numpy()))
+    return _averaged(graph, layers)
+
+
+def fpgm_scores(graph: ChannelGraph) -> Scores:
+    """Sum of a filter's distances to the others of its layer, over the layer's mean; group magnitude without a layer.
+
+    What is close to all others, near their geometric median, can be made up for by them.
+    (He et al., "Filter pruning via geometric median", CVPR 2019.)
+    """
+    layers: list[tuple[Ids, npt.NDArray[np.float64]]] = []
+    for name, tensor in graph.module.named_parameters():
+        dims = graph.parameters.get(name)
+        if dims is not None and tensor.dim() > 1 and not isinstance(dims[0], int):
+            filters = tensor.detach().flatten(1).float()
+            layers.append((dims[0], torch.cdist(filters, filters).sum(1).double().cpu().numpy()))
+    return _averaged(graph, layers)
+
+
+def _averaged(graph: ChannelGraph, layers: list[tuple[Ids, npt.NDArray[np.float64]]]) -> Scores:
+    """The mean over layers of a channel's value there, 1 being the mean of each; magnitude where a channel has none."""
+    total, count = np.zeros(graph.num_channels), np.zeros(graph.num_channels)
+    for channels, values in layers:
+        np.add.at(total, channels, values / max(float(values.mean()), 1e-30))
+        np.add.at(count, channels, 1.0)
+    return np.where(count > 0, total / np.maximum(count, 1.0), magnitude_scores(graph))
 
 
 def random_scores(graph: ChannelGraph, seed: int = 0) -> Scores:

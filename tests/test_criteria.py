@@ -1,0 +1,131 @@
+"""Scores find the channels that are known not to matter, and do not depend on scales that do not matter."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+import fxprune
+from fxprune.channels import ChannelGraph
+
+METHODS = ("relevance", "l1", "l2", "uniform", "batchnorm", "fpgm", "random")
+
+
+class Residual(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, bias=False)
+        self.norm = nn.BatchNorm2d(8)
+        self.down = nn.Conv2d(8, 12, 1, bias=False)
+        self.norm_down = nn.BatchNorm2d(12)
+        self.up = nn.Conv2d(12, 8, 1, bias=False)
+        self.norm_up = nn.BatchNorm2d(8)
+        self.head = nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norm(self.stem(x)).relu()
+        x = x + self.norm_up(self.up(self.norm_down(self.down(x)).relu()))
+        return self.head(x.mean((2, 3)))
+
+
+def analysed(model: nn.Module) -> ChannelGraph:
+    return fxprune.analyze(fxprune.trace(model.eval(), torch.randn(1, 3, 8, 8)))
+
+
+def hidden(graph: ChannelGraph, scores: np.ndarray, name: str = "down") -> np.ndarray:
+    (group,) = (group for group in graph.groups if group.name == name)
+    return scores[group.channels]
+
+
+@pytest.fixture
+def model() -> Residual:
+    torch.manual_seed(0)
+    return Residual()
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_scores_are_finite_and_the_same_every_time(model: Residual, method: str) -> None:
+    graph = analysed(model)
+    scores = fxprune.scores(graph, method)
+    assert scores.shape == (graph.num_channels,)
+    assert np.isfinite(scores).all()
+    assert (scores >= 0).all()
+    np.testing.assert_array_equal(scores, fxprune.scores(graph, method))
+
+
+@pytest.mark.parametrize("method", [method for method in METHODS if method != "random"])
+def test_a_channel_without_weights_has_the_lowest_score(model: Residual, method: str) -> None:
+    with torch.no_grad():
+        # Its filter is the mean of all filters too: what geometric median pruning removes.
+        model.down.weight -= model.down.weight.mean(0)
+        model.down.weight[3], model.norm_down.weight[3], model.norm_down.bias[3], model.up.weight[:, 3] = 0, 0, 0, 0
+    graph = analysed(model)
+    assert hidden(graph, fxprune.scores(graph, method)).argmin() == 3
+
+
+def test_scoring_changes_neither_model_nor_random_numbers(model: Residual) -> None:
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    graph = analysed(model.train())
+    graph.module.train()
+    state = torch.get_rng_state()
+    for method in METHODS:
+        fxprune.scores(graph, method)
+    assert torch.equal(state, torch.get_rng_state())
+    assert all(torch.equal(before[name], tensor) for name, tensor in graph.module.state_dict().items())
+
+
+def test_uniform_ranks_by_magnitude_within_a_group(model: Residual) -> None:
+    graph = analysed(model)
+    ranks, magnitude = fxprune.scores(graph, "uniform"), fxprune.scores(graph, "l2")
+    for group in graph.groups:
+        assert (np.argsort(ranks[group.channels]) == np.argsort(magnitude[group.channels])).all()
+        np.testing.assert_allclose(np.sort(ranks[group.channels]), (np.arange(len(group)) + 0.5) / len(group))
+
+
+def test_relevance_is_blind_to_scales_that_batchnorm_removes(model: Residual) -> None:
+    before = fxprune.scores(analysed(model), "relevance")
+    with torch.no_grad():
+        model.down.weight *= 5
+        model.norm_down.running_mean *= 5
+        model.norm_down.running_var *= 25
+    np.testing.assert_allclose(fxprune.scores(analysed(model), "relevance"), before, rtol=1e-3)
+
+
+def test_relevance_of_a_branch_is_that_of_what_it_adds(model: Residual) -> None:
+    graph = analysed(model)
+    before = hidden(graph, fxprune.scores(graph, "relevance")).sum()
+    with torch.no_grad():
+        model.norm_up.weight *= 0.1
+    graph = analysed(model)
+    assert hidden(graph, fxprune.scores(graph, "relevance")).sum() < 0.1 * before
+
+
+def test_relevance_is_handed_on_whole() -> None:
+    torch.manual_seed(0)
+    chain = nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.SiLU(), nn.Conv2d(8, 8, 3, groups=2), nn.AvgPool2d(2),
+        nn.Flatten(), nn.Linear(32, 16), nn.GELU(), nn.Linear(16, 4),
+    )  # fmt: skip
+    graph = analysed(chain)
+    from fxprune.relevance import _Relevance
+
+    with torch.no_grad():
+        for channels, values in _Relevance(graph).by_channels():
+            assert values.sum() == pytest.approx(1.0, abs=1e-4), channels
+
+
+def test_an_unknown_method_is_refused_with_the_known_ones(model: Residual) -> None:
+    with pytest.raises(
+        fxprune.FxpruneError, match=r"method \(='taylr'\) is not known: use one of 'relevance', .*'fpgm'"
+    ):
+        fxprune.scores(analysed(model), "taylr")
+
+
+def test_weights_that_are_nan_are_refused(model: Residual) -> None:
+    with torch.no_grad():
+        model.down.weight[0, 0] = float("nan")
+    for method in ("relevance", "l2", "fpgm", "uniform", "batchnorm"):
+        with pytest.raises(fxprune.FxpruneError, match="NaN"):
+            fxprune.scores(analysed(model), method)
