@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import fnmatch
+import itertools
 import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -21,6 +22,7 @@ from fxprune.plan import Plan, kept_indices
 __all__ = ["make_plan"]
 
 _LEAST_USED = 0.995
+_MOST_EXCHANGED, _STEPS, _ROUNDS = 30, 12, 3
 
 
 @dataclass(frozen=True, eq=False)
@@ -153,6 +155,12 @@ class _State:
         self.alive[units.channels[: units.bounds[count]]] = False
         self._refresh()
 
+    def set_alive(self, alive: npt.NDArray[np.bool_]) -> int:
+        """These are kept; returns their FLOPs."""
+        self.alive[:] = alive
+        self._refresh()
+        return int(self.flops)
+
     def try_change(self, channels: Ids, sign: int, lowest: float, highest: float) -> bool:
         """Bring channels back (+1) or remove them (-1), if FLOPs are then within limits."""
         forms = np.concatenate([self._forms[self._forms_from[c] : self._forms_from[c + 1]] for c in channels])
@@ -191,10 +199,40 @@ def _choose(graph: ChannelGraph, units: _Units, target: int) -> npt.NDArray[np.b
     _put_back(state, units, low, target)
     if state.flops >= _LEAST_USED * target or low == 0:
         return state.alive
-    best, best_flops = state.alive.copy(), state.flops
+    best: npt.NDArray[np.bool_] = state.alive.copy()
+    best_flops = state.flops
     state.remove_first(units, low - 1)
     _step_around(state, units, low, target)
-    return state.alive if best_flops < state.flops <= target else best
+    if best_flops < state.flops <= target:
+        best, best_flops = state.alive.copy(), state.flops
+    if best_flops < _LEAST_USED * target:
+        best = _exchange(state, units, best, target)
+    return best
+
+
+def _exchange(state: _State, units: _Units, best: npt.NDArray[np.bool_], target: int) -> npt.NDArray[np.bool_]:
+    """Where channels are coarse: a few more units of one group go, and what that frees is filled from another."""
+    queues = [np.flatnonzero(units.group == group).tolist() for group in np.unique(units.group)][:_MOST_EXCHANGED]
+    for _ in range(_ROUNDS):
+        before = best_flops = state.set_alive(best)
+        base = best
+        for giving, taking in itertools.permutations(range(len(queues)), 2):
+            if best_flops >= _LEAST_USED * target:
+                return best
+            going = [k for k in queues[giving] if base[units.of(k)].all()][:_STEPS]
+            coming = [k for k in reversed(queues[taking]) if not base[units.of(k)].any()][:_STEPS]
+            for count in range(1, len(going) + 1):
+                state.set_alive(base)
+                for k in going[:count]:
+                    state.try_change(units.of(k), -1, 0, math.inf)
+                for k in coming:
+                    if not state.try_change(units.of(k), 1, 0, target):
+                        break
+                if best_flops < state.flops <= target:
+                    best, best_flops = state.alive.copy(), state.flops
+        if best_flops == before:
+            break
+    return best
 
 
 def _put_back(state: _State, units: _Units, removed: int, target: int) -> None:

@@ -77,6 +77,12 @@ def _call(node: fx.Node, module: nn.Module | None, args: Any, kwargs: Any) -> An
         return None
 
 
+def _in_groups(square: Tensor, inputs: int) -> bool:
+    """Whether a weight (outputs by inputs of a conv group) works on that many inputs, group by group."""
+    groups, rest = divmod(inputs, square.shape[1])
+    return groups > 0 and rest == 0 and len(square) % groups == 0
+
+
 class _Relevance:
     """Energies forwards, then relevance backwards."""
 
@@ -120,9 +126,9 @@ class _Relevance:
             return None
         square = weight.detach().square().float()
         if not bool(square.sum().isfinite()):
-            raise FxpruneError(
-                f"weight of {node.target} has NaN or infinite entries: it cannot be pruned before that is mended"
-            )
+            name = f"{node.target}.weight" if node.op == "call_module" else node.all_input_nodes[1].target
+            name = f"{node.target}.weight" if node.op == "call_module" else node.all_input_nodes[1].name
+            raise FxpruneError(f"weight {name} has NaN or infinite entries: it cannot be pruned before that is mended")
         return square if square.dim() == 2 else square.flatten(2).sum(2)
 
     def _constant(self, node: fx.Node) -> Any:
@@ -145,7 +151,7 @@ class _Relevance:
         known: dict[fx.Node, Tensor] = {}
         for node in nodes:
             samples = self._sample(node, known)
-            if samples is not None:
+            if samples is not None and bool(samples.isfinite().all()):
                 known[node] = samples
                 self.energy[node] = samples.float().square().mean(0)
             for argument in node.all_input_nodes:
@@ -176,7 +182,7 @@ class _Relevance:
         if before is None:
             return None
         if square is not None:
-            if before.shape[1] % square.shape[1]:
+            if not _in_groups(square, before.shape[1]):
                 return None
             spread = before.var(0).to(square).view(-1, square.shape[1], 1)
             variance = (square.view(len(spread), -1, square.shape[1]) @ spread).flatten()
@@ -203,7 +209,8 @@ class _Relevance:
 
         try:
             args, kwargs = fx.node.map_arg((node.args, node.kwargs), load)
-        except KeyError:
+        except (KeyError, RuntimeError):
+            # An argument that is not known, or one whose samples do not lie along its channels.
             return None
         result = _call(node, module, args, kwargs)
         size = len(axis[1])
@@ -242,7 +249,7 @@ class _Relevance:
         square = self.weight(node)
         axis = self.axis(first) if square is not None and first in sources else None
         size = 0 if axis is None else len(axis[1])
-        if square is not None and size and len(relevance) == len(square) and size % square.shape[1] == 0:
+        if square is not None and len(relevance) == len(square) and _in_groups(square, size):
             assert first is not None
             energy = self.energy.get(first, torch.ones(size)).to(square).view(-1, 1, square.shape[1])
             table = square.view(len(energy), -1, square.shape[1])

@@ -35,6 +35,14 @@ def test_a_plan_uses_the_budget_to_within_half_a_percent(graph: fxprune.ChannelG
     assert plan.flops_before == graph.flops.total
 
 
+@pytest.mark.parametrize("flops", [0.2, 0.35, 0.5, 0.75])
+@pytest.mark.parametrize("width", [11, 24, 33])
+def test_coarse_channels_are_exchanged_until_the_budget_is_used(width: int, flops: float) -> None:
+    graph = fxprune.analyze(fxprune.trace(randomise(convnet(width)), image(size=8).double()))
+    plan = fxprune.make_plan(graph, fxprune.scores(graph), flops=flops)
+    assert 0.99 * plan.flops_target <= plan.flops <= plan.flops_target
+
+
 def test_a_budget_above_one_is_a_number_of_flops(graph: fxprune.ChannelGraph) -> None:
     target = graph.flops.total // 2
     plan = fxprune.make_plan(graph, fxprune.scores(graph), flops=target)
