@@ -159,7 +159,7 @@ def _check_verify(spec: str, state: dict[str, Any], result: Result) -> None:
 def _check_backward(spec: str, state: dict[str, Any], result: Result) -> None:
     pruned = state["pruned"].eval()
     pruned.zero_grad(set_to_none=True)
-    _loss(pruned(*state["inputs"])).backward()
+    torch.autograd.backward(_loss(pruned(*state["inputs"])))
     gradients = [p.grad for p in pruned.parameters() if p.grad is not None]
     _require(bool(gradients), "no parameter has a gradient")
     _require(all(bool(g.isfinite().all()) for g in gradients), "a gradient is not finite")
@@ -171,7 +171,7 @@ def _check_train(spec: str, state: dict[str, Any], result: Result) -> None:
     batch = tuple(torch.cat([x, x.flip(-1)]) for x in state["inputs"])
     optimizer = torch.optim.SGD(pruned.parameters(), lr=1e-6)
     loss = _loss(pruned(*batch))
-    loss.backward()
+    torch.autograd.backward(loss)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     _require(bool(loss.isfinite()), f"training loss is {float(loss)}")

@@ -1,6 +1,6 @@
 """How the time of each stage grows with the depth of a network.
 
-    python tests/benchmarks/scaling.py [--nodes 300 1000 3000 10000] [--kind residual dense branching]
+    python tests/benchmarks/scaling.py [--nodes 300 1000 3000 10000] [--kind residual plain split]
 
 Prints CPU seconds per stage and the exponent of a power law fitted to them (1 is linear growth).
 """
@@ -38,7 +38,8 @@ class Block(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         y = self.relu(self.bn1(self.conv1(x)))
         y = self.relu(self.bn2(self.conv2(y)))
-        return self.relu(self.conv3(y) + x)
+        out: Tensor = self.relu(self.conv3(y) + x)
+        return out
 
 
 class PlainBlock(Block):
@@ -47,7 +48,8 @@ class PlainBlock(Block):
     def forward(self, x: Tensor) -> Tensor:
         y = self.relu(self.bn1(self.conv1(x)))
         y = self.relu(self.bn2(self.conv2(y)))
-        return self.relu(self.conv3(y))
+        out: Tensor = self.relu(self.conv3(y))
+        return out
 
 
 class SplitBlock(Block):
@@ -58,7 +60,8 @@ class SplitBlock(Block):
         left, right = self.bn1(self.conv1(x)).chunk(2, dim=1)
         y = torch.cat([right, self.relu(left)], dim=1)
         y = y.view(batch, 2, channels // 2, height, width).transpose(1, 2).reshape(batch, channels, height, width)
-        return self.relu(self.bn2(self.conv2(y)) + x)
+        out: Tensor = self.relu(self.bn2(self.conv2(y)) + x)
+        return out
 
 
 KINDS: dict[str, tuple[type[Block], int]] = {
