@@ -147,7 +147,7 @@ def main() -> None:
     print(
         "\nsame top-1: how often the pruned model names what the original names. error: the largest relative\n"
         "difference between the pruned model and the original with the same channels set to zero, in float64: nothing\n"
-        "broke. These models were pruned by the size of their weights and not trained afterwards, and have lost\n"
+        "broke. These models were pruned without any data and not trained afterwards, and have lost\n"
         "accuracy, as same top-1 shows. Fine-tune a pruned model before you use it."
     )
     directory = output / f"lite0-{round(100 * SAVED_BUDGET)}"
