@@ -3,6 +3,7 @@
 from fxprune.analysis import analyze
 from fxprune.api import prune
 from fxprune.channels import ChannelGraph, Dimension, Frozen, Group
+from fxprune.compensation import compensate
 from fxprune.criteria import scores
 from fxprune.errors import FxpruneError
 from fxprune.flops import count_flops
@@ -26,6 +27,7 @@ __all__ = [
     "Group",
     "Plan",
     "analyze",
+    "compensate",
     "count_flops",
     "finetune",
     "insert_gates",

@@ -63,6 +63,11 @@ class Batch:
         size = self.size
         return self._map(lambda leaf: leaf[start:stop] if leaf.dim() and leaf.shape[0] == size else leaf)
 
+    def take(self, numbers: Tensor) -> Batch:
+        """The samples of these numbers; what does not run over the samples stays whole."""
+        size = self.size
+        return self._map(lambda leaf: leaf[numbers] if leaf.dim() and leaf.shape[0] == size else leaf)
+
     def split(self, size: int) -> list[Batch]:
         """The batch in pieces of at most `size` samples."""
         return [self.rows(start, start + size) for start in range(0, self.size, size)]

@@ -1,0 +1,341 @@
+"""Pass: pruned model + a batch -> the pruned model with weights that make up for what is gone.
+
+The original and the pruned model run side by side on the batch, and the pruned one is corrected as the pass goes, so
+that each layer is fitted to the inputs that it will really have. Two corrections:
+
+- *Ridge*, at each convolution and linear layer: the change D of its weight that brings its output on the pruned
+  inputs x back to the original's output y, ``min |(W + D) x - y|^2 + damping |D|^2``.
+- *Moments*, at each BatchNorm: its statistics are set so that its output has the mean and deviation, per channel, that
+  the original's has on the same batch. Plain re-estimation supposes that the batch looks like the training data.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, fx, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from fxprune.analysis import analyze
+from fxprune.channels import ChannelGraph, Labels
+from fxprune.contraction import Contraction, contraction_of, find_parameter, rows_of
+from fxprune.data import Batch, read_batch, run_model
+from fxprune.errors import FxpruneError
+from fxprune.lockstep import Lockstep, Runner
+from fxprune.losses import distillation_loss
+from fxprune.progress import Progress, silent
+from fxprune.rewriting import alive_channels, plan_of
+from fxprune.tracing import trace
+
+__all__ = ["compensate"]
+
+_CHUNK = 16
+# A residual below this part of the output is rounding.
+_NOTHING = 1e-10
+# The most by which moments scale a channel.
+_MOST_GAIN = 4.0
+
+
+def compensate(
+    original: nn.Module | ChannelGraph,
+    pruned: fx.GraphModule,
+    batch: Any,
+    *,
+    ridge: bool = True,
+    moments: bool = True,
+    holdout: float = 0.25,
+    damping: float | Sequence[float] = (1e-3, 1e-2, 1e-1),
+    positions: int = 8192,
+    seed: int = 0,
+    progress: Progress = silent,
+) -> fx.GraphModule:
+    """Change the weights of a pruned model so that it does again what the original does on a batch.
+
+    Args:
+        original: the model that was pruned, or its `ChannelGraph` where it is at hand; not changed.
+        pruned: what `fxprune.prune` or `fxprune.rewrite` made of it; not changed.
+        batch: unlabelled samples at hand: a tensor (samples, ...), a pair (inputs, None), a dict of keyword inputs, or
+            a `Batch`. About a hundred suffice.
+        ridge: whether weights are fitted to the original's outputs.
+        moments: whether BatchNorm statistics are.
+        holdout: the part of the samples that judges each step and is not fitted to; 0 for none, then all is kept.
+        damping: of the ridge, relative to the mean square of the inputs; of several the held-out part chooses.
+        positions: about how many places (samples times positions in space) a layer is fitted on.
+        seed: of the split and the positions.
+        progress: is told of the nodes done.
+
+    Returns:
+        A new model of the same graph and shapes; `meta["compensated"]` names what was kept of the corrections.
+
+    Raises:
+        FxpruneError: an argument is out of range, or the batch does not fit the model.
+    """
+    if not 0 <= holdout < 1:
+        raise FxpruneError(f"holdout (={holdout}) must be a part of the samples: at least 0 and below 1")
+    samples = batch if isinstance(batch, Batch) else read_batch(batch)
+    choices = tuple(sorted(damping)) if isinstance(damping, Sequence) else (damping,)
+    if not choices or min(choices) <= 0:
+        raise FxpruneError(f"damping (={damping!r}) must be positive")
+    fit, judge = _split(samples, holdout, seed)
+    graph = original if isinstance(original, ChannelGraph) else analyze(trace(original, _example(samples), copy=False))
+    alive = alive_channels(graph, plan_of(pruned))
+    parts = [name for name, wanted in (("ridge", ridge), ("moments", moments)) if wanted]
+    best = copy.deepcopy(pruned)
+    kept: tuple[str, ...] = ()
+    least = _error(graph.module, best, judge)
+    # All together first: where that helps, single parts are not tried.
+    for trial in dict.fromkeys([tuple(parts), *((part,) for part in reversed(parts))]):
+        if not trial or kept or alive.all():
+            break
+        fitted = copy.deepcopy(pruned)
+        pass_ = _Pass(graph, alive, fitted, fit, judge, trial, choices, positions, seed, progress)
+        pass_.run()
+        error = _error(graph.module, fitted, judge)
+        if not judge or error < least:
+            best, kept, least = fitted, trial, error
+    best.meta["compensated"] = kept
+    return best
+
+
+def _example(samples: Batch) -> Any:
+    one = samples.rows(0, 1)
+    return dict(one.kwargs) if one.kwargs else one.args
+
+
+def _split(samples: Batch, holdout: float, seed: int) -> tuple[list[Batch], list[Batch]]:
+    """Chunks to fit to and chunks to judge by; a single sample judges nothing."""
+    order = torch.randperm(samples.size, generator=torch.Generator().manual_seed(seed))
+    held = min(round(holdout * samples.size), samples.size - 1)
+    cut = samples.size - held
+    fit, judge = samples.take(order[:cut].sort().values), samples.take(order[cut:].sort().values)
+    return fit.split(_CHUNK), judge.split(_CHUNK) if held else []
+
+
+def _error(original: fx.GraphModule, pruned: fx.GraphModule, batches: Sequence[Batch]) -> float:
+    """How far the outputs are from each other, per sample."""
+    total, count = 0.0, 0
+    for batch in batches:
+        with torch.no_grad(), _eval(original), _eval(pruned):
+            loss = distillation_loss(run_model(pruned, batch), run_model(original, batch), temperature=1.0)
+        total, count = total + float(loss) * batch.size, count + batch.size
+    return total / max(count, 1)
+
+
+class _eval:  # noqa: N801
+    """Within it, a module is in eval; afterwards as before."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self._modes = {part: part.training for part in module.modules()}
+        self._module = module
+
+    def __enter__(self) -> None:
+        self._module.eval()
+
+    def __exit__(self, *_: object) -> None:
+        for part, mode in self._modes.items():
+            part.training = mode
+
+
+@dataclass(frozen=True, eq=False)
+class _Pass:
+    """One walk through both graphs that corrects the pruned one."""
+
+    graph: ChannelGraph
+    alive: npt.NDArray[np.bool_]
+    pruned: fx.GraphModule
+    fit: list[Batch]
+    judge: list[Batch]
+    parts: tuple[str, ...]
+    damping: tuple[float, ...]
+    positions: int
+    seed: int
+    progress: Progress
+    centre: bool = field(default=True)
+
+    def run(self) -> None:
+        lockstep = Lockstep(self.graph.module, self.pruned, [*self.fit, *self.judge])
+        uses = _uses(self.pruned)
+        modules = dict(self.pruned.named_modules())
+        total = len(self.pruned.graph.nodes)
+        with torch.no_grad(), _eval(self.graph.module), _eval(self.pruned):
+            for number, (partner, node) in enumerate(lockstep):
+                module = modules[str(node.target)] if node.op == "call_module" else None
+                if partner is not None and _is_batch_norm(module) and uses[id(module)] == 1:
+                    if "moments" in self.parts:
+                        self._match_moments(lockstep, partner, node, module)
+                    lockstep.pruned.run(node)
+                else:
+                    lockstep.pruned.run(node)
+                    found = contraction_of(node, self.pruned) if partner is not None and "ridge" in self.parts else None
+                    if found is not None and uses[id(find_parameter(self.pruned, found.weight))] == 1:
+                        assert partner is not None
+                        if self._fit_weight(lockstep, partner, node, found, modules, uses):
+                            lockstep.pruned.run(node)
+                self.progress("compensate", number + 1, total, {})
+
+    def _match_moments(self, lockstep: Lockstep, partner: fx.Node, node: fx.Node, module: Any) -> None:
+        source, pruned_source = partner.all_input_nodes[0], node.all_input_nodes[0]
+        kept = self._kept(partner.name)
+        mean, var = _moments(lockstep.original, source, len(self.fit))
+        mean, var = mean[kept], var[kept]
+        new_mean, new_var = _moments(lockstep.pruned, pruned_source, len(self.fit))
+        # The original's own: in the pruned model the ridge may have put an intercept there.
+        reference: Any = self.graph.module.get_submodule(str(partner.target))
+        running_mean, running_var = reference.running_mean.double()[kept], reference.running_var.double()[kept]
+        unmoved = torch.equal(module.running_mean, running_mean.to(module.running_mean))
+        if _close(mean, new_mean, var) and _close(var, new_var, var) and unmoved:
+            return
+        # Output mean and deviation stay if (mean - running_mean) / sqrt(running_var + eps) and its like for var do.
+        ratio = (new_var / var.clamp_min(1e-30)).clamp(_MOST_GAIN**-2, _MOST_GAIN**2)
+        ratio = torch.where(var > 1e-12 * var.mean(), ratio, torch.ones_like(ratio))
+        scaled = ((running_var + module.eps) * ratio - module.eps).clamp_min(0)
+        gain = ((scaled + module.eps) / (running_var + module.eps)).sqrt()
+        module.running_mean.copy_(new_mean - (mean - running_mean) * gain)
+        module.running_var.copy_(scaled)
+
+    def _kept(self, name: str) -> Tensor:
+        """Which channels of a node's output stay, along its channel dimension."""
+        labels = self.graph.labels[name]
+        dim = labels.dims[_channel_dim(labels)]
+        return torch.from_numpy(np.ones(dim, dtype=bool) if isinstance(dim, int) else self.alive[dim])
+
+    def _fit_weight(
+        self, lockstep: Lockstep, partner: fx.Node, node: fx.Node, found: Contraction, modules: Any, uses: Counter[int]
+    ) -> bool:
+        """Whether the weight was changed."""
+        labels = self.graph.labels[partner.name]
+        axis = 1 if found.kernel else len(labels.dims) - 1
+        dim = labels.dims[axis]
+        kept = torch.from_numpy(np.flatnonzero(np.ones(dim, dtype=bool) if isinstance(dim, int) else self.alive[dim]))
+        inputs, outputs = lockstep.pruned.values[found.input], lockstep.pruned.values[node]
+        targets = lockstep.original.values[partner]
+        random = torch.Generator().manual_seed(self.seed)
+        rows, residuals, scale = [], [], 0.0
+        weight = find_parameter(self.pruned, found.weight)
+        budget = max(min(self.positions, 2**26 // max(weight[0].numel() * found.groups, 1)), 256)
+        counts = []
+        samples = sum(batch.size for batch in self.fit)
+        for x, out, y in zip(inputs, outputs, targets, strict=True):
+            y = y.index_select(axis, kept.to(y.device))
+            picked = rows_of(found, x, y, out, budget / samples, random)
+            rows.append(picked[0])
+            residuals.append(picked[1] - picked[2])
+            scale += float(picked[1].double().square().sum())
+            counts.append(len(picked[0]))
+        cut = sum(counts[: len(self.fit)])
+        a, r = torch.cat(rows), torch.cat(residuals)
+        if float(r.double().square().sum()) <= _NOTHING * scale:
+            return False
+        follower = next(iter(node.users)) if len(node.users) == 1 else None
+        norm = modules[str(follower.target)] if follower is not None and follower.op == "call_module" else None
+        norm = norm if norm is not None and _is_batch_norm(norm) and uses[id(norm)] == 1 else None
+        bias = None if found.bias is None else find_parameter(self.pruned, found.bias)
+        centre = norm is not None or (bias is not None and uses[id(bias)] == 1)
+        change, intercept = _solve(a[:cut], r[:cut], a[cut:], r[cut:], centre, self.damping)
+        if change is None or intercept is None:
+            return False
+        weight.add_(change.reshape(weight.shape).to(weight))
+        if centre and bias is not None and uses[id(bias)] == 1:
+            bias.add_(intercept.to(bias))
+        elif norm is not None:
+            norm.running_mean.sub_(intercept.to(norm.running_mean))
+        return True
+
+
+def _solve(
+    a: Tensor, r: Tensor, a_held: Tensor, r_held: Tensor, centre: bool, damping: Sequence[float]
+) -> tuple[Tensor | None, Tensor | None]:
+    """Ridge regression of residuals on inputs, per conv group.
+
+    Args:
+        a: inputs (rows, conv groups, inputs of a conv group).
+        r: residuals (rows, conv groups, outputs of a conv group).
+
+    Returns:
+        The change of the weight (outputs, inputs of a conv group) and of the bias (outputs,), or None where the
+        held-out rows are better off without.
+    """
+    groups, width = a.shape[1], a.shape[2]
+    mean_a = a.double().mean(0) if centre else torch.zeros(a.shape[1:], dtype=torch.float64)
+    mean_r = r.double().mean(0) if centre else torch.zeros(r.shape[1:], dtype=torch.float64)
+    x, y = (a - mean_a.to(a)).transpose(0, 1), (r - mean_r.to(r)).transpose(0, 1)
+    gram, cross = _product(x, x), _product(x, y)
+    level = gram.diagonal(dim1=1, dim2=2).mean(1).clamp_min(1e-30)
+    import os
+
+    eye = torch.eye(width, dtype=torch.float64)
+    if os.environ.get("DIAG"):
+        eye = torch.diag_embed((gram.diagonal(dim1=1, dim2=2) + 1e-4 * level[:, None]) / level[:, None])
+    best, least = None, float(r_held.double().square().sum()) if len(r_held) else float("inf")
+    x_held = a_held.transpose(0, 1)
+    for strength in damping:
+        factor, failed = torch.linalg.cholesky_ex(gram + (strength * level)[:, None, None] * eye)
+        if bool(failed.any()):
+            continue
+        solution = torch.cholesky_solve(cross, factor)
+        intercept = mean_r - torch.einsum("gi,gio->go", mean_a, solution)
+        if not len(r_held):
+            return solution.transpose(1, 2).reshape(-1, width), intercept.reshape(-1)
+        left = r_held - torch.bmm(x_held, solution.to(a)).transpose(0, 1) - intercept.to(r)
+        error = float(left.double().square().sum())
+        if error < least:
+            best, least = (solution.transpose(1, 2).reshape(-1, width), intercept.reshape(-1)), error
+    assert groups == gram.shape[0]
+    return best if best is not None else (None, None)
+
+
+def _product(x: Tensor, y: Tensor, block: int = 1024) -> Tensor:
+    """x^T y per conv group, in float64 sums of blocks."""
+    total = torch.zeros(x.shape[0], x.shape[2], y.shape[2], dtype=torch.float64)
+    for start in range(0, x.shape[1], block):
+        total += torch.bmm(x[:, start : start + block].transpose(1, 2), y[:, start : start + block]).double()
+    return total
+
+
+def _moments(runner: Runner, node: fx.Node, count: int) -> tuple[Tensor, Tensor]:
+    """Mean and variance per channel over the first `count` batches."""
+    counts, means, variances = [], [], []
+    for x in runner.values[node][:count]:
+        variance, mean = torch.var_mean(x, [d for d in range(x.dim()) if d != 1], correction=0)
+        counts.append(x.numel() // x.shape[1])
+        means.append(mean.double())
+        variances.append(variance.double())
+    share = torch.tensor(counts, dtype=torch.float64).unsqueeze(1).to(means[0].device) / sum(counts)
+    mean = (share * torch.stack(means)).sum(0)
+    between = (torch.stack(means) - mean).square()
+    return mean, (share * (torch.stack(variances) + between)).sum(0)
+
+
+def _close(a: Tensor, b: Tensor, var: Tensor) -> bool:
+    return bool(((a - b).abs() <= 1e-6 * (a.abs() + var.sqrt())).all())
+
+
+def _channel_dim(labels: Labels) -> int:
+    return 1 if len(labels.dims) > 1 else 0
+
+
+def _is_batch_norm(module: nn.Module | None) -> bool:
+    return isinstance(module, _BatchNorm) and module.running_mean is not None and module.running_var is not None
+
+
+def _uses(module: fx.GraphModule) -> Counter[int]:
+    """How often modules and parameters are used; by identity, so that tied ones count together."""
+    modules = dict(module.named_modules())
+    uses: Counter[int] = Counter()
+    for node in module.graph.nodes:
+        if node.op == "call_module":
+            target = modules[str(node.target)]
+            uses[id(target)] += 1
+            uses.update(id(parameter) for parameter in target.parameters())
+        elif node.op == "get_attr":
+            # Reading a weight's size is no use of the weight.
+            tensors = [user for user in node.users if isinstance(user.meta.get("value", torch.empty(0)), Tensor)]
+            uses[id(find_parameter(module, str(node.target)))] += len(tensors)
+    return uses

@@ -1,0 +1,257 @@
+"""Scores from data: how much the model's outputs depend on each channel."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+
+from fxprune.channels import ChannelGraph, Labels
+from fxprune.criteria import Scores
+from fxprune.data import Batch, Batches
+from fxprune.errors import FxpruneError
+from fxprune.losses import class_loss, main_output
+from fxprune.progress import Progress, silent
+
+__all__ = ["fisher_scores", "gate_gradients", "taylor_scores"]
+
+
+def fisher_scores(
+    graph: ChannelGraph,
+    data: Any,
+    *,
+    flops_power: float = 0.0,
+    probes: int = 1,
+    seed: int = 0,
+    progress: Progress = silent,
+) -> Scores:
+    """Second order: the mean square of each sample's gradient by the channel's gate.
+
+    Half of it is what closing the gate adds to the loss, as far as channels go one by one. With labels it is the
+    empirical Fisher information of the cross-entropy; without, that of the model's own predictions, whose expectation
+    is the curvature of the KL divergence to the unpruned outputs.
+    (Group Fisher pruning: Liu et al., ICML 2021.)
+
+    Args:
+        graph: the analysed model.
+        data: see `fxprune.data`; labels may be missing.
+        flops_power: scores are divided by this power of the FLOPs that a channel costs.
+        probes: random directions per sample; only without labels.
+        seed: of the directions.
+        progress: is told of the samples done.
+
+    Returns:
+        Float array with one entry per channel number, not negative.
+    """
+    total = np.zeros(graph.num_channels)
+    count = 0
+    for gradients in gate_gradients(graph, data, probes=probes, seed=seed, progress=progress):
+        total += gradients.square().sum(0).cpu().numpy()
+        count += len(gradients)
+    return _per_flop(graph, total / count, flops_power)
+
+
+def taylor_scores(
+    graph: ChannelGraph, data: Any, *, flops_power: float = 0.0, seed: int = 0, progress: Progress = silent
+) -> Scores:
+    """First order: the size of the gradient of the loss by the channel's gate, signs cancelling over all samples.
+
+    Without labels the loss is the cross-entropy with the model's own most likely class: that to its own soft outputs
+    has no gradient at open gates. (Molchanov et al., CVPR 2019.)
+
+    Args and Returns: as for `fisher_scores`.
+    """
+    total = np.zeros(graph.num_channels)
+    count = 0
+    for gradients in gate_gradients(graph, data, probes=0, seed=seed, progress=progress):
+        total += gradients.sum(0).cpu().numpy()
+        count += len(gradients)
+    return _per_flop(graph, np.abs(total) / count, flops_power)
+
+
+def gate_gradients(
+    graph: ChannelGraph, data: Any, *, probes: int = 1, seed: int = 0, progress: Progress = silent
+) -> Iterator[Tensor]:
+    """For every batch, each sample's gradient of the loss by the gates where channels are summed over.
+
+    Args:
+        probes: without labels, how many random directions in which the outputs move as the model's own predictions
+            scatter; 0 for the cross-entropy with the most likely class.
+
+    Yields:
+        Shape (samples, or samples times probes; channels), float64.
+    """
+    random = torch.Generator().manual_seed(seed)
+    done = 0
+    with _frozen(graph.module):
+        reader = _GateReader(graph)
+        for batch in Batches(data):
+            for part in batch.split(16):
+                yield from reader.read(part, probes, random)
+                done += part.size
+                progress("score", done, done, {})
+
+
+def _per_flop(graph: ChannelGraph, scores: Scores, power: float) -> Scores:
+    if not power:
+        return scores
+    cost = np.maximum(graph.flops.marginal(np.ones(graph.num_channels, dtype=bool)), 1.0)
+    divided: Scores = scores / (cost / cost.mean()) ** power
+    return divided
+
+
+@contextmanager
+def _frozen(module: nn.Module) -> Iterator[None]:
+    """In eval, and without gradients of the weights; afterwards as before."""
+    mode = {part: part.training for part in module.modules()}
+    wanted = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    module.eval()
+    for parameter in wanted:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in wanted:
+            parameter.requires_grad_(True)
+        for part, training in mode.items():
+            part.training = training
+
+
+class _GateReader(fx.Interpreter):
+    """Runs the traced model with a gate of one wherever channels are summed over."""
+
+    def __init__(self, graph: ChannelGraph) -> None:
+        super().__init__(graph.module, garbage_collect_values=True)
+        self._graph_of_channels = graph
+        self._places = _places(graph)
+        self._gates: list[tuple[Tensor, np.ndarray[Any, Any]]] = []
+        self._samples = 0
+        self._example = _example_size(graph.module)
+
+    def read(self, batch: Batch, probes: int, random: torch.Generator) -> Iterator[Tensor]:
+        """The gradients of one batch; sample by sample where a gate cannot tell samples apart."""
+        try:
+            outputs, gates = self._run_gated(batch)
+        except _MixedSamplesError:
+            for k in range(batch.size):
+                yield from self.read(batch.rows(k, k + 1), probes, random)
+            return
+        losses = list(_losses(outputs, batch.labels, probes, random))
+        for k, loss in enumerate(losses):
+            gradients = torch.autograd.grad(
+                loss, [gate for gate, _ in gates], retain_graph=k + 1 < len(losses), allow_unused=True
+            )
+            total = torch.zeros(batch.size, self._graph_of_channels.num_channels, dtype=torch.float64)
+            for gradient, (_, channels) in zip(gradients, gates, strict=True):
+                if gradient is not None:
+                    total.index_add_(1, torch.from_numpy(channels), gradient.double().cpu())
+            yield total
+
+    def _run_gated(self, batch: Batch) -> tuple[Any, list[tuple[Tensor, np.ndarray[Any, Any]]]]:
+        self._gates, self._samples = [], batch.size
+        by_name = iter(batch.args)
+        given = [
+            batch.kwargs[str(node.target)] if str(node.target) in batch.kwargs else next(by_name, *node.args)
+            for node in self.graph.nodes
+            if node.op == "placeholder"
+        ]
+        with torch.enable_grad():
+            outputs = self.run(*given)
+        gates, self._gates = self._gates, []
+        return outputs, gates
+
+    def run_node(self, n: fx.Node) -> Any:
+        """Run one node on gated arguments."""
+        replaced: dict[fx.Node, Any] = {}
+        for argument, d in self._places.get(n.name, ()):
+            source = next(node for node in n.all_input_nodes if node.name == argument)
+            replaced[source] = self._gated(replaced.get(source, self.env[source]), source, d)
+        if not replaced:
+            return super().run_node(n)
+        kept = {source: self.env[source] for source in replaced}
+        self.env.update(replaced)
+        try:
+            return super().run_node(n)
+        finally:
+            self.env.update(kept)
+
+    def _gated(self, x: Tensor, source: fx.Node, d: int) -> Tensor:
+        channels = self._graph_of_channels.labels[source.name].dims[d]
+        shape = [1] * x.dim()
+        shape[d] = x.shape[d]
+        if self._samples > 1:
+            # The example tells whether the first dimension is the samples; two equal sizes may be chance.
+            by_sample = x.shape[0] == self._samples and source.meta["value"].shape[0] == self._example and d > 0
+            if not by_sample:
+                raise _MixedSamplesError
+            shape[0] = self._samples
+        gate = torch.ones((self._samples, x.shape[d]), dtype=x.dtype, device=x.device, requires_grad=True)
+        self._gates.append((gate, channels))
+        return x * gate.view(shape)
+
+
+class _MixedSamplesError(Exception):
+    """A tensor's first dimension is not the samples."""
+
+
+def _example_size(module: fx.GraphModule) -> int:
+    values = [node.meta.get("value") for node in module.graph.nodes if node.op == "placeholder"]
+    shapes = [value.shape for value in values if isinstance(value, Tensor)]
+    return next((int(shape[0]) for shape in shapes if len(shape)), 0)
+
+
+def _places(graph: ChannelGraph) -> dict[str, list[tuple[str, int]]]:
+    """Where gates stand: at activations whose channels end there.
+
+    An op that hands the same channels on, such as a depthwise convolution, needs no gate: the next one makes it void,
+    and a second one would count the channel twice.
+    """
+    from_input: set[fx.Node] = set()
+    by_name = {node.name: node for node in graph.module.graph.nodes}
+    for node in graph.module.graph.nodes:
+        if node.op == "placeholder" or any(source in from_input for source in node.all_input_nodes):
+            from_input.add(node)
+    places: dict[str, list[tuple[str, int]]] = {}
+    for name, entering in graph.contractions.items():
+        out = graph.labels.get(name)
+        handed_on: set[int] = set()
+        for dim in out.dims if isinstance(out, Labels) else ():
+            if not isinstance(dim, int):
+                handed_on.update(dim.tolist())
+        seen: set[int] = set()
+        for argument, d in entering:
+            labels = graph.labels[argument]
+            if by_name[argument] not in from_input or not isinstance(labels, Labels):
+                continue
+            channels = set(labels.dims[d].tolist())  # type: ignore[union-attr]
+            # Two activations that meet in a product carry the same channels: one gate is enough.
+            if not channels & handed_on and not channels & seen:
+                places.setdefault(name, []).append((argument, d))
+                seen |= channels
+    return places
+
+
+def _losses(outputs: Any, labels: Tensor | None, probes: int, random: torch.Generator) -> Iterator[Tensor]:
+    """Scalars whose gradients are the sums of the samples' own."""
+    output = main_output(outputs)
+    if labels is not None:
+        yield class_loss(outputs, labels) * len(labels)
+    elif output.dim() < 2 or not output.is_floating_point() or output.shape[1] < 2:
+        raise FxpruneError(
+            f"scores from data without labels need class scores (N, C, ...), and the model's output has shape "
+            f"{tuple(output.shape)}: give labels, or a score that needs no data"
+        )
+    elif not probes:
+        yield F.cross_entropy(output, output.detach().argmax(1), reduction="sum")
+    else:
+        chance = output.detach().float().softmax(1)
+        for _ in range(probes):
+            noise = torch.randn(chance.shape, generator=random).to(chance) * chance.sqrt()
+            # Covariance diag(p) - p p^T: the Hessian of the KL divergence by the outputs.
+            direction = noise - chance * noise.sum(1, keepdim=True)
+            yield (output * direction.to(output.dtype)).sum()

@@ -1,0 +1,89 @@
+"""Compensation brings a pruned model back towards what the original does."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from invariant import randomise
+from torch import Tensor, nn
+
+import fxprune
+from fxprune.compensation import compensate
+from fxprune.losses import distillation_loss
+from fxprune.models import example_inputs, load_model
+
+
+def _net() -> nn.Module:
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        *(nn.Conv2d(3, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU()),
+        *(nn.Conv2d(16, 16, 3, padding=1, groups=16), nn.BatchNorm2d(16), nn.ReLU(), nn.Conv2d(16, 24, 1)),
+        *(nn.BatchNorm2d(24), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(24, 5)),
+    )
+    net.train()
+    with torch.no_grad():
+        for _ in range(20):
+            net(_images(32))
+    return net.eval()
+
+
+def _images(count: int, seed: int | None = None) -> Tensor:
+    random = None if seed is None else torch.Generator().manual_seed(seed)
+    coarse = torch.randn(count, 3, 4, 4, generator=random)
+    return nn.functional.interpolate(coarse, size=12, mode="bilinear")
+
+
+def _error(model: nn.Module, pruned: nn.Module, inputs: Tensor) -> float:
+    with torch.no_grad():
+        return float(distillation_loss(pruned.eval()(inputs), model.eval()(inputs), 1.0))
+
+
+@pytest.mark.parametrize("parts", [{}, {"moments": False}])
+def test_outputs_come_closer_on_inputs_that_were_not_fitted(parts: dict[str, bool]) -> None:
+    net = _net()
+    pruned = fxprune.prune(net, flops=0.6, example_inputs=_images(1, 0), method="l2")
+    before = {name: tensor.clone() for name, tensor in pruned.state_dict().items()}
+    better = compensate(net, pruned, _images(64, 1), **parts)
+    assert _error(net, better, _images(256, 2)) < 0.8 * _error(net, pruned, _images(256, 2))
+    assert better.meta["compensated"]
+    assert all(torch.equal(tensor, before[name]) for name, tensor in pruned.state_dict().items())
+
+
+def test_what_was_not_pruned_is_not_changed() -> None:
+    net = _net()
+    whole = fxprune.prune(net, flops=1.0, example_inputs=_images(1, 0))
+    same = compensate(net, whole, _images(16, 1))
+    assert all(torch.equal(tensor, whole.state_dict()[name]) for name, tensor in same.state_dict().items())
+
+
+def test_a_part_that_does_harm_is_dropped() -> None:
+    net = _net()
+    pruned = fxprune.prune(net, flops=0.6, example_inputs=_images(1, 0))
+    fitted = compensate(net, pruned, _images(64, 1))
+    assert _error(net, fitted, _images(64, 1)) <= _error(net, pruned, _images(64, 1))
+
+
+@pytest.mark.parametrize("spec", ["timm:test_vit", "timm:test_nfnet", "torchvision:shufflenet_v2_x0_5"])
+def test_models_of_other_kinds_keep_their_structure(spec: str) -> None:
+    pytest.importorskip(spec.partition(":")[0])
+    torch.manual_seed(0)
+    model = randomise(load_model(spec)).float()
+    (example,) = example_inputs(model)
+    pruned = fxprune.prune(model, flops=0.7, example_inputs=example)
+    batch = torch.cat([example, example.flip(-1), 0.5 * example, example.flip(-2)])
+    better = compensate(model, pruned, batch)
+    assert better.code == pruned.code
+    shapes = {name: tensor.shape for name, tensor in pruned.state_dict().items()}
+    assert {name: tensor.shape for name, tensor in better.state_dict().items()} == shapes
+    assert all(tensor.isfinite().all() for tensor in better.state_dict().values())
+
+
+def test_a_holdout_that_is_no_part_is_refused() -> None:
+    net = _net()
+    pruned = fxprune.prune(net, flops=0.6, example_inputs=_images(1, 0))
+    untouched = copy.deepcopy(pruned.state_dict())
+    with pytest.raises(fxprune.FxpruneError, match=r"holdout \(=1\)"):
+        compensate(net, pruned, _images(8, 1), holdout=1)
+    assert all(torch.equal(tensor, untouched[name]) for name, tensor in pruned.state_dict().items())
