@@ -51,7 +51,7 @@ def compensate(
     ridge: bool = True,
     moments: bool = True,
     holdout: float = 0.25,
-    damping: float | Sequence[float] = (1e-3, 1e-2, 1e-1),
+    damping: float | Sequence[float] = (1e-2, 1e-1, 1.0),
     positions: int = 8192,
     seed: int = 0,
     progress: Progress = silent,
