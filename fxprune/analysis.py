@@ -17,9 +17,10 @@ from fxprune.errors import FxpruneError
 from fxprune.flops import count_flops
 from fxprune.polynomial import Term, build_polynomial
 from fxprune.rules import find_rule
+from fxprune.rules.indexing import getitem
 from fxprune.rules.probe import probe
 from fxprune.rules.registry import Op, Parameters
-from fxprune.rules.shape import attribute, getitem, map_values, size
+from fxprune.rules.size import attribute, map_values, size
 
 __all__ = ["analyze"]
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import inspect
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -155,7 +154,3 @@ def rows_of(
 
 def _some(size: int, number: int, random: torch.Generator) -> Tensor:
     return torch.arange(size) if number >= size else torch.randperm(size, generator=random)[:number]
-
-
-def _signature(function: Any) -> inspect.Signature:
-    return inspect.signature(function)

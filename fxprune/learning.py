@@ -22,8 +22,8 @@ from fxprune.losses import class_loss, distillation_loss, number_of_classes
 from fxprune.polynomial import Polynomial
 from fxprune.progress import Progress
 from fxprune.sharding import Shards, own_randomness
-from fxprune.snapshots import load_snapshot, save_snapshot
-from fxprune.training import frozen, make_accelerator, shown
+from fxprune.snapshots import load_run, save_snapshot
+from fxprune.training import digest, frozen, make_accelerator, shown
 
 __all__ = ["Gates", "learn_gates"]
 
@@ -93,7 +93,17 @@ def learn_gates(
         FxpruneError: data or settings cannot be used; the loss became NaN or infinite (the last checkpoint is whole).
     """
     settings = _Settings(
-        float(flops), epochs, lr, float(penalty), train_weights, weight_lr, temperature, reluctant, seed
+        flops=float(flops),
+        epochs=epochs,
+        start=start if isinstance(start, str) else "a function",
+        lr=lr,
+        penalty=float(penalty),
+        train_weights=train_weights,
+        weight_lr=weight_lr,
+        temperature=temperature,
+        reluctant=reluctant,
+        seed=seed,
+        weights=digest(graph.module),
     )
     with own_randomness(), make_accelerator() as accelerator, shown(progress, accelerator) as show:
         torch.manual_seed(seed)
@@ -125,6 +135,7 @@ class _Settings:
 
     flops: float
     epochs: int
+    start: str
     lr: float | None
     penalty: float
     train_weights: bool
@@ -132,6 +143,7 @@ class _Settings:
     temperature: float
     reluctant: bool
     seed: int
+    weights: str
 
     def __post_init__(self) -> None:
         if not 0 < self.flops <= 1:
@@ -228,12 +240,7 @@ class _Run:
         Raises:
             FxpruneError: it is of a run with other settings.
         """
-        state = load_snapshot(path)
-        if state.get("settings") != asdict(self.settings):
-            raise FxpruneError(
-                f"checkpoint {str(path)!r} is of a run with other settings ({state.get('settings')}): give the same "
-                "settings, another path, or resume=False to start anew"
-            )
+        state = load_run(path, asdict(self.settings))
         self.accelerator.unwrap_model(self.objective).load_state_dict(state["model"])
         for update, theirs in zip(self.updates, state["updates"], strict=True):
             update.load_state_dict(theirs)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from torch import Tensor
 
 from fxprune.errors import FxpruneError
 
-__all__ = ["load_snapshot", "save_snapshot"]
+__all__ = ["load_run", "load_snapshot", "save_snapshot"]
 
 _KEY = "fxprune.snapshot"
 # JSON has no tuples and no keys but strings: what is not plain JSON is spelled as a dict with this one key.
@@ -65,6 +66,24 @@ def load_snapshot(path: str | Path) -> Any:
     if nesting is None:
         raise FxpruneError(f"{str(path)!r} is a safetensors file, but no snapshot of a training run: give another path")
     return _unpack(json.loads(nesting), tensors)
+
+
+def load_run(path: str | Path, settings: Mapping[str, Any]) -> Any:
+    """Read the snapshot of a training run; its entry "settings" must be these.
+
+    Raises:
+        FxpruneError: as `load_snapshot`, or the snapshot is of a run with other settings.
+    """
+    state = load_snapshot(path)
+    theirs = state.get("settings", {})
+    other = [name for name in settings if theirs.get(name) != settings[name]]
+    if other:
+        differences = ", ".join(f"{name} (there {theirs.get(name)!r}, here {settings[name]!r})" for name in other)
+        raise FxpruneError(
+            f"checkpoint {str(path)!r} is of a run that differs in {differences}: give the same settings, "
+            "another path, or resume=False to start anew"
+        )
+    return state
 
 
 def _replace(path: Path, content: bytes) -> None:

@@ -21,9 +21,9 @@ from fxprune.errors import FxpruneError
 from fxprune.losses import class_loss, distillation_loss, number_of_classes
 from fxprune.progress import Progress, bars, silent
 from fxprune.sharding import Shards, own_randomness
-from fxprune.snapshots import load_snapshot, save_snapshot
+from fxprune.snapshots import load_run, save_snapshot
 
-__all__ = ["DivergenceError", "Epoch", "finetune", "frozen", "make_accelerator", "shown"]
+__all__ = ["DivergenceError", "Epoch", "digest", "finetune", "frozen", "make_accelerator", "shown"]
 
 Model = TypeVar("Model", bound=nn.Module)
 _RATES = {"sgd": 0.01, "adamw": 1e-4}
@@ -137,7 +137,7 @@ def finetune(
         gradient_accumulation=gradient_accumulation,
         seed=seed,
         distilled=teacher is not None,
-        weights=_digest(pruned),
+        weights=digest(pruned),
     )
     with own_randomness(), make_accelerator(mixed_precision) as accelerator, shown(progress, accelerator) as show:
         shards = Shards(data, accelerator.process_index, accelerator.num_processes, seed=seed)
@@ -331,15 +331,7 @@ class _Run:
         Raises:
             FxpruneError: it is of a run with other settings.
         """
-        state = load_snapshot(path)
-        theirs, ours = state.get("settings", {}), asdict(self.settings)
-        other = [name for name in ours if theirs.get(name) != ours[name]]
-        if other:
-            differences = ", ".join(f"{name} (there {theirs.get(name)!r}, here {ours[name]!r})" for name in other)
-            raise FxpruneError(
-                f"checkpoint {str(path)!r} is of a run that differs in {differences}: give the same settings, "
-                "another path, or resume=False to start anew"
-            )
+        state = load_run(path, asdict(self.settings))
         self.accelerator.unwrap_model(self.model).load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         if self.accelerator.scaler is not None and state["scaler"] is not None:
@@ -429,7 +421,7 @@ def _with_weights(model: Model, weights: Mapping[str, Any]) -> Model:
     return result
 
 
-def _digest(model: nn.Module) -> str:
+def digest(model: nn.Module) -> str:
     """A fingerprint of all weights."""
     found = hashlib.sha256()
     for name, value in model.state_dict().items():

@@ -94,6 +94,16 @@ def test_a_run_that_was_killed_ends_in_the_same_gates(tmp_path: Path) -> None:
     assert resumed.losses == whole.losses
 
 
+def test_a_checkpoint_of_another_model_is_refused(tmp_path: Path) -> None:
+    graph, data = _trained()
+    path = tmp_path / "gates.safetensors"
+    _learn(graph, data, epochs=1, checkpoint=path)
+    with torch.no_grad():
+        graph.module.get_parameter("0.weight").add_(1.0)
+    with pytest.raises(fxprune.FxpruneError, match=r"is of a run that differs in weights"):
+        _learn(graph, data, epochs=1, checkpoint=path)
+
+
 def test_a_budget_that_is_no_fraction_is_refused() -> None:
     graph, data = _trained()
     with pytest.raises(fxprune.FxpruneError, match=r"flops \(=2.0\) must be a fraction"):

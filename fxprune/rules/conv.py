@@ -19,6 +19,8 @@ from fxprune.rules.registry import Call, Op, Rewrite, rule
 
 __all__: list[str] = []
 
+# Where the functions, transposed or not, take the number of conv groups.
+_GROUPS = 6
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 
@@ -136,23 +138,6 @@ def _(op: Op, out: Labels, input: Labels, weight: Labels, *args: Any, **kwargs: 
     return _flops(input, out, weight, transposed=False)
 
 
-@conv.rewrite
-def _(
-    op: Rewrite,
-    input: Any,
-    weight: Any,
-    bias: Any = None,
-    stride: Any = 1,
-    padding: Any = 0,
-    dilation: Any = 1,
-    groups: Any = 1,
-) -> Call | None:
-    if op.number(groups) == 1:
-        return None
-    groups = _groups_left(op, input, op.number(groups), len(op.labels(weight).dims) - 2)
-    return Call((input, weight, bias, stride, padding, dilation, groups))
-
-
 @rule(F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)
 def conv_transpose(
     op: Op,
@@ -173,19 +158,14 @@ def _(op: Op, out: Labels, input: Labels, weight: Labels, *args: Any, **kwargs: 
     return _flops(input, out, weight, transposed=True)
 
 
+@conv.rewrite
 @conv_transpose.rewrite
-def _(
-    op: Rewrite,
-    input: Any,
-    weight: Any,
-    bias: Any = None,
-    stride: Any = 1,
-    padding: Any = 0,
-    output_padding: Any = 0,
-    groups: Any = 1,
-    dilation: Any = 1,
-) -> Call | None:
-    if op.number(groups) == 1:
+def _(op: Rewrite, *args: Any, **kwargs: Any) -> Call | None:
+    given: dict[Any, Any] = {**dict(enumerate(args)), **kwargs}
+    key = "groups" if "groups" in kwargs else _GROUPS
+    groups = op.number(given.get(key, 1))
+    if groups == 1:
         return None
-    groups = _groups_left(op, input, op.number(groups), len(op.labels(weight).dims) - 2)
-    return Call((input, weight, bias, stride, padding, output_padding, groups, dilation))
+    x, weight = given.get(0, given.get("input")), given.get(1, given.get("weight"))
+    given[key] = _groups_left(op, x, groups, len(op.labels(weight).dims) - 2)
+    return Call(tuple(given[k] for k in range(len(args))), {name: given[name] for name in kwargs})

@@ -16,7 +16,7 @@ from torch import fx
 
 from fxprune.channels import Labels, is_labelled, size_of
 from fxprune.rules.registry import Op, freeze_labels
-from fxprune.rules.shape import map_values
+from fxprune.rules.size import map_values
 
 __all__ = ["probe"]
 

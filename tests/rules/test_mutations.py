@@ -13,7 +13,7 @@ from invariant import check_invariant, image, net, parameter, prunable, tokens
 from torch import nn
 
 from fxprune.channels import IdTable, Labels
-from fxprune.rules import attention, conv, elementwise, linear, norm, reduce, shape, spatial
+from fxprune.rules import attention, conv, elementwise, indexing, linear, norm, reduce, reshape, shape, spatial
 from fxprune.rules.registry import _RULES, Op, Rewrite, Rule
 
 Patch = Callable[[pytest.MonkeyPatch], None]
@@ -183,9 +183,9 @@ MUTATIONS: dict[str, tuple[Patch, nn.Module, Any]] = {
         image(),
     ),
     # shape
-    "sizes of view are not patched": (no_rewrite(shape.reshape), shuffled(), image()),
+    "sizes of view are not patched": (no_rewrite(reshape.reshape), shuffled(), image()),
     "unflatten is not patched": (
-        no_rewrite(shape.unflatten_module),
+        no_rewrite(reshape.unflatten_module),
         nn.Sequential(nn.Linear(4, 32), nn.Unflatten(1, (8, 2, 2)), nn.Conv2d(8, 2, 1)),
         torch.randn(3, 4),
     ),
@@ -200,7 +200,7 @@ MUTATIONS: dict[str, tuple[Patch, nn.Module, Any]] = {
         image(),
     ),
     "slices are not cut at new places": (
-        no_rewrite(shape.getitem),
+        no_rewrite(indexing.getitem),
         images(lambda self, x: torch.cat([x[:, :3].relu(), x[:, 3:]], 1)),
         image(),
     ),

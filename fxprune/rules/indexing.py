@@ -1,0 +1,163 @@
+"""Indexing, reading and writing."""
+
+from __future__ import annotations
+
+import operator
+from typing import Any
+
+import torch
+from torch import fx
+
+from fxprune.channels import Dim, Labels, is_labelled, size_of
+from fxprune.rules.registry import Call, Op, Rewrite, freeze_labels, rule
+from fxprune.rules.size import map_values
+
+__all__ = ["getitem"]
+
+
+def _spelt(index: Any, rank: int) -> list[Any]:
+    """An index with its ellipsis spelt out, one entry for each dimension (and for each None)."""
+    entries = list(index) if isinstance(index, (tuple, list)) else [index]
+    consumed = sum(1 for e in entries if e is not None and e is not Ellipsis)
+    if not any(e is Ellipsis for e in entries):
+        entries.append(Ellipsis)
+    at = next(k for k, e in enumerate(entries) if e is Ellipsis)
+    return entries[:at] + [slice(None)] * (rank - consumed) + entries[at + 1 :]
+
+
+def _is_whole(entry: Any) -> bool:
+    return isinstance(entry, slice) and entry == slice(None)
+
+
+def _index_tensor(op: Op, x: Labels, index: Any) -> Labels:
+    entries = _spelt(index, len(x.dims))
+    if any(isinstance(e, (Labels, list, tuple, bool)) for e in entries):
+        return _index_by_tensors(op, x, entries)
+    dims: list[Dim] = []
+    zero: list[bool] = []
+    d = 0
+    for entry in entries:
+        if entry is None:
+            dims.append(1)
+            zero.append(False)
+            continue
+        dim = x.dims[d]
+        if isinstance(entry, slice):
+            if entry.step not in (None, 1):
+                op.freeze(dim, "sliced with a step")
+            dims.append(op.part(dim, entry))
+            zero.append(x.zero[d])
+        else:
+            if not isinstance(dim, int):
+                op.freeze(dim[[entry]], "selected by number")
+        d += 1
+    shape = op.shape
+    assert tuple(size_of(dim) for dim in dims) == shape, f"{op.node}: {dims} is not {shape}"
+    return Labels(tuple(dims), tuple(zero))
+
+
+def _index_by_tensors(op: Op, x: Labels, entries: list[Any]) -> Labels:
+    """Indexed dimensions stay whole; the others keep their labels where numpy's rules put them."""
+    d = 0
+    plain: list[tuple[Dim, bool]] = []
+    first = None
+    for k, entry in enumerate(entries):
+        if entry is None:
+            plain.append((1, False))
+            continue
+        if isinstance(entry, Labels) and len(entry.dims) > 1 and _is_mask(op, k):
+            freeze_labels(op, x, "indexed by a mask")
+            return Labels.plain(op.shape)
+        if _is_whole(entry):
+            plain.append((x.dims[d], x.zero[d]))
+        else:
+            op.freeze(x.dims[d], "indexed by a tensor")
+            if isinstance(entry, Labels):
+                op.freeze(entry, "used as an index")
+            if isinstance(entry, slice):
+                plain.append((len(range(*entry.indices(x.shape[d]))), False))
+            elif first is None:
+                first = len(plain)
+        d += 1
+    indexed = [k for k, e in enumerate(entries) if not isinstance(e, slice) and e is not None]
+    adjacent = indexed[-1] - indexed[0] + 1 == len(indexed)
+    at = first if adjacent and first is not None else 0
+    width = len(op.shape) - len(plain)
+    new = [(n, False) for n in op.shape[at : at + width]]
+    merged = plain[:at] + new + plain[at:]
+    return Labels(tuple(dim for dim, _ in merged), tuple(z for _, z in merged))
+
+
+def _is_mask(op: Op, position: int) -> bool:
+    index = op.node.args[1]
+    entry = index[position] if isinstance(index, (tuple, list)) and position < len(index) else index
+    value = entry.meta["value"] if isinstance(entry, fx.Node) else None
+    return isinstance(value, torch.Tensor) and value.dtype in (torch.bool, torch.uint8)
+
+
+@rule(operator.getitem)
+def getitem(op: Op, container: Any, index: Any) -> Any:
+    """A part of a tensor, a tuple or a size."""
+    if isinstance(container, Labels):
+        return _index_tensor(op, container, index)
+    label = op.labels_of.get(op.node.args[0].name)  # type: ignore[union-attr, arg-type]
+    return label[index] if isinstance(label, (tuple, dict)) else label
+
+
+@getitem.rewrite
+def _(op: Rewrite, container: Any, index: Any) -> Call | None:
+    if not isinstance(op.value, torch.Tensor) or not isinstance(op.number(container), torch.Tensor):
+        return None
+    x = op.labels(container)
+    values = fx.node.map_arg(index, lambda n: n.meta["value"])
+    numbers = _spelt(values, len(x.dims))
+    new: list[Any] = list(_spelt(index, len(x.dims)))
+    d, touched = 0, False
+    for k, entry in enumerate(numbers):
+        if entry is None:
+            continue
+        dim = x.dims[d]
+        d += 1
+        if isinstance(dim, int) or not op.changed(dim) or _is_whole(entry):
+            continue
+        kept = op.kept(dim)
+        touched = True
+        if isinstance(entry, slice):
+            start, stop, _ = entry.indices(len(kept))
+            new[k] = slice(int(kept[:start].sum()), int(kept[:stop].sum()))
+        else:
+            new[k] = int(kept[: entry % len(kept)].sum())
+    return Call((container, tuple(new))) if touched else None
+
+
+@rule(operator.setitem)
+def setitem(op: Op, container: Labels, index: Any, value: Any) -> None:
+    """Where channels are left whole, what is written has the same; else both are frozen."""
+    entries = _spelt(index, len(container.dims))
+    dims = iter(container.dims)
+    cuts = [dim for e in entries if e is not None and is_labelled(dim := next(dims)) and not _is_whole(e)]
+    if cuts or any(isinstance(e, (Labels, list, tuple, bool)) for e in entries):
+        freeze_labels(op, (container, index, value), "written into by index")
+    elif isinstance(value, Labels):
+        region = [dim for dim, e in zip(container.dims, (e for e in entries if e is not None), strict=True)
+                  if isinstance(e, slice)]  # fmt: skip
+        for dim, written in zip(reversed(region), reversed(value.dims), strict=False):
+            if size_of(written) > 1 and (is_labelled(dim) or is_labelled(written)):
+                op.unite(dim, written)
+
+
+@rule(
+    "gather",
+    "scatter",
+    "scatter_add",
+    "take_along_dim",
+    "index_add",
+    "index_copy",
+    "index_fill",
+    "masked_select",
+    "topk",
+    "sort",
+)
+def gather(op: Op, *arguments: Any, **options: Any) -> Any:
+    freeze_labels(op, (arguments, options), "gathered or sorted by index")
+    return map_values(op.value)

@@ -1,0 +1,203 @@
+"""Ops that split and merge dimensions."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import fx, nn
+
+from fxprune.channels import Dim, Labels, is_labelled, size_of
+from fxprune.rules.registry import Call, Op, Rewrite, freeze_labels, rule
+
+__all__ = ["flat", "reshape_labels", "resized", "size_entries"]
+
+
+def _blocks(before: Sequence[int], after: Sequence[int]) -> Iterator[tuple[range, range]]:
+    """The smallest runs of dimensions, in the old and in the new shape, that hold the same elements."""
+    i = j = 0
+    while i < len(before) or j < len(after):
+        start, other = i, j
+        left = right = 1
+        if i < len(before):
+            left, i = before[i], i + 1
+        if j < len(after) and (left != 1 or i == start or after[j] == 1):
+            right, j = after[j], j + 1
+        while left != right:
+            if left < right:
+                left, i = left * before[i], i + 1
+            else:
+                right, j = right * after[j], j + 1
+        yield range(start, i), range(other, j)
+
+
+def _refine(before: Sequence[int], after: Sequence[int]) -> tuple[list[int], list[list[int]], list[list[int]]] | None:
+    """Factors such that every old and every new dimension is a product of consecutive ones; None if there are none.
+
+    Returns the factors, and for each old and each new dimension the positions of its factors.
+    """
+    factors: list[int] = []
+    old: list[list[int]] = [[] for _ in before]
+    new: list[list[int]] = [[] for _ in after]
+    i = j = 0
+    left = right = 1
+    while True:
+        while left == 1 and i < len(before):
+            left, i = before[i], i + 1
+        while right == 1 and j < len(after):
+            right, j = after[j], j + 1
+        if left == right == 1:
+            return factors, old, new
+        if left % right and right % left:
+            return None
+        factor = min(left, right)
+        old[i - 1].append(len(factors))
+        new[j - 1].append(len(factors))
+        factors.append(factor)
+        left, right = left // factor, right // factor
+
+
+def reshape_labels(op: Op, x: Labels, shape: Sequence[int]) -> Labels:
+    """The labels of `x` in a new shape of as many elements.
+
+    Where a channel dimension is split, the kept set must stay rectangular: the factor with the most units carries the
+    channels, and they are united across the other factors. Where dimensions are merged, ids repeat.
+    """
+    dims: list[Dim] = list(shape)
+    zero = [False] * len(shape)
+    for old, new in _blocks(x.shape, shape):
+        part = x.take(old)
+        if not part.labelled:
+            continue
+        labels = _reshape_block(op, part, [shape[d] for d in new])
+        for d, dim, is_zero in zip(new, labels.dims, labels.zero, strict=True):
+            dims[d], zero[d] = dim, is_zero
+    return Labels(tuple(dims), tuple(zero))
+
+
+def _reshape_block(op: Op, x: Labels, shape: Sequence[int]) -> Labels:
+    refined = _refine(x.shape, shape)
+    if refined is None:
+        op.freeze(x, "reshaped so that channels do not stay in line")
+        return Labels.plain(shape)
+    factors, old, new = refined
+    carried: dict[int, tuple[Any, bool]] = {}
+    for dim, is_zero, positions in zip(x.dims, x.zero, old, strict=True):
+        if isinstance(dim, int) or not positions:
+            continue
+        axis = max(range(len(positions)), key=lambda k: (factors[positions[k]], k))
+        ids = dim.reshape([factors[k] for k in positions])
+        carried[positions[axis]] = (op.unite_axis(ids, axis), is_zero)
+    dims: list[Dim] = list(shape)
+    zero = [False] * len(shape)
+    for d, positions in enumerate(new):
+        labelled = sorted((k for k in positions if k in carried), key=lambda k: factors[k])
+        for k in labelled[:-1]:
+            op.freeze(carried[k][0], "merged with another channel dimension")
+        if labelled:
+            k = labelled[-1]
+            ids, zero[d] = carried[k]
+            before = math.prod(factors[p] for p in positions if p < k)
+            after = math.prod(factors[p] for p in positions if p > k)
+            dims[d] = np.tile(np.repeat(ids, after), before)
+    return Labels(tuple(dims), tuple(zero))
+
+
+def flat(arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Sizes given one by one or as one sequence."""
+    if len(arguments) == 1 and isinstance(arguments[0], (tuple, list)):
+        return tuple(arguments[0])
+    return arguments
+
+
+def _freeze_if_unsizable(op: Op, out: Labels, sizes: Sequence[Any]) -> None:
+    """A labelled dimension whose size is computed from the batch or the resolution can only be written as -1."""
+    inferred = sum(1 for size in sizes if isinstance(size, int) and size == -1)
+    for dim, size in zip(out.dims, sizes, strict=False):
+        if is_labelled(dim) and isinstance(size, fx.Node) and not op.is_static(size):
+            inferred += 1
+            if inferred > 1:
+                op.freeze(dim, "its size is computed from the batch or the resolution")
+
+
+def resized(op: Rewrite, sizes: Sequence[Any]) -> list[Any] | None:
+    """The size arguments for the channels that are left; None where they stay."""
+    out = op.out
+    if not any(op.changed(dim) for dim in out.dims):
+        return None
+    new = list(sizes)
+    for d, dim in enumerate(out.dims):
+        if op.changed(dim):
+            new[d] = op.size(dim) if op.is_static(sizes[d]) and op.number(sizes[d]) != -1 else -1
+    return new
+
+
+def size_entries(op: Rewrite, arguments: tuple[Any, ...]) -> list[Any]:
+    """Size arguments one by one; a node that holds a whole size is taken apart."""
+    if len(arguments) == 1 and isinstance(arguments[0], fx.Node) and not isinstance(op.number(arguments[0]), int):
+        return op.take_apart(arguments[0])
+    return list(flat(arguments))
+
+
+@rule("reshape", "view")
+def reshape(op: Op, input: Labels, *shape: Any, **options: Any) -> Labels:
+    if shape and isinstance(shape[0], torch.dtype):
+        freeze_labels(op, input, "viewed as another type")
+        return Labels.plain(op.shape)
+    out = reshape_labels(op, input, op.shape)
+    arguments = flat(tuple(op.node.args[1:]))
+    if len(arguments) == len(op.shape):
+        _freeze_if_unsizable(op, out, arguments)
+    return out
+
+
+@reshape.rewrite
+def _(op: Rewrite, input: Any, *shape: Any, **options: Any) -> Call | None:
+    if options:
+        shape = (options.get("shape", options.get("size")),)
+    sizes = resized(op, size_entries(op, shape))
+    return None if sizes is None else Call((input, tuple(sizes)))
+
+
+@rule("reshape_as", "view_as")
+def reshape_as(op: Op, input: Labels, other: Labels) -> Labels:
+    out = reshape_labels(op, input, op.shape)
+    dims = tuple(op.unite(a, b) if size_of(a) > 1 else 1 for a, b in zip(out.dims, other.dims, strict=True))
+    return Labels(dims, out.zero)
+
+
+@rule("flatten", nn.Flatten)
+def flatten(op: Op, input: Labels, start_dim: int = 0, end_dim: int = -1) -> Labels:
+    return reshape_labels(op, input, op.shape)
+
+
+@rule("unflatten")
+def unflatten(op: Op, input: Labels, dim: int, sizes: Any) -> Labels:
+    return reshape_labels(op, input, op.shape)
+
+
+@unflatten.rewrite
+def _(op: Rewrite, input: Any, dim: Any, sizes: Any) -> Call | None:
+    first = op.number(dim) % len(op.labels(input).dims)
+    entries = size_entries(op, (sizes,))
+    lead: list[Any] = [-1] * first
+    trail: list[Any] = [-1] * (len(op.out.dims) - first - len(entries))
+    new = resized(op, [*lead, *entries, *trail])
+    return None if new is None else Call((input, dim, tuple(new[first : first + len(entries)])))
+
+
+@rule(nn.Unflatten)
+def unflatten_module(op: Op, input: Labels) -> Labels:
+    return reshape_labels(op, input, op.shape)
+
+
+@unflatten_module.rewrite
+def _(op: Rewrite, input: Any) -> Call | None:
+    module: Any = op.module
+    first = int(module.dim) % len(op.labels(input).dims)
+    count = len(module.unflattened_size)
+    module.unflattened_size = tuple(op.size(dim) for dim in op.out.dims[first : first + count])
+    return None
