@@ -126,7 +126,6 @@ class _Relevance:
             return None
         square = weight.detach().square().float()
         if not bool(square.sum().isfinite()):
-            name = f"{node.target}.weight" if node.op == "call_module" else node.all_input_nodes[1].target
             name = f"{node.target}.weight" if node.op == "call_module" else node.all_input_nodes[1].name
             raise FxpruneError(f"weight {name} has NaN or infinite entries: it cannot be pruned before that is mended")
         return square if square.dim() == 2 else square.flatten(2).sum(2)
