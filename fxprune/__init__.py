@@ -3,6 +3,7 @@
 from fxprune.analysis import analyze
 from fxprune.api import prune
 from fxprune.channels import ChannelGraph, Dimension, Frozen, Group
+from fxprune.checkpoint import load, save
 from fxprune.compensation import compensate
 from fxprune.criteria import scores
 from fxprune.errors import FxpruneError
@@ -32,11 +33,13 @@ __all__ = [
     "finetune",
     "insert_gates",
     "learn_gates",
+    "load",
     "make_plan",
     "plan_of",
     "prune",
     "remove_gates",
     "rewrite",
+    "save",
     "scores",
     "trace",
     "verify",

@@ -8,7 +8,9 @@ from __future__ import annotations
 import difflib
 import importlib
 import math
-from collections.abc import Callable, Iterable
+import weakref
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Any
 
@@ -17,7 +19,7 @@ from torch import Tensor, nn
 
 from fxprune.errors import FxpruneError
 
-__all__ = ["example_inputs", "load_model"]
+__all__ = ["Source", "example_inputs", "load_model", "source_of"]
 
 _SPEC_HELP = "give timm:NAME, torchvision:NAME or package.module:callable"
 
@@ -32,6 +34,18 @@ _TORCHVISION_SHAPES: dict[str, tuple[tuple[int, ...], ...]] = {
     "torchvision.models.video": ((1, 3, 16, 224, 224),),
     "torchvision.models": ((1, 3, 224, 224),),
 }
+
+
+@dataclass(frozen=True)
+class Source:
+    """How a model is built: what `load_model` takes."""
+
+    spec: str
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+
+
+# What `load_model` has built, as long as it lives.
+_SOURCES: weakref.WeakKeyDictionary[nn.Module, Source] = weakref.WeakKeyDictionary()
 
 
 def load_model(spec: str, **kwargs: Any) -> nn.Module:
@@ -68,7 +82,33 @@ def load_model(spec: str, **kwargs: Any) -> nn.Module:
         raise FxpruneError(f"model {spec!r} could not be built{given}: {type(error).__name__}: {error}") from error
     if not isinstance(model, nn.Module):
         raise FxpruneError(f"model {spec!r} gave a {type(model).__name__}, not a torch.nn.Module")
+    _SOURCES[model] = Source(spec, {key: value for key, value in kwargs.items() if key != "pretrained"})
     return model
+
+
+def source_of(model: nn.Module) -> Source | None:
+    """How a model can be built again, weights apart: as `load_model` built it, or as a timm model says of itself.
+
+    What timm models say leaves out most arguments of `timm.create_model`: compare what is built with the model.
+    """
+    if model in _SOURCES:
+        return _SOURCES[model]
+    config = getattr(model, "pretrained_cfg", None)
+    architecture = _entry(config, "architecture")
+    if not isinstance(architecture, str) or not type(model).__module__.startswith("timm."):
+        return None
+    arguments: dict[str, Any] = {}
+    classes = getattr(model, "num_classes", None)
+    if isinstance(classes, int):
+        arguments["num_classes"] = classes
+    shapes, usual = _timm_shapes(model), _entry(config, "input_size")
+    if shapes is not None:
+        _, channels, height, width = shapes[0]
+        if channels != usual[0]:
+            arguments["in_chans"] = channels
+        if (height, width) != tuple(usual[1:]):
+            arguments["img_size"] = [height, width]
+    return Source(f"timm:{architecture}", arguments)
 
 
 def example_inputs(model: nn.Module) -> tuple[Tensor, ...]:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from fxprune.channels import ChannelGraph
 
-__all__ = ["Plan", "kept_indices"]
+__all__ = ["Plan", "kept_indices", "plan_from_json", "plan_to_json"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,3 +53,62 @@ def kept_indices(graph: ChannelGraph, alive: npt.NDArray[np.bool_]) -> dict[str,
             if len(indices[id(dim)]) < len(dim):
                 kept.setdefault(name, {})[d] = indices[id(dim)]
     return kept
+
+
+def plan_to_json(plan: Plan) -> dict[str, Any]:
+    """A plan as plain values; index lists, which many dimensions share, are written once."""
+    lists: dict[tuple[int, ...], int] = {}
+    kept = {
+        name: {str(d): lists.setdefault(tuple(stays), len(lists)) for d, stays in by_dim.items()}
+        for name, by_dim in plan.kept.items()
+    }
+    return {
+        "flops": plan.flops,
+        "flops_before": plan.flops_before,
+        "flops_target": plan.flops_target,
+        "indices": [list(stays) for stays in lists],
+        "kept": kept,
+    }
+
+
+def plan_from_json(value: Any, shapes: Mapping[str, tuple[int, ...]]) -> Plan:
+    """The plan that `plan_to_json` wrote, for a model with tensors of these shapes.
+
+    Raises:
+        ValueError: it is no plan, or not for such a model.
+    """
+    if not isinstance(value, dict):
+        raise ValueError(f"the plan is a {type(value).__name__}, not an object")
+    flops, before, target = (_natural(value.get(key), key) for key in ("flops", "flops_before", "flops_target"))
+    lists, by_name = value.get("indices"), value.get("kept")
+    if not isinstance(lists, list) or not all(isinstance(stays, list) for stays in lists):
+        raise ValueError("the plan's indices are no list of lists")
+    for stays in lists:
+        if not stays or not all(type(k) is int for k in stays) or stays[0] < 0:
+            raise ValueError("a list of kept indices is empty, or holds something else than indices")
+        if not all(a < b for a, b in pairwise(stays)):
+            raise ValueError("a list of kept indices is not ascending")
+    if not isinstance(by_name, dict) or not all(isinstance(by_dim, dict) for by_dim in by_name.values()):
+        raise ValueError("the plan's kept dimensions are no object of objects")
+    kept: dict[str, dict[int, list[int]]] = {}
+    for name, by_dim in by_name.items():
+        shape = shapes.get(name)
+        if shape is None:
+            raise ValueError(f"the plan prunes {name!r}, which the model does not have")
+        for key, number in by_dim.items():
+            if key not in map(str, range(len(shape))):
+                raise ValueError(f"the plan prunes {name} in dimension {key!r} of {len(shape)}")
+            if type(number) is not int or not 0 <= number < len(lists):
+                raise ValueError(f"the plan has no list of indices {number!r} for {name}")
+            if lists[number][-1] >= shape[int(key)]:
+                raise ValueError(
+                    f"the plan keeps index {lists[number][-1]} of {name} in dimension {key} of size {shape[int(key)]}"
+                )
+            kept.setdefault(name, {})[int(key)] = lists[number]
+    return Plan(kept, flops, before, target)
+
+
+def _natural(value: Any, key: str) -> int:
+    if type(value) is not int or value < 0:
+        raise ValueError(f"{key} is {value!r}, not a number of FLOPs")
+    return value

@@ -14,6 +14,7 @@ from torch import fx, nn
 
 from fxprune.channels import ChannelGraph, Labels, Size
 from fxprune.errors import FxpruneError
+from fxprune.fingerprint import fingerprint
 from fxprune.plan import Plan
 from fxprune.rules import find_rule
 from fxprune.rules.registry import Rewrite
@@ -41,6 +42,7 @@ def rewrite(graph: ChannelGraph, plan: Plan) -> fx.GraphModule:
     pruned.graph.lint()
     pruned.recompile()
     pruned.meta["plan"] = plan
+    pruned.meta["original"] = fingerprint(graph.module)
     return pruned
 
 

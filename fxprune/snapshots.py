@@ -7,8 +7,6 @@ a model or an optimizer. Tensors are stored as such; the nesting is JSON in the 
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,8 +17,9 @@ from safetensors.torch import save
 from torch import Tensor
 
 from fxprune.errors import FxpruneError
+from fxprune.files import replace_file
 
-__all__ = ["load_run", "load_snapshot", "save_snapshot"]
+__all__ = ["load_run", "load_snapshot", "pack", "save_snapshot", "unpack"]
 
 _KEY = "fxprune.snapshot"
 # JSON has no tuples and no keys but strings: what is not plain JSON is spelled as a dict with this one key.
@@ -29,8 +28,6 @@ _MARK = "$"
 
 def save_snapshot(path: str | Path, state: Any) -> None:
     """Write a state so that a crash, a kill or a full disk at any moment leaves the previous file whole.
-
-    The new file is written beside the old one, forced to the disk, and renamed over it.
 
     Args:
         path: the file; its folder is made where it is missing.
@@ -41,11 +38,10 @@ def save_snapshot(path: str | Path, state: Any) -> None:
     """
     path = Path(path)
     tensors: dict[str, Tensor] = {}
-    nesting = json.dumps(_pack(state, tensors, "state"))
+    nesting = json.dumps(pack(state, tensors, "state"))
     content = save(tensors, metadata={_KEY: nesting})
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _replace(path, content)
+        replace_file(path, content)
     except OSError as error:
         before = "; the previous one is whole" if path.is_file() else ""
         raise FxpruneError(f"snapshot {str(path)!r} cannot be written: {error}{before}") from error
@@ -65,7 +61,7 @@ def load_snapshot(path: str | Path) -> Any:
         raise FxpruneError(f"snapshot {str(path)!r} cannot be read: {error}; remove it to start anew") from error
     if nesting is None:
         raise FxpruneError(f"{str(path)!r} is a safetensors file, but no snapshot of a training run: give another path")
-    return _unpack(json.loads(nesting), tensors)
+    return unpack(json.loads(nesting), tensors)
 
 
 def load_run(path: str | Path, settings: Mapping[str, Any]) -> Any:
@@ -86,34 +82,25 @@ def load_run(path: str | Path, settings: Mapping[str, Any]) -> Any:
     return state
 
 
-def _replace(path: Path, content: bytes) -> None:
-    # The same folder is the same file system, without which renaming is not atomic.
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
-    temporary = Path(name)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+def pack(value: Any, tensors: dict[str, Tensor], path: str) -> Any:
+    """A nesting as JSON; its tensors go into `tensors`, by their `path` in it.
 
-
-def _pack(value: Any, tensors: dict[str, Tensor], path: str) -> Any:
+    Raises:
+        FxpruneError: it holds something else than what the head of this module names.
+    """
     if isinstance(value, Tensor):
         # A copy: safetensors refuses tensors that share memory, as tied weights do.
         tensors[path] = value.detach().cpu().clone(memory_format=torch.contiguous_format)
         return {_MARK: "tensor", "name": path}
     if isinstance(value, dict):
         if all(isinstance(key, str) for key in value) and _MARK not in value:
-            return {key: _pack(item, tensors, f"{path}.{key}") for key, item in value.items()}
+            return {key: pack(item, tensors, f"{path}.{key}") for key, item in value.items()}
         items = [
-            [_pack(key, tensors, f"{path}.key"), _pack(item, tensors, f"{path}.{key}")] for key, item in value.items()
+            [pack(key, tensors, f"{path}.key"), pack(item, tensors, f"{path}.{key}")] for key, item in value.items()
         ]
         return {_MARK: "dict", "items": items}
     if isinstance(value, (list, tuple)):
-        items = [_pack(item, tensors, f"{path}.{k}") for k, item in enumerate(value)]
+        items = [pack(item, tensors, f"{path}.{k}") for k, item in enumerate(value)]
         return items if isinstance(value, list) else {_MARK: "tuple", "items": items}
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
@@ -123,16 +110,17 @@ def _pack(value: Any, tensors: dict[str, Tensor], path: str) -> Any:
     )
 
 
-def _unpack(value: Any, tensors: dict[str, Tensor]) -> Any:
+def unpack(value: Any, tensors: Mapping[str, Tensor]) -> Any:
+    """What `pack` has packed."""
     if isinstance(value, list):
-        return [_unpack(item, tensors) for item in value]
+        return [unpack(item, tensors) for item in value]
     if not isinstance(value, dict):
         return value
     kind = value.get(_MARK)
     if kind == "tensor":
         return tensors[value["name"]]
     if kind == "tuple":
-        return tuple(_unpack(item, tensors) for item in value["items"])
+        return tuple(unpack(item, tensors) for item in value["items"])
     if kind == "dict":
-        return {_unpack(key, tensors): _unpack(item, tensors) for key, item in value["items"]}
-    return {key: _unpack(item, tensors) for key, item in value.items()}
+        return {unpack(key, tensors): unpack(item, tensors) for key, item in value["items"]}
+    return {key: unpack(item, tensors) for key, item in value.items()}

@@ -18,6 +18,8 @@ from torch.overrides import TorchFunctionMode
 
 from fxprune.errors import FxpruneError
 from fxprune.meta_results import META
+from fxprune.models import example_inputs as default_inputs
+from fxprune.models import source_of
 from fxprune.modes import compare, insert_modes, small_readers
 from fxprune.patching import recording
 from fxprune.recording import LIBRARY_FILES, DataDependentError, Recorder
@@ -45,7 +47,8 @@ def trace(
 
     Every node has `meta["value"]`, its value at the example inputs with tensors on the meta device, and
     `meta["module"]`, the path of the innermost module that it comes from. The result has `meta["example_inputs"]`,
-    a pair of positional and keyword arguments, and `meta["notes"]`, remarks on what was taken as constant.
+    a pair of positional and keyword arguments, `meta["notes"]`, remarks on what was taken as constant, and
+    `meta["source"]`, what is known of how to build the model, a `fxprune.models.Source` or None.
 
     `copy=False` shares the parameters and buffers with `model`; the modules are always new ones. `leaves` names modules
     (paths or types) that become one node each; those of `torch.nn` do anyway.
@@ -89,6 +92,7 @@ def trace(
     traced = source.assemble(recorded)
     traced.meta["example_inputs"] = (args, kwargs)
     traced.meta["notes"] = list(dict.fromkeys(notes))
+    traced.meta["source"] = source_of(model)
     return traced
 
 
@@ -106,8 +110,6 @@ def _refuse_reserved_names(model: nn.Module) -> None:
 
 def _example_arguments(model: nn.Module, example_inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     if example_inputs is None:
-        from fxprune.models import example_inputs as default_inputs
-
         example_inputs = default_inputs(model)
     if isinstance(example_inputs, dict):
         return (), dict(example_inputs)

@@ -1,0 +1,498 @@
+"""Save and load pruned models: one safetensors file that holds no code and is never unpickled.
+
+The tensors are the small model's parameters and buffers under their names in it; those that are not in the `state_dict`
+are there too, since a model that is built without weights cannot compute them. All else is JSON under one key of the
+file's metadata: the plan, how the original is built if that is known, and its fingerprint.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as to_bytes
+from torch import Tensor, fx, nn
+
+from fxprune.analysis import analyze
+from fxprune.channels import ChannelGraph
+from fxprune.errors import FxpruneError
+from fxprune.files import replace_file
+from fxprune.fingerprint import Fingerprint, fingerprint, named_tensors
+from fxprune.models import Source, load_model
+from fxprune.plan import Plan, plan_from_json, plan_to_json
+from fxprune.rewriting import plan_of, rewrite
+from fxprune.snapshots import pack, unpack
+from fxprune.tracing import trace
+
+__all__ = ["load", "save"]
+
+_KEY = "fxprune"
+FORMAT = 1
+# What a file may ask the libraries for: no argument of these names a file or an address.
+_ARGUMENTS = ("num_classes", "in_chans", "img_size", "image_size", "global_pool", "drop_rate", "drop_path_rate",
+              "dropout", "aux_logits", "transform_input", "dynamic_img_size", "reg_tokens", "class_token")  # fmt: skip
+_SPEC = re.compile(r"(timm|torchvision):[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*")
+# A file cannot make its reader allocate more than this for the example inputs (8 GiB in float32).
+_MOST_ELEMENTS = 2**31
+_OWN_META = ("plan", "original", "source", "example_inputs")
+
+
+def save(pruned: nn.Module, path: str | Path, *, source: str | None = None, **arguments: Any) -> None:
+    """Write a pruned model to one safetensors file.
+
+    The file holds the weights, the plan, the FLOPs before and after, the shapes of the example inputs (not their
+    values), the versions and a fingerprint of the original architecture. It is written atomically: after a crash there
+    is the previous file or the new one.
+
+    Args:
+        pruned: what `fxprune.prune` or `fxprune.rewrite` returned, compensated or fine-tuned since or not.
+        path: the file, `model.safetensors` for example; its folder is made where it is missing.
+        source: how the original is built, ``"timm:NAME"`` or ``"torchvision:NAME"``, so that `load` needs no model;
+            default: what `fxprune.models.load_model` built it from, or what a timm model says of itself.
+        arguments: for `timm.create_model` or `torchvision.models.get_model`, such as ``num_classes=10``.
+
+    Raises:
+        FxpruneError: the model was not made by fxprune, holds what cannot be stored, or the file cannot be written.
+    """
+    path = Path(path)
+    plan, meta = plan_of(pruned), getattr(pruned, "meta", {})
+    original = meta.get("original")
+    if not isinstance(original, Fingerprint):
+        raise FxpruneError(f"{type(pruned).__name__} has no fingerprint of its original: prune the model again")
+    tensors = named_tensors(pruned)
+    _refuse_what_is_no_tensor(pruned, tensors)
+    first: dict[int, str] = {}
+    for name, tensor in tensors.items():
+        first.setdefault(id(tensor), name)
+    stored = {name: tensors[name].detach() for name in first.values()}
+    sizes: dict[str, Tensor] = {}
+    inputs = pack(meta["example_inputs"], sizes, "inputs")
+    record = {
+        "format": FORMAT,
+        "versions": {name: _version(name) for name in ("fxprune", "torch", "timm", "torchvision")},
+        "source": _source_to_json(source, arguments, meta.get("source")),
+        "original": {
+            "model": original.model,
+            "tensors": {name: [list(shape), dtype] for name, (shape, dtype) in original.tensors.items()},
+            "ties": [list(names) for names in original.ties],
+            "operations": original.operations,
+        },
+        "plan": plan_to_json(plan),
+        "inputs": {
+            "structure": inputs,
+            "tensors": {name: [list(x.shape), _dtype_name(x.dtype)] for name, x in sizes.items()},
+        },
+        "aliases": {name: first[id(tensor)] for name, tensor in tensors.items() if first[id(tensor)] != name},
+        # Convolutions in channels_last sum in another order: the bits of the output depend on it.
+        "strides": {name: strides for name, x in stored.items() if (strides := _unusual_strides(x)) is not None},
+        "frozen": [name for name, x in tensors.items() if isinstance(x, nn.Parameter) and not x.requires_grad],
+        "training": [name for name, module in pruned.named_modules(remove_duplicate=False) if module.training],
+        "meta": _plain({key: value for key, value in meta.items() if key not in _OWN_META}),
+    }
+    header = {"format": "pt", _KEY: json.dumps(record, separators=(",", ":"))}
+    try:
+        content = to_bytes({name: x.cpu().contiguous() for name, x in _unshared(stored).items()}, metadata=header)
+        replace_file(path, content)
+    except (OSError, SafetensorError) as error:
+        before = "; the previous one is whole" if path.is_file() else ""
+        raise FxpruneError(f"checkpoint {str(path)!r} cannot be written: {error}{before}") from error
+
+
+def load(path: str | Path, model: nn.Module | None = None, *, strict: bool = True) -> fx.GraphModule:
+    """Read a pruned model that `save` has written.
+
+    A fresh copy of the original is pruned by the recorded plan on the meta device, and the weights are put in. Nothing
+    of the file is executed, and only timm and torchvision are asked for models.
+
+    Args:
+        path: the file.
+        model: the original, with any weights; not changed. Default: what the file says it was, where that is a model
+            of timm or torchvision.
+        strict: whether the ops of the model must be those of the original. `False` lets another version of its code
+            through; names and shapes must fit in any case. Then check the outputs.
+
+    Returns:
+        The pruned model on the CPU, as it was saved: weights, buffers, dtypes, training or eval mode, `plan_of`.
+
+    Raises:
+        FxpruneError: the file is not a checkpoint of fxprune, is damaged, or is not for this model.
+    """
+    path = Path(path)
+    with _opened(path) as file:
+        record = _Record.read(path, file)
+        with torch.random.fork_rng(devices=[]):
+            inputs = record.example_inputs(path)
+            graph = _fresh(path, record, model, inputs, strict)
+        try:
+            pruned = rewrite(graph, record.plan)
+        except FxpruneError as error:
+            raise FxpruneError(f"{str(path)!r}: its plan does not fit the model: {error}") from error
+        _put_tensors(path, record, pruned, _read_tensors(path, record, pruned, file))
+    for name, module in pruned.named_modules(remove_duplicate=False):
+        module.training = name in record.training
+    pruned.meta.update(record.meta, original=record.original, source=record.source, example_inputs=inputs)
+    return pruned
+
+
+# --- the record -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Record:
+    """What the file says, checked."""
+
+    plan: Plan
+    original: Fingerprint
+    source: Source | None
+    versions: Mapping[str, str]
+    inputs: Mapping[str, Any]
+    aliases: Mapping[str, str]
+    strides: Mapping[str, list[int]]
+    frozen: frozenset[str]
+    training: frozenset[str]
+    meta: Mapping[str, Any]
+
+    @classmethod
+    def read(cls, path: Path, file: Any) -> _Record:
+        text = (file.metadata() or {}).get(_KEY)
+        if text is None:
+            raise FxpruneError(
+                f"{str(path)!r} is a safetensors file, but not one that fxprune.save wrote: load it with "
+                "safetensors.torch.load_file, or prune the model anew"
+            )
+        try:
+            value = json.loads(text)
+            version = value["format"]
+            if type(version) is int and version > FORMAT:
+                raise FxpruneError(
+                    f"{str(path)!r} has format {version} of fxprune {value.get('versions', {}).get('fxprune')}; "
+                    f"fxprune {_version('fxprune')} reads formats up to {FORMAT}: upgrade fxprune"
+                )
+            if type(version) is not int or version != FORMAT:
+                raise ValueError(f"its format is {version!r}")
+            return cls.checked(value)
+        except FxpruneError:
+            raise
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError) as error:
+            reason = f"{error} is missing" if isinstance(error, KeyError) else str(error)
+            raise FxpruneError(
+                f"{str(path)!r}: its record is damaged: {reason[:200]}; take another copy of the file"
+            ) from error
+
+    @classmethod
+    def checked(cls, value: dict[str, Any]) -> _Record:
+        """The record, if all of it is what it should be; any other error than these three says that it is not."""
+        original = value["original"]
+        tensors = {_text(name): _tensor_kind(entry) for name, entry in original["tensors"].items()}
+        architecture = Fingerprint(
+            _text(original["model"]),
+            {name: (shape, dtype) for name, (shape, dtype) in tensors.items()},
+            tuple(tuple(map(_text, names)) for names in original["ties"]),
+            _text(original["operations"]),
+        )
+        inputs = value["inputs"]
+        source = value["source"]
+        return cls(
+            plan_from_json(value["plan"], {name: shape for name, (shape, _) in tensors.items()}),
+            architecture,
+            None if source is None else Source(_text(source["spec"]), dict(source["arguments"])),
+            {_text(name): str(version) for name, version in value["versions"].items() if version is not None},
+            {
+                "structure": inputs["structure"],
+                "tensors": {_text(name): _tensor_kind(entry) for name, entry in inputs["tensors"].items()},
+            },
+            {_text(name): _text(other) for name, other in value["aliases"].items()},
+            {_text(name): [int(n) for n in strides] for name, strides in value["strides"].items()},
+            frozenset(map(_text, value["frozen"])),
+            frozenset(map(_text, value["training"])),
+            {_text(key): unpack(item, {}) for key, item in value["meta"].items() if key not in _OWN_META},
+        )
+
+    def example_inputs(self, path: Path) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Inputs of the recorded shapes: standard normal from a fixed seed; zeros and trues where no float is asked."""
+        generator = torch.Generator().manual_seed(0)
+        kinds: Mapping[str, tuple[tuple[int, ...], str]] = self.inputs["tensors"]
+        if sum(math.prod(shape) for shape, _ in kinds.values()) > _MOST_ELEMENTS:
+            raise FxpruneError(f"{str(path)!r}: its record is damaged: the example inputs do not fit into memory")
+        tensors = {name: _example(shape, getattr(torch, dtype), generator) for name, (shape, dtype) in kinds.items()}
+        try:
+            args, kwargs = unpack(self.inputs["structure"], tensors)
+            return tuple(args), dict(kwargs)
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise FxpruneError(
+                f"{str(path)!r}: its record is damaged: the example inputs make no call; take another copy of the file"
+            ) from error
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise ValueError(f"{value!r:.40} stands where a name should")
+    return value
+
+
+def _tensor_kind(entry: Any) -> tuple[tuple[int, ...], str]:
+    shape, dtype = entry
+    if not isinstance(shape, list) or not all(type(n) is int and 0 <= n < 2**40 for n in shape) or len(shape) > 32:
+        raise ValueError(f"{shape!r:.40} is no shape")
+    if not isinstance(dtype, str) or not isinstance(getattr(torch, dtype, None), torch.dtype):
+        raise ValueError(f"{dtype!r:.40} is no dtype")
+    return tuple(shape), dtype
+
+
+def _example(shape: tuple[int, ...], dtype: torch.dtype, generator: torch.Generator) -> Tensor:
+    if dtype.is_floating_point or dtype.is_complex:
+        return torch.randn(shape, generator=generator).to(dtype)
+    return torch.ones(shape, dtype=dtype) if dtype == torch.bool else torch.zeros(shape, dtype=dtype)
+
+
+# --- the model that is pruned -----------------------------------------------------------------------------------------
+
+
+def _fresh(
+    path: Path, record: _Record, model: nn.Module | None, inputs: tuple[tuple[Any, ...], dict[str, Any]], strict: bool
+) -> ChannelGraph:
+    """The original, without weights."""
+    if model is not None:
+        return _traced(path, record, model, type(model).__name__, inputs, strict)
+    source = _trusted(path, record.source)
+    try:
+        with torch.device("meta"):
+            model = load_model(source.spec, **source.arguments)
+        return _traced(path, record, model, source.spec, inputs, strict)
+    except FxpruneError:
+        # Some models compute with their buffers when they are built or traced.
+        return _traced(path, record, load_model(source.spec, **source.arguments), source.spec, inputs, strict)
+
+
+def _traced(
+    path: Path,
+    record: _Record,
+    model: nn.Module,
+    name: str,
+    inputs: tuple[tuple[Any, ...], dict[str, Any]],
+    strict: bool,
+) -> ChannelGraph:
+    args, kwargs = inputs
+    if args and kwargs:
+        raise FxpruneError(f"{str(path)!r}: its record is damaged: the example inputs are given in two ways")
+    # Of weights that do not fit more can be said than of a call that fails.
+    difference = record.original.misfit(named_tensors(model))
+    if not difference:
+        traced = trace(_without_weights(model, record.original), kwargs or args, copy=False)
+        difference = record.original.difference(fingerprint(traced), operations=strict)
+    if difference:
+        theirs = ", ".join(f"{library} {version}" for library, version in record.versions.items())
+        raise FxpruneError(
+            f"{str(path)!r} is of a {record.original.model}, and {name} is another model: {difference}. Give the "
+            f"original, built as it was, as model=; the file was written with {theirs}"
+        )
+    return analyze(traced)
+
+
+def _without_weights(model: nn.Module, original: Fingerprint) -> nn.Module:
+    """A copy of the model with the dtypes that the original had, its parameters on the meta device."""
+    memo: dict[int, Any] = {}
+    for name, tensor in named_tensors(model).items():
+        if id(tensor) in memo:
+            continue
+        dtype = getattr(torch, original.tensors[name][1]) if name in original.tensors else tensor.dtype
+        if isinstance(tensor, nn.Parameter):
+            data = torch.empty_strided(tensor.shape, tensor.stride(), dtype=dtype, device="meta")
+            memo[id(tensor)] = nn.Parameter(data, data.is_floating_point() and tensor.requires_grad)
+        else:
+            memo[id(tensor)] = tensor.detach().to(dtype)
+    return copy.deepcopy(model, memo)
+
+
+def _trusted(path: Path, source: Source | None) -> Source:
+    if source is None:
+        raise FxpruneError(f"{str(path)!r} does not say how the original is built: give it as model=")
+    if not _SPEC.fullmatch(source.spec):
+        raise FxpruneError(
+            f"{str(path)!r} is of the model {source.spec!r}; only timm:NAME and torchvision:NAME are built on the word "
+            "of a file: give the original as model="
+        )
+    for key, value in source.arguments.items():
+        if key not in _ARGUMENTS or not _is_harmless(value):
+            raise FxpruneError(
+                f"{str(path)!r} asks for {source.spec} with {key}={value!r:.60}, which is not passed on on the word of "
+                "a file: give the original as model="
+            )
+    return source
+
+
+def _is_harmless(value: Any) -> bool:
+    if isinstance(value, list):
+        return len(value) <= 4 and all(type(item) is int and 0 < item < 2**16 for item in value)
+    if type(value) is int:
+        return 0 <= value < 2**24
+    return value is None or isinstance(value, (bool, float)) or (isinstance(value, str) and value.isidentifier())
+
+
+# --- tensors ----------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    try:
+        with safe_open(path, framework="pt", device="cpu") as file:
+            yield file
+    except FileNotFoundError:
+        raise FxpruneError(f"there is no file {str(path)!r}") from None
+    except (OSError, SafetensorError) as error:
+        if _is_pickle(path):
+            raise FxpruneError(
+                f"{str(path)!r} is a pickle, as torch.save writes, whatever its name: fxprune never unpickles, since "
+                "that can run any code. Load it yourself if you trust it, and write it with fxprune.save"
+            ) from error
+        raise FxpruneError(
+            f"{str(path)!r} cannot be read as safetensors: {error}; it is cut short, damaged, or something else"
+        ) from error
+
+
+def _is_pickle(path: Path) -> bool:
+    try:
+        with path.open("rb") as file:
+            head = file.read(4)
+    except OSError:
+        return False
+    return head.startswith((b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"))
+
+
+def _read_tensors(path: Path, record: _Record, pruned: nn.Module, file: Any) -> dict[str, Tensor]:
+    """The file's tensors, if they are those that the model has."""
+    wanted, there = named_tensors(pruned), set(file.keys())
+    names = {name: record.aliases.get(name, name) for name in wanted}
+    missing = [name for name, stored in names.items() if stored not in there]
+    if missing:
+        raise FxpruneError(f"{str(path)!r} has no tensor {missing[0]} (nor {len(missing) - 1} others): it is damaged")
+    extra = sorted(there - set(names.values()))
+    if extra:
+        raise FxpruneError(f"{str(path)!r} has a tensor {extra[0]}, which the model does not: it is damaged")
+    for name, stored in names.items():
+        shape, expected = file.get_slice(stored).get_shape(), list(wanted[name].shape)
+        if shape != expected:
+            raise FxpruneError(f"{str(path)!r}: {stored} has shape {shape}, but its plan makes {expected}")
+    read = {}
+    for stored in set(names.values()):
+        tensor, strides = file.get_tensor(stored), record.strides.get(stored)
+        try:
+            # Into memory of its own: the file's is not aligned, and the last bits of a product depend on that.
+            read[stored] = tensor.clone() if strides is None else _with_strides(tensor, strides)
+        except ValueError as error:
+            raise FxpruneError(f"{str(path)!r}: its record is damaged: {stored}: {error}") from error
+    return read
+
+
+def _put_tensors(path: Path, record: _Record, pruned: nn.Module, read: Mapping[str, Tensor]) -> None:
+    parameters: dict[str, nn.Parameter] = {}
+    for prefix, module in pruned.named_modules(remove_duplicate=False):
+        for entries in (module._parameters, module._buffers):
+            for key, old in entries.items():
+                if old is None:
+                    continue
+                name = f"{prefix}.{key}" if prefix else key
+                stored = record.aliases.get(name, name)
+                value = read[stored]
+                if isinstance(old, nn.Parameter):
+                    learns = stored not in record.frozen
+                    if learns and not (value.is_floating_point() or value.is_complex()):
+                        raise FxpruneError(f"{str(path)!r}: {stored} is {value.dtype}, which cannot be trained")
+                    value = parameters.setdefault(stored, nn.Parameter(value, learns))
+                # Not into the dict: recurrent modules keep lists of their weights besides.
+                setattr(module, key, value)
+
+
+def _refuse_what_is_no_tensor(pruned: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    for name in pruned.state_dict():
+        if name not in tensors:
+            raise FxpruneError(f"{name} in the state_dict is no parameter or buffer: a checkpoint cannot hold it")
+    for name, tensor in tensors.items():
+        if tensor.device.type == "meta" or tensor.layout != torch.strided:
+            raise FxpruneError(f"{name} is on {tensor.device} with layout {tensor.layout}: it cannot be saved")
+
+
+def _unshared(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Views of one memory are copied, which safetensors asks for."""
+    seen: set[int] = set()
+    result = {}
+    for name, tensor in tensors.items():
+        storage = tensor.untyped_storage().data_ptr()
+        result[name] = tensor.clone() if storage in seen else tensor
+        seen.add(storage)
+    return result
+
+
+def _unusual_strides(tensor: Tensor) -> list[int] | None:
+    """The strides of a tensor that fills its memory in another order than its dimensions stand in."""
+    strides = tensor.stride()
+    if strides == torch.empty(tensor.shape, device="meta").stride():
+        return None
+    return list(strides) if torch.empty_like(tensor, device="meta").stride() == strides else None
+
+
+def _with_strides(tensor: Tensor, strides: list[int]) -> Tensor:
+    """A copy in memory of its own.
+
+    Raises:
+        ValueError: the strides leave gaps or overlap.
+    """
+    extent = 1 + sum((n - 1) * stride for n, stride in zip(tensor.shape, strides, strict=True))
+    if min(strides) < 0 or max(strides) >= 2**40 or extent != tensor.numel():
+        raise ValueError(f"{strides} are no strides of a tensor of shape {list(tensor.shape)}")
+    return torch.empty_strided(tensor.shape, strides, dtype=tensor.dtype).copy_(tensor)
+
+
+# --- what is written --------------------------------------------------------------------------------------------------
+
+
+def _source_to_json(spec: str | None, arguments: Mapping[str, Any], known: Any) -> dict[str, Any] | None:
+    if spec is None and arguments:
+        raise FxpruneError(f"{', '.join(arguments)} given without source=: say which model they are for")
+    source = Source(spec, arguments) if spec is not None else known
+    if not isinstance(source, Source):
+        return None
+    try:
+        as_json = json.loads(json.dumps({"spec": source.spec, "arguments": dict(source.arguments)}))
+    except (TypeError, ValueError) as error:
+        if spec is None:
+            return None
+        raise FxpruneError(f"the arguments of {spec} must be numbers, strings and lists: {error}") from error
+    if spec is not None:
+        _trusted(Path("source"), Source(spec, as_json["arguments"]))
+    return {"spec": as_json["spec"], "arguments": as_json["arguments"]}
+
+
+def _plain(meta: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a model's notes are plain values; anything else is of the session, not of the model."""
+    plain = {}
+    for key, value in meta.items():
+        tensors: dict[str, Tensor] = {}
+        try:
+            packed = pack(value, tensors, key)
+        except FxpruneError:
+            continue
+        if not tensors:
+            plain[key] = packed
+    return plain
+
+
+def _version(distribution: str) -> str | None:
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _dtype_name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

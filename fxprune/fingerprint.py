@@ -1,0 +1,125 @@
+"""What a traced model is apart from the values of its weights: how a checkpoint knows the model that it is for."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+__all__ = ["Fingerprint", "fingerprint", "named_tensors"]
+
+
+@dataclass(frozen=True)
+class Fingerprint:
+    """An architecture.
+
+    Attributes:
+        model: the name of the model's class.
+        tensors: name of each parameter and buffer -> its shape and dtype.
+        ties: names that are one and the same tensor.
+        operations: a digest of the traced ops with their arguments and the settings of their modules.
+    """
+
+    model: str
+    tensors: Mapping[str, tuple[tuple[int, ...], str]]
+    ties: tuple[tuple[str, ...], ...]
+    operations: str
+
+    def difference(self, other: Fingerprint, *, operations: bool = True) -> str:
+        """The first thing in which another architecture differs, in words; nothing if they are the same.
+
+        `operations=False` leaves the ops out of it. The dtype of the weights is no part of an architecture.
+        """
+        missing = [name for name in self.tensors if name not in other.tensors]
+        if missing:
+            return f"it has no {_some(missing)}"
+        misfit = self.misfit(other.tensors)
+        if misfit:
+            return misfit
+        if self.ties != other.ties:
+            untied = [tie for tie in self.ties if tie not in other.ties]
+            return f"in it, {' and '.join(untied[0])} are not one tensor" if untied else "it ties other tensors"
+        if operations and self.operations != other.operations:
+            return "its tensors fit, but its operations or their settings are others"
+        return ""
+
+    def misfit(self, tensors: Mapping[str, torch.Tensor | tuple[tuple[int, ...], str]]) -> str:
+        """The first of these tensors that the architecture does not have, or has in another shape, in words."""
+        for name, tensor in tensors.items():
+            theirs = tuple(tensor.shape) if isinstance(tensor, torch.Tensor) else tensor[0]
+            if name not in self.tensors:
+                return f"it has {_some([extra for extra in tensors if extra not in self.tensors])} besides"
+            shape = self.tensors[name][0]
+            if shape != theirs:
+                return f"{name} has shape {list(theirs)} in it, not {list(shape)}"
+        return ""
+
+
+def fingerprint(traced: fx.GraphModule) -> Fingerprint:
+    """The architecture of a traced model."""
+    tensors = named_tensors(traced)
+    names: dict[int, list[str]] = {}
+    for name, tensor in tensors.items():
+        names.setdefault(id(tensor), []).append(name)
+    return Fingerprint(
+        type(traced).__name__,
+        {name: (tuple(tensor.shape), str(tensor.dtype).removeprefix("torch.")) for name, tensor in tensors.items()},
+        tuple(tuple(tied) for tied in names.values() if len(tied) > 1),
+        _digest(traced),
+    )
+
+
+def named_tensors(module: nn.Module) -> dict[str, torch.Tensor]:
+    """Parameters and buffers, those that are not in the `state_dict` too, each under all of its names."""
+    parameters = module.named_parameters(remove_duplicate=False)
+    return {**dict(parameters), **dict(module.named_buffers(remove_duplicate=False))}
+
+
+def _some(names: list[str]) -> str:
+    return names[0] if len(names) == 1 else f"{names[0]} (and {len(names) - 1} more)"
+
+
+def _digest(traced: fx.GraphModule) -> str:
+    number = {node: k for k, node in enumerate(traced.graph.nodes)}
+    modules = dict(traced.named_modules(remove_duplicate=False))
+    digest = hashlib.sha256()
+    for node in traced.graph.nodes:
+        target = node.target if isinstance(node.target, str) else _name(node.target)
+        settings = _settings(modules[target]) if node.op == "call_module" else ""
+        line = f"{node.op} {target} {settings} {_spell(node.args, number)} {_spell(node.kwargs, number)}\n"
+        digest.update(line.encode())
+    return digest.hexdigest()
+
+
+def _settings(module: nn.Module) -> str:
+    """A module's own description; weights tell neither a stride nor an epsilon."""
+    # Of a container that is one node, those of its parts.
+    inner = "".join(f" {name}{_settings(child)}" for name, child in module.named_children())
+    return f"{type(module).__name__}({module.extra_repr()}){inner}"
+
+
+def _name(function: Callable[..., Any]) -> str:
+    # Functions of torch move between its private modules from version to version.
+    return str(getattr(function, "__name__", type(function).__name__))
+
+
+def _spell(value: Any, number: Mapping[fx.Node, int]) -> str:
+    if isinstance(value, fx.Node):
+        return f"%{number[value]}"
+    if isinstance(value, (tuple, list)):
+        return f"({', '.join(_spell(item, number) for item in value)})"
+    if isinstance(value, dict):
+        return f"{{{', '.join(f'{key}: {_spell(item, number)}' for key, item in value.items())}}}"
+    if isinstance(value, slice):
+        return f"slice{_spell((value.start, value.stop, value.step), number)}"
+    if isinstance(value, torch.device):
+        return "device"  # where it runs is no part of an architecture
+    if value is None or isinstance(value, (bool, int, float, complex, str)):
+        return repr(value)
+    if isinstance(value, (torch.dtype, torch.memory_format, torch.layout)):
+        return str(value)
+    return _name(value) if callable(value) else type(value).__name__
