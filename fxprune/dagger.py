@@ -12,9 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Dagger", "flops_penalty", "gate", "straight_through"]
+__all__ = ["Dagger", "Join", "flops_penalty", "gate", "straight_through"]
 
 _OPEN = 1.0
+_HIDDEN = 16
 
 
 def gate(x: Tensor, gates: Tensor, index: Tensor, dim: int) -> Tensor:
@@ -26,16 +27,16 @@ def gate(x: Tensor, gates: Tensor, index: Tensor, dim: int) -> Tensor:
         index: for each index of `dim` its place in `gates`.
         dim: a negative dimension of `x`.
     """
-    return x * gates.index_select(0, index).reshape(-1, *(1,) * (-1 - dim)).to(x.dtype)
+    return x * gates.to(x.dtype).index_select(0, index).reshape(-1, *(1,) * (-1 - dim))
 
 
 class Dagger(nn.Module):
-    """Gates of one group of channels from the weights that they own.
+    """Logits of the gates of one group of channels, from the weights that they own.
 
     Each channel is described by the size (log of the root mean square) of its slice of every weight, standardised over
-    the group. Two linear layers over the whole group, as in squeeze-and-excitation, with a linear path beside them,
-    give one logit per channel; a gate is open where its logit is positive. The step passes gradients straight through,
-    as if it were the sigmoid. A new module opens every gate.
+    the group. A small network, the same for all channels of the group, with a linear path beside it and a bias of each
+    channel's own, makes of that one logit per channel; a gate is open where its logit is positive. A new module opens
+    every gate.
 
     Args:
         channels: the number of channels of the group.
@@ -46,53 +47,70 @@ class Dagger(nn.Module):
     def __init__(self, channels: int, places: Sequence[tuple[int, Tensor]]) -> None:
         super().__init__()
         self.channels = channels
-        self._described: tuple[Any, Tensor] | None = None
+        self._described: Any = None
+        self._held = False
         self.dims = [dim for dim, _ in places]
+        self.features: Tensor
+        self._in_order = [torch.equal(place, torch.arange(channels)) for _, place in places]
         for number, (_, place) in enumerate(places):
             self.register_buffer(f"place_{number}", place, persistent=False)
-        hidden = max(4, min(64, channels // 8))
+        self.register_buffer("features", torch.empty(channels, len(places)), persistent=False)
+        self.hidden = nn.Linear(len(places), _HIDDEN)
+        self.out = nn.Parameter(torch.zeros(_HIDDEN))
         self.direct = nn.Parameter(torch.zeros(len(places)))
-        self.squeeze = nn.Linear(channels * len(places), hidden)
-        self.excite = nn.Linear(hidden, channels)
-        nn.init.zeros_(self.excite.weight)
-        nn.init.constant_(self.excite.bias, _OPEN)
+        self.bias = nn.Parameter(torch.full((channels,), _OPEN))
 
     def describe(self, *weights: Tensor) -> Tensor:
         """The features of each channel: (channels, number of weights); kept until a weight changes."""
         state = tuple((weight.data_ptr(), weight._version, weight.dtype, weight.device) for weight in weights)
-        if self._described is not None and self._described[0] == state:
-            return self._described[1]
-        columns = []
-        for number, (dim, weight) in enumerate(zip(self.dims, weights, strict=True)):
-            place: Tensor = getattr(self, f"place_{number}")
-            others = [d for d in range(weight.dim()) if d != dim]
-            power = weight.detach().to(self.direct.dtype).square()
-            power = power.mean(others) if others else power
-            sums = power.new_zeros(self.channels + 1).index_add(0, place, power)
-            counts = power.new_zeros(self.channels + 1).index_add(0, place, torch.ones_like(power))
-            size = (sums / counts.clamp_min(1))[:-1].clamp_min(1e-12).log()
-            columns.append((size - size.mean()) / (size.std(correction=0) + 1e-5))
-        features = torch.stack(columns, dim=1)
-        self._described = (state, features)
-        return features
+        if self._held or self._described == state:
+            return self.features
+        with torch.no_grad():
+            columns = [self._sizes(number, weight) for number, weight in enumerate(weights)]
+            sizes = torch.stack(columns, dim=1).to(self.direct.dtype).clamp_min(1e-6).log()
+            std, mean = torch.std_mean(sizes, dim=0, correction=0)
+            self.features = (sizes - mean) / (std + 1e-5)
+        self._described = state
+        return self.features
 
-    def logits(self, *weights: Tensor) -> Tensor:
-        """One number per channel; the gate is open where it is positive."""
-        features = self.describe(*weights)
-        hidden = torch.relu(self.squeeze(features.flatten()))
-        logits: Tensor = self.excite(hidden) + features @ self.direct
-        return logits
+    def hold(self, *weights: Tensor) -> None:
+        """Stay with the description of these weights, whatever becomes of them."""
+        self.describe(*weights)
+        self._held = True
+
+    def _sizes(self, number: int, weight: Tensor) -> Tensor:
+        """The root mean square of each channel's slice of a weight."""
+        dim = self.dims[number]
+        others = [d for d in range(weight.dim()) if d != dim]
+        size = weight.square().mean(others).sqrt() if others else weight.abs()
+        if self._in_order[number]:
+            return size
+        place: Tensor = getattr(self, f"place_{number}")
+        sums = size.new_zeros(self.channels + 1).index_add(0, place, size)
+        counts = size.new_zeros(self.channels + 1).index_add(0, place, torch.ones_like(size))
+        return (sums / counts.clamp_min(1))[:-1]
 
     def forward(self, *weights: Tensor) -> Tensor:
-        """Gates, 0 or 1 each: (channels,)."""
-        return straight_through(self.logits(*weights))
+        """One number per channel; the gate is open where it is positive: (channels,)."""
+        features = self.describe(*weights)
+        logits: Tensor = torch.relu(self.hidden(features)) @ self.out + features @ self.direct + self.bias
+        return logits
 
     def open(self, logits: Tensor) -> None:
-        """Start from these logits, all positive: (channels,)."""
+        """Start from these logits: (channels,)."""
         with torch.no_grad():
+            self.out.zero_()
             self.direct.zero_()
-            self.excite.weight.zero_()
-            self.excite.bias.copy_(logits)
+            self.bias.copy_(logits)
+
+
+class Join(nn.Module):
+    """The gates of all groups in one vector, 0 or 1 each, with one more at the end that is always open."""
+
+    def forward(self, logits: list[Tensor]) -> Tensor:
+        """Gates from the groups' logits."""
+        gates = straight_through(torch.cat(logits))
+        return torch.cat([gates, gates.new_ones(1)])
 
 
 def straight_through(logits: Tensor) -> Tensor:

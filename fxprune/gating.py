@@ -1,23 +1,106 @@
-"""Pass: put gates into a graph, and take them out."""
+"""Pass: put gates into a graph, and take them out.
+
+Where a channel enters a convolution or a linear layer, its gate multiplies the weight along its input dimension, which
+does the same as multiplying the activation and costs next to nothing. Elsewhere (products of activations, normalisation
+over channels, weights larger than what they are applied to) it multiplies the activation.
+"""
 
 from __future__ import annotations
 
 import copy
+import math
 import re
-from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from fxprune.channels import ChannelGraph, Group, Ids, Labels
-from fxprune.dagger import Dagger, gate
+from fxprune.dagger import Dagger, Join, gate
 from fxprune.errors import FxpruneError
 
-__all__ = ["gate_logits", "gated_groups", "insert_gates", "remove_gates"]
+__all__ = ["GatePlace", "dagger_inputs", "gate_logits", "gate_places", "gated_groups", "insert_gates", "remove_gates"]
 
-_ROOT = "dagger"
+_ROOT, _JOIN = "dagger", "gates"
+# The batch, in examples, at which gating an activation is as dear as gating a weight of the example's size.
+_BATCH = 64
+_CONVS = (F.conv1d, F.conv2d, F.conv3d)
+
+
+@dataclass(frozen=True, eq=False)
+class GatePlace:
+    """Channels that enter a contraction.
+
+    Attributes:
+        node: the contraction.
+        argument: the node whose value enters.
+        dim: the dimension of it that is summed over.
+        channels: channel number of each index of that dimension.
+        from_input: whether the value depends on the model's input, and is not of weights alone.
+    """
+
+    node: str
+    argument: str
+    dim: int
+    channels: Ids
+    from_input: bool
+
+
+def gate_places(graph: ChannelGraph) -> list[GatePlace]:
+    """Where gates have to stand for closed ones to remove their channels exactly; no more than that.
+
+    An op that hands each channel on by itself, such as a depthwise convolution, needs no gate: the next one makes it
+    void. Of two activations that meet in a product one is gated, the one that depends on the model's input if not both.
+    """
+    by_name = {node.name: node for node in graph.module.graph.nodes}
+    from_input = _from_input(graph.module.graph)
+    places: list[GatePlace] = []
+    for name, entering in graph.contractions.items():
+        here: list[GatePlace] = []
+        for argument, d in sorted(entering, key=lambda entry: entry[0] not in from_input):
+            labels = graph.labels[argument]
+            if not isinstance(labels, Labels) or isinstance(channels := labels.dims[d], int):
+                continue
+            met = any(place.argument != argument and np.array_equal(place.channels, channels) for place in here)
+            if not met and not _hands_on(graph, by_name[name], channels):
+                here.append(GatePlace(name, argument, d, channels, argument in from_input))
+        places += here
+    return places
+
+
+def _from_input(graph: fx.Graph) -> set[str]:
+    """The names of the nodes that depend on the model's input."""
+    found: set[str] = set()
+    for node in graph.nodes:
+        if node.op == "placeholder" or any(source.name in found for source in node.all_input_nodes):
+            found.add(node.name)
+    return found
+
+
+def _hands_on(graph: ChannelGraph, node: fx.Node, entering: Ids) -> bool:
+    """Whether it is a convolution whose conv groups each have one channel, of which inputs and outputs are."""
+    labels = graph.labels[node.name]
+    groups = _conv_groups(node, graph.module)
+    if groups <= 1 or not isinstance(labels, Labels):
+        return False
+    rank = len(node.meta["value"].shape)
+    leaving = labels.dims[1 if rank == len(labels.dims) and rank > 1 else 0]
+    if isinstance(leaving, int) or len(entering) % groups or len(leaving) % groups:
+        return False
+    first = entering.reshape(groups, -1)[:, :1]
+    return bool((entering.reshape(groups, -1) == first).all() and (leaving.reshape(groups, -1) == first).all())
+
+
+def _conv_groups(node: fx.Node, module: fx.GraphModule) -> int:
+    if node.op == "call_module":
+        return int(getattr(module.get_submodule(str(node.target)), "groups", 1))
+    if node.op == "call_function" and node.target in _CONVS:
+        given = node.args[6] if len(node.args) > 6 else node.kwargs.get("groups", 1)
+        return given if isinstance(given, int) else 1
+    return 1
 
 
 def insert_gates(graph: ChannelGraph, *, reluctant: bool = False) -> fx.GraphModule:
@@ -40,6 +123,7 @@ def insert_gates(graph: ChannelGraph, *, reluctant: bool = False) -> fx.GraphMod
     start = 0
     nodes = []
     by_name = {node.name: node for node in gated.graph.nodes}
+    from_input = _from_input(gated.graph)
     first = next(node for node in gated.graph.nodes if node.op != "placeholder")
     with gated.graph.inserting_before(first):
         for number, group in enumerate(groups):
@@ -50,31 +134,107 @@ def insert_gates(graph: ChannelGraph, *, reluctant: bool = False) -> fx.GraphMod
             daggers.add_module(name, module)
             read = [gated.graph.get_attr(weight) for weight in weights]
             nodes.append(gated.graph.call_module(f"{_ROOT}.{name}", tuple(read)))
-        gates = gated.graph.call_function(_join, (nodes,))
+        daggers.add_module(_JOIN, Join())
+        gates = gated.graph.call_module(f"{_ROOT}.{_JOIN}", (nodes,))
     gates.name = "gates"
-    for number, (node, argument, d, index) in enumerate(_places(graph, position, start)):
-        place = f"place_{number}"
-        daggers.register_buffer(place, torch.from_numpy(index), persistent=False)
-        user, source = by_name[node], by_name[argument]
-        rank = len(graph.labels[argument].dims)
+    for number, place in enumerate(gate_places(graph)):
+        index = position[place.channels]
+        if not (index < start).any():
+            continue
+        user, source = by_name[place.node], by_name[place.argument]
+        shape = graph.labels[place.argument].shape
+        weight = _gateable_weight(gated, user, source, from_input, _BATCH * math.prod(shape))
+        by_conv_group = index.reshape(_conv_groups(user, gated), -1)
+        if weight is not None and (by_conv_group == by_conv_group[0]).all():
+            index = by_conv_group[0].copy()
+        else:
+            weight = None
+        daggers.register_buffer(f"place_{number}", torch.from_numpy(index), persistent=False)
         with gated.graph.inserting_before(user):
-            where = gated.graph.get_attr(f"{_ROOT}.{place}")
-            gated_input = gated.graph.call_function(gate, (source, gates, where, d - rank))
-        user.replace_input_with(source, gated_input)
+            where = gated.graph.get_attr(f"{_ROOT}.place_{number}")
+            if weight is None:
+                closed = gated.graph.call_function(gate, (source, gates, where, place.dim - len(shape)))
+                user.replace_input_with(source, closed)
+            elif isinstance(weight, fx.Node):
+                closed = gated.graph.call_function(gate, (weight, gates, where, _input_dim(weight.meta["value"])))
+                user.replace_input_with(weight, closed)
+            else:
+                read_weight = gated.graph.get_attr(f"{user.target}.weight")
+                closed = gated.graph.call_function(gate, (read_weight, gates, where, _input_dim(weight.weight)))
+                user.update_kwarg("weight", closed)
+                weight.__class__ = _WEIGHT_GIVEN.get(type(weight), type(weight))
     gated.to(next(iter(graph.module.parameters())).device)
     gated.graph.lint()
     gated.recompile()
     return gated
 
 
+def _gateable_weight(gated: fx.GraphModule, user: fx.Node, source: fx.Node, from_input: set[str], most: int) -> Any:
+    """The weight that an activation is multiplied by, if that can be gated and has at most so many entries.
+
+    Returns:
+        A node; or a module, whose parameter it is; or None.
+    """
+    if user.op == "call_module":
+        module: Any = gated.get_submodule(str(user.target))
+        plain = type(module) in (*_WEIGHT_GIVEN, *_WEIGHT_GIVEN.values())
+        # What is no parameter may be computed anew in each call.
+        return module if plain and "weight" in module._parameters and module.weight.numel() <= most else None
+    if user.op == "call_function" and user.target in (*_CONVS, F.linear):
+        weight = user.args[1] if len(user.args) > 1 else user.kwargs["weight"]
+        x = user.args[0] if user.args else user.kwargs["input"]
+        if x is source and isinstance(weight, fx.Node) and weight.name not in from_input and weight is not source:
+            value = weight.meta["value"]
+            return weight if value.dim() > 1 and value.numel() <= most else None
+    return None
+
+
+def _input_dim(weight: Tensor) -> int:
+    return 1 - weight.dim()
+
+
+class _ConvGiven:
+    def forward(self: Any, input: Tensor, weight: Tensor | None = None) -> Any:  # noqa: A002
+        return self._conv_forward(input, self.weight if weight is None else weight, self.bias)
+
+
+class _Conv1d(_ConvGiven, nn.Conv1d): ...
+
+
+class _Conv2d(_ConvGiven, nn.Conv2d): ...
+
+
+class _Conv3d(_ConvGiven, nn.Conv3d): ...
+
+
+class _Linear(nn.Linear):
+    def forward(self, input: Tensor, weight: Tensor | None = None) -> Tensor:  # noqa: A002
+        return F.linear(input, self.weight if weight is None else weight, self.bias)
+
+
+# The same modules, called with the weight to use; of a subclass it is not known what it does with its weight.
+_WEIGHT_GIVEN: dict[type[nn.Module], type[nn.Module]] = {
+    nn.Conv1d: _Conv1d,
+    nn.Conv2d: _Conv2d,
+    nn.Conv3d: _Conv3d,
+    nn.Linear: _Linear,
+}
+
+
 def remove_gates(gated: fx.GraphModule) -> fx.GraphModule:
     """The model without its gates, exactly as before `insert_gates`; the gated one is not changed."""
     plain = copy.deepcopy(gated)
+    modules = dict(plain.named_modules())
+    classes = {given: own for own, given in _WEIGHT_GIVEN.items()}
     for node in list(plain.graph.nodes):
         if node.op == "call_function" and node.target is gate:
             node.replace_all_uses_with(node.args[0])
+        elif node.op == "call_module" and type(modules[str(node.target)]) in classes:
+            node.kwargs = {name: value for name, value in node.kwargs.items() if name != "weight"}
+    for module in modules.values():
+        module.__class__ = classes.get(type(module), type(module))
     for node in reversed(list(plain.graph.nodes)):
-        added = node.target in (gate, _join) or str(node.target).startswith(f"{_ROOT}.")
+        added = node.target is gate or str(node.target).startswith(f"{_ROOT}.")
         weight = node.op == "get_attr" and not node.users
         if added or weight:
             plain.graph.erase_node(node)
@@ -95,20 +255,20 @@ def gate_logits(gated: fx.GraphModule, graph: ChannelGraph, *, reluctant: bool =
         Shape (number of channels of the graph,); open gates are positive.
     """
     logits = torch.full((graph.num_channels,), torch.inf, device=next(gated.parameters()).device)
-    modules = dict(gated.named_modules())
-    nodes = [
-        node for node in gated.graph.nodes if node.op == "call_module" and isinstance(modules[node.target], Dagger)
-    ]
-    for node, group in zip(nodes, gated_groups(graph, reluctant), strict=True):
-        weights = [gated.get_parameter(str(argument.target)) for argument in node.args]
-        values = modules[node.target].logits(*weights)
+    for (module, weights), group in zip(dagger_inputs(gated), gated_groups(graph, reluctant), strict=True):
+        values = module(*weights)
         logits = logits.index_copy(0, torch.from_numpy(group.channels).to(values.device), values)
     return logits
 
 
-def _join(gates: list[Tensor]) -> Tensor:
-    """All gates in one vector, with one more at the end that is always open."""
-    return torch.cat([*gates, gates[0].new_ones(1)])
+def dagger_inputs(gated: fx.GraphModule) -> list[tuple[Dagger, list[Tensor]]]:
+    """The Dagger modules in the order of their groups, each with the weights that it reads."""
+    modules = dict(gated.named_modules())
+    found: list[tuple[Dagger, list[Tensor]]] = []
+    for node in gated.graph.nodes:
+        if node.op == "call_module" and isinstance(module := modules[str(node.target)], Dagger):
+            found.append((module, [gated.get_parameter(str(argument.target)) for argument in node.args]))
+    return found
 
 
 def _dagger_of(graph: ChannelGraph, group: Group) -> tuple[list[str], Dagger]:
@@ -123,14 +283,3 @@ def _dagger_of(graph: ChannelGraph, group: Group) -> tuple[list[str], Dagger]:
             names.append(dimension.parameter)
             places.append((dimension.dim, torch.from_numpy(local[ids])))
     return names, Dagger(len(group), places)
-
-
-def _places(graph: ChannelGraph, position: Ids, count: int) -> Iterator[tuple[str, str, int, Any]]:
-    """Every argument that enters a contraction with gated channels: node, argument, dimension, places in the gates."""
-    for node, entering in graph.contractions.items():
-        for argument, d in entering:
-            labels = graph.labels[argument]
-            if isinstance(labels, Labels) and not isinstance(ids := labels.dims[d], int):
-                index = position[ids]
-                if (index < count).any():
-                    yield node, argument, d, index

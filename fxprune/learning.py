@@ -14,10 +14,10 @@ from torch import Tensor, fx, nn
 
 from fxprune.channels import ChannelGraph
 from fxprune.criteria import Scores, scores
-from fxprune.dagger import Dagger, flops_penalty, straight_through
+from fxprune.dagger import Dagger, Join, flops_penalty
 from fxprune.data import Batch, check_labels, run_model
 from fxprune.errors import FxpruneError
-from fxprune.gating import gate_logits, gated_groups, insert_gates
+from fxprune.gating import dagger_inputs, gate_logits, gated_groups, insert_gates
 from fxprune.losses import class_loss, distillation_loss, number_of_classes
 from fxprune.polynomial import Polynomial
 from fxprune.progress import Progress
@@ -163,16 +163,29 @@ class _Objective(nn.Module):
         self._polynomial: Polynomial = graph.flops
         self._total = float(graph.flops.total)
         self._settings = settings
+        channels = np.concatenate([group.channels for group in gated_groups(graph, settings.reluctant)])
+        self.channels: Tensor
+        self.register_buffer("channels", torch.from_numpy(channels), persistent=False)
 
     def forward(self, batch: Batch, wanted: Any, target: float) -> tuple[Tensor, Tensor, Tensor]:
-        outputs = run_model(self.gated, batch)
+        outputs, given = self._run(batch)
         if batch.labels is not None:
             task = class_loss(outputs, batch.labels)
         else:
             task = distillation_loss(outputs, wanted, self._settings.temperature)
-        gates = straight_through(gate_logits(self.gated, self._graph, reluctant=self._settings.reluctant))
+        gates = given.new_ones(self._graph.num_channels).index_copy(0, self.channels, given[:-1])
         left = self._polynomial.differentiable(gates) / self._total
         return task + self._settings.penalty * flops_penalty(left, target), task.detach(), left.detach()
+
+    def _run(self, batch: Batch) -> tuple[Any, Tensor]:
+        """The gated model's outputs, and the gates that it used."""
+        seen: list[Tensor] = []
+        join = next(module for module in self.gated.modules() if isinstance(module, Join))
+        hook = join.register_forward_hook(lambda _, __, gates: seen.append(gates))
+        try:
+            return run_model(self.gated, batch), seen[0]
+        finally:
+            hook.remove()
 
 
 class _Run:
@@ -189,11 +202,15 @@ class _Run:
         for parameter in weights:
             parameter.requires_grad_(settings.train_weights and parameter.requires_grad)
         lr = settings.lr if settings.lr is not None else 2 * _SPREAD / max(steps, 1)
-        updates: list[torch.optim.Optimizer] = [torch.optim.Adam(daggers, lr=lr)]
+        # Many small tensors: one by one they would cost more than they are worth.
+        updates: list[torch.optim.Optimizer] = [torch.optim.Adam(daggers, lr=lr, fused=True)]
         if settings.train_weights:
             chosen = [p for p in weights if p.requires_grad]
             updates.append(torch.optim.SGD(chosen, lr=settings.weight_lr, momentum=0.9))
         self.objective, *self.updates = accelerator.prepare(_Objective(gated, graph, settings), *updates)
+        if settings.train_weights:
+            for module, read in dagger_inputs(gated):
+                module.hold(*read)
         self.teacher: Any = frozen(graph.module, accelerator.device)
         self.step = 0
         self.losses: list[float] = []

@@ -11,10 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from fxprune.channels import ChannelGraph, Labels
+from fxprune.channels import ChannelGraph
 from fxprune.criteria import Scores
 from fxprune.data import Batch, Batches
 from fxprune.errors import FxpruneError
+from fxprune.gating import gate_places
 from fxprune.losses import class_loss, main_output
 from fxprune.progress import Progress, silent
 
@@ -206,33 +207,11 @@ def _example_size(module: fx.GraphModule) -> int:
 
 
 def _places(graph: ChannelGraph) -> dict[str, list[tuple[str, int]]]:
-    """Where gates stand: at activations whose channels end there.
-
-    An op that hands the same channels on, such as a depthwise convolution, needs no gate: the next one makes it void,
-    and a second one would count the channel twice.
-    """
-    from_input: set[fx.Node] = set()
-    by_name = {node.name: node for node in graph.module.graph.nodes}
-    for node in graph.module.graph.nodes:
-        if node.op == "placeholder" or any(source in from_input for source in node.all_input_nodes):
-            from_input.add(node)
+    """Where gates stand: at the activations, by node."""
     places: dict[str, list[tuple[str, int]]] = {}
-    for name, entering in graph.contractions.items():
-        out = graph.labels.get(name)
-        handed_on: set[int] = set()
-        for dim in out.dims if isinstance(out, Labels) else ():
-            if not isinstance(dim, int):
-                handed_on.update(dim.tolist())
-        seen: set[int] = set()
-        for argument, d in entering:
-            labels = graph.labels[argument]
-            if by_name[argument] not in from_input or not isinstance(labels, Labels):
-                continue
-            channels = set(labels.dims[d].tolist())  # type: ignore[union-attr]
-            # Two activations that meet in a product carry the same channels: one gate is enough.
-            if not channels & handed_on and not channels & seen:
-                places.setdefault(name, []).append((argument, d))
-                seen |= channels
+    for place in gate_places(graph):
+        if place.from_input:
+            places.setdefault(place.node, []).append((place.argument, place.dim))
     return places
 
 

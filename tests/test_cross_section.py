@@ -2,8 +2,17 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
-from benchmarks.coverage import HERE, check
+import torch
+from benchmarks.coverage import HERE, _randomise, check
+from torch.utils import _pytree as pytree
+
+import fxprune
+from fxprune.dagger import Dagger
+from fxprune.gating import gated_groups, insert_gates
+from fxprune.models import example_inputs, load_model
+from fxprune.rewriting import alive_channels
 
 MODELS = (HERE / "models-fast.txt").read_text().split()
 
@@ -12,3 +21,27 @@ MODELS = (HERE / "models-fast.txt").read_text().split()
 def test_a_real_model_is_pruned_to_half_of_its_flops(spec: str) -> None:
     pytest.importorskip(spec.partition(":")[0])
     assert check(spec)["failed"] == {}
+
+
+@pytest.mark.parametrize("spec", MODELS)
+def test_hard_gates_are_the_rewritten_model(spec: str) -> None:
+    pytest.importorskip(spec.partition(":")[0])
+    torch.manual_seed(0)
+    model = load_model(spec).eval()
+    _randomise(model)
+    model = model.double()
+    inputs = tuple(x.double() for x in example_inputs(model))
+    graph = fxprune.analyze(fxprune.trace(model, inputs, copy=False))
+    gated = insert_gates(graph, reluctant=True)
+    with torch.no_grad():
+        for a, b in zip(pytree.tree_leaves(model(*inputs)), pytree.tree_leaves(gated(*inputs)), strict=True):
+            assert torch.equal(a, b)
+    plan = fxprune.make_plan(graph, fxprune.scores(graph, "random"), flops=0.5)
+    alive = alive_channels(graph, plan)
+    modules = [module for module in gated.modules() if isinstance(module, Dagger)]
+    for module, group in zip(modules, gated_groups(graph, reluctant=True), strict=True):
+        module.open(torch.from_numpy(np.where(alive[group.channels], 1.0, -1.0)))
+    with torch.no_grad():
+        expected = pytree.tree_leaves(fxprune.rewrite(graph, plan)(*inputs))
+        for a, b in zip(expected, pytree.tree_leaves(gated(*inputs)), strict=True):
+            assert float((a - b).abs().max() / a.abs().max()) <= 1e-9

@@ -77,7 +77,8 @@ def test_gates_depend_on_the_weights_alone() -> None:
     with torch.no_grad():
         for module in gated.modules():
             if isinstance(module, Dagger):
-                module.excite.weight.normal_(generator=random)
+                module.direct.normal_(generator=random)
+                module.out.normal_(generator=random)
     logits = gate_logits(gated, graph).detach()
     with torch.no_grad():
         gated(*(x + 1.0 for x in inputs))

@@ -1,0 +1,95 @@
+"""What gates cost: a training step with gates beside the same step without.
+
+    python tests/benchmarks/gate_step.py [--rounds 15] [--at-most 1.15] [--only resnet20 ...]
+
+A step is forward, backward and an update of the weights by SGD; with gates, their own loss, backward and update too:
+all that `learn_gates(..., train_weights=True)` does in a step. The two take turns in one process and on one thread; the
+table has the medians. `--at-most R` exits with 1 if the ratio is above R for any model.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+import time
+import warnings
+from collections.abc import Iterator
+
+import torch
+import torch.nn.functional as F
+from nets import NETS
+from torch import Tensor, nn
+
+import fxprune
+from fxprune.learning import learn_gates
+from fxprune.models import load_model
+
+REAL = {"timm:resnet50": 8, "timm:mobilenetv2_100": 8}
+
+
+def _case(name: str) -> tuple[nn.Module, Tensor, int]:
+    torch.manual_seed(0)
+    if name in NETS:
+        return NETS[name](), torch.randn(128, 1, 28, 28), 10
+    return load_model(name), torch.randn(REAL[name], 3, 128, 128), 1000
+
+
+class Turns:
+    """CPU seconds of both steps. It is the data of the gates: with each batch drawn from it, it makes a plain step."""
+
+    def __init__(self, model: nn.Module, inputs: Tensor, labels: Tensor, rounds: int) -> None:
+        self.model, self.inputs, self.labels, self.rounds = model.train(), inputs, labels, rounds
+        self.optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9)
+        self.plain: list[float] = []
+        self.gated: list[float] = []
+
+    def __len__(self) -> int:
+        return self.rounds + 1
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        # The first turn pays for first calls.
+        for turn in range(len(self)):
+            began = time.process_time()
+            self.optimizer.zero_grad()
+            F.cross_entropy(self.model(self.inputs), self.labels).backward()
+            self.optimizer.step()
+            plain_at = time.process_time()
+            yield self.inputs, self.labels
+            if turn:
+                self.plain.append(plain_at - began)
+                self.gated.append(time.process_time() - plain_at)
+
+
+def compare(name: str, rounds: int) -> Turns:
+    """Seconds of each step."""
+    model, inputs, classes = _case(name)
+    model = model.to(memory_format=torch.channels_last)
+    inputs = inputs.contiguous(memory_format=torch.channels_last)
+    graph = fxprune.analyze(fxprune.trace(model.train(), inputs[:1]))
+    turns = Turns(model, inputs, torch.arange(len(inputs)) % classes, rounds)
+    learn_gates(graph, turns, flops=0.5, train_weights=True, progress=False)
+    return turns
+
+
+def main() -> int:
+    """Run the benchmark."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="*", default=[*NETS, *REAL], metavar="MODEL")
+    parser.add_argument("--rounds", type=int, default=15, help="timed turns of each (default 15)")
+    parser.add_argument("--at-most", type=float, metavar="RATIO", help="exit with 1 if gates cost more")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore")
+    print(f"{'CPU, one step, medians':<24} {'plain ms':>9} {'gated ms':>9} {'ratio':>7}")
+    worst = 0.0
+    for name in options.only:
+        turns = compare(name, options.rounds)
+        plain, gated = statistics.median(turns.plain), statistics.median(turns.gated)
+        worst = max(worst, gated / plain)
+        print(f"{name:<24} {1000 * plain:>9.1f} {1000 * gated:>9.1f} {gated / plain:>7.3f}", flush=True)
+    return int(options.at_most is not None and worst > options.at_most)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
