@@ -10,6 +10,7 @@ from fxprune.errors import FxpruneError
 from fxprune.flops import count_flops
 from fxprune.gating import insert_gates, remove_gates
 from fxprune.learning import Gates, learn_gates
+from fxprune.optimizers import prune_optimizer
 from fxprune.plan import Plan
 from fxprune.planning import make_plan
 from fxprune.rewriting import plan_of, rewrite
@@ -37,6 +38,7 @@ __all__ = [
     "make_plan",
     "plan_of",
     "prune",
+    "prune_optimizer",
     "remove_gates",
     "rewrite",
     "save",

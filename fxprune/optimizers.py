@@ -1,0 +1,136 @@
+"""The state of an interrupted training, pruned along with the model."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from fxprune.errors import FxpruneError
+from fxprune.fingerprint import Fingerprint, named_tensors
+from fxprune.rewriting import plan_of
+
+__all__ = ["prune_optimizer"]
+
+Optimizer = TypeVar("Optimizer", bound=torch.optim.Optimizer)
+
+
+def prune_optimizer(optimizer: Optimizer, original: nn.Module, pruned: nn.Module) -> Optimizer:
+    """An optimizer for the pruned model that goes on where the original's stopped.
+
+    Momenta and moments are cut as the weights were, step counts are copied, and parameter groups keep their settings
+    and order. With an optimizer that works entry by entry (SGD, Adam, AdamW, RMSprop, ...) the next update is then, for
+    the same gradients, the slice of the update that the original would have had. A learning rate schedule belongs to
+    the old optimizer: make a new one, with ``last_epoch``.
+
+    Args:
+        optimizer: of parameters of `original`; not changed.
+        original: the model that was pruned.
+        pruned: what `fxprune.prune` or `fxprune.rewrite` made of it.
+
+    Returns:
+        A new optimizer of the same class.
+
+    Raises:
+        FxpruneError: it has parameters that are not the original's, the models do not belong together, or its state or
+            its class cannot be carried over; the message names which.
+    """
+    kept = plan_of(pruned).kept
+    recorded = getattr(pruned, "meta", {}).get("original")
+    misfit = recorded.misfit(named_tensors(original)) if isinstance(recorded, Fingerprint) else ""
+    if misfit:
+        raise FxpruneError(
+            f"the pruned model was not made of the {type(original).__name__} given as original, which is another model: "
+            f"{misfit}"
+        )
+    names = {id(parameter): name for name, parameter in reversed(list(_parameters(original).items()))}
+    small = _parameters(pruned)
+    partners: dict[Tensor, nn.Parameter] = {}
+    stays: dict[Tensor, Mapping[int, list[int]]] = {}
+    for number, group in enumerate(optimizer.param_groups):
+        for position, parameter in enumerate(group["params"]):
+            name = names.get(id(parameter))
+            if name is None:
+                raise FxpruneError(
+                    f"parameter {position} of group {number} of the optimizer (shape {list(parameter.shape)}) is not "
+                    f"one of the {type(original).__name__} given as original: give the model that the optimizer trains"
+                )
+            stays[parameter] = kept.get(name, {})
+            partners[parameter] = _partner(name, parameter, small, stays[parameter])
+    result = _like(optimizer, partners)
+    for parameter, entries in optimizer.state.items():
+        if parameter not in partners:
+            raise FxpruneError(f"{type(optimizer).__name__} keeps state for {parameter!r:.60}, which is no parameter")
+        name = names[id(parameter)]
+        result.state[partners[parameter]] = {
+            key: _cut(value, parameter, stays[parameter], partners[parameter], f"{key} of {name}")
+            for key, value in entries.items()
+        }
+    return result
+
+
+def _parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    return dict(model.named_parameters(remove_duplicate=False))
+
+
+def _partner(
+    name: str, parameter: Tensor, small: Mapping[str, nn.Parameter], kept: Mapping[int, list[int]]
+) -> nn.Parameter:
+    partner = small.get(name)
+    if partner is None:
+        raise FxpruneError(f"the pruned model has no parameter {name}: it was not made of this original")
+    expected = [len(kept.get(d, range(n))) for d, n in enumerate(parameter.shape)]
+    if list(partner.shape) != expected:
+        raise FxpruneError(
+            f"{name} has shape {list(partner.shape)} in the pruned model, where its plan makes {expected} of the "
+            f"original's {list(parameter.shape)}: it was not made of this original"
+        )
+    return partner
+
+
+def _like(optimizer: Optimizer, partners: Mapping[Tensor, nn.Parameter]) -> Optimizer:
+    """An optimizer of the same class and settings for other parameters, without state."""
+    kind = type(optimizer)
+    groups: list[dict[str, Any]] = []
+    for group in optimizer.param_groups:
+        settings = {key: copy.deepcopy(value) for key, value in group.items() if key not in ("params", "param_names")}
+        parameters: list[Any] = [partners[parameter] for parameter in group["params"]]
+        if "param_names" in group:
+            parameters = list(zip(group["param_names"], parameters, strict=True))
+        groups.append({**settings, "params": parameters})
+    accepted = inspect.signature(kind).parameters
+    defaults = {key: copy.deepcopy(value) for key, value in optimizer.defaults.items() if key in accepted}
+    try:
+        return kind(groups, **defaults)
+    except Exception as error:
+        raise FxpruneError(
+            f"{kind.__name__} cannot be made anew from its parameter groups and defaults: {type(error).__name__}: "
+            f"{error}; make one for pruned.parameters() and start its state afresh"
+        ) from error
+
+
+def _cut(value: Any, parameter: Tensor, kept: Mapping[int, list[int]], partner: nn.Parameter, what: str) -> Any:
+    if not isinstance(value, Tensor):
+        if value is None or isinstance(value, (bool, int, float, str)):
+            return value
+        raise FxpruneError(f"{what} is a {type(value).__name__}, which cannot be pruned: start the optimizer afresh")
+    if value.numel() == 1 and value.dim() <= 1:
+        return value.detach().clone()  # a count of steps, on the device where the optimizer wants it
+    # Of size 1 are the dimensions that factored moments are summed over.
+    fits = value.dim() == parameter.dim() and all(
+        n in (1, m) for n, m in zip(value.shape, parameter.shape, strict=True)
+    )
+    if not fits:
+        raise FxpruneError(
+            f"{what} has shape {list(value.shape)}, which says not what belongs to which index of the parameter "
+            f"(shape {list(parameter.shape)}): start the optimizer afresh"
+        )
+    cut = value.detach()
+    for d, stays in kept.items():
+        if cut.shape[d] == parameter.shape[d]:
+            cut = cut.index_select(d, torch.tensor(stays, device=cut.device))
+    return cut.to(partner.device, copy=True, memory_format=torch.preserve_format)
