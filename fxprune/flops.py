@@ -31,6 +31,7 @@ from fvcore.nn import FlopCountAnalysis
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from fxprune import trees
 from fxprune.errors import FxpruneError
 from fxprune.models import example_inputs as default_inputs
 
@@ -136,7 +137,7 @@ class _Call(nn.Module):
         waiting = iter(tensors)
         leaves = [next(waiting) if isinstance(leaf, Tensor) else leaf for leaf in self.arguments]
         args, kwargs = pytree.tree_unflatten(leaves, self.spec)
-        return tuple(leaf for leaf in pytree.tree_leaves(self.model(*args, **kwargs)) if isinstance(leaf, Tensor))
+        return tuple(trees.tensors(self.model(*args, **kwargs)))
 
 
 def _count(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:

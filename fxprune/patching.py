@@ -84,6 +84,12 @@ def recording(recorder: Recorder) -> Iterator[None]:
                 vars(module)[name] = value
         for function, replacement in NUMBER_FUNCTIONS.items():
             replace(math, function.__name__, replacement)
+        # Whether a mask is causal is asked of its values, for a faster way to the same result.
+        replace(
+            torch.nn.modules.transformer,
+            "_detect_is_causal_mask",
+            lambda mask, is_causal=None, size=None: bool(is_causal),
+        )
         replace(nn.Module, "__call__", call)
         replace(torch.autograd.Function, "apply", classmethod(apply))
         if "__call__" in vars(torch._C.ScriptFunction):

@@ -164,7 +164,9 @@ class Recorder(TorchFunctionMode):
         return value
 
     def _part(self, function: Callable[..., Any], node: fx.Node, key: Any, value: Any) -> fx.Node:
-        return self.create_node("call_function", function, (node, key), {}, value, self.origin[node])
+        layout = function is getattr and key in ("device", "dtype")
+        origin = min(self.origin[node], _PARAMETERS) if layout else self.origin[node]
+        return self.create_node("call_function", function, (node, key), {}, value, origin)
 
     def node_of(self, tensor: Tensor) -> fx.Node:
         """The node whose value is this very tensor; parameters and constants get theirs when they are first used."""
@@ -192,7 +194,7 @@ class Recorder(TorchFunctionMode):
             if after.op == "placeholder":
                 after = cast(fx.Node, self._last_placeholder)
             with self.graph.inserting_after(after):
-                node = self.create_node("call_method", "size", (source, dim), {}, value, self.origin[source])
+                node = self.create_node("call_method", "size", (source, dim), {}, value, _PARAMETERS)
             # Computed where the tensor is, so that a late use of a size does not keep the tensor alive.
             self._last_after[source] = node
             return node
@@ -435,13 +437,15 @@ class Recorder(TorchFunctionMode):
             current = stack.pop()
             if current not in needed and current not in self._values:
                 needed[current] = None
-                stack.extend(current.all_input_nodes)
+                stack.extend(() if _is_layout(current) else current.all_input_nodes)
         with torch._C.DisableTorchFunction(), torch.no_grad():
             for current in [n for n in self.graph.nodes if n in needed]:
                 self._values[current] = self._evaluate(current)
         return self._values[node]
 
     def _evaluate(self, node: fx.Node) -> Any:
+        if _is_layout(node):
+            return node.meta["value"]
         args, kwargs = fx.node.map_arg((node.args, node.kwargs), self._values.__getitem__)
         if node.op == "placeholder":
             return self.example[node]
@@ -506,6 +510,13 @@ def _shape(recorder: Recorder, func: Any, tensor: Tensor, *_: Any) -> Any:
     return torch.Size([recorder.size(node, i, size) for i, size in enumerate(tensor.shape)])
 
 
+def _is_layout(node: fx.Node) -> bool:
+    """Whether the node reads what a tensor looks like, which is known without its values."""
+    if node.op == "call_method":
+        return node.target in ("size", "numel")
+    return node.target is getattr and node.args[1] in ("device", "dtype")
+
+
 def _size(recorder: Recorder, func: Any, tensor: Tensor, dim: int | None = None) -> Any:
     shape = _shape(recorder, lambda t: t.shape, tensor)
     return shape if dim is None else shape[dim]
@@ -516,7 +527,7 @@ def _numel(recorder: Recorder, func: Any, tensor: Tensor) -> Any:
         return func(tensor)
     node = recorder.node_of(tensor)
     number = traced_number(recorder, Tensor.numel, (tensor,), tensor.numel())
-    number.cached = recorder.create_node("call_method", "numel", (node,), {}, plain(number), recorder.origin[node])
+    number.cached = recorder.create_node("call_method", "numel", (node,), {}, plain(number), _PARAMETERS)
     return number
 
 

@@ -14,6 +14,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.weight_norm import WeightNorm
 from torch.overrides import TorchFunctionMode
 
 from fxprune.errors import FxpruneError
@@ -209,6 +210,10 @@ class _Source:
 
     def record(self, leaves: Leaves, kept: set[str], training: bool) -> Recorder:
         twin, real = _meta_twin(self.model)
+        for module in twin.modules():
+            if isinstance(module, nn.TransformerEncoder):
+                # Nested tensors are a faster way to the same result, of shapes that depend on the values of the mask.
+                module.use_nested_tensor = False
         # Models that cache tensors drop them when they enter training.
         twin.train()
         twin.train(training)
@@ -344,10 +349,17 @@ def _install(root: nn.Module, path: str, module: nn.Module, model: nn.Module) ->
 def _is_library_module(module: nn.Module) -> bool:
     if isinstance(module, (ByMode, ApplyFunction)):
         return True
-    if isinstance(module, (*_OPENED, *_CONTAINERS)) or "parametrizations" in module._modules:
+    # A bare nn.Module is a container, too: of what its owner calls.
+    if isinstance(module, (*_OPENED, *_CONTAINERS)) or type(module) is nn.Module or _makes_its_weights(module):
         return False
     name = type(module).__module__
     return name.startswith(("torch.nn.modules.", "torch.ao."))
+
+
+def _makes_its_weights(module: nn.Module) -> bool:
+    """By a parametrisation, or as `nn.utils.weight_norm` did it: by a hook."""
+    hooks = module._forward_pre_hooks.values()
+    return "parametrizations" in module._modules or any(isinstance(hook, WeightNorm) for hook in hooks)
 
 
 def _tensors_in(*values: Any) -> Iterable[Tensor]:

@@ -12,6 +12,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
+from fxprune import trees
 from fxprune.errors import FxpruneError
 from fxprune.flops import call_arguments
 from fxprune.models import example_inputs as default_inputs
@@ -60,7 +61,7 @@ _ALMOST_ZERO = 1e-150
 
 def _outputs(model: nn.Module, args: Any, kwargs: Any) -> list[Any]:
     with torch.no_grad(), _in_double():
-        return pytree.tree_leaves(model.double().eval()(*copy.deepcopy(args), **copy.deepcopy(kwargs)))
+        return trees.leaves(model.double().eval()(*copy.deepcopy(args), **copy.deepcopy(kwargs)))
 
 
 def _is_finite(value: Any) -> bool:

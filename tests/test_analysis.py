@@ -49,7 +49,11 @@ def test_flattening_repeats_each_channel_once_per_position() -> None:
     [
         (nn.Sequential(nn.Linear(4, 2)), tokens(), "model output"),
         (nn.Sequential(nn.Linear(4, 5), nn.Softmax(-1), nn.Linear(5, 2)), tokens(), "softmax (_1)"),
-        (nn.Sequential(nn.Linear(4, 5), nn.LSTM(5, 3)), tokens(), "no rule for LSTM (_1)"),
+        (
+            nn.Sequential(nn.Linear(4, 5), nn.LSTM(5, 3, proj_size=2)),
+            tokens(),
+            "the rule of LSTM does not take this call (_1: proj_size is not supported)",
+        ),
         (nn.Sequential(nn.Linear(4, 5), nn.Linear(5, 4)), tokens(), "meets a dimension without channels (_0)"),
         (net(lambda self, x: self.a(x).cumsum(-1), a=nn.Linear(4, 5)), tokens(), "cumsum mixes channels (cumsum)"),
     ],

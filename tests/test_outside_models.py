@@ -99,7 +99,7 @@ class YoloWithIndexedRoutes(nn.Module):
         return outputs
 
 
-@model(tokens(), 7)
+@model(tokens(), 22)
 class LstmInside(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -703,7 +703,7 @@ class PatchesByUnfold(nn.Module):
         return self.head(x + F.fold(p, x.shape[-2:], 2, stride=2))
 
 
-@model((torch.randn(4, 6), torch.tensor([[0, 1, 2, 3, 3], [1, 2, 3, 0, 1]])), 0)
+@model((torch.randn(4, 6), torch.tensor([[0, 1, 2, 3, 3], [1, 2, 3, 0, 1]])), 8)
 class GraphConvolution(nn.Module):
     def __init__(self) -> None:
         super().__init__()

@@ -36,7 +36,7 @@ SMALL: dict[str, Case] = {
             nn.utils.weight_norm(nn.Linear(4, 8)), nn.ReLU(), nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 2)
         ),
         tokens(),
-        6,
+        14,
     ),
     "old spectral norm": (
         lambda: nn.Sequential(
@@ -180,7 +180,7 @@ SMALL: dict[str, Case] = {
             o=nn.Conv2d(8, 2, 1),
         ),
         image(),
-        0,
+        8,
     ),
     "view complex of channels": (
         lambda: net(
@@ -192,7 +192,7 @@ SMALL: dict[str, Case] = {
             o=nn.Linear(8, 2),
         ),
         tokens(),
-        0,
+        4,
     ),
     "topk mask routing": (
         lambda: net(
@@ -279,7 +279,7 @@ SMALL: dict[str, Case] = {
             o=nn.Linear(12, 2),
         ),
         tokens(),
-        0,
+        14,
     ),
     "local attention unfold": (
         lambda: net(
@@ -296,7 +296,7 @@ SMALL: dict[str, Case] = {
             o=nn.Conv2d(8, 2, 1),
         ),
         image(),
-        0,
+        8,
     ),
     "involution": (
         lambda: net(
@@ -314,7 +314,7 @@ SMALL: dict[str, Case] = {
             o=nn.Conv2d(8, 2, 1),
         ),
         image(),
-        5,
+        8,
     ),
     "maxout": (
         lambda: net(
@@ -453,7 +453,7 @@ SMALL: dict[str, Case] = {
             o=nn.Linear(8, 2),
         ),
         tokens(),
-        0,
+        8,
     ),
     "boolean mask tokens": (
         lambda: net(lambda self, x, m: self.o(self.a(x) * m[..., None]), a=nn.Linear(4, 8), o=nn.Linear(8, 2)),

@@ -36,17 +36,23 @@ def _convolve(op: Op, x: Labels, weight: Labels, bias: Labels | None, groups: in
         op.freeze(dim, "kernel position")
     for dim in x.dims[axis + 1 :]:
         op.freeze(dim, "convolved over")
+    zero = weight.zero[1 if transposed else 0]
     if groups == 1:
         contract(op, x, axis, weight, 0 if transposed else 1)
         out = weight.dims[1 if transposed else 0]
     else:
         op.enters(x, axis)
-        if not (weight.zero[0] and weight.zero[1]) and not x.zero[axis]:
+        whole = _by_whole_groups(groups, x.shape[axis], op.shape[axis])
+        # What enters a conv group that goes as a whole does not reach the others.
+        if whole:
+            zero = weight.zero[0] or x.zero[axis]
+        elif not (weight.zero[0] and weight.zero[1]) and not x.zero[axis]:
             op.freeze(x.dims[axis], "contracted where it is not zero")
         out = _convolve_groups(op, x.dims[axis], weight.dims[0], weight.dims[1], groups, transposed)
     if bias is not None:
         out = op.unite(out, bias.dims[0])
-    return Labels((*x.dims[:axis], out, *op.shape[axis + 1 :]), (*(False,) * axis, True, *(False,) * spatial))
+        zero = zero and bias.zero[0]
+    return Labels((*x.dims[:axis], out, *op.shape[axis + 1 :]), (*(False,) * axis, zero, *(False,) * spatial))
 
 
 def _convolve_groups(op: Op, x: Dim, rows: Dim, columns: Dim, groups: int, transposed: bool) -> Dim:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import operator
 from typing import Any
 
+import numpy as np
 import torch
 from torch import fx
 
 from fxprune.channels import Dim, Labels, is_labelled, size_of
 from fxprune.rules.registry import Call, Op, Rewrite, freeze_labels, rule
-from fxprune.rules.size import map_values
 
 __all__ = ["getitem"]
 
@@ -43,8 +43,7 @@ def _index_tensor(op: Op, x: Labels, index: Any) -> Labels:
             continue
         dim = x.dims[d]
         if isinstance(entry, slice):
-            if entry.step not in (None, 1):
-                op.freeze(dim, "sliced with a step")
+            _unite_steps(op, dim, entry)
             dims.append(op.part(dim, entry))
             zero.append(x.zero[d])
         else:
@@ -54,6 +53,18 @@ def _index_tensor(op: Op, x: Labels, index: Any) -> Labels:
     shape = op.shape
     assert tuple(size_of(dim) for dim in dims) == shape, f"{op.node}: {dims} is not {shape}"
     return Labels(tuple(dims), tuple(zero))
+
+
+def _unite_steps(op: Op, dim: Dim, entry: slice) -> None:
+    """With a step, what is jumped over goes with what is taken: the others are then as far apart as before."""
+    if isinstance(dim, int) or entry.step in (None, 1):
+        return
+    start, stop, step = entry.indices(len(dim))
+    if start >= step or stop != len(dim):
+        op.freeze(dim, "sliced with a step")
+        return
+    firsts = dim[np.arange(len(dim)) // step * step]
+    op.ids.unite(firsts, dim)
 
 
 def _index_by_tensors(op: Op, x: Labels, entries: list[Any]) -> Labels:
@@ -108,6 +119,12 @@ def getitem(op: Op, container: Any, index: Any) -> Any:
 def _(op: Rewrite, container: Any, index: Any) -> Call | None:
     if not isinstance(op.value, torch.Tensor) or not isinstance(op.number(container), torch.Tensor):
         return None
+    left = _index_left(op, container, index)
+    return None if left is None else Call((container, left))
+
+
+def _index_left(op: Rewrite, container: Any, index: Any) -> tuple[Any, ...] | None:
+    """The index of the same entries among those that are left; None where it stays."""
     x = op.labels(container)
     values = fx.node.map_arg(index, lambda n: n.meta["value"])
     numbers = _spelt(values, len(x.dims))
@@ -123,41 +140,42 @@ def _(op: Rewrite, container: Any, index: Any) -> Call | None:
         kept = op.kept(dim)
         touched = True
         if isinstance(entry, slice):
-            start, stop, _ = entry.indices(len(kept))
-            new[k] = slice(int(kept[:start].sum()), int(kept[:stop].sum()))
+            start, stop, step = entry.indices(len(kept))
+            new[k] = slice(int(kept[:start].sum()), int(kept[:stop].sum())) if step == 1 else slice(start, None, step)
         else:
             new[k] = int(kept[: entry % len(kept)].sum())
-    return Call((container, tuple(new))) if touched else None
+    return tuple(new) if touched else None
 
 
 @rule(operator.setitem)
 def setitem(op: Op, container: Labels, index: Any, value: Any) -> None:
-    """Where channels are left whole, what is written has the same; else both are frozen."""
+    """What is written into a part of the channels has the same ones; else both are frozen."""
+    if isinstance(index, Labels) and _is_mask(op, 0) and not isinstance(value, Labels):
+        for d, dim in enumerate(index.dims):
+            op.unite(container.dims[d], dim)
+        return
     entries = _spelt(index, len(container.dims))
-    dims = iter(container.dims)
-    cuts = [dim for e in entries if e is not None and is_labelled(dim := next(dims)) and not _is_whole(e)]
-    if cuts or any(isinstance(e, (Labels, list, tuple, bool)) for e in entries):
+    if any(isinstance(e, (Labels, list, tuple, bool)) for e in entries):
         freeze_labels(op, (container, index, value), "written into by index")
-    elif isinstance(value, Labels):
-        region = [dim for dim, e in zip(container.dims, (e for e in entries if e is not None), strict=True)
-                  if isinstance(e, slice)]  # fmt: skip
+        return
+    dims = iter(container.dims)
+    region: list[Dim] = []
+    for entry in entries:
+        dim = 1 if entry is None else next(dims)
+        if isinstance(entry, slice):
+            _unite_steps(op, dim, entry)
+            region.append(op.part(dim, entry))
+        elif entry is None:
+            region.append(1)
+        elif not isinstance(dim, int):
+            op.freeze(dim[[entry]], "written into by number")
+    if isinstance(value, Labels):
         for dim, written in zip(reversed(region), reversed(value.dims), strict=False):
             if size_of(written) > 1 and (is_labelled(dim) or is_labelled(written)):
                 op.unite(dim, written)
 
 
-@rule(
-    "gather",
-    "scatter",
-    "scatter_add",
-    "take_along_dim",
-    "index_add",
-    "index_copy",
-    "index_fill",
-    "masked_select",
-    "topk",
-    "sort",
-)
-def gather(op: Op, *arguments: Any, **options: Any) -> Any:
-    freeze_labels(op, (arguments, options), "gathered or sorted by index")
-    return map_values(op.value)
+@setitem.rewrite
+def _(op: Rewrite, container: Any, index: Any, value: Any) -> Call | None:
+    left = _index_left(op, container, index)
+    return None if left is None else Call((container, left, value))

@@ -9,7 +9,7 @@ from torch import nn
 
 from fxprune.channels import Dim, Labels, size_of
 from fxprune.polynomial import Term, term
-from fxprune.rules.registry import Call, Op, Rewrite, rule
+from fxprune.rules.registry import Call, Op, Rewrite, freeze_labels, rule
 
 __all__ = ["contract"]
 
@@ -30,7 +30,8 @@ def _linear(op: Op, x: Labels, weight: Labels, bias: Labels | None) -> Labels:
     if len(weight.dims) == 1:
         return x.take(range(len(x.dims) - 1))
     out = weight.dims[0] if bias is None else op.unite(weight.dims[0], bias.dims[0])
-    return Labels((*x.dims[:-1], out), (*(z and bias is None for z in x.zero[:-1]), True))
+    zero = weight.zero[0] and (bias is None or bias.zero[0])
+    return Labels((*x.dims[:-1], out), (*(z and bias is None for z in x.zero[:-1]), zero))
 
 
 @rule(nn.Linear)
@@ -185,16 +186,32 @@ def _(op: Op, out: Labels, equation: str, *operands: Any) -> list[Term]:
     return cost
 
 
-@rule(nn.Embedding)
-def embedding_module(op: Op, input: Labels) -> Labels:
+@rule("tensordot")
+def tensordot(op: Op, input: Labels, other: Labels, dims: Any = 2, **options: Any) -> Labels:
+    """fvcore does not count it."""
+    rank = len(input.dims)
+    if isinstance(dims, int):
+        dims = (range(rank - dims, rank), range(dims))
+    left, right = ([d % len(x.dims) for d in given] for x, given in zip((input, other), dims, strict=True))
+    for d, e in zip(left, right, strict=True):
+        contract(op, input, d, other, e)
+    rest = (
+        input.take(d for d in range(rank) if d not in left),
+        other.take(d for d in range(len(other.dims)) if d not in right),
+    )
+    return Labels((*rest[0].dims, *rest[1].dims), (*rest[0].zero, *rest[1].zero))
+
+
+@rule(nn.Embedding, nn.EmbeddingBag)
+def embedding_module(op: Op, input: Labels, *arguments: Any, **options: Any) -> Labels:
     weight = op.weight("weight", (1,))
     assert weight is not None
-    op.freeze(input, "used as an index")
-    return Labels((*input.shape, weight.dims[1]), (*(False,) * len(input.dims), True))
+    freeze_labels(op, (input, arguments, options), "used as an index")
+    return Labels((*op.shape[:-1], weight.dims[1]), (*(False,) * (len(op.shape) - 1), True))
 
 
 @embedding_module.rewrite
-def _(op: Rewrite, input: Any) -> Call | None:
+def _(op: Rewrite, input: Any, *arguments: Any, **options: Any) -> Call | None:
     module: Any = op.module
     module.embedding_dim = module.weight.shape[1]
     return None

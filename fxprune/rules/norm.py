@@ -7,6 +7,7 @@ channels, so what they normalise over stays whole; of a GroupNorm whole norm gro
 from __future__ import annotations
 
 import operator
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -24,21 +25,29 @@ __all__: list[str] = []
 _OVER_CHANNELS = "normalised over"
 
 
-def _per_channel(op: Op, x: Labels, parameters: list[Labels | None], affine: bool) -> Labels:
+def _is_zero(labels: Labels | None) -> bool:
+    """Whether a removed entry of a weight is zero: so it is in a parameter, not in `1 + parameter`."""
+    return labels is not None and labels.zero[-1]
+
+
+def _per_channel(op: Op, x: Labels, parameters: Sequence[Labels | None]) -> Labels:
+    """`parameters`: mean and variance that are given, the weight and the bias that follow."""
+    mean, _, weight, bias = parameters
     out = x.dims[1]
     for labels in parameters:
         if labels is not None and size_of(out) > 1:
             out = op.unite(out, labels.dims[0])
-    return Labels((x.dims[0], out, *x.dims[2:]), (False, affine or x.zero[1], *(False,) * (len(x.dims) - 2)))
+    zero = _is_zero(weight) or (x.zero[1] and (mean is None or _is_zero(mean)))
+    zero = zero and (bias is None or _is_zero(bias))
+    return Labels((x.dims[0], out, *x.dims[2:]), (False, zero, *(False,) * (len(x.dims) - 2)))
 
 
 @rule(_BatchNorm, _InstanceNorm)
 def norm_module(op: Op, input: Labels) -> Labels:
-    names = ("weight", "bias", "running_mean", "running_var")
-    affine = op.weight("weight") is not None
+    names = ("running_mean", "running_var", "weight", "bias")
     for dim in input.dims[2:] + input.dims[:1]:
         op.freeze(dim, _OVER_CHANNELS)
-    return _per_channel(op, input, [op.weight(name) for name in names], affine)
+    return _per_channel(op, input, [op.weight(name) for name in names])
 
 
 @norm_module.flops
@@ -76,7 +85,7 @@ def batch_norm(
     for d in (0, *range(2, len(input.dims))) if by_statistics else ():
         if d != len(input.dims) - 1 or d < 2 or not input.zero[d]:
             op.freeze(input.dims[d], _OVER_CHANNELS)
-    out = _per_channel(op, input, [running_mean, running_var, weight, bias], weight is not None)
+    out = _per_channel(op, input, (running_mean, running_var, weight, bias))
     return out if by_statistics else Labels(out.dims, (input.zero[0] and bias is None, out.zero[1], *out.zero[2:]))
 
 
@@ -123,7 +132,7 @@ def instance_norm(
 ) -> Labels:
     for dim in input.dims[2:]:
         op.freeze(dim, _OVER_CHANNELS)
-    return _per_channel(op, input, [running_mean, running_var, weight, bias], weight is not None)
+    return _per_channel(op, input, (running_mean, running_var, weight, bias))
 
 
 @instance_norm.flops
@@ -138,7 +147,8 @@ _RELUCTANT = "normalised over; zeros stand in for what is removed"
 def _over_channels(op: Op, x: Labels, d: int, weights: list[Labels | None]) -> Labels:
     """Statistics over the channels of dimension `d`: they can go where zeros can stand in for them."""
     dim = x.dims[d]
-    affine = weights[0] is not None
+    bias = weights[1] if len(weights) > 1 else None
+    zero = _is_zero(weights[0]) and (bias is None or _is_zero(bias))
     if not x.zero[d]:
         op.freeze(dim, _OVER_CHANNELS)
     op.enters(x, d)
@@ -146,7 +156,7 @@ def _over_channels(op: Op, x: Labels, d: int, weights: list[Labels | None]) -> L
     for labels in weights:
         if labels is not None and size_of(dim) > 1:
             dim = op.unite(dim, labels.dims[-1])
-    return x.replace(d, dim, zero=affine)
+    return x.replace(d, dim, zero=zero)
 
 
 def _stand_in(op: Rewrite, input: Any, d: int, function: Any, weights: list[Any], arguments: Any) -> Call:
@@ -256,7 +266,7 @@ def _by_norm_groups(op: Op, x: Labels, groups: int, weights: list[Labels | None]
     if not isinstance(units, int):
         units = np.repeat(op.unite_axis(units.reshape(groups, -1), 0), size_of(units) // groups)
     normalised = Labels((x.dims[0], units, *x.dims[2:]), x.zero)
-    return _per_channel(op, normalised, weights, weights[0] is not None)
+    return _per_channel(op, normalised, (None, None, *weights))
 
 
 def _by_norm_groups_flops(x: Labels, groups: int, affine: bool) -> list[Term]:

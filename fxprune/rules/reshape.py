@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import fx, nn
 
-from fxprune.channels import Dim, Labels, is_labelled, size_of
+from fxprune.channels import Dim, Ids, Labels, is_labelled, size_of
 from fxprune.rules.registry import Call, Op, Rewrite, freeze_labels, rule
 
 __all__ = ["flat", "reshape_labels", "resized", "size_entries"]
@@ -88,8 +88,8 @@ def _reshape_block(op: Op, x: Labels, shape: Sequence[int]) -> Labels:
     for dim, is_zero, positions in zip(x.dims, x.zero, old, strict=True):
         if isinstance(dim, int) or not positions:
             continue
-        axis = max(range(len(positions)), key=lambda k: (factors[positions[k]], k))
         ids = dim.reshape([factors[k] for k in positions])
+        axis = max(range(len(positions)), key=lambda k: (_units(ids, k), k))
         carried[positions[axis]] = (op.unite_axis(ids, axis), is_zero)
     dims: list[Dim] = list(shape)
     zero = [False] * len(shape)
@@ -104,6 +104,11 @@ def _reshape_block(op: Op, x: Labels, shape: Sequence[int]) -> Labels:
             after = math.prod(factors[p] for p in positions if p > k)
             dims[d] = np.tile(np.repeat(ids, after), before)
     return Labels(tuple(dims), tuple(zero))
+
+
+def _units(ids: Ids, axis: int) -> int:
+    """The number of different channels along an axis; those that are repeated along it count once."""
+    return len(np.unique(np.moveaxis(ids, axis, 0).reshape(ids.shape[axis], -1)[:, 0]))
 
 
 def flat(arguments: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -200,4 +205,42 @@ def _(op: Rewrite, input: Any) -> Call | None:
     first = int(module.dim) % len(op.labels(input).dims)
     count = len(module.unflattened_size)
     module.unflattened_size = tuple(op.size(dim) for dim in op.out.dims[first : first + count])
+    return None
+
+
+def _shuffled(op: Op, x: Labels, groups: int) -> Labels:
+    """A transposition of (groups, channels of a group)."""
+    batch, channels, *space = x.shape
+    apart = reshape_labels(op, x, (batch, groups, channels // groups, *space))
+    return reshape_labels(op, apart.take((0, 2, 1, *range(3, len(apart.dims)))), x.shape)
+
+
+def _groups_left(op: Rewrite, groups: int) -> int:
+    width = size_of(op.out.dims[1]) // groups
+    kept = op.alive[np.asarray(op.out.dims[1]).reshape(width, groups)]
+    return int(kept.any(axis=0).sum())
+
+
+@rule("channel_shuffle", "native_channel_shuffle")
+def channel_shuffle(op: Op, input: Labels, groups: int) -> Labels:
+    return _shuffled(op, input, groups)
+
+
+@channel_shuffle.rewrite
+def _(op: Rewrite, input: Any, groups: Any) -> Call | None:
+    return Call((input, _groups_left(op, op.number(groups)))) if op.changed(op.out.dims[1]) else None
+
+
+@rule(nn.ChannelShuffle)
+def channel_shuffle_module(op: Op, input: Labels) -> Labels:
+    module: Any = op.module
+    return _shuffled(op, input, module.groups)
+
+
+@channel_shuffle_module.rewrite
+def _(op: Rewrite, input: Any) -> Call | None:
+    module: Any = op.module
+    original: Any = op.original
+    if op.changed(op.out.dims[1]):
+        module.groups = _groups_left(op, original.groups)
     return None

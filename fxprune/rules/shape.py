@@ -110,7 +110,30 @@ def repeat(op: Op, input: Labels, *sizes: Any, **options: Any) -> Labels:
     for d, dim in enumerate(input.dims):
         if not isinstance(dim, int):
             dims[lead + d], zero[lead + d] = np.tile(dim, dims[lead + d] // len(dim)), input.zero[d]
+    entries = _repeats(op.node.args[1:], op.node.kwargs, len(dims))
+    for d, n in enumerate(entries):
+        # Copies of one entry: as many as there are channels where it goes.
+        if op.shape[d] > 1 and (d < lead or size_of(input.dims[d - lead]) == 1) and op.is_static(n):
+            dims[d] = op.ids.fresh(op.shape[d])
     return Labels(tuple(dims), tuple(zero))
+
+
+def _repeats(arguments: Any, options: Any, rank: int) -> tuple[Any, ...]:
+    """How often each dimension is repeated, dimensions that are not named first."""
+    given = flat(tuple(arguments)) if arguments else next(iter(options.values()))
+    return (*(1,) * (rank - len(given)), *given) if isinstance(given, (tuple, list)) else ()
+
+
+@repeat.rewrite
+def _(op: Rewrite, input: Any, *sizes: Any, **options: Any) -> Call | None:
+    x, out = op.labels(input), op.out
+    lead = len(out.dims) - len(x.dims)
+    new = list(_repeats(sizes, options, len(out.dims)))
+    touched = False
+    for d, dim in enumerate(out.dims):
+        if op.changed(dim) and (d < lead or size_of(x.dims[d - lead]) == 1):
+            new[d], touched = op.size(dim), True
+    return Call((input, tuple(new))) if touched else None
 
 
 @rule("repeat_interleave")

@@ -37,7 +37,7 @@ def attribute(op: Op, container: Any, name: str) -> Any:
         return tuple(_size_label(dim) for dim in container.dims)
     if name in ("T", "mT"):
         return container.take([*range(len(container.dims) - 2), -1, -2])
-    if name in ("data", "real"):
+    if name in ("data", "real", "imag"):
         return container
     if isinstance(op.value, torch.Tensor):
         op.freeze(container, f"read as .{name}")
@@ -51,7 +51,7 @@ def size(op: Op, input: Labels, dim: int | None = None) -> Any:
     return labels if dim is None else labels[dim]
 
 
-@rule("new_zeros", "new_ones", "new_full", "new_empty", "new_tensor")
+@rule("new_empty", "new_tensor")
 def new_like(op: Op, input: Labels, *arguments: Any, **options: Any) -> Labels:
     """Of the input only type and device matter."""
     freeze_labels(op, (arguments, options), "made into a new tensor")
@@ -59,9 +59,6 @@ def new_like(op: Op, input: Labels, *arguments: Any, **options: Any) -> Labels:
 
 
 @rule(
-    "zeros",
-    "ones",
-    "full",
     "empty",
     "rand",
     "randn",

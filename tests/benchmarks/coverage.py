@@ -2,6 +2,7 @@
 
     python tests/benchmarks/coverage.py                       all models of models.txt
     python tests/benchmarks/coverage.py LIST_FILE MODEL ...   these
+    python tests/benchmarks/coverage.py all                   all of timm and torchvision, on the meta device
     python tests/benchmarks/coverage.py --one timm:resnet18   one, in this process, with the traceback
 
 Each model runs in a process of its own, forked from one that has imported everything, under limits of memory and time.
@@ -38,22 +39,11 @@ import fxprune
 from fxprune.models import example_inputs, load_model
 
 HERE = Path(__file__).resolve().parent
+sys.path.append(str(HERE))
+import on_meta  # noqa: E402
+
 MAX_ERROR = 1e-9
 LOWEST, HIGHEST = 0.4975, 0.5
-CHECKS = (
-    "build",
-    "analyze",
-    "prune",
-    "untouched",
-    "shape",
-    "flops",
-    "predicted",
-    "verify",
-    "backward",
-    "train",
-    "reload",
-)
-
 Result = dict[str, Any]
 
 
@@ -61,7 +51,7 @@ def check(spec: str, say: Callable[[str], None] = lambda stage: None, reraise: b
     """Prune one model to half of its FLOPs and check all that it must reach.
 
     Args:
-        spec: what `load_model` takes.
+        spec: what `load_model` takes; with `meta:` before it, the checks are those of `on_meta`.
         say: called with the name of each check before it starts.
         reraise: let the first failure's exception through, for its traceback.
 
@@ -72,15 +62,18 @@ def check(spec: str, say: Callable[[str], None] = lambda stage: None, reraise: b
     result: Result = {"model": spec, "ok": False, "failed": {}}
     state: dict[str, Any] = {}
     began = time.perf_counter()
+    on_the_meta_device = spec.startswith(on_meta.PREFIX)
+    checks = on_meta.CHECKS if on_the_meta_device else CHECKS
+    # What is left to check after a failure of these needs what they make.
+    needed = on_meta.NEEDED if on_the_meta_device else {"build", "prune"}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        for name in CHECKS:
-            # What is left to check after these needs what they make.
-            if {"build", "prune"} & result["failed"].keys():
+        for name, run_check in checks.items():
+            if needed & result["failed"].keys():
                 break
             say(name)
             try:
-                globals()[f"_check_{name}"](spec, state, result)
+                run_check(spec, state, result)
             except Exception as error:
                 if reraise:
                     raise
@@ -190,6 +183,21 @@ def _check_reload(spec: str, state: dict[str, Any], result: Result) -> None:
         fresh.load_state_dict(torch.load(file, weights_only=True))
         same = zip(_tensors(fresh(*state["inputs"])), _tensors(pruned(*state["inputs"])), strict=True)
         _require(all(torch.equal(a, b) for a, b in same), "outputs differ after save and reload")
+
+
+CHECKS = {
+    "build": _check_build,
+    "analyze": _check_analyze,
+    "prune": _check_prune,
+    "untouched": _check_untouched,
+    "shape": _check_shape,
+    "flops": _check_flops,
+    "predicted": _check_predicted,
+    "verify": _check_verify,
+    "backward": _check_backward,
+    "train": _check_train,
+    "reload": _check_reload,
+}
 
 
 def _randomise(model: nn.Module) -> None:
@@ -341,7 +349,7 @@ def table(results: Sequence[Result]) -> str:
     for result in passes:
         lines.append(
             f"{result['model']:<46} {result['flops_before'] / 1e6:>10.1f} {result['ratio']:>7.4f} "
-            f"{result['error']:>8.1e} {result['groups']:>6} {result['channels']:>8} "
+            f"{result.get('error', float('nan')):>8.1e} {result['groups']:>6} {result['channels']:>8} "
             f"{sum(result['frozen'].values()):>7} {result['prune_seconds']:>6.2f}"
         )
     checks = Counter(name for result in failures for name in result["failed"])
@@ -360,8 +368,8 @@ def _source() -> str:
 
 
 def _specs(arguments: Sequence[str]) -> list[str]:
-    specs: list[str] = []
-    for argument in arguments or [str(HERE / "models.txt")]:
+    specs = on_meta.all_models() if "all" in arguments else []
+    for argument in [a for a in arguments if a != "all"] if arguments else [str(HERE / "models.txt")]:
         path = Path(argument)
         lines = path.read_text().splitlines() if path.is_file() else [argument]
         specs += [line.strip() for line in lines if line.strip() and not line.startswith("#")]
@@ -371,7 +379,9 @@ def _specs(arguments: Sequence[str]) -> list[str]:
 def main() -> int:
     """The command line; exit code 1 if fewer models pass than must."""
     parser = argparse.ArgumentParser(description="The model matrix of fxprune.")
-    parser.add_argument("models", nargs="*", help="list files or models such as timm:resnet18 (default: models.txt)")
+    parser.add_argument(
+        "models", nargs="*", help="list files, models such as timm:resnet18, or all (default: models.txt)"
+    )
     parser.add_argument("--one", metavar="MODEL", help="check one model in this process and show the traceback")
     parser.add_argument("--output", type=Path, default=Path("build/coverage.jsonl"), help="JSON lines, added to")
     parser.add_argument(

@@ -226,7 +226,13 @@ NETS = {
         4,
     ),
     "sliced in space": (lambda: images(lambda self, x: x[..., ::2, 1:]), image(), 8),
-    "sliced with a step is frozen": (lambda: images(lambda self, x: torch.cat([x[:, ::2], x[:, 1::2]], 1)), image(), 0),
+    "sliced with a step": (lambda: images(lambda self, x: torch.cat([x[:, ::2], x[:, 1::2]], 1)), image(), 4),
+    "sliced with a step that does not divide the width": (
+        lambda: images(lambda self, x: torch.cat([x[:, ::3], x[:, 2::3]], 1), out=5),
+        image(),
+        3,
+    ),
+    "sliced with a step from further on is frozen": (lambda: images(lambda self, x: x[:, 3::2], out=3), image(), 0),
     "one channel taken by number": (
         lambda: images(lambda self, x: x * x[:, 0:1].sigmoid() + x.select(1, 3).unsqueeze(1)),
         image(),
@@ -268,24 +274,24 @@ NETS = {
         tokens(),
         8,
     ),
-    "gathered tokens are frozen": (
+    "gathered tokens": (
         lambda: net(
             lambda self, x: self.out(torch.gather(y := self.a(x), 1, y.argsort(1))),
             a=nn.Linear(4, 8),
             out=nn.Linear(8, 2),
         ),
         tokens(),
-        0,
+        8,
     ),
     "written into in space": (
         lambda: images(lambda self, x: (operator.setitem(x, (slice(None), slice(None), 0), 0.5), x)[1]),
         image(),
         8,
     ),
-    "written into in channels is frozen": (
+    "written into in channels": (
         lambda: images(lambda self, x: (operator.setitem(x, (slice(None), 0), 0.5), x)[1]),
         image(),
-        0,
+        7,
     ),
     "written into a new tensor": (
         lambda: images(
@@ -296,7 +302,7 @@ NETS = {
             )[2]
         ),
         image(),
-        0,
+        8,
     ),
     "upper triangle of a matrix of channels": (lambda: vectors(lambda self, x: x.triu() + torch.tril(x)), X, None),
     "the size of channels as a number": (lambda: vectors(lambda self, x: x / x.shape[-1] ** 0.5 + x.size(1)), X, 8),

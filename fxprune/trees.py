@@ -1,0 +1,32 @@
+"""What is in the nested values that models take and return."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+__all__ = ["leaves", "tensors"]
+
+
+def leaves(value: Any) -> list[Any]:
+    """Everything in nested tuples, lists, dicts and dataclasses that is none of them."""
+    found: list[Any] = []
+    for leaf in pytree.tree_leaves(value):
+        if dataclasses.is_dataclass(leaf) and not isinstance(leaf, type):
+            found.extend(leaves([getattr(leaf, field.name) for field in dataclasses.fields(leaf)]))
+        else:
+            found.append(leaf)
+    return found
+
+
+def tensors(value: Any) -> list[Tensor]:
+    """The tensors among the leaves.
+
+    >>> import torch
+    >>> [tuple(tensor.shape) for tensor in tensors({"a": torch.zeros(2), "b": [torch.zeros(3), 1]})]
+    [(2,), (3,)]
+    """
+    return [leaf for leaf in leaves(value) if isinstance(leaf, Tensor)]

@@ -1,0 +1,128 @@
+"""Checks of a model whose weights are never made: traced, analysed, planned and rewritten on the meta device.
+
+They need no memory to speak of, so they reach every model there is; what they cannot tell is whether values are right.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import time
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+import fxprune
+from fxprune.models import example_inputs, load_model
+
+__all__ = ["CHECKS", "NEEDED", "PREFIX", "all_models"]
+
+PREFIX = "meta:"
+LOWEST, HIGHEST = 0.4975, 0.5
+
+Result = dict[str, Any]
+State = dict[str, Any]
+
+
+def all_models() -> list[str]:
+    """Every model of timm and torchvision; one of each family first, then the second of each, and so on."""
+    timm, registry = importlib.import_module("timm"), importlib.import_module("timm.models._registry")
+    models = importlib.import_module("torchvision.models")
+    families: dict[str, list[str]] = {}
+    for name in timm.list_models():
+        families.setdefault(f"timm {registry._model_to_module[name]}", []).append(f"timm:{name}")
+    for name in models.list_models():
+        family = f"torchvision {models.get_model_builder(name).__module__}"
+        families.setdefault(family, []).append(f"torchvision:{name}")
+    deepest = max(map(len, families.values()))
+    rounds = ([names[k] for names in families.values() if k < len(names)] for k in range(deepest))
+    return [PREFIX + name for names in rounds for name in names]
+
+
+def _build(spec: str, state: State, result: Result) -> None:
+    name = spec.removeprefix(PREFIX)
+    with torch.device("meta"):
+        state["model"] = load_model(name, **_arguments(name)).eval()
+    state["inputs"] = example_inputs(state["model"])
+    result["family"] = type(state["model"]).__module__
+
+
+def _arguments(name: str) -> dict[str, Any]:
+    """torchvision's models of several parts would fetch the weights of their backbones."""
+    library, _, model = name.partition(":")
+    if library != "torchvision":
+        return {}
+    builder = importlib.import_module("torchvision.models").get_model_builder(model)
+    return {"weights_backbone": None} if "weights_backbone" in inspect.signature(builder).parameters else {}
+
+
+def _trace(spec: str, state: State, result: Result) -> None:
+    start = time.process_time()
+    state["traced"] = fxprune.trace(state["model"], state["inputs"])
+    result["trace_seconds"] = round(time.process_time() - start, 3)
+    result["nodes"] = len(state["traced"].graph.nodes)
+
+
+def _analyze(spec: str, state: State, result: Result) -> None:
+    start = time.process_time()
+    graph = state["graph"] = fxprune.analyze(state["traced"])
+    result["analyze_seconds"] = round(time.process_time() - start, 3)
+    result["groups"] = len(graph.groups)
+    result["channels"] = sum(map(len, graph.groups))
+    frozen: Counter[str] = Counter()
+    for item in graph.frozen:
+        # Without the name of the node: what is frozen for the same reason is counted together.
+        frozen[item.reason.partition(" (")[0]] += len(item.channels)
+    result["frozen"] = dict(frozen.most_common())
+
+
+def _plan(spec: str, state: State, result: Result) -> None:
+    start = time.process_time()
+    graph = state["graph"]
+    # Weights on the meta device have no values to score by.
+    plan = state["plan"] = fxprune.make_plan(graph, fxprune.scores(graph, "random"), flops=0.5)
+    result["plan_seconds"] = round(time.process_time() - start, 3)
+    result.update(flops_before=plan.flops_before, flops_after=plan.flops)
+    result["ratio"] = round(plan.flops / plan.flops_before, 6)
+    assert LOWEST * plan.flops_before <= plan.flops <= HIGHEST * plan.flops_before, f"FLOPs ratio {result['ratio']}"
+
+
+def _rewrite(spec: str, state: State, result: Result) -> None:
+    start = time.process_time()
+    state["pruned"] = fxprune.rewrite(state["graph"], state["plan"])
+    seconds = (result[f"{name}_seconds"] for name in ("trace", "analyze", "plan"))
+    result["prune_seconds"] = round(sum(seconds) + time.process_time() - start, 3)
+    assert state["model"].state_dict().keys() == state["pruned"].state_dict().keys(), "state_dict keys differ"
+
+
+def _shape(spec: str, state: State, result: Result) -> None:
+    with torch.no_grad():
+        before = _shapes(state["model"](*state["inputs"]))
+        after = _shapes(state["pruned"](*state["inputs"]))
+    assert before == after, f"output shape {before} became {after}"
+
+
+def _predicted(spec: str, state: State, result: Result) -> None:
+    """fvcore cannot run on the meta device: the emitted model is analysed anew, from the shapes that it really has."""
+    again = fxprune.analyze(fxprune.trace(state["pruned"], state["inputs"])).flops.total
+    assert again == state["plan"].flops, f"predicted {state['plan'].flops:,} FLOPs, the emitted model has {again:,}"
+
+
+def _shapes(output: Any) -> list[tuple[int, ...]]:
+    return [tuple(leaf.shape) for leaf in pytree.tree_leaves(output) if isinstance(leaf, Tensor)]
+
+
+CHECKS: dict[str, Callable[[str, State, Result], None]] = {
+    "build": _build,
+    "trace": _trace,
+    "analyze": _analyze,
+    "plan": _plan,
+    "rewrite": _rewrite,
+    "shape": _shape,
+    "predicted": _predicted,
+}
+NEEDED = CHECKS.keys() - {"shape", "predicted"}
