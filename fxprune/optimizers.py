@@ -44,8 +44,7 @@ def prune_optimizer(optimizer: Optimizer, original: nn.Module, pruned: nn.Module
     misfit = recorded.misfit(named_tensors(original)) if isinstance(recorded, Fingerprint) else ""
     if misfit:
         raise FxpruneError(
-            f"the pruned model was not made of the {type(original).__name__} given as original, which is another model: "
-            f"{misfit}"
+            f"the pruned model was not made of the {type(original).__name__} given as original, another model: {misfit}"
         )
     names = {id(parameter): name for name, parameter in reversed(list(_parameters(original).items()))}
     small = _parameters(pruned)

@@ -1,0 +1,53 @@
+"""The call that a model is tried with: its arguments, and the same at another batch size."""
+
+from __future__ import annotations
+
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from fxprune.flops import call_arguments
+from fxprune.models import example_inputs as default_inputs
+
+__all__ = ["Call", "call_of", "first_dimension", "has_batch", "with_batch"]
+
+Call: TypeAlias = tuple[tuple[Any, ...], dict[str, Any]]
+
+
+def call_of(model: nn.Module, example_inputs: Any = None) -> Call:
+    """Positional and keyword arguments: those given, those that the model was traced with, or those it is made for."""
+    recorded = getattr(model, "meta", {}).get("example_inputs")
+    if example_inputs is None and recorded is not None:
+        args, kwargs = recorded
+    else:
+        args, kwargs = call_arguments(default_inputs(model) if example_inputs is None else example_inputs)
+    return tuple(args), dict(kwargs)
+
+
+def first_dimension(call: Call) -> int | None:
+    """The size of the first dimension of the first tensor: the batch, as most models have it."""
+    first = next((leaf for leaf in pytree.tree_leaves(call) if isinstance(leaf, Tensor)), None)
+    return None if first is None or not first.dim() else len(first)
+
+
+def has_batch(leaf: Any, size: int | None) -> bool:
+    """Whether an argument has the batch as its first dimension."""
+    return isinstance(leaf, Tensor) and leaf.dim() > 0 and len(leaf) == size
+
+
+def with_batch(call: Call, size: int, batch: int) -> Call:
+    """A call whose batch of `size` samples is cut or filled to `batch`, no two of them alike."""
+
+    def resize(leaf: Any) -> Any:
+        if not has_batch(leaf, size):
+            return leaf
+        taken = leaf[torch.arange(batch, device=leaf.device) % size]
+        if leaf.is_floating_point() and batch > size:
+            factor = torch.linspace(1.0, 0.7, batch, device=leaf.device).to(leaf.dtype)
+            taken = taken * factor.reshape(-1, *[1] * (leaf.dim() - 1))
+        return taken
+
+    resized: Call = pytree.tree_map(resize, call)
+    return resized

@@ -1,0 +1,267 @@
+"""How long models take on the machine at hand."""
+
+from __future__ import annotations
+
+import copy
+import gc
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any, overload
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from fxprune.calls import Call, call_of, first_dimension, with_batch
+from fxprune.errors import FxpruneError
+
+__all__ = ["Latency", "measure_latency"]
+
+
+@dataclass(frozen=True)
+class Latency:
+    """What was measured, and how.
+
+    Attributes:
+        seconds: the median of one call.
+        spread: the interquartile range, in seconds.
+        repeats: timed calls.
+        warmup: calls before them that were not timed.
+        batch_size: samples a call.
+        threads: that torch computed with.
+        device: such as "cpu" or "cuda:0 (NVIDIA H100 80GB HBM3)".
+        dtype: of the weights.
+        memory_format: "contiguous" or "channels_last", of weights and inputs.
+    """
+
+    seconds: float
+    spread: float
+    repeats: int
+    warmup: int
+    batch_size: int | None
+    threads: int
+    device: str
+    dtype: str
+    memory_format: str
+
+    def __str__(self) -> str:
+        batch = "" if self.batch_size is None else f"batch {self.batch_size}, "
+        threads = f"{self.threads} thread{'s' if self.threads > 1 else ''}"
+        how = f"{batch}{self.device}, {threads}, {self.dtype}, {self.memory_format}"
+        spread = f"interquartile range {self.spread * 1e3:.2g} ms"
+        return f"{self.seconds * 1e3:.3g} ms ({spread}, {self.repeats} calls; {how})"
+
+
+@overload
+def measure_latency(
+    model: nn.Module,
+    example_inputs: Any = None,
+    *,
+    batch_size: int | None = None,
+    threads: int | None = None,
+    device: str | torch.device | None = None,
+    warmup: int = 5,
+    repeats: int = 30,
+) -> Latency: ...
+
+
+@overload
+def measure_latency(
+    model: Sequence[nn.Module],
+    example_inputs: Any = None,
+    *,
+    batch_size: int | None = None,
+    threads: int | None = None,
+    device: str | torch.device | None = None,
+    warmup: int = 5,
+    repeats: int = 30,
+) -> tuple[Latency, ...]: ...
+
+
+def measure_latency(
+    model: nn.Module | Sequence[nn.Module],
+    example_inputs: Any = None,
+    *,
+    batch_size: int | None = None,
+    threads: int | None = None,
+    device: str | torch.device | None = None,
+    warmup: int = 5,
+    repeats: int = 30,
+) -> Latency | tuple[Latency, ...]:
+    """Time the forward pass of a model, or of several that take turns.
+
+    A machine that is warm, shared or saving power changes its speed from minute to minute: compare only what was
+    measured in one call, ``measure_latency([model, pruned])``. The models run in eval mode without gradients; mode,
+    threads and all else are afterwards as before. Floats among the inputs get the dtype of the weights, and images the
+    memory format of the convolutions.
+
+    Args:
+        model: one model or a sequence of them. They are not changed.
+        example_inputs: a tensor, a tuple of arguments or a dict of keyword arguments, the same for all models; default
+            as for `fxprune.trace`.
+        batch_size: repeat or shorten the inputs to so many samples; default: as they are.
+        threads: for torch to compute with; default: as set.
+        device: where to measure; default: where the model is. Another than that gets a copy.
+        warmup: calls of each model before the timed ones.
+        repeats: timed calls of each model.
+
+    Returns:
+        A `Latency`, or a tuple of them for a sequence.
+
+    Raises:
+        FxpruneError: an argument is out of range, the device is not there, or the model fails on the inputs.
+    """
+    for name, value, least in (("repeats", repeats, 1), ("warmup", warmup, 0), ("threads", threads, 1),
+                               ("batch_size", batch_size, 1)):  # fmt: skip
+        if value is not None and value < least:
+            raise FxpruneError(f"{name} (={value}) must be at least {least}")
+    models = [model] if isinstance(model, nn.Module) else list(model)
+    if not models or not all(isinstance(each, nn.Module) for each in models):
+        raise FxpruneError(f"model (={model!r:.60}) must be a module or a sequence of modules")
+    with ExitStack() as stack:
+        stack.enter_context(torch.inference_mode())
+        stack.enter_context(_threads(threads))
+        runs = [_Run.of(each, example_inputs, batch_size, device, stack) for each in models]
+        for run in runs:
+            run.warm_up(warmup)
+        stack.enter_context(_no_collection())
+        for turn in range(repeats):
+            # There and back, so that none always runs in the wake of the same other.
+            for run in runs if turn % 2 else reversed(runs):
+                run.time()
+        measured = tuple(run.latency(warmup) for run in runs)
+    return measured[0] if isinstance(model, nn.Module) else measured
+
+
+@dataclass(frozen=True)
+class _Run:
+    """One model's calls."""
+
+    model: nn.Module
+    call: Call
+    device: torch.device
+    dtype: torch.dtype
+    channels_last: bool
+    wait: Callable[[], object]
+    times: list[float]
+
+    @classmethod
+    def of(
+        cls, model: nn.Module, inputs: Any, batch_size: int | None, device: str | torch.device | None, stack: ExitStack
+    ) -> _Run:
+        call = call_of(model, inputs)
+        if batch_size is not None:
+            size = first_dimension(call)
+            if size is None:
+                raise FxpruneError(f"batch_size (={batch_size}) given, but the inputs have no first dimension")
+            call = with_batch(call, size, batch_size)
+        tensors = [*model.parameters(), *model.buffers()]
+        here = tensors[0].device if tensors else torch.device("cpu")
+        there = here if device is None else _device(device)
+        if there != here:
+            with torch.inference_mode(False):
+                model = copy.deepcopy(model).to(there)
+        stack.enter_context(_eval(model))
+        weights = [p for p in model.parameters() if p.is_floating_point()]
+        dtype = weights[0].dtype if weights else torch.get_default_dtype()
+        images = [p for p in weights if p.dim() == 4]
+        last = any(_is_channels_last(p) for p in images) or (
+            not images and any(_is_channels_last(x) for x in pytree.tree_leaves(call) if isinstance(x, Tensor))
+        )
+
+        def place(leaf: Any) -> Any:
+            if not isinstance(leaf, Tensor):
+                return leaf
+            leaf = leaf.to(there, dtype) if leaf.is_floating_point() else leaf.to(there)
+            return leaf.to(memory_format=torch.channels_last) if last and leaf.dim() == 4 else leaf
+
+        wait = (lambda: None) if there.type == "cpu" else torch.get_device_module(there).synchronize
+        return cls(model, pytree.tree_map(place, call), there, dtype, last, wait, [])
+
+    def warm_up(self, calls: int) -> None:
+        args, kwargs = self.call
+        try:
+            for _ in range(calls):
+                self.model(*args, **kwargs)
+            self.wait()
+        except Exception as error:
+            shapes = [list(x.shape) for x in pytree.tree_leaves(self.call) if isinstance(x, Tensor)]
+            raise FxpruneError(
+                f"{type(self.model).__name__} fails on inputs of shapes {shapes}: {type(error).__name__}: {error}"
+            ) from error
+
+    def time(self) -> None:
+        args, kwargs = self.call
+        self.wait()
+        start = time.perf_counter()
+        self.model(*args, **kwargs)
+        self.wait()
+        self.times.append(time.perf_counter() - start)
+
+    def latency(self, warmup: int) -> Latency:
+        quartiles = (
+            statistics.quantiles(self.times, n=4, method="inclusive") if len(self.times) > 1 else [0.0, 0.0, 0.0]
+        )
+        device = str(self.device)
+        if self.device.type == "cuda":
+            device = f"cuda:{self.device.index or 0} ({torch.cuda.get_device_name(self.device)})"
+        return Latency(
+            statistics.median(self.times),
+            quartiles[2] - quartiles[0],
+            len(self.times),
+            warmup,
+            first_dimension(self.call),
+            torch.get_num_threads(),
+            device,
+            str(self.dtype).removeprefix("torch."),
+            "channels_last" if self.channels_last else "contiguous",
+        )
+
+
+def _device(device: str | torch.device) -> torch.device:
+    try:
+        # That of a tensor has its number, "cuda" has none.
+        return torch.empty(0, device=torch.device(device)).device
+    except (RuntimeError, AssertionError) as error:
+        raise FxpruneError(f"device (={str(device)!r}) cannot be used: {str(error).splitlines()[0]}") from error
+
+
+def _is_channels_last(tensor: Tensor) -> bool:
+    return tensor.dim() == 4 and tensor.is_contiguous(memory_format=torch.channels_last) and not tensor.is_contiguous()
+
+
+@contextmanager
+def _threads(count: int | None) -> Iterator[None]:
+    before = torch.get_num_threads()
+    try:
+        if count is not None:
+            torch.set_num_threads(count)
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@contextmanager
+def _eval(model: nn.Module) -> Iterator[None]:
+    modes = {part: part.training for part in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for part, mode in modes.items():
+            part.training = mode
+
+
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    enabled = gc.isenabled()
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
