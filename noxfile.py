@@ -63,3 +63,10 @@ def coverage(session: nox.Session) -> None:
     """Run the model matrix; `-- --workers 2`, or names of models or list files, to choose."""
     install(session, "test")
     session.run("python", "tests/benchmarks/coverage.py", *(session.posargs or ["--at-least", "200"]))
+
+
+@nox.session
+def exports(session: nox.Session) -> None:
+    """Export every model of the cross-section as ONNX and .pt2, run the results, and compile it (an hour)."""
+    install(session, "test")
+    session.run("pytest", "tests/test_exporting.py", *session.posargs, env={"FXPRUNE_EXPORT": "1"})

@@ -7,8 +7,10 @@ from fxprune.checkpoint import load, save
 from fxprune.compensation import compensate
 from fxprune.criteria import scores
 from fxprune.errors import FxpruneError
+from fxprune.exporting import export
 from fxprune.flops import count_flops
 from fxprune.gating import insert_gates, remove_gates
+from fxprune.latency import Latency, measure_latency
 from fxprune.learning import Gates, learn_gates
 from fxprune.optimizers import prune_optimizer
 from fxprune.plan import Plan
@@ -27,15 +29,18 @@ __all__ = [
     "FxpruneError",
     "Gates",
     "Group",
+    "Latency",
     "Plan",
     "analyze",
     "compensate",
     "count_flops",
+    "export",
     "finetune",
     "insert_gates",
     "learn_gates",
     "load",
     "make_plan",
+    "measure_latency",
     "plan_of",
     "prune",
     "prune_optimizer",
