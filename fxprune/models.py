@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import inspect
 import math
 import weakref
 from collections.abc import Callable, Iterable, Mapping
@@ -168,6 +169,9 @@ def _torchvision_builder(spec: str, name: str) -> Callable[..., Any]:
             # Left out, it means True and warns that this will change.
             kwargs.setdefault("init_weights", True)
         kwargs.setdefault("weights", "DEFAULT" if pretrained else None)
+        if not pretrained and "weights_backbone" in inspect.signature(models.get_model_builder(name)).parameters:
+            # Left out, torchvision fetches trained weights for the backbone.
+            kwargs.setdefault("weights_backbone", None)
         return models.get_model(name, **kwargs)
 
     return build

@@ -221,4 +221,4 @@ def _(op: Rewrite, input: Any, *arguments: Any, **options: Any) -> Call | None:
 def embedding(op: Op, input: Labels, weight: Labels, *args: Any, **kwargs: Any) -> Labels:
     op.freeze(input, "used as an index")
     op.freeze(weight.dims[0], "rows of an embedding table")
-    return Labels((*input.shape, weight.dims[1]), (*(False,) * len(input.dims), True))
+    return Labels((*input.shape, weight.dims[1]), (*(False,) * len(input.dims), weight.zero[1]))

@@ -6,7 +6,6 @@ They need no memory to speak of, so they reach every model there is; what they c
 from __future__ import annotations
 
 import importlib
-import inspect
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -17,6 +16,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 import fxprune
+from fxprune.errors import FxpruneError
 from fxprune.models import example_inputs, load_model
 
 __all__ = ["CHECKS", "NEEDED", "PREFIX", "all_models"]
@@ -46,18 +46,20 @@ def all_models() -> list[str]:
 def _build(spec: str, state: State, result: Result) -> None:
     name = spec.removeprefix(PREFIX)
     with torch.device("meta"):
-        state["model"] = load_model(name, **_arguments(name)).eval()
-    state["inputs"] = example_inputs(state["model"])
+        try:
+            model = load_model(name).eval()
+        except FxpruneError:
+            # Some compute their widths with tensors.
+            with torch.device("cpu"):
+                model = load_model(name).eval().to("meta")
+        inputs: tuple[Tensor, ...]
+        if type(model).__module__.startswith("torchvision.models.detection"):
+            # What a detector does with its boxes depends on their values: what is pruned of it is the backbone.
+            model, inputs = model.backbone, (torch.randn(1, 3, 320, 320),)
+        else:
+            inputs = example_inputs(model)
+    state["model"], state["inputs"] = model, inputs
     result["family"] = type(state["model"]).__module__
-
-
-def _arguments(name: str) -> dict[str, Any]:
-    """torchvision's models of several parts would fetch the weights of their backbones."""
-    library, _, model = name.partition(":")
-    if library != "torchvision":
-        return {}
-    builder = importlib.import_module("torchvision.models").get_model_builder(model)
-    return {"weights_backbone": None} if "weights_backbone" in inspect.signature(builder).parameters else {}
 
 
 def _trace(spec: str, state: State, result: Result) -> None:

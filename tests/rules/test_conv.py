@@ -10,6 +10,28 @@ from torch import nn
 
 # name -> (model, inputs, channels that can be pruned)
 NETS = {
+    "with weights that are not zero where their parameters are": (
+        lambda: net(
+            lambda self, x: self.c(F.conv2d(self.a(x), 1 + self.w, groups=2).sum(1, keepdim=True)),
+            a=nn.Conv2d(3, 8, 1),
+            w=parameter(6, 4, 1, 1),
+            c=nn.Conv2d(1, 2, 1),
+        ),
+        image(),
+        4,
+    ),
+    "depthwise by a kernel that is repeated for each channel": (
+        lambda: net(
+            lambda self, x: self.c(
+                F.conv2d(y := self.a(x).sigmoid(), self.k.repeat(y.shape[1], 1, 1, 1), groups=y.shape[1])
+            ),
+            a=nn.Conv2d(3, 8, 1),
+            k=torch.rand(1, 1, 3, 3),
+            c=nn.Conv2d(8, 2, 1),
+        ),
+        image(),
+        8,
+    ),
     "a plain chain": (
         lambda: nn.Sequential(nn.Conv2d(3, 6, 3), nn.Sigmoid(), nn.Conv2d(6, 5, 3), nn.Conv2d(5, 2, 1)),
         image(),

@@ -11,6 +11,40 @@ from torch import nn
 X = torch.randn(3, 4)
 
 NETS = {
+    "with a weight that is not zero where its parameter is": (
+        lambda: net(
+            lambda self, x: self.out(F.linear(x, 1 + self.w, self.b).sum(-1, keepdim=True)),
+            w=parameter(6, 4),
+            b=parameter(6),
+            out=nn.Linear(1, 2),
+        ),
+        X,
+        0,
+    ),
+    "with a bias that is not zero where its parameter is": (
+        lambda: net(
+            lambda self, x: self.out(F.linear(x, self.w, 1 + self.b).sum(-1, keepdim=True)),
+            w=parameter(6, 4),
+            b=parameter(6),
+            out=nn.Linear(1, 2),
+        ),
+        X,
+        0,
+    ),
+    "tensordot": (
+        lambda: net(
+            lambda self, x: torch.tensordot(torch.tensordot(x, self.v, dims=1).tanh(), self.w, dims=([2], [1])),
+            v=parameter(4, 6),
+            w=parameter(2, 6),
+        ),
+        tokens(),
+        6,
+    ),
+    "an embedding bag": (
+        lambda: nn.Sequential(nn.EmbeddingBag(7, 6), nn.Tanh(), nn.Linear(6, 2)),
+        torch.tensor([[0, 1, 2], [6, 5, 5]]),
+        6,
+    ),
     "a chain": (
         lambda: nn.Sequential(nn.Linear(4, 6), nn.Sigmoid(), nn.Linear(6, 5, bias=False), nn.Linear(5, 2)),
         X,

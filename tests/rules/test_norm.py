@@ -30,6 +30,26 @@ def after(function: object, **parts: object) -> nn.Module:
 
 
 NETS = {
+    "layer norm with a weight that is not zero where its parameter is": (
+        lambda: after(
+            lambda self, x: F.layer_norm(x, (8,), 1 + self.w).sum(-1, keepdim=True).expand(-1, -1, 8), w=parameter(8)
+        ),
+        tokens(width=4),
+        8,
+    ),
+    "batch norm with a bias that is not zero where its parameter is": (
+        lambda: after(
+            lambda self, x: (
+                F.batch_norm(x.mT, self.m, self.v, self.w, 1 + self.b).mT.sum(-1, keepdim=True).expand(-1, -1, 8)
+            ),
+            w=parameter(8),
+            b=parameter(8),
+            m=torch.zeros(8),
+            v=torch.ones(8),
+        ),
+        tokens(width=4),
+        8,
+    ),
     "batch norm": (lambda: around(nn.BatchNorm2d(8)), image(), 8),
     "batch norm without parameters": (lambda: around(nn.BatchNorm2d(8, affine=False)), image(), 8),
     "batch norm without statistics": (lambda: around(nn.BatchNorm2d(8, track_running_stats=False)), image(), 8),
