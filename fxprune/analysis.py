@@ -25,10 +25,15 @@ from fxprune.rules.size import attribute, map_values, size
 __all__ = ["analyze"]
 
 _SIZE_RULES = (attribute, getitem, size)
-_VIEWS = (
+# What may share memory with its first argument.
+_VIEWS = frozenset((
     *("view", "reshape", "transpose", "permute", "flatten", "unflatten", "squeeze", "unsqueeze", "narrow", "select"),
-    *("expand", "view_as", "movedim", "t", "swapaxes", operator.getitem, torch.flatten, torch.permute, torch.transpose),
-)
+    *("expand", "expand_as", "view_as", "reshape_as", "movedim", "moveaxis", "t", "swapaxes", "swapdims", "chunk"),
+    *("split", "split_with_sizes", "tensor_split", "unbind", "diagonal", "contiguous", "detach", "to", "type_as"),
+    *("float", "double", "half", "view_as_real", "view_as_complex", "dropout", "requires_grad_"),
+    operator.getitem, getattr,
+))  # fmt: skip
+_VIEW_MODULES = (nn.Flatten, nn.Unflatten, nn.modules.dropout._DropoutNd, nn.Identity)
 # Methods whose answer does not depend on the channels.
 _HARMLESS = (
     *("dim", "ndimension", "element_size", "is_floating_point", "is_complex", "is_contiguous", "get_device", "type"),
@@ -50,7 +55,10 @@ def analyze(traced: fx.GraphModule) -> ChannelGraph:
     labels_of: dict[str, Any] = {}
     terms: list[Term] = []
     contractions: dict[str, tuple[tuple[str, int], ...]] = {}
-    used = _used(traced.graph)
+    root = _roots(traced.graph, modules)
+    used = _used(traced.graph, root)
+    by_name: dict[str, fx.Node] = {}
+    sharing: dict[fx.Node, list[fx.Node]] = {}
     for node in traced.graph.nodes:
         if "value" not in node.meta:
             raise FxpruneError(f"node {node.name} has no value: pass what fxprune.trace returned, not another graph")
@@ -58,8 +66,10 @@ def analyze(traced: fx.GraphModule) -> ChannelGraph:
         op = Op(node, ids, parameters, module, labels_of)
         labels, cost = _propagate(op)
         labels_of[node.name] = labels
-        if "mutates" in node.meta:
-            _forget_zeros(node, labels_of)
+        for written in node.meta.get("mutates", ()):
+            _forget_zeros(sharing.pop(root[by_name[written]], []), labels_of)
+        by_name[node.name] = node
+        sharing.setdefault(root[node], []).append(node)
         if node in used:
             terms.extend(cost)
         if entering := _entering(op):
@@ -67,26 +77,46 @@ def analyze(traced: fx.GraphModule) -> ChannelGraph:
     return _collect(traced, ids, parameters, labels_of, terms, contractions)
 
 
-def _used(graph: fx.Graph) -> set[fx.Node]:
+def _roots(graph: fx.Graph, modules: dict[str, nn.Module]) -> dict[fx.Node, fx.Node]:
+    """For each node the one that it shares its memory with, as far as can be told: the first of them."""
+    root: dict[fx.Node, fx.Node] = {}
+    for node in graph.nodes:
+        name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+        is_view = node.target in _VIEWS or name in _VIEWS or "mutates" in node.meta
+        if node.op == "call_module":
+            is_view = isinstance(modules[name], _VIEW_MODULES) or "mutates" in node.meta
+        first = node.args[0] if node.args else None
+        root[node] = root[first] if is_view and isinstance(first, fx.Node) else node
+    return root
+
+
+def _used(graph: fx.Graph, root: dict[fx.Node, fx.Node]) -> set[fx.Node]:
     """The nodes that the output depends on; fvcore does not count the others, which are there for their state."""
+    by_name = {node.name: node for node in graph.nodes}
+    written = {n: {root[by_name[name]] for name in n.meta["mutates"]} for n in graph.nodes if "mutates" in n.meta}
     used: set[fx.Node] = set()
-    stack = [n for n in graph.nodes if n.op == "output" or (n.op != "call_module" and "mutates" in n.meta)]
+    seen = {node for node in graph.nodes if node.op in ("placeholder", "get_attr")}
+    stack = [graph.output_node()]
     while stack:
-        node = stack.pop()
-        if node not in used:
-            used.add(node)
-            stack.extend(node.all_input_nodes)
+        while stack:
+            node = stack.pop()
+            if node not in used:
+                used.add(node)
+                seen.add(root[node])
+                stack.extend(node.all_input_nodes)
+        # What is written into something that is seen later.
+        stack = [node for node, roots in written.items() if node not in used and roots & seen]
     return used
 
 
-def _forget_zeros(node: fx.Node, labels_of: dict[str, Any]) -> None:
-    """What was written into, and what it is a view of, may be anything now."""
-    while node.args and isinstance(node.args[0], fx.Node):
-        node = node.args[0]
-        if isinstance(labels := labels_of[node.name], Labels):
-            labels_of[node.name] = Labels(labels.dims, (False,) * len(labels.dims))
-        if node.target not in _VIEWS:
-            return
+def _forget_zeros(sharing: list[fx.Node], labels_of: dict[str, Any]) -> None:
+    """What shares memory with what was written into may be anything now."""
+    for node in sharing:
+        labels_of[node.name] = map_labels(_without_zeros, labels_of[node.name])
+
+
+def _without_zeros(label: Any) -> Any:
+    return Labels(label.dims, (False,) * len(label.dims)) if isinstance(label, Labels) else label
 
 
 def _entering(op: Op) -> tuple[tuple[str, int], ...]:

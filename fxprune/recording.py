@@ -322,9 +322,13 @@ class Recorder(TorchFunctionMode):
         torch._C._set_grad_enabled(False)
         try:
             value = run()
-        except (NotImplementedError, RuntimeError):
+        except (NotImplementedError, RuntimeError) as error:
             if op == "call_module" or origin < _INPUTS:
                 value = self._run_for_real(op, target, args, kwargs)
+            elif _shape_is_unknown(error):
+                raise DataDependentError(
+                    f"the size of what `{getattr(target, '__name__', target)}` gives depends on the values of the input"
+                ) from error
             else:
                 raise
         finally:
@@ -349,7 +353,7 @@ class Recorder(TorchFunctionMode):
 
     def _note_mutation(self, node: fx.Node, mutated: list[Tensor]) -> None:
         if mutated:
-            node.meta["mutates"] = True
+            node.meta["mutates"] = tuple(self.node_of(tensor).name for tensor in mutated)
             for tensor in mutated:
                 self._outdate(tensor)
             self.origin[node] = _INPUTS
@@ -508,6 +512,14 @@ def _shape(recorder: Recorder, func: Any, tensor: Tensor, *_: Any) -> Any:
         return func(tensor)
     node = recorder.node_of(tensor)
     return torch.Size([recorder.size(node, i, size) for i, size in enumerate(tensor.shape)])
+
+
+def _shape_is_unknown(error: Exception) -> bool:
+    """Whether a function failed on the meta device because its result has no size before it has values."""
+    return any(name in repr(error) for name in _SIZED_BY_VALUES)
+
+
+_SIZED_BY_VALUES = ("DynamicOutputShape", "nonzero", "masked_select", "unique", "bincount", "repeat_interleave", "nms")
 
 
 def _is_layout(node: fx.Node) -> bool:

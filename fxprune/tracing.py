@@ -14,6 +14,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.prune import BasePruningMethod
 from torch.nn.utils.weight_norm import WeightNorm
 from torch.overrides import TorchFunctionMode
 
@@ -357,9 +358,11 @@ def _is_library_module(module: nn.Module) -> bool:
 
 
 def _makes_its_weights(module: nn.Module) -> bool:
-    """By a parametrisation, or as `nn.utils.weight_norm` did it: by a hook."""
+    """By a parametrisation, or as `nn.utils.weight_norm` did and `nn.utils.prune` does it: by a hook."""
     hooks = module._forward_pre_hooks.values()
-    return "parametrizations" in module._modules or any(isinstance(hook, WeightNorm) for hook in hooks)
+    return "parametrizations" in module._modules or any(
+        isinstance(hook, (WeightNorm, BasePruningMethod)) for hook in hooks
+    )
 
 
 def _tensors_in(*values: Any) -> Iterable[Tensor]:
@@ -445,7 +448,10 @@ def _explained(model: nn.Module, recorder: Recorder, error: Exception) -> Fxprun
     if path:
         module += f" ({type(model.get_submodule(path)).__name__})"
     if isinstance(error, DataDependentError):
-        cure = "Control flow on the values of the input cannot be part of a graph."
+        cure = (
+            "What depends on the values of the input cannot be part of a graph. Prune a part of the model that has "
+            "nothing of the kind, as the backbone of a detector: `model.backbone = prune(model.backbone, example_inputs=x)`."
+        )
     else:
         cure = "Check that the model runs on the example inputs."
     way_out = f"`trace(..., leaves=({path!r},))` keeps that module whole." if path else "Move it into a submodule."

@@ -328,6 +328,35 @@ def test_control_flow_on_the_input_says_where_and_what_to_do() -> None:
     assert_same(Branching(), trace(Branching(), torch.randn(2, 3), leaves=(Branch,)), -torch.ones(2, 3))
 
 
+class Selecting(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x[x > 0]
+
+
+def test_sizes_that_depend_on_the_values_of_the_input_are_an_error_that_says_so() -> None:
+    with pytest.raises(FxpruneError, match="size of what `getitem` gives depends on the values.*backbone"):
+        trace(Selecting(), torch.randn(2, 3))
+
+
+class CausalByValue(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        mask = torch.ones(x.shape[1], x.shape[1], device=x.device).tril()
+        return x * 2 if bool((mask == mask.tril()).all()) else x
+
+
+def test_control_flow_on_what_only_the_sizes_of_the_input_tell_is_taken_as_a_constant() -> None:
+    traced = trace(CausalByValue(), torch.randn(2, 3))
+    assert_same(CausalByValue(), traced, torch.randn(2, 3))
+    assert any("was taken as a constant" in note for note in traced.meta["notes"])
+
+
+def test_what_was_traced_can_be_traced_again() -> None:
+    """The second time its containers are bare modules, some with nothing in them but a pooling layer."""
+    model = make("resnet18")
+    once = trace(model, torch.randn(1, 3, 64, 64))
+    assert_same(model, trace(once, torch.randn(1, 3, 64, 64)), torch.randn(1, 3, 64, 64))
+
+
 def test_inputs_that_do_not_fit_are_an_error() -> None:
     with pytest.raises(FxpruneError, match="do not fit"):
         trace(Branching(), (torch.randn(2), torch.randn(2)))

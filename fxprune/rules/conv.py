@@ -6,6 +6,7 @@ or whole conv groups go (a depthwise convolution is the case of one channel per 
 
 from __future__ import annotations
 
+import operator
 from typing import Any
 
 import numpy as np
@@ -173,5 +174,9 @@ def _(op: Rewrite, *args: Any, **kwargs: Any) -> Call | None:
     if groups == 1:
         return None
     x, weight = given.get(0, given.get("input")), given.get(1, given.get("weight"))
-    given[key] = _groups_left(op, x, groups, len(op.labels(weight).dims) - 2)
+    left: Any = _groups_left(op, x, groups, len(op.labels(weight).dims) - 2)
+    if left != groups and not op.is_static(given[key]):
+        # One kernel for each sample of the batch: as many conv groups at any batch.
+        left = op.insert(operator.floordiv, (op.insert(operator.mul, (given[key], left)), groups))
+    given[key] = left
     return Call(tuple(given[k] for k in range(len(args))), {name: given[name] for name in kwargs})

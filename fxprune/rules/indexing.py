@@ -43,6 +43,7 @@ def _index_tensor(op: Op, x: Labels, index: Any) -> Labels:
             continue
         dim = x.dims[d]
         if isinstance(entry, slice):
+            _freeze_if_moving(op, dim, entry)
             _unite_steps(op, dim, entry)
             dims.append(op.part(dim, entry))
             zero.append(x.zero[d])
@@ -53,6 +54,14 @@ def _index_tensor(op: Op, x: Labels, index: Any) -> Labels:
     shape = op.shape
     assert tuple(size_of(dim) for dim in dims) == shape, f"{op.node}: {dims} is not {shape}"
     return Labels(tuple(dims), tuple(zero))
+
+
+def _freeze_if_moving(op: Op, dim: Dim, entry: slice) -> None:
+    """Bounds that are computed from the batch or the resolution cannot be written as numbers."""
+    computed: list[fx.Node] = []
+    fx.node.map_arg(op.node.args[1], computed.append)
+    if not isinstance(dim, int) and not _is_whole(entry) and not all(map(op.is_static, computed)):
+        op.freeze(dim, "cut at a place that is computed from the batch or the resolution")
 
 
 def _unite_steps(op: Op, dim: Dim, entry: slice) -> None:
@@ -163,6 +172,7 @@ def setitem(op: Op, container: Labels, index: Any, value: Any) -> None:
     for entry in entries:
         dim = 1 if entry is None else next(dims)
         if isinstance(entry, slice):
+            _freeze_if_moving(op, dim, entry)
             _unite_steps(op, dim, entry)
             region.append(op.part(dim, entry))
         elif entry is None:

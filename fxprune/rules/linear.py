@@ -186,6 +186,35 @@ def _(op: Op, out: Labels, equation: str, *operands: Any) -> list[Term]:
     return cost
 
 
+def _bilinear(op: Op, left: Labels, right: Labels, weight: Labels, bias: Labels | None) -> Labels:
+    contract(op, left, -1, weight, 1)
+    contract(op, right, -1, weight, 2)
+    out = weight.dims[0] if bias is None else op.unite(weight.dims[0], bias.dims[0])
+    lead = tuple(op.unite(a, b) for a, b in zip(left.dims[:-1], right.dims[:-1], strict=True))
+    zero = weight.zero[0] and (bias is None or bias.zero[0])
+    return Labels((*lead, out), (*(False,) * len(lead), zero))
+
+
+@rule("bilinear")
+def bilinear(op: Op, input1: Labels, input2: Labels, weight: Labels, bias: Labels | None = None) -> Labels:
+    """fvcore does not count it."""
+    return _bilinear(op, input1, input2, weight, bias)
+
+
+@rule(nn.Bilinear)
+def bilinear_module(op: Op, input1: Labels, input2: Labels) -> Labels:
+    weight = op.weight("weight")
+    assert weight is not None
+    return _bilinear(op, input1, input2, weight, op.weight("bias"))
+
+
+@bilinear_module.rewrite
+def _(op: Rewrite, input1: Any, input2: Any) -> Call | None:
+    module: Any = op.module
+    module.out_features, module.in1_features, module.in2_features = module.weight.shape
+    return None
+
+
 @rule("tensordot")
 def tensordot(op: Op, input: Labels, other: Labels, dims: Any = 2, **options: Any) -> Labels:
     """fvcore does not count it."""

@@ -191,7 +191,7 @@ NETS = {
         X,
         6,
     ),
-    "bilinear has no rule": (
+    "bilinear": (
         lambda: net(
             lambda self, x: self.out(self.both(self.a(x), x)),
             a=nn.Linear(4, 6),
@@ -199,7 +199,7 @@ NETS = {
             out=nn.Linear(5, 2),
         ),
         X,
-        0,
+        11,
     ),
 }
 

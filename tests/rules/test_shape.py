@@ -288,6 +288,30 @@ NETS = {
         image(),
         8,
     ),
+    "written into through a chunk": (
+        lambda: images(lambda self, x: (x.chunk(2, 1)[0].add_(1), x.sum(1, keepdim=True).expand(-1, 8, -1, -1))[1]),
+        image(),
+        8,
+    ),
+    "written into after a view was taken": (
+        lambda: images(lambda self, x: (v := x[:, :4], x.add_(1), v.sum(1, keepdim=True).expand(-1, 8, -1, -1))[2]),
+        image(),
+        12,
+    ),
+    "written into through a dropout that does nothing": (
+        lambda: images(
+            lambda self, x: (F.dropout(x, 0.5, False).add_(1), x.sum(1, keepdim=True).expand(-1, 8, -1, -1))[1]
+        ),
+        image(),
+        8,
+    ),
+    "written into through a flattened view": (
+        lambda: images(
+            lambda self, x: (self.flat(x).add_(1), x.sum(1, keepdim=True).expand(-1, 8, -1, -1))[1], flat=nn.Flatten(2)
+        ),
+        image(),
+        8,
+    ),
     "written into in channels": (
         lambda: images(lambda self, x: (operator.setitem(x, (slice(None), 0), 0.5), x)[1]),
         image(),
