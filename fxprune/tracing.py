@@ -450,7 +450,7 @@ def _explained(model: nn.Module, recorder: Recorder, error: Exception) -> Fxprun
     if isinstance(error, DataDependentError):
         cure = (
             "What depends on the values of the input cannot be part of a graph. Prune a part of the model that has "
-            "nothing of the kind, as the backbone of a detector: `model.backbone = prune(model.backbone, example_inputs=x)`."
+            "nothing of the kind, as a detector's backbone: `model.backbone = prune(model.backbone, example_inputs=x)`."
         )
     else:
         cure = "Check that the model runs on the example inputs."

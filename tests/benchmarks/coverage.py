@@ -18,8 +18,10 @@ import hashlib
 import importlib
 import io
 import json
+import math
 import multiprocessing
 import resource
+import signal
 import statistics
 import sys
 import time
@@ -273,10 +275,11 @@ def run(specs: Sequence[str], output: Path, *, workers: int, seconds: float, gib
         while waiting and len(running) < workers:
             spec = waiting.pop()
             here, there = context.Pipe(duplex=False)
-            process = context.Process(target=_child, args=(spec, there, gib))
+            process = context.Process(target=_child, args=(spec, there, gib, seconds))
             process.start()
             there.close()
-            running[here] = (spec, process, time.monotonic() + seconds, "start")
+            # It may wait for a processor much longer than it computes.
+            running[here] = (spec, process, time.monotonic() + 20 * seconds, "start")
         for connection in wait(list(running), timeout=1.0):
             assert isinstance(connection, Connection)
             spec, process, deadline, stage = running[connection]
@@ -284,7 +287,11 @@ def run(specs: Sequence[str], output: Path, *, workers: int, seconds: float, gib
                 message = connection.recv()
             except EOFError:
                 process.join()
-                message = _lost(spec, stage, f"the process ended with exit code {process.exitcode}")
+                late = process.exitcode == -signal.SIGXCPU
+                reason = (
+                    f"took over {seconds:.0f} s" if late else f"the process ended with exit code {process.exitcode}"
+                )
+                message = _lost(spec, stage, reason)
             if isinstance(message, str):
                 running[connection] = (spec, process, deadline, message)
                 continue
@@ -298,11 +305,14 @@ def run(specs: Sequence[str], output: Path, *, workers: int, seconds: float, gib
                 process.join()
                 del running[connection]
                 done += 1
-                _write(output, _lost(spec, stage, f"took over {seconds:.0f} s"), source, f"[{done}/{len(specs)}]")
+                _write(
+                    output, _lost(spec, stage, f"waited over {20 * seconds:.0f} s"), source, f"[{done}/{len(specs)}]"
+                )
 
 
-def _child(spec: str, connection: Connection, gib: float) -> None:
+def _child(spec: str, connection: Connection, gib: float, seconds: float) -> None:
     limit = int(gib * 2**30)
+    resource.setrlimit(resource.RLIMIT_CPU, (math.ceil(seconds), math.ceil(seconds) + 5))
     # Of data, not of addresses: torch's libraries alone map many GiB that they never touch.
     resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
     connection.send(check(spec, say=connection.send))
@@ -390,7 +400,7 @@ def main() -> int:
     parser.add_argument("--fresh", action="store_true", help="forget OUTPUT's results")
     parser.add_argument("--any-source", action="store_true", help="keep results of other versions of fxprune's source")
     parser.add_argument("--workers", type=int, default=1, help="models at a time, one core each (default 1)")
-    parser.add_argument("--seconds", type=float, default=900.0, help="time limit of one model (default 900)")
+    parser.add_argument("--seconds", type=float, default=900.0, help="CPU time limit of one model (default 900)")
     parser.add_argument("--gib", type=float, default=14.0, help="memory limit of one model in GiB (default 14)")
     parser.add_argument("--at-least", type=int, help="how many must pass (default: all)")
     options = parser.parse_args()
