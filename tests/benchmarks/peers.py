@@ -25,12 +25,17 @@ PEERS = {
 
 
 def prune_with_peer(
-    name: str, base: nn.Module, budget: float, example: Tensor, labelled: Iterable[tuple[Tensor, Tensor]]
+    name: str,
+    base: nn.Module,
+    budget: float,
+    example: Tensor,
+    labelled: Iterable[tuple[Tensor, Tensor]],
+    round_to: int = 1,
 ) -> nn.Module:
     """The largest model at or below `budget` times the FLOPs of `base` that Torch-Pruning makes in one shot."""
     gradients = _gradients(base, labelled) if "taylor" in name else None
     limit = budget * count_flops(base, example)
-    return largest(lambda ratio: _pruned(name, base, ratio, example, gradients), limit, example)
+    return largest(lambda ratio: _pruned(name, base, ratio, example, gradients, round_to), limit, example)
 
 
 def largest(prune: Callable[[float], nn.Module], limit: float, example: Tensor, steps: int = 12) -> nn.Module:
@@ -49,7 +54,12 @@ def largest(prune: Callable[[float], nn.Module], limit: float, example: Tensor, 
 
 
 def _pruned(
-    name: str, base: nn.Module, ratio: float, example: Tensor, gradients: list[Tensor | None] | None
+    name: str,
+    base: nn.Module,
+    ratio: float,
+    example: Tensor,
+    gradients: list[Tensor | None] | None,
+    round_to: int = 1,
 ) -> nn.Module:
     import torch_pruning
 
@@ -67,6 +77,7 @@ def _pruned(
             global_pruning=competing,
             pruning_ratio=ratio,
             ignored_layers=[classifier],
+            round_to=round_to if round_to > 1 else None,
         )
         pruner.step()
     model.zero_grad()
