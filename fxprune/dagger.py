@@ -12,10 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Dagger", "Join", "flops_penalty", "gate", "straight_through"]
+__all__ = ["Dagger", "Join", "flops_balance", "gate", "straight_through"]
 
 _OPEN = 1.0
 _HIDDEN = 16
+_WIDTH = 0.3
 
 
 def gate(x: Tensor, gates: Tensor, index: Tensor, dim: int) -> Tensor:
@@ -114,18 +115,21 @@ class Join(nn.Module):
 
 
 def straight_through(logits: Tensor) -> Tensor:
-    """1 where a logit is positive, else 0; the gradient is the sigmoid's."""
-    soft = torch.sigmoid(logits)
+    """1 where a logit is positive, else 0; the gradient is that of a steep sigmoid: what is near 0 learns most."""
+    soft = torch.sigmoid(logits / _WIDTH)
     hard = (logits > 0).to(soft.dtype)
     return hard + (soft - soft.detach())
 
 
-def flops_penalty(flops: Tensor, target: float) -> Tensor:
-    """FLOPs-aware regularisation: the relative excess over the target, squared and linear; 0 below it.
+def flops_balance(task: Tensor, flops: Tensor) -> float:
+    """The weight of the FLOPs in the loss at which its pull and the task's leave the FLOPs as they are.
+
+    With this multiplier a step moves along the surface of equal FLOPs: the gradient of `task + weight * FLOPs` has no
+    part along that of the FLOPs.
 
     Args:
-        flops: FLOPs of the gates, differentiable, as a fraction of the whole model's.
-        target: the fraction to reach.
+        task: the gradient of the task's loss by the logits.
+        flops: the gradient of the FLOPs by the logits.
     """
-    excess = torch.relu(flops - target) / target
-    return excess + excess.square()
+    size = float(flops.square().sum())
+    return max(0.0, -float((task * flops).sum()) / size) if size else 0.0

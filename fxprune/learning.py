@@ -1,4 +1,9 @@
-"""Learn the gates: task loss plus FLOPs-aware regularisation."""
+"""Learn the gates: task loss plus FLOPs-aware regularisation.
+
+The weight of the regularisation is not fixed: at each step it is what balances the pull of the task along the FLOPs
+(`fxprune.dagger.flops_balance`), and all logits are then shifted together until the open gates meet the target of the
+moment. So the budget is met whatever the scale of the loss, and what is learned is which channels use it best.
+"""
 
 from __future__ import annotations
 
@@ -14,12 +19,11 @@ from torch import Tensor, fx, nn
 
 from fxprune.channels import ChannelGraph
 from fxprune.criteria import Scores, scores
-from fxprune.dagger import Dagger, Join, flops_penalty
+from fxprune.dagger import Dagger, flops_balance, straight_through
 from fxprune.data import Batch, check_labels, run_model
 from fxprune.errors import FxpruneError
 from fxprune.gating import dagger_inputs, gate_logits, gated_groups, insert_gates
 from fxprune.losses import class_loss, distillation_loss, number_of_classes
-from fxprune.polynomial import Polynomial
 from fxprune.progress import Progress
 from fxprune.sharding import Shards, own_randomness
 from fxprune.snapshots import load_run, save_snapshot
@@ -29,6 +33,8 @@ __all__ = ["Gates", "learn_gates"]
 
 _SPREAD = 4.0
 _RAMP = 0.7
+# The best channel of a group stays open by this much.
+_LAST = 1e-3
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,9 +60,8 @@ def learn_gates(
     *,
     flops: float = 0.5,
     epochs: int = 1,
-    start: str | Callable[[ChannelGraph], Scores] = "l2",
-    lr: float | None = None,
-    penalty: float = 4.0,
+    start: str | Callable[[ChannelGraph], Scores] = "relevance",
+    lr: float = 0.02,
     train_weights: bool = False,
     weight_lr: float = 1e-3,
     temperature: float = 1.0,
@@ -69,9 +74,10 @@ def learn_gates(
 ) -> Gates:
     """Learn which channels to keep, with Dagger modules (arXiv 2010.15041) that read the weights.
 
-    The loss is the task's (cross-entropy where the data has labels, else distillation from the ungated model) plus
-    `penalty` times `fxprune.dagger.flops_penalty` of the gates. Gates start open; the target falls linearly from the
-    whole model to the budget over the first part of the run, and they are binary all along (straight-through).
+    The loss is the task's (cross-entropy where the data has labels, else distillation from the ungated model) plus the
+    FLOPs of the gates times a weight that balances the two. Gates start open, in the order of a criterion; the target
+    falls linearly from the whole model to the budget over the first part of the run. They are binary all along
+    (straight-through), meet the target at every step, and at least one of each group stays open.
 
     Args:
         graph: the analysed model; neither it nor its module is changed.
@@ -79,8 +85,8 @@ def learn_gates(
         flops: the fraction of the model's FLOPs to reach.
         epochs: passes over the data.
         start: the criterion whose order the gates start in, as for `fxprune.scores`.
-        lr: learning rate of the Dagger modules; default: what lets a gate cross all others within the run.
-        penalty: weight of the FLOPs regularisation, lambda.
+        lr: learning rate of the Dagger modules, falling to zero by a cosine. The start spreads logits over a range of
+            4: in few steps only gates near the threshold change sides.
         train_weights: train the weights along with the gates (SGD at `weight_lr`); otherwise they are frozen.
         temperature: of the distillation.
         reluctant: whether groups that are pruned only in need get gates.
@@ -97,7 +103,6 @@ def learn_gates(
         epochs=epochs,
         start=start if isinstance(start, str) else "a function",
         lr=lr,
-        penalty=float(penalty),
         train_weights=train_weights,
         weight_lr=weight_lr,
         temperature=temperature,
@@ -136,8 +141,7 @@ class _Settings:
     flops: float
     epochs: int
     start: str
-    lr: float | None
-    penalty: float
+    lr: float
     train_weights: bool
     weight_lr: float
     temperature: float
@@ -148,7 +152,7 @@ class _Settings:
     def __post_init__(self) -> None:
         if not 0 < self.flops <= 1:
             raise FxpruneError(f"flops (={self.flops}) must be a fraction in (0, 1] for learning gates")
-        for name in ("epochs", "penalty", "weight_lr", "temperature"):
+        for name in ("epochs", "lr", "weight_lr", "temperature"):
             if not getattr(self, name) > 0:
                 raise FxpruneError(f"{name} (={getattr(self, name)}) must be positive")
 
@@ -156,36 +160,16 @@ class _Settings:
 class _Objective(nn.Module):
     """All that depends on parameters, in one forward, as data-parallel training wants it."""
 
-    def __init__(self, gated: fx.GraphModule, graph: ChannelGraph, settings: _Settings) -> None:
+    def __init__(self, gated: fx.GraphModule, settings: _Settings) -> None:
         super().__init__()
         self.gated = gated
-        self._graph = graph
-        self._polynomial: Polynomial = graph.flops
-        self._total = float(graph.flops.total)
-        self._settings = settings
-        channels = np.concatenate([group.channels for group in gated_groups(graph, settings.reluctant)])
-        self.channels: Tensor
-        self.register_buffer("channels", torch.from_numpy(channels), persistent=False)
+        self._temperature = settings.temperature
 
-    def forward(self, batch: Batch, wanted: Any, target: float) -> tuple[Tensor, Tensor, Tensor]:
-        outputs, given = self._run(batch)
+    def forward(self, batch: Batch, wanted: Any) -> Tensor:
+        outputs = run_model(self.gated, batch)
         if batch.labels is not None:
-            task = class_loss(outputs, batch.labels)
-        else:
-            task = distillation_loss(outputs, wanted, self._settings.temperature)
-        gates = given.new_ones(self._graph.num_channels).index_copy(0, self.channels, given[:-1])
-        left = self._polynomial.differentiable(gates) / self._total
-        return task + self._settings.penalty * flops_penalty(left, target), task.detach(), left.detach()
-
-    def _run(self, batch: Batch) -> tuple[Any, Tensor]:
-        """The gated model's outputs, and the gates that it used."""
-        seen: list[Tensor] = []
-        join = next(module for module in self.gated.modules() if isinstance(module, Join))
-        hook = join.register_forward_hook(lambda _, __, gates: seen.append(gates))
-        try:
-            return run_model(self.gated, batch), seen[0]
-        finally:
-            hook.remove()
+            return class_loss(outputs, batch.labels)
+        return distillation_loss(outputs, wanted, self._temperature)
 
 
 class _Run:
@@ -201,22 +185,30 @@ class _Run:
         gated.train(settings.train_weights)
         for parameter in weights:
             parameter.requires_grad_(settings.train_weights and parameter.requires_grad)
-        lr = settings.lr if settings.lr is not None else 2 * _SPREAD / max(steps, 1)
         # Many small tensors: one by one they would cost more than they are worth.
-        updates: list[torch.optim.Optimizer] = [torch.optim.Adam(daggers, lr=lr, fused=True)]
+        updates: list[torch.optim.Optimizer] = [
+            torch.optim.Adam(daggers, lr=settings.lr, betas=(0.9, 0.99), fused=True)
+        ]
         if settings.train_weights:
             chosen = [p for p in weights if p.requires_grad]
             updates.append(torch.optim.SGD(chosen, lr=settings.weight_lr, momentum=0.9))
-        self.objective, *self.updates = accelerator.prepare(_Objective(gated, graph, settings), *updates)
+        self.objective, *self.updates = accelerator.prepare(_Objective(gated, settings), *updates)
+        self.inputs = dagger_inputs(gated)
         if settings.train_weights:
-            for module, read in dagger_inputs(gated):
+            for module, read in self.inputs:
                 module.hold(*read)
         self.teacher: Any = frozen(graph.module, accelerator.device)
+        groups = gated_groups(graph, settings.reluctant)
+        self.channels = np.concatenate([group.channels for group in groups])
+        self.sizes = [len(group) for group in groups]
+        self.total = float(graph.flops.total)
         self.step = 0
+        self.balance = 0.0
         self.losses: list[float] = []
+        self.left = self._meet(self._target(0))
 
     def train(self, batch: Batch) -> tuple[float, float]:
-        """One update; returns the task loss and the fraction of FLOPs left before it."""
+        """One update; returns the task loss and the fraction of FLOPs left after it."""
         there = batch.to(self.accelerator.device)
         wanted = None
         with torch.no_grad():
@@ -224,19 +216,65 @@ class _Run:
                 wanted = run_model(self.teacher, there)
             elif self.step == 0:
                 check_labels(batch, number_of_classes(run_model(self.teacher, there)))
-        ramp = min(1.0, (self.step + 1) / (_RAMP * self.steps))
-        target = 1.0 - (1.0 - self.settings.flops) * ramp
-        loss, task, left = self.objective(there, wanted, target)
-        self.accelerator.backward(loss)
-        value = float(self.accelerator.reduce(task, "mean"))
+        task = self.objective(there, wanted)
+        self.accelerator.backward(task)
+        value = float(self.accelerator.reduce(task.detach(), "mean"))
         if math.isfinite(value):
+            self._regularise()
+            rate = self.settings.lr * (0.5 + 0.5 * math.cos(math.pi * self.step / self.steps))
+            for group in self.updates[0].param_groups:
+                group["lr"] = rate
             for update in self.updates:
                 update.step()
             self.step += 1
             self.losses.append(value)
+            self.left = self._meet(self._target(self.step))
         for update in self.updates:
             update.zero_grad()
-        return value, float(left)
+        return value, self.left
+
+    def _target(self, step: int) -> float:
+        """The fraction of FLOPs to be left at a step."""
+        return 1.0 - (1.0 - self.settings.flops) * min(1.0, (step + 1) / (_RAMP * self.steps))
+
+    def _regularise(self) -> None:
+        """Add the gradient of the FLOPs, weighted, to the task's."""
+        parameters = [parameter for module, _ in self.inputs for parameter in module.parameters()]
+        task = torch.cat([module.bias.grad for module, _ in self.inputs])  # type: ignore[misc]
+        logits = torch.cat([module(*read) for module, read in self.inputs])
+        channels = torch.from_numpy(self.channels).to(logits.device)
+        gates = logits.new_ones(self.graph.num_channels).index_copy(0, channels, straight_through(logits))
+        left = self.graph.flops.differentiable(gates) / self.total
+        pull, *pulls = torch.autograd.grad(left, [logits, *parameters])
+        # Of one batch alone the balance is noise.
+        self.balance += (flops_balance(task, pull) - self.balance) / min(self.step + 1, 10)
+        for parameter, by_flops in zip(parameters, pulls, strict=True):
+            parameter.grad.add_(by_flops, alpha=self.balance)  # type: ignore[union-attr]
+
+    def _meet(self, target: float) -> float:
+        """Shift all logits alike, so that the open gates cost at most a fraction of the FLOPs; returns their cost."""
+        with torch.no_grad():
+            logits = torch.cat([module(*read) for module, read in self.inputs])
+            values = logits.double().cpu().numpy()
+            alive = np.ones(self.graph.num_channels, dtype=bool)
+            order = np.sort(values)
+            low, high = 0, len(order)
+            while low < high:
+                middle = (low + high) // 2
+                alive[self.channels] = values > order[middle]
+                fits = self.graph.flops(alive) <= target * self.total
+                low, high = (low, middle) if fits else (middle + 1, high)
+            # Between two logits, so that rounding cannot put one of them on the other side.
+            padded = np.concatenate([[order[0] - 2 * _LAST], order, [order[-1] + 2 * _LAST]])
+            threshold = float(padded[low + (target < 1) :][:2].mean())
+            start = 0
+            for (module, _), size in zip(self.inputs, self.sizes, strict=True):
+                best = float(values[start : start + size].max())
+                module.bias.sub_(min(threshold, best - _LAST))
+                start += size
+            logits = torch.cat([module(*read) for module, read in self.inputs])
+            alive[self.channels] = (logits > 0).cpu().numpy()
+        return self.graph.flops(alive) / float(self.total)
 
     def save(self, path: str | Path) -> None:
         """Write a snapshot, in the main process; the others wait."""
@@ -245,6 +283,7 @@ class _Run:
                 "settings": asdict(self.settings),
                 "step": self.step,
                 "losses": list(self.losses),
+                "balance": self.balance,
                 "model": self.accelerator.unwrap_model(self.objective).state_dict(),
                 "updates": [update.state_dict() for update in self.updates],
             }
@@ -261,7 +300,7 @@ class _Run:
         self.accelerator.unwrap_model(self.objective).load_state_dict(state["model"])
         for update, theirs in zip(self.updates, state["updates"], strict=True):
             update.load_state_dict(theirs)
-        self.step, self.losses = state["step"], list(state["losses"])
+        self.step, self.losses, self.balance = state["step"], list(state["losses"]), state["balance"]
 
     def result(self) -> Gates:
         """The learned gates, on the device of the original."""

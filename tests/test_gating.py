@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 import torch
 from benchmarks.coverage import _randomise
+from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 import fxprune
 from fxprune.dagger import Dagger
-from fxprune.gating import gate_logits, gated_groups, insert_gates, remove_gates
+from fxprune.gating import gate, gate_logits, gate_places, gated_groups, insert_gates, remove_gates
 from fxprune.models import example_inputs, load_model
 from fxprune.rewriting import alive_channels
 
@@ -87,3 +88,52 @@ def test_gates_depend_on_the_weights_alone() -> None:
     with torch.no_grad():
         gated.get_parameter(weights[1]).mul_(torch.rand(gated.get_parameter(weights[1]).shape, generator=random))
     assert not torch.equal(gate_logits(gated, graph), logits)
+
+
+class _Various(nn.Module):
+    """Layers whose weights are shared, grouped, padded by reflection, computed, or as large as no activation."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, 8, 3, padding=1, padding_mode="reflect")
+        self.twice = nn.Conv2d(8, 8, 3, padding=1, padding_mode="circular")
+        self.depthwise = nn.Conv2d(8, 8, 3, padding=1, groups=8)
+        self.grouped = nn.Conv2d(8, 12, 3, groups=2)
+        self.computed = nn.Parameter(torch.randn(6, 12, 1, 1))
+        self.transposed = nn.ConvTranspose2d(6, 5, 2)
+        self.large = nn.Linear(5, 2000)
+        self.last = nn.Linear(2000, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x).sigmoid()
+        x = x + self.twice(self.twice(x).sigmoid())
+        x = self.grouped(self.depthwise(x.sigmoid()).sigmoid()).sigmoid()
+        x = nn.functional.conv2d(x, self.computed - self.computed.mean()).sigmoid()
+        return self.last(self.large(self.transposed(x).mean((2, 3)).sigmoid()).sigmoid())
+
+
+def test_weights_are_gated_where_they_can_be_and_activations_elsewhere() -> None:
+    torch.manual_seed(0)
+    model = _Various().double().eval()
+    x = torch.randn(2, 3, 8, 8, dtype=torch.float64)
+    graph = fxprune.analyze(fxprune.trace(model, x))
+    gated = insert_gates(graph, reluctant=True)
+    # What the depthwise convolution hands on is gated at the next one.
+    assert "depthwise" not in {place.node for place in gate_places(graph)}
+    names = [str(node.args[0]) for node in gated.graph.nodes if node.target is gate]
+    assert sum("weight" in name for name in names) >= 3
+    assert torch.equal(gated(x), model(x))
+    assert remove_gates(gated).code == graph.module.code
+    assert [type(m) for m in remove_gates(gated).children()] == [type(m) for m in graph.module.children()]
+    for seed in range(3):
+        plan = fxprune.make_plan(graph, fxprune.scores(graph, "random", seed=seed), flops=0.5)
+        _set_gates(gated, graph, alive_channels(graph, plan))
+        assert torch.allclose(gated(x), fxprune.rewrite(graph, plan)(x), rtol=1e-10, atol=1e-12)
+
+
+def test_gated_weights_stay_channels_last() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3)).to(memory_format=torch.channels_last)
+    x = torch.randn(2, 3, 9, 9).contiguous(memory_format=torch.channels_last)
+    gated = insert_gates(fxprune.analyze(fxprune.trace(model, x)))
+    assert gated(x).is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(gated(x), model(x))

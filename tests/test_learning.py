@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import socket
 from collections.abc import Mapping
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+import torch.multiprocessing as mp
 import torch.nn.functional as F
 from torch import nn
 
@@ -45,7 +49,7 @@ def test_gates_reach_the_budget_and_leave_model_and_weights_alone() -> None:
     graph, data = _trained()
     before = {name: tensor.clone() for name, tensor in graph.module.state_dict().items()}
     gates = _learn(graph, data)
-    assert gates.flops < 0.65
+    assert 0.4 < gates.flops <= 0.5
     assert len(gates.losses) == 48
     for name, tensor in graph.module.state_dict().items():
         assert torch.equal(tensor, before[name])
@@ -69,7 +73,7 @@ def test_learned_gates_lose_less_than_the_order_they_start_from() -> None:
 def test_gates_are_learned_without_labels_from_the_model_itself() -> None:
     graph, data = _trained()
     gates = learn_gates(graph, [x for x, _ in data], flops=0.5, epochs=4, progress=False)
-    assert gates.flops < 0.7
+    assert gates.flops <= 0.5
 
 
 def test_the_same_seed_gives_the_same_gates() -> None:
@@ -108,3 +112,39 @@ def test_a_budget_that_is_no_fraction_is_refused() -> None:
     graph, data = _trained()
     with pytest.raises(fxprune.FxpruneError, match=r"flops \(=2.0\) must be a fraction"):
         learn_gates(graph, data, flops=2.0, progress=False)
+
+
+def test_a_few_steps_on_one_batch_do_no_harm_and_no_group_is_emptied() -> None:
+    graph, data = _trained()
+    inputs = torch.cat([x for x, _ in data])
+
+    def distance(scores: fxprune.criteria.Scores) -> float:
+        pruned = fxprune.rewrite(graph, fxprune.make_plan(graph, scores, flops=0.3)).eval()
+        with torch.no_grad():
+            return float((pruned(inputs).softmax(1) - graph.module(inputs).softmax(1)).abs().mean())
+
+    gates = learn_gates(graph, [data[0][0]], flops=0.3, epochs=20, progress=False)
+    assert distance(gates.scores) <= distance(fxprune.scores(graph))
+    assert all((gates.scores[group.channels] > 0).any() for group in graph.groups)
+
+
+def _work(rank: int, port: int, path: str) -> None:
+    os.environ.update(
+        RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)
+    )
+    os.environ["ACCELERATE_USE_CPU"] = "true"
+    torch.set_num_threads(1)
+    graph, data = _trained()
+    np.save(f"{path}/{rank}.npy", _learn(graph, data, epochs=2).scores)
+    torch.distributed.destroy_process_group()
+
+
+def test_two_processes_end_with_the_gates_of_one(tmp_path: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    mp.start_processes(_work, (port, str(tmp_path)), nprocs=2, start_method="spawn")
+    graph, data = _trained()
+    alone = _learn(graph, data, epochs=2).scores
+    for rank in range(2):
+        assert np.abs(np.load(tmp_path / f"{rank}.npy") - alone).max() < 1e-5
