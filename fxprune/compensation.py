@@ -14,7 +14,7 @@ from __future__ import annotations
 import copy
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -24,11 +24,11 @@ from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from fxprune.analysis import analyze
-from fxprune.channels import ChannelGraph, Labels
+from fxprune.channels import ChannelGraph
 from fxprune.contraction import Contraction, contraction_of, find_parameter, rows_of
 from fxprune.data import Batch, read_batch, run_model
 from fxprune.errors import FxpruneError
-from fxprune.lockstep import Lockstep, Runner
+from fxprune.lockstep import Lockstep
 from fxprune.losses import distillation_loss
 from fxprune.progress import Progress, silent
 from fxprune.rewriting import alive_channels, plan_of
@@ -41,6 +41,8 @@ _CHUNK = 16
 _NOTHING = 1e-10
 # The most by which moments scale a channel.
 _MOST_GAIN = 4.0
+# Rows that a layer is fitted on, for each input of the weight; positions of a sample that moments are taken on.
+_ROWS_PER_INPUT, _GRID = 16, 196
 
 
 def compensate(
@@ -157,7 +159,6 @@ class _Pass:
     positions: int
     seed: int
     progress: Progress
-    centre: bool = field(default=True)
 
     def run(self) -> None:
         lockstep = Lockstep(self.graph.module, self.pruned, [*self.fit, *self.judge])
@@ -170,22 +171,19 @@ class _Pass:
                 if partner is not None and _is_batch_norm(module) and uses[id(module)] == 1:
                     if "moments" in self.parts:
                         self._match_moments(lockstep, partner, node, module)
-                    lockstep.pruned.run(node)
                 else:
-                    lockstep.pruned.run(node)
                     found = contraction_of(node, self.pruned) if partner is not None and "ridge" in self.parts else None
                     if found is not None and uses[id(find_parameter(self.pruned, found.weight))] == 1:
                         assert partner is not None
-                        if self._fit_weight(lockstep, partner, node, found, modules, uses):
-                            lockstep.pruned.run(node)
+                        self._fit_weight(lockstep, partner, node, found, modules, uses)
+                lockstep.pruned.run(node)
                 self.progress("compensate", number + 1, total, {})
 
     def _match_moments(self, lockstep: Lockstep, partner: fx.Node, node: fx.Node, module: Any) -> None:
         source, pruned_source = partner.all_input_nodes[0], node.all_input_nodes[0]
         kept = self._kept(partner.name)
-        mean, var = _moments(lockstep.original, source, len(self.fit))
-        mean, var = mean[kept], var[kept]
-        new_mean, new_var = _moments(lockstep.pruned, pruned_source, len(self.fit))
+        mean, var = (part[kept] for part in _moments(lockstep.original.values[source][: len(self.fit)]))
+        new_mean, new_var = _moments(lockstep.pruned.values[pruned_source][: len(self.fit)])
         # The original's own: in the pruned model the ridge may have put an intercept there.
         reference: Any = self.graph.module.get_submodule(str(partner.target))
         running_mean, running_var = reference.running_mean.double()[kept], reference.running_var.double()[kept]
@@ -200,53 +198,49 @@ class _Pass:
         module.running_mean.copy_(new_mean - (mean - running_mean) * gain)
         module.running_var.copy_(scaled)
 
-    def _kept(self, name: str) -> Tensor:
-        """Which channels of a node's output stay, along its channel dimension."""
-        labels = self.graph.labels[name]
-        dim = labels.dims[_channel_dim(labels)]
-        return torch.from_numpy(np.ones(dim, dtype=bool) if isinstance(dim, int) else self.alive[dim])
+    def _kept(self, name: str, axis: int = 1) -> Tensor:
+        """Which channels of a node's output stay along a dimension."""
+        dim = self.graph.labels[name].dims[axis]
+        return torch.from_numpy(np.flatnonzero(np.ones(dim, dtype=bool) if isinstance(dim, int) else self.alive[dim]))
 
     def _fit_weight(
         self, lockstep: Lockstep, partner: fx.Node, node: fx.Node, found: Contraction, modules: Any, uses: Counter[int]
-    ) -> bool:
-        """Whether the weight was changed."""
+    ) -> None:
         labels = self.graph.labels[partner.name]
         axis = 1 if found.kernel else len(labels.dims) - 1
-        dim = labels.dims[axis]
-        kept = torch.from_numpy(np.flatnonzero(np.ones(dim, dtype=bool) if isinstance(dim, int) else self.alive[dim]))
-        inputs, outputs = lockstep.pruned.values[found.input], lockstep.pruned.values[node]
-        targets = lockstep.original.values[partner]
+        kept = self._kept(partner.name, axis)
         random = torch.Generator().manual_seed(self.seed)
-        rows, residuals, scale = [], [], 0.0
         weight = find_parameter(self.pruned, found.weight)
-        budget = max(min(self.positions, 2**26 // max(weight[0].numel() * found.groups, 1)), 256)
-        counts = []
+        bias = None if found.bias is None else find_parameter(self.pruned, found.bias)
+        width = weight[0].numel()
+        rows, residuals, counts, scale = [], [], [], 0.0
+        budget = max(min(self.positions, _ROWS_PER_INPUT * width, 2**26 // max(width * found.groups, 1)), 512)
         samples = sum(batch.size for batch in self.fit)
-        for x, out, y in zip(inputs, outputs, targets, strict=True):
-            y = y.index_select(axis, kept.to(y.device))
-            picked = rows_of(found, x, y, out, budget / samples, random)
-            rows.append(picked[0])
-            residuals.append(picked[1] - picked[2])
-            scale += float(picked[1].double().square().sum())
-            counts.append(len(picked[0]))
+        table = weight.reshape(found.groups, -1, width).transpose(1, 2)
+        offset = 0.0 if bias is None else bias.reshape(found.groups, 1, -1)
+        for x, y in zip(lockstep.pruned.values[found.input], lockstep.original.values[partner], strict=True):
+            a, wanted = rows_of(found, x, y.index_select(axis, kept.to(y.device)), budget / samples, random)
+            now = (torch.bmm(a.transpose(0, 1), table) + offset).transpose(0, 1)
+            rows.append(a)
+            residuals.append(wanted - now)
+            scale += float(wanted.double().square().sum())
+            counts.append(len(a))
         cut = sum(counts[: len(self.fit)])
         a, r = torch.cat(rows), torch.cat(residuals)
         if float(r.double().square().sum()) <= _NOTHING * scale:
-            return False
+            return
         follower = next(iter(node.users)) if len(node.users) == 1 else None
         norm = modules[str(follower.target)] if follower is not None and follower.op == "call_module" else None
         norm = norm if norm is not None and _is_batch_norm(norm) and uses[id(norm)] == 1 else None
-        bias = None if found.bias is None else find_parameter(self.pruned, found.bias)
         centre = norm is not None or (bias is not None and uses[id(bias)] == 1)
         change, intercept = _solve(a[:cut], r[:cut], a[cut:], r[cut:], centre, self.damping)
         if change is None or intercept is None:
-            return False
+            return
         weight.add_(change.reshape(weight.shape).to(weight))
         if centre and bias is not None and uses[id(bias)] == 1:
             bias.add_(intercept.to(bias))
         elif norm is not None:
             norm.running_mean.sub_(intercept.to(norm.running_mean))
-        return True
 
 
 def _solve(
@@ -295,26 +289,17 @@ def _product(x: Tensor, y: Tensor, block: int = 1024) -> Tensor:
     return total
 
 
-def _moments(runner: Runner, node: fx.Node, count: int) -> tuple[Tensor, Tensor]:
-    """Mean and variance per channel over the first `count` batches."""
-    counts, means, variances = [], [], []
-    for x in runner.values[node][:count]:
-        variance, mean = torch.var_mean(x, [d for d in range(x.dim()) if d != 1], correction=0)
-        counts.append(x.numel() // x.shape[1])
-        means.append(mean.double())
-        variances.append(variance.double())
-    share = torch.tensor(counts, dtype=torch.float64).unsqueeze(1).to(means[0].device) / sum(counts)
-    mean = (share * torch.stack(means)).sum(0)
-    between = (torch.stack(means) - mean).square()
-    return mean, (share * (torch.stack(variances) + between)).sum(0)
+def _moments(values: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """Mean and variance per channel (dimension 1) of batches, on a grid of positions."""
+    flat = [x.flatten(2) if x.dim() > 2 else x.unsqueeze(2) for x in values]
+    thinned = [x[:, :, :: max(x.shape[2] // _GRID, 1)].transpose(0, 1).flatten(1) for x in flat]
+    joined = torch.cat(thinned, dim=1)
+    variance, mean = torch.var_mean(joined, dim=1, correction=0)
+    return mean.double(), variance.double()
 
 
 def _close(a: Tensor, b: Tensor, var: Tensor) -> bool:
     return bool(((a - b).abs() <= 1e-6 * (a.abs() + var.sqrt())).all())
-
-
-def _channel_dim(labels: Labels) -> int:
-    return 1 if len(labels.dims) > 1 else 0
 
 
 def _is_batch_norm(module: nn.Module | None) -> bool:

@@ -112,24 +112,23 @@ def _spread(value: Any, rank: int) -> tuple[int, ...] | None:
 
 
 def rows_of(
-    found: Contraction, x: Tensor, y: Tensor, out: Tensor, per_sample: float, random: torch.Generator
-) -> tuple[Tensor, Tensor, Tensor]:
+    found: Contraction, x: Tensor, y: Tensor, per_sample: float, random: torch.Generator
+) -> tuple[Tensor, Tensor]:
     """What enters and what leaves at some random positions of each sample.
 
     Args:
         x: the input (samples, channels, ...) of a convolution, (..., channels) of a linear layer.
-        y, out: outputs, two of the same shape.
+        y: the output.
         per_sample: about how many positions.
 
     Returns:
-        Inputs (rows, conv groups, inputs of a conv group) in the order of the weight, and the two outputs
+        Inputs (rows, conv groups, inputs of a conv group) in the order of the weight, and the outputs
         (rows, conv groups, outputs of a conv group).
     """
     if not found.kernel:
         flat = x.reshape(-1, x.shape[-1])
         take = _some(len(flat), math.ceil(per_sample * x.shape[0]), random).to(x.device)
-        picked = (part.reshape(-1, part.shape[-1])[take].unsqueeze(1) for part in (y, out))
-        return flat[take].unsqueeze(1), *picked  # type: ignore[return-value]
+        return flat[take].unsqueeze(1), y.reshape(-1, y.shape[-1])[take].unsqueeze(1)
     space = y.shape[2:]
     size = math.prod(space)
     batch = x.shape[0]
@@ -138,7 +137,7 @@ def rows_of(
     sample = torch.arange(batch, device=x.device).repeat_interleave(number)
     at = torch.unravel_index(where.reshape(-1), space)
     place: Any = (sample, slice(None), *at)
-    outputs = [part[place].reshape(len(sample), found.groups, -1) for part in (y, out)]
+    outputs = y[place].reshape(len(sample), found.groups, -1)
     if any(found.padding):
         x = F.pad(x, found.padding, mode=found.padding_mode)
     offsets = torch.cartesian_prod(*(torch.arange(k) for k in found.kernel)).reshape(-1, len(found.kernel))
@@ -149,7 +148,7 @@ def rows_of(
         place = (sample, slice(None), *moved)
         taps.append(x[place])
     inputs = torch.stack(taps, dim=2).reshape(len(sample), found.groups, -1)
-    return inputs, outputs[0], outputs[1]
+    return inputs, outputs
 
 
 def _some(size: int, number: int, random: torch.Generator) -> Tensor:
