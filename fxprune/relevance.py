@@ -152,7 +152,7 @@ class _Relevance:
             samples = self._sample(node, known)
             if samples is not None and bool(samples.isfinite().all()):
                 known[node] = samples
-                self.energy[node] = samples.float().square().mean(0)
+                self.energy[node] = (samples.abs() if samples.is_complex() else samples).float().square().mean(0)
             for argument in node.all_input_nodes:
                 if last_use[argument] is node:
                     known.pop(argument, None)
@@ -208,8 +208,8 @@ class _Relevance:
 
         try:
             args, kwargs = fx.node.map_arg((node.args, node.kwargs), load)
-        except (KeyError, RuntimeError):
-            # An argument that is not known, or one whose samples do not lie along its channels.
+        except (IndexError, KeyError, RuntimeError):
+            # An argument that is not known, or one that has no dimension for the channels.
             return None
         result = _call(node, module, args, kwargs)
         size = len(axis[1])

@@ -139,6 +139,10 @@ class _TensorCopies(TorchFunctionMode):
 _ATOMS = frozenset({type(None), bool, int, float, str, type, torch.dtype, torch.Size})
 
 
+# Scripted functions refuse to be copied.
+_SHARED = _ATOMS | {torch.jit.ScriptFunction}
+
+
 def cloned(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
     """`copy.deepcopy(module, memo)`, ten times as fast: most of what a module holds is empty or cannot change."""
     if id(module) in memo:
@@ -153,7 +157,7 @@ def cloned(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
     attributes = clone.__dict__
     for name, value in module.__dict__.items():
         value_kind = type(value)
-        if value_kind in _ATOMS or name == "_compiled_call_impl":
+        if value_kind in _SHARED or name == "_compiled_call_impl":
             attributes[name] = value
         elif name == "_modules":
             # An empty Sequential is false.

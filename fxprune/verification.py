@@ -18,6 +18,7 @@ from fxprune.flops import call_arguments
 from fxprune.models import example_inputs as default_inputs
 from fxprune.plan import Plan
 from fxprune.rewriting import plan_of
+from fxprune.tracing import cloned
 
 __all__ = ["mask", "verify"]
 
@@ -113,7 +114,7 @@ def _relative_error(expected: torch.Tensor, got: torch.Tensor) -> float:
 
 def mask(model: nn.Module, plan: Plan, fill: float = 0.0) -> nn.Module:
     """A copy of the model in which every parameter and buffer entry that the plan removes is zero, or `fill`."""
-    masked = copy.deepcopy(model)
+    masked = cloned(model, {})
     tensors = dict(masked.named_parameters(remove_duplicate=False)) | dict(masked.named_buffers(remove_duplicate=False))
     with torch.no_grad():
         for name, by_dim in plan.kept.items():

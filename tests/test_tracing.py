@@ -334,8 +334,28 @@ class Selecting(nn.Module):
 
 
 def test_sizes_that_depend_on_the_values_of_the_input_are_an_error_that_says_so() -> None:
-    with pytest.raises(FxpruneError, match="size of what `getitem` gives depends on the values.*backbone"):
+    with pytest.raises(FxpruneError, match=r"size of what `getitem` gives depends on the values.*backbone"):
         trace(Selecting(), torch.randn(2, 3))
+
+
+class Scripted(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.activation = torch.jit.script(swish)
+        self.linear = nn.Linear(3, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        result: Tensor = self.linear(self.activation(x))
+        return result
+
+
+def swish(x: Tensor) -> Tensor:
+    return x * x.sigmoid()
+
+
+def test_a_scripted_function_that_a_module_holds_is_traced_though_it_cannot_be_copied() -> None:
+    model, x = Scripted(), torch.randn(2, 3)
+    assert torch.equal(trace(model, x)(x), model(x))
 
 
 class CausalByValue(nn.Module):
