@@ -8,8 +8,12 @@ from typing import Any
 from torch import fx, nn
 
 from fxprune.analysis import analyze
-from fxprune.channels import ChannelGraph
-from fxprune.criteria import Scores, scores
+from fxprune.channels import ChannelGraph, Scores
+from fxprune.compensation import compensate as compensated
+from fxprune.criteria import FROM_DATA, scores
+from fxprune.data import Batch, calibration_batch
+from fxprune.errors import FxpruneError
+from fxprune.learning import learn_gates
 from fxprune.planning import make_plan
 from fxprune.rewriting import rewrite
 from fxprune.tracing import trace
@@ -22,27 +26,60 @@ def prune(
     flops: float = 0.5,
     *,
     example_inputs: Any = None,
-    method: str | Callable[[ChannelGraph], Scores] = "relevance",
+    data: Any = None,
+    method: str | Callable[[ChannelGraph], Scores] | None = None,
+    compensate: bool = True,
+    samples: int = 128,
     ignore: str | Iterable[str] = (),
     round_to: int = 1,
+    seed: int = 0,
 ) -> fx.GraphModule:
     """Make a model smaller, so that it costs at most `flops`.
 
     Args:
         model: any traceable module; it is not changed.
         flops: the budget; up to 1 a fraction of the model's FLOPs, above 1 a number of FLOPs as fvcore counts them.
-        example_inputs: a tensor, a tuple of arguments or a dict of keyword arguments; for timm and torchvision models
-            the default is what they are made for.
-        method: how channels are scored, see `fxprune.scores`.
+        example_inputs: a tensor, a tuple of arguments or a dict of keyword arguments; the default is the first sample
+            of `data`, and without data what timm and torchvision models are made for.
+        data: a DataLoader or any iterable of batches, with or without labels, see `fxprune.data`.
+        method: how channels are scored, see `fxprune.scores`, or "dagger": gates that `fxprune.learn_gates` learns in
+            one pass over all of `data`. Default: "surgeon" with data, "relevance" without.
+        compensate: whether the weights that stay make up for those that go (`fxprune.compensate`); only with data.
+        samples: how many of the first samples of `data` scores and compensation look at.
         ignore: names or glob patterns of modules to leave whole.
         round_to: widths that are changed become multiples of this.
+        seed: fixes all that is random.
 
     Returns:
         A GraphModule with the original's `state_dict` keys; `fxprune.plan_of` tells what was kept.
 
     Raises:
-        FxpruneError: the model cannot be traced, or the budget cannot be met; the message says why and what to do.
+        FxpruneError: the model cannot be traced, the data cannot be used or is missing for the method, or the budget
+            cannot be met; the message says why and what to do.
     """
+    method = method or ("relevance" if data is None else "surgeon")
+    if data is None and method in ("dagger", *FROM_DATA):
+        raise FxpruneError(f"method {method!r} needs data: give a loader or a list of batches, or another method")
+    # A generator would be used up by the first look.
+    data = list(data) if method == "dagger" and hasattr(data, "__next__") else data
+    batch = None if data is None else calibration_batch(data, samples)
+    if example_inputs is None and batch is not None:
+        example_inputs = _example(batch)
     graph = analyze(trace(model, example_inputs, copy=False))
-    plan = make_plan(graph, scores(graph, method), flops=flops, round_to=round_to, ignore=ignore)
-    return rewrite(graph, plan)
+    if method == "dagger":
+        share = flops if flops <= 1 else flops / graph.flops.total
+        chosen = learn_gates(graph, data, flops=share, seed=seed, progress=False).scores
+    else:
+        chosen = scores(graph, method, data=None if batch is None else _as_data(batch), seed=seed)
+    plan = make_plan(graph, chosen, flops=flops, round_to=round_to, ignore=ignore)
+    pruned = rewrite(graph, plan)
+    return compensated(graph, pruned, batch, seed=seed) if compensate and batch is not None else pruned
+
+
+def _example(batch: Batch) -> Any:
+    one = batch.rows(0, 1)
+    return dict(one.kwargs) if one.kwargs else one.args
+
+
+def _as_data(batch: Batch) -> list[Any]:
+    return [(dict(batch.kwargs) if batch.kwargs else batch.args, batch.labels)]

@@ -27,6 +27,7 @@ __all__ = [
     "IdTable",
     "Ids",
     "Labels",
+    "Scores",
     "Size",
     "is_labelled",
     "map_labels",
@@ -34,6 +35,7 @@ __all__ = [
 ]
 
 Ids: TypeAlias = npt.NDArray[np.int64]
+Scores: TypeAlias = npt.NDArray[np.float64]
 Dim: TypeAlias = "int | Ids"
 
 

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TypeAlias
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from fxprune.channels import ChannelGraph, Ids
+from fxprune.channels import ChannelGraph, Ids, Scores
 from fxprune.errors import FxpruneError
 from fxprune.relevance import relevance_scores
+from fxprune.sensitivity import fisher_scores, taylor_scores
+from fxprune.surgeon import surgeon_scores
 
 __all__ = [
+    "FROM_DATA",
     "Scores",
     "batchnorm_scores",
     "fpgm_scores",
@@ -24,12 +27,15 @@ __all__ = [
     "scores",
     "uniform_scores",
 ]
-
-Scores: TypeAlias = npt.NDArray[np.float64]
+FROM_DATA = ("surgeon", "fisher", "taylor")
 
 
 def scores(
-    graph: ChannelGraph, method: str | Callable[[ChannelGraph], Scores] = "relevance", *, seed: int = 0
+    graph: ChannelGraph,
+    method: str | Callable[[ChannelGraph], Scores] = "relevance",
+    *,
+    data: Any = None,
+    seed: int = 0,
 ) -> Scores:
     """One score per channel of the graph.
 
@@ -42,14 +48,18 @@ def scores(
             - "uniform": group magnitude, ranked, so that every group loses the same fraction;
             - "batchnorm": the scale of BatchNorm, group magnitude where there is none;
             - "fpgm": the distance to the other filters of the layer;
-            - "random".
-        seed: for "random".
+            - "random";
+            - from data, "surgeon": what the loss gains once the layers that read the channel are refitted, per FLOP;
+            - "fisher": the same without refitting, per FLOP;
+            - "taylor": the first-order change of the loss.
+        data: batches for the last three, all of them are read; see `fxprune.data`. Labels may be missing.
+        seed: for "random" and what draws directions in place of labels.
 
     Returns:
         Float array with one entry per channel number; those of frozen channels are not used.
 
     Raises:
-        FxpruneError: the method is unknown, or the scores are not one finite number per channel.
+        FxpruneError: the method is unknown or lacks its data, or the scores are not one finite number per channel.
     """
     known: dict[str, Callable[[ChannelGraph], Scores]] = {
         "relevance": relevance_scores,
@@ -59,7 +69,12 @@ def scores(
         "batchnorm": batchnorm_scores,
         "fpgm": fpgm_scores,
         "random": lambda graph: random_scores(graph, seed),
+        "surgeon": lambda graph: surgeon_scores(graph, data, seed=seed),
+        "fisher": lambda graph: fisher_scores(graph, data, flops_power=1.0, seed=seed),
+        "taylor": lambda graph: taylor_scores(graph, data, seed=seed),
     }
+    if method in FROM_DATA and data is None:
+        raise FxpruneError(f"method {method!r} scores channels on data: give data, a loader or a list of batches")
     if not callable(method) and method not in known:
         names = ", ".join(map(repr, known))
         raise FxpruneError(f"method (={method!r}) is not known: use one of {names} or a function of the graph")

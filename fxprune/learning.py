@@ -17,8 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
-from fxprune.channels import ChannelGraph
-from fxprune.criteria import Scores, scores
+from fxprune.channels import ChannelGraph, Scores
+from fxprune.criteria import scores
 from fxprune.dagger import Dagger, flops_balance, straight_through
 from fxprune.data import Batch, check_labels, run_model
 from fxprune.errors import FxpruneError

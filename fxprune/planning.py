@@ -14,8 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fxprune.channels import ChannelGraph, Group, Ids
-from fxprune.criteria import Scores
+from fxprune.channels import ChannelGraph, Group, Ids, Scores
 from fxprune.errors import FxpruneError
 from fxprune.plan import Plan, kept_indices
 

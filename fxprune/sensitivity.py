@@ -11,15 +11,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from fxprune.channels import ChannelGraph
-from fxprune.criteria import Scores
+from fxprune.channels import ChannelGraph, Scores
 from fxprune.data import Batch, Batches
 from fxprune.errors import FxpruneError
 from fxprune.gating import gate_places
 from fxprune.losses import class_loss, main_output
 from fxprune.progress import Progress, silent
 
-__all__ = ["fisher_scores", "gate_gradients", "taylor_scores"]
+__all__ = [
+    "evaluated",
+    "fisher_scores",
+    "gate_gradients",
+    "output_losses",
+    "per_flop",
+    "placeholder_values",
+    "taylor_scores",
+]
 
 
 def fisher_scores(
@@ -54,7 +61,7 @@ def fisher_scores(
     for gradients in gate_gradients(graph, data, probes=probes, seed=seed, progress=progress):
         total += gradients.square().sum(0).cpu().numpy()
         count += len(gradients)
-    return _per_flop(graph, total / count, flops_power)
+    return per_flop(graph, total / count, flops_power)
 
 
 def taylor_scores(
@@ -72,7 +79,7 @@ def taylor_scores(
     for gradients in gate_gradients(graph, data, probes=0, seed=seed, progress=progress):
         total += gradients.sum(0).cpu().numpy()
         count += len(gradients)
-    return _per_flop(graph, np.abs(total) / count, flops_power)
+    return per_flop(graph, np.abs(total) / count, flops_power)
 
 
 def gate_gradients(
@@ -89,7 +96,7 @@ def gate_gradients(
     """
     random = torch.Generator().manual_seed(seed)
     done = 0
-    with _frozen(graph.module):
+    with evaluated(graph.module):
         reader = _GateReader(graph)
         for batch in Batches(data):
             for part in batch.split(16):
@@ -98,7 +105,8 @@ def gate_gradients(
                 progress("score", done, done, {})
 
 
-def _per_flop(graph: ChannelGraph, scores: Scores, power: float) -> Scores:
+def per_flop(graph: ChannelGraph, scores: Scores, power: float) -> Scores:
+    """Scores over a power of the FLOPs that each channel costs; the mean cost is 1."""
     if not power:
         return scores
     cost = np.maximum(graph.flops.marginal(np.ones(graph.num_channels, dtype=bool)), 1.0)
@@ -107,7 +115,7 @@ def _per_flop(graph: ChannelGraph, scores: Scores, power: float) -> Scores:
 
 
 @contextmanager
-def _frozen(module: nn.Module) -> Iterator[None]:
+def evaluated(module: nn.Module) -> Iterator[None]:
     """In eval, and without gradients of the weights; afterwards as before."""
     mode = {part: part.training for part in module.modules()}
     wanted = [parameter for parameter in module.parameters() if parameter.requires_grad]
@@ -121,6 +129,16 @@ def _frozen(module: nn.Module) -> Iterator[None]:
             parameter.requires_grad_(True)
         for part, training in mode.items():
             part.training = training
+
+
+def placeholder_values(graph: fx.Graph, batch: Batch) -> list[Any]:
+    """What a graph is called with for a batch: one value a placeholder."""
+    positional = iter(batch.args)
+    return [
+        batch.kwargs[str(node.target)] if str(node.target) in batch.kwargs else next(positional, *node.args)
+        for node in graph.nodes
+        if node.op == "placeholder"
+    ]
 
 
 class _GateReader(fx.Interpreter):
@@ -142,7 +160,7 @@ class _GateReader(fx.Interpreter):
             for k in range(batch.size):
                 yield from self.read(batch.rows(k, k + 1), probes, random)
             return
-        losses = list(_losses(outputs, batch.labels, probes, random))
+        losses = list(output_losses(outputs, batch.labels, probes, random))
         for k, loss in enumerate(losses):
             gradients = torch.autograd.grad(
                 loss, [gate for gate, _ in gates], retain_graph=k + 1 < len(losses), allow_unused=True
@@ -155,14 +173,8 @@ class _GateReader(fx.Interpreter):
 
     def _run_gated(self, batch: Batch) -> tuple[Any, list[tuple[Tensor, np.ndarray[Any, Any]]]]:
         self._gates, self._samples = [], batch.size
-        by_name = iter(batch.args)
-        given = [
-            batch.kwargs[str(node.target)] if str(node.target) in batch.kwargs else next(by_name, *node.args)
-            for node in self.graph.nodes
-            if node.op == "placeholder"
-        ]
         with torch.enable_grad():
-            outputs = self.run(*given)
+            outputs = self.run(*placeholder_values(self.graph, batch))
         gates, self._gates = self._gates, []
         return outputs, gates
 
@@ -215,7 +227,7 @@ def _places(graph: ChannelGraph) -> dict[str, list[tuple[str, int]]]:
     return places
 
 
-def _losses(outputs: Any, labels: Tensor | None, probes: int, random: torch.Generator) -> Iterator[Tensor]:
+def output_losses(outputs: Any, labels: Tensor | None, probes: int, random: torch.Generator) -> Iterator[Tensor]:
     """Scalars whose gradients are the sums of the samples' own."""
     output = main_output(outputs)
     if labels is not None:

@@ -13,18 +13,22 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from fxprune import trees
+from fxprune.analysis import analyze
 from fxprune.errors import FxpruneError
 from fxprune.flops import call_arguments
 from fxprune.models import example_inputs as default_inputs
 from fxprune.plan import Plan
-from fxprune.rewriting import plan_of
-from fxprune.tracing import cloned
+from fxprune.rewriting import plan_of, rewrite
+from fxprune.tracing import cloned, trace
 
 __all__ = ["mask", "verify"]
 
 
 def verify(model: nn.Module, pruned: nn.Module, example_inputs: Any = None) -> float:
     """How far a pruned model is from its zero-masked original, in float64.
+
+    The weights of a compensated model are no longer slices of the original's. Of such a model the structure is
+    certified: its plan is applied again, what comes out must have the same code and shapes, and is what is compared.
 
     Args:
         model: the original; not changed.
@@ -35,7 +39,7 @@ def verify(model: nn.Module, pruned: nn.Module, example_inputs: Any = None) -> f
         The largest difference of any output entry, divided by the largest entry of that output; below 1e-9 when right.
 
     Raises:
-        FxpruneError: `pruned` has no plan, or the outputs have other shapes.
+        FxpruneError: `pruned` has no plan, its outputs have other shapes, or it is not what its plan makes.
     """
     plan = plan_of(pruned)
     recorded = getattr(pruned, "meta", {}).get("example_inputs")
@@ -43,6 +47,8 @@ def verify(model: nn.Module, pruned: nn.Module, example_inputs: Any = None) -> f
         args, kwargs = recorded
     else:
         args, kwargs = call_arguments(default_inputs(model) if example_inputs is None else example_inputs)
+    if getattr(pruned, "meta", {}).get("compensated"):
+        pruned = _bare(model, pruned, plan, dict(kwargs) or args)
     args, kwargs = pytree.tree_map(_to_double, (args, kwargs))
     expected = _outputs(mask(model, plan), args, kwargs)
     got = _outputs(copy.deepcopy(pruned), args, kwargs)
@@ -54,6 +60,18 @@ def verify(model: nn.Module, pruned: nn.Module, example_inputs: Any = None) -> f
         if isinstance(a, torch.Tensor):
             worst = max(worst, _relative_error(a, b))
     return worst
+
+
+def _bare(model: nn.Module, pruned: nn.Module, plan: Plan, inputs: Any) -> nn.Module:
+    """The model as it was cut, which `pruned` differs from in weights alone."""
+    bare = rewrite(analyze(trace(model, inputs, copy=False)), plan)
+    own = {name: tensor.shape for name, tensor in pruned.state_dict().items()}
+    if bare.code != getattr(pruned, "code", None) or own != {n: t.shape for n, t in bare.state_dict().items()}:
+        raise FxpruneError(
+            "the compensated model is not what its plan makes of this model: its code or the shapes of its weights "
+            "differ; verify it with the model that it was pruned from, before it is changed in other ways"
+        )
+    return bare
 
 
 # Its square is a number, and there is nothing to which adding it makes a difference.

@@ -129,3 +129,16 @@ def test_weights_that_are_nan_are_refused(model: Residual) -> None:
     for method in ("relevance", "l2", "fpgm", "uniform", "batchnorm"):
         with pytest.raises(fxprune.FxpruneError, match="NaN"):
             fxprune.scores(analysed(model), method)
+
+
+@pytest.mark.parametrize("method", ["surgeon", "fisher", "taylor"])
+def test_scores_from_data_by_name(model: Residual, method: str) -> None:
+    graph = analysed(model)
+    data = [torch.randn(8, 3, 8, 8), torch.randn(5, 3, 8, 8)]
+    scores = fxprune.scores(graph, method, data=data)
+    assert scores.shape == (graph.num_channels,)
+    assert np.isfinite(scores).all()
+    assert (scores >= 0).all()
+    np.testing.assert_array_equal(scores, fxprune.scores(graph, method, data=data))
+    with pytest.raises(fxprune.FxpruneError, match="give data"):
+        fxprune.scores(graph, method)

@@ -36,9 +36,22 @@ OUT = Path(__file__).resolve().parents[2] / "build" / "fashion"
 DOCS = Path(__file__).resolve().parents[2] / "docs" / "fashion"
 MEAN, STD = 0.2860, 0.3530
 EXAMPLE = torch.zeros(1, 1, 28, 28)
-METHODS = ("dagger", "l1", "l2", "batchnorm", "fpgm", "taylor", "fisher", "random", "uniform", *PEERS)
+METHODS = (
+    "dagger",
+    "relevance",
+    "surgeon",
+    "l1",
+    "l2",
+    "batchnorm",
+    "fpgm",
+    "taylor",
+    "fisher",
+    "random",
+    "uniform",
+    *PEERS,
+)
 # What reads labelled images before it prunes.
-READS_LABELS = ("taylor", "fisher")
+READS_LABELS = ("surgeon", "taylor", "fisher")
 
 Row = dict[str, Any]
 
@@ -189,10 +202,8 @@ def cut(trial: Trial, base: nn.Module, train: Split) -> nn.Module:
         return prune_with_peer(trial.method, base, trial.budget, EXAMPLE, labelled)
     graph = fxprune.analyze(fxprune.trace(base, EXAMPLE))
     if trial.method == "dagger":
-        from fxprune.learning import learn_gates
-
         batches = Batches(train, seed=trial.seed)
-        chosen = learn_gates(
+        chosen = fxprune.learn_gates(
             graph, batches, flops=trial.budget, epochs=trial.gate_epochs, seed=trial.seed, progress=False
         ).scores
     else:
@@ -203,11 +214,10 @@ def cut(trial: Trial, base: nn.Module, train: Split) -> nn.Module:
 
 def compensated(trial: Trial, base: nn.Module, pruned: nn.Module, train: Split) -> nn.Module | None:
     """The pruned model after compensation on 128 images without labels; None for what fxprune has not made."""
-    compensate = getattr(fxprune, "compensate", None)
-    if trial.method in PEERS or compensate is None:
+    if trial.method in PEERS:
         return None
     rows = torch.randperm(len(train.labels), generator=torch.Generator().manual_seed(trial.seed))[:128]
-    return compensate(base, pruned, train.images[rows])
+    return fxprune.compensate(base, pruned, train.images[rows])
 
 
 def run_trial(trial: Trial, train: Split, test: Split) -> Row:

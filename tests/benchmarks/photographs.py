@@ -29,7 +29,6 @@ from timm.data import create_transform, resolve_model_data_config
 from torch import Tensor, nn
 
 import fxprune
-from fxprune.sensitivity import fisher_scores
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "docs"))
 import demo
@@ -112,7 +111,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folders", nargs="*", default=list(FOLDERS))
     parser.add_argument("--budgets", default="0.9,0.8,0.7,0.5")
-    parser.add_argument("--methods", default="relevance,fisher,l2", help="fisher looks at the 128 crops")
+    parser.add_argument(
+        "--methods", default="relevance,surgeon,fisher,l2", help="surgeon and fisher look at the 128 crops"
+    )
     parser.add_argument("--crops", type=int, default=3, help="judged crops of each scene")
     parser.add_argument("--output", type=Path, default=Path("build/photographs.jsonl"))
     given = parser.parse_args()
@@ -126,10 +127,7 @@ def main() -> None:
     with given.output.open("a") as file:
         for method in given.methods.split(","):
             began = time.perf_counter()
-            if method == "fisher":
-                scores = fisher_scores(graph, [calibration], flops_power=0.5)
-            else:
-                scores = fxprune.scores(graph, method)
+            scores = fxprune.scores(graph, method, data=[calibration])
             scored = time.perf_counter() - began
             for budget in map(float, given.budgets.split(",")):
                 pruned = fxprune.rewrite(graph, fxprune.make_plan(graph, scores, flops=budget)).eval()

@@ -1,0 +1,220 @@
+"""Scores from data: what removing a channel costs once the layers that read it have been refitted."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, fx
+
+from fxprune.channels import ChannelGraph, Group, Ids, Scores
+from fxprune.contraction import Contraction, contraction_of, find_parameter
+from fxprune.data import Batch, Batches
+from fxprune.gating import GatePlace, gate_places
+from fxprune.progress import Progress, silent
+from fxprune.sensitivity import evaluated, fisher_scores, output_losses, per_flop, placeholder_values
+
+__all__ = ["surgeon_scores"]
+
+_CHUNK = 16
+# Positions of one sample are alike: no more of them count as independent.
+_INDEPENDENT = 8
+# A group is taken apart in so many rounds; within one, channels are judged one by one.
+_ROUNDS = 40
+_GONE = 1e30
+
+
+def surgeon_scores(
+    graph: ChannelGraph,
+    data: Any,
+    *,
+    flops_power: float = 1.0,
+    damping: float = 1e-2,
+    seed: int = 0,
+    progress: Progress = silent,
+) -> Scores:
+    """Second order with refitting: what the loss gains when a channel goes and the others take over what they can.
+
+    A channel that others can be summed to costs little, though the loss depends on it: `fxprune.compensate` puts the
+    sum there. Each group is taken apart greedily; a channel's score is its cost at its turn. Covariances of a layer's
+    inputs are shrunk to their diagonal by inputs / (inputs + samples): with fewer samples than inputs every channel
+    would seem to be a sum of the others. Costs are scaled to `fisher_scores`, group by group; what no convolution or
+    linear layer reads keeps those. (Optimal Brain Surgeon: Hassibi and Stork, NeurIPS 1992; here for channels, output
+    errors weighted by their squared gradients.)
+
+    Args:
+        graph: the analysed model.
+        data: see `fxprune.data`; labels may be missing.
+        flops_power: scores are divided by this power of the FLOPs that a channel costs.
+        damping: added to covariances, relative to the mean variance.
+        seed: of the directions, where there are no labels.
+        progress: is told of the samples done.
+
+    Returns:
+        Float array with one entry per channel number, not negative.
+    """
+    scores = fisher_scores(graph, data, seed=seed, progress=progress)
+    readers = _readers(graph, data, damping, seed)
+    for group in graph.groups:
+        mine = [local for reader in readers if (local := reader.within(graph, group)) is not None]
+        if mine:
+            scores[group.channels] = _taken_apart(mine, len(group), float(scores[group.channels].sum()))
+    return per_flop(graph, scores, flops_power)
+
+
+@dataclass(frozen=True, eq=False)
+class _Reader:
+    """A layer that sums over channels.
+
+    Attributes:
+        channels: channel of each input; in a group, its place there, -1 for another group's.
+        moments: mean squares of the inputs (inputs,).
+        inverse: of the inputs' covariance (inputs, inputs).
+        weight: (outputs, inputs, taps), rows times the root of the output's mean squared gradient.
+    """
+
+    channels: Ids
+    moments: Tensor
+    inverse: Tensor
+    weight: Tensor
+
+    def within(self, graph: ChannelGraph, group: Group) -> _Reader | None:
+        """A copy for taking a group apart; None where the layer does not read it, or reads a channel twice."""
+        places = np.full(graph.num_channels, -1, dtype=np.int64)
+        places[group.channels] = np.arange(len(group))
+        mine = places[self.channels]
+        read = mine[mine >= 0]
+        if not len(read) or len(np.unique(read)) < len(read):
+            return None
+        return _Reader(mine, self.moments, self.inverse.clone(), self.weight.clone())
+
+    def costs(self) -> Tensor:
+        """What the removal of each input costs after refitting (inputs,)."""
+        return self.weight.square().sum((0, 2)) / self.inverse.diagonal()
+
+    def raw_cost(self) -> float:
+        """What removing each of the group's channels alone, without refitting, costs in all."""
+        cost = self.weight.square().sum((0, 2)) * self.moments
+        return float(cost[torch.from_numpy(self.channels >= 0)].sum())
+
+    def remove(self, places: Ids) -> None:
+        """Take channels out; the others' weights take over."""
+        gone = torch.from_numpy(np.flatnonzero(np.isin(self.channels, places)))
+        if not len(gone):
+            return
+        columns = self.inverse[:, gone]
+        shift = torch.linalg.solve(columns[gone], columns.T)
+        self.weight.sub_(torch.einsum("okt,ki->oit", self.weight[:, gone], shift))
+        self.inverse.sub_(columns @ shift)
+        self.weight[:, gone] = 0
+        self.inverse[gone] = 0
+        self.inverse[:, gone] = 0
+        self.inverse[gone, gone] = _GONE
+
+
+def _taken_apart(readers: list[_Reader], size: int, fisher: float) -> Scores:
+    """Costs of a group's channels, each at its turn, cheapest first; never falling, summing up from `fisher`."""
+    scale = fisher / max(sum(reader.raw_cost() for reader in readers), 1e-30)
+    left = np.ones(size, dtype=bool)
+    scores, highest = np.zeros(size), 0.0
+    step = math.ceil(size / _ROUNDS)
+    while left.any():
+        costs = np.zeros(size)
+        for reader in readers:
+            read = reader.channels >= 0
+            costs[reader.channels[read]] += reader.costs().numpy()[read]
+        costs[~left] = np.inf
+        chosen = np.argsort(costs, kind="stable")[: min(step, int(left.sum()))]
+        for place in chosen:
+            highest = max(highest, scale * float(costs[place]))
+            scores[place] = highest
+        left[chosen] = False
+        if left.any():
+            for reader in readers:
+                reader.remove(chosen)
+    return scores
+
+
+def _readers(graph: ChannelGraph, data: Any, damping: float, seed: int) -> list[_Reader]:
+    nodes = {node.name: node for node in graph.module.graph.nodes}
+    places: dict[str, tuple[GatePlace, Contraction]] = {}
+    for place in gate_places(graph):
+        found = contraction_of(nodes[place.node], graph.module)
+        if found is not None and found.groups == 1 and found.input.name == place.argument:
+            places[place.node] = place, found
+    walk = _Walk(graph, places)
+    random = torch.Generator().manual_seed(seed)
+    with evaluated(graph.module):
+        for batch in Batches(data):
+            for part in batch.split(_CHUNK):
+                walk.read(part, random)
+    return list(walk.readers(damping))
+
+
+class _Walk(fx.Interpreter):
+    """Runs the model and adds up the second moments of layers' inputs and the squared gradients of their outputs."""
+
+    def __init__(self, graph: ChannelGraph, places: dict[str, tuple[GatePlace, Contraction]]) -> None:
+        super().__init__(graph.module, garbage_collect_values=True)
+        self._places = places
+        self._samples = 0
+        self._outputs: dict[str, Tensor] = {}
+        self._counts = dict.fromkeys(places, 0)
+        self._sums: dict[str, Tensor | float] = dict.fromkeys(places, 0.0)
+        self._products: dict[str, Tensor | float] = dict.fromkeys(places, 0.0)
+        self._squares: dict[str, Tensor | float] = dict.fromkeys(places, 0.0)
+
+    def read(self, batch: Batch, random: torch.Generator) -> None:
+        """Add one batch."""
+        self._outputs = {}
+        self._samples += batch.size
+        with torch.enable_grad():
+            outputs = self.run(*placeholder_values(self.graph, batch))
+            for loss in output_losses(outputs, batch.labels, 1, random):
+                gradients = torch.autograd.grad(loss, list(self._outputs.values()), allow_unused=True)
+        for name, gradient in zip(self._outputs, gradients, strict=True):
+            if gradient is not None:
+                dim = 1 if self._places[name][1].kernel else gradient.dim() - 1
+                others = [d for d in range(gradient.dim()) if d != dim]
+                self._squares[name] += gradient.square().sum(others).double().cpu()
+
+    def run_node(self, n: fx.Node) -> Any:
+        """Run one node, with gradients from the first layer that is read on."""
+        out = super().run_node(n)
+        if n.name not in self._places:
+            return out
+        place, found = self._places[n.name]
+        x: Tensor = self.env[found.input].detach().movedim(place.dim, -1)
+        rows = x.reshape(-1, x.shape[-1])
+        self._counts[n.name] += len(rows)
+        self._sums[n.name] += rows.sum(0).double().cpu()
+        self._products[n.name] += (rows.T @ rows).double().cpu()
+        if not out.requires_grad:
+            out = out.detach().requires_grad_(True)
+        self._outputs[n.name] = out
+        # What follows may write in place.
+        return out.clone()
+
+    def readers(self, damping: float) -> Iterator[_Reader]:
+        """What was read, for each layer that the loss depends on."""
+        for name, (place, found) in self._places.items():
+            squares, count = self._squares[name], self._counts[name]
+            if not isinstance(squares, Tensor) or not count:
+                continue
+            mean, second = self._sums[name] / count, self._products[name] / count
+            assert isinstance(mean, Tensor)
+            assert isinstance(second, Tensor)
+            covariance = second - torch.outer(mean, mean)
+            width = len(covariance)
+            independent = min(count, _INDEPENDENT * self._samples)
+            covariance *= independent / (independent + width)
+            diagonal = (second.diagonal() - mean.square()).clamp_min(0)
+            covariance.diagonal().copy_(diagonal + damping * diagonal.mean().clamp_min(1e-30))
+            weight = find_parameter(self.module, found.weight).detach().double().cpu()
+            weight = weight.reshape(weight.shape[0], width, -1)
+            rows = (squares / self._samples).sqrt()[:, None, None]
+            yield _Reader(place.channels, second.diagonal().clone(), torch.linalg.inv(covariance), weight * rows)

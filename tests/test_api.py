@@ -1,0 +1,87 @@
+"""prune() with data: by name, repaired, certified."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import fxprune
+
+
+class Small(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.Conv2d(1, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU(), nn.Conv2d(16, 16, 3), nn.ReLU()
+        )
+        self.head = nn.Linear(16, 5)
+
+    def forward(self, image: Tensor) -> Tensor:
+        return self.head(self.body(image).mean((2, 3)))
+
+
+@pytest.fixture
+def model() -> nn.Module:
+    torch.manual_seed(0)
+    return Small().eval()
+
+
+@pytest.fixture
+def data() -> list[tuple[Tensor, Tensor]]:
+    random = torch.Generator().manual_seed(1)
+    return [(torch.randn(16, 1, 10, 10, generator=random), torch.arange(16) % 5) for _ in range(4)]
+
+
+@pytest.mark.parametrize("method", [None, "surgeon", "fisher", "taylor", "l2", "relevance", "dagger"])
+def test_prunes_on_a_loader_and_meets_the_budget(model: nn.Module, data: list[object], method: str | None) -> None:
+    small = fxprune.prune(model, 0.6, data=data, method=method)
+    share = fxprune.count_flops(small, data[0][0][:1]) / fxprune.count_flops(model, data[0][0][:1])
+    assert share <= 0.6
+    assert small(data[0][0]).shape == (16, 5)
+
+
+@pytest.mark.parametrize("form", ["tensors", "generator", "dicts"])
+def test_takes_data_without_labels(model: nn.Module, data: list[tuple[Tensor, Tensor]], form: str) -> None:
+    images = [image for image, _ in data]
+    given = {"tensors": images, "generator": iter(images), "dicts": [{"image": image} for image in images]}[form]
+    small = fxprune.prune(model, 0.6, data=given)
+    assert fxprune.plan_of(small).flops <= fxprune.plan_of(small).flops_target
+
+
+def test_compensation_comes_nearer_to_the_original_and_its_structure_is_certified(
+    model: nn.Module, data: list[tuple[Tensor, Tensor]]
+) -> None:
+    bare = fxprune.prune(model, 0.5, data=data, compensate=False)
+    small = fxprune.prune(model, 0.5, data=data)
+    assert small.meta["compensated"]
+    fresh = torch.randn(64, 1, 10, 10)
+    with torch.no_grad():
+        wanted = model(fresh)
+        assert (small(fresh) - wanted).square().mean() < (bare(fresh) - wanted).square().mean()
+    assert fxprune.verify(model, small) < 1e-9
+    assert fxprune.verify(model, bare) < 1e-9
+
+
+def test_verify_refuses_a_compensated_model_of_another_structure(
+    model: nn.Module, data: list[tuple[Tensor, Tensor]]
+) -> None:
+    small = fxprune.prune(model, 0.5, data=data)
+    changed = copy.deepcopy(small)
+    changed.head = nn.Linear(changed.head.in_features, 7)
+    with pytest.raises(fxprune.FxpruneError, match="not what its plan makes"):
+        fxprune.verify(model, changed)
+
+
+@pytest.mark.parametrize("method", ["dagger", "surgeon", "fisher", "taylor"])
+def test_says_that_a_method_needs_data(model: nn.Module, method: str) -> None:
+    with pytest.raises(fxprune.FxpruneError, match="needs data"):
+        fxprune.prune(model, 0.5, example_inputs=torch.zeros(1, 1, 10, 10), method=method)
+
+
+def test_the_model_is_not_changed(model: nn.Module, data: list[tuple[Tensor, Tensor]]) -> None:
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    fxprune.prune(model, 0.5, data=data)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
