@@ -111,9 +111,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folders", nargs="*", default=list(FOLDERS))
     parser.add_argument("--budgets", default="0.9,0.8,0.7,0.5")
-    parser.add_argument(
-        "--methods", default="relevance,surgeon,fisher,l2", help="surgeon and fisher look at the 128 crops"
-    )
+    parser.add_argument("--methods", default="relevance,surgeon,fisher,l2", help="what reads data reads the 128 crops")
     parser.add_argument("--crops", type=int, default=3, help="judged crops of each scene")
     parser.add_argument("--output", type=Path, default=Path("build/photographs.jsonl"))
     given = parser.parse_args()
