@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,7 +53,7 @@ def compensate(
     ridge: bool = True,
     moments: bool = True,
     holdout: float = 0.25,
-    damping: float | Sequence[float] = (1e-2, 1e-1, 1.0),
+    damping: float | Sequence[float] = (1e-2, 1e-1, 1.0, 4.0),
     positions: int = 8192,
     seed: int = 0,
     progress: Progress = silent,
@@ -67,7 +67,8 @@ def compensate(
             a `Batch`. About a hundred suffice.
         ridge: whether weights are fitted to the original's outputs.
         moments: whether BatchNorm statistics are.
-        holdout: the part of the samples that judges each step and is not fitted to; 0 for none, then all is kept.
+        holdout: the part of the samples that judges each step; the steps that are kept are then fitted to all samples.
+            0 for none: all steps are kept.
         damping: of the ridge, relative to the mean square of the inputs; of several the held-out part chooses.
         positions: about how many places (samples times positions in space) a layer is fitted on.
         seed: of the split and the positions.
@@ -97,11 +98,13 @@ def compensate(
         if not trial or kept or alive.all():
             break
         fitted = copy.deepcopy(pruned)
-        pass_ = _Pass(graph, alive, fitted, fit, judge, trial, choices, positions, seed, progress)
-        pass_.run()
-        error = _error(graph.module, fitted, judge)
-        if not judge or error < least:
-            best, kept, least = fitted, trial, error
+        chosen = _Pass(graph, alive, fitted, fit, judge, trial, choices, positions, seed, progress).run()
+        if not judge or _error(graph.module, fitted, judge) < least:
+            best, kept = fitted, trial
+            if judge:
+                # What was held out has decided; now it is fitted to as well.
+                best = copy.deepcopy(pruned)
+                _Pass(graph, alive, best, fit + judge, [], trial, chosen, positions, seed, progress).run()
     best.meta["compensated"] = kept
     return best
 
@@ -147,7 +150,11 @@ class _eval:  # noqa: N801
 
 @dataclass(frozen=True, eq=False)
 class _Pass:
-    """One walk through both graphs that corrects the pruned one."""
+    """One walk through both graphs that corrects the pruned one.
+
+    Attributes:
+        damping: what each layer may choose from, or what each layer uses: None for a layer that is left as it is.
+    """
 
     graph: ChannelGraph
     alive: npt.NDArray[np.bool_]
@@ -155,12 +162,14 @@ class _Pass:
     fit: list[Batch]
     judge: list[Batch]
     parts: tuple[str, ...]
-    damping: tuple[float, ...]
+    damping: Sequence[float] | Mapping[str, float | None]
     positions: int
     seed: int
     progress: Progress
 
-    def run(self) -> None:
+    def run(self) -> dict[str, float | None]:
+        """Correct the model; returns the damping that each layer chose."""
+        chosen: dict[str, float | None] = {}
         lockstep = Lockstep(self.graph.module, self.pruned, [*self.fit, *self.judge])
         uses = _uses(self.pruned)
         modules = dict(self.pruned.named_modules())
@@ -175,9 +184,10 @@ class _Pass:
                     found = contraction_of(node, self.pruned) if partner is not None and "ridge" in self.parts else None
                     if found is not None and uses[id(find_parameter(self.pruned, found.weight))] == 1:
                         assert partner is not None
-                        self._fit_weight(lockstep, partner, node, found, modules, uses)
+                        chosen[node.name] = self._fit_weight(lockstep, partner, node, found, modules, uses)
                 lockstep.pruned.run(node)
                 self.progress("compensate", number + 1, total, {})
+        return chosen
 
     def _match_moments(self, lockstep: Lockstep, partner: fx.Node, node: fx.Node, module: Any) -> None:
         source, pruned_source = partner.all_input_nodes[0], node.all_input_nodes[0]
@@ -205,7 +215,12 @@ class _Pass:
 
     def _fit_weight(
         self, lockstep: Lockstep, partner: fx.Node, node: fx.Node, found: Contraction, modules: Any, uses: Counter[int]
-    ) -> None:
+    ) -> float | None:
+        """Correct a weight; returns the damping, None where it stays as it is."""
+        choices = [self.damping.get(node.name)] if isinstance(self.damping, Mapping) else self.damping
+        strengths = [strength for strength in choices if strength is not None]
+        if not strengths:
+            return None
         labels = self.graph.labels[partner.name]
         axis = 1 if found.kernel else len(labels.dims) - 1
         kept = self._kept(partner.name, axis)
@@ -228,24 +243,26 @@ class _Pass:
         cut = sum(counts[: len(self.fit)])
         a, r = torch.cat(rows), torch.cat(residuals)
         if float(r.double().square().sum()) <= _NOTHING * scale:
-            return
+            return None
         follower = next(iter(node.users)) if len(node.users) == 1 else None
         norm = modules[str(follower.target)] if follower is not None and follower.op == "call_module" else None
         norm = norm if norm is not None and _is_batch_norm(norm) and uses[id(norm)] == 1 else None
         centre = norm is not None or (bias is not None and uses[id(bias)] == 1)
-        change, intercept = _solve(a[:cut], r[:cut], a[cut:], r[cut:], centre, self.damping)
-        if change is None or intercept is None:
-            return
+        solved = _solve(a[:cut], r[:cut], a[cut:], r[cut:], centre, strengths)
+        if solved is None:
+            return None
+        strength, change, intercept = solved
         weight.add_(change.reshape(weight.shape).to(weight))
         if centre and bias is not None and uses[id(bias)] == 1:
             bias.add_(intercept.to(bias))
         elif norm is not None:
             norm.running_mean.sub_(intercept.to(norm.running_mean))
+        return strength
 
 
 def _solve(
     a: Tensor, r: Tensor, a_held: Tensor, r_held: Tensor, centre: bool, damping: Sequence[float]
-) -> tuple[Tensor | None, Tensor | None]:
+) -> tuple[float, Tensor, Tensor] | None:
     """Ridge regression of residuals on inputs, per conv group.
 
     Args:
@@ -253,10 +270,10 @@ def _solve(
         r: residuals (rows, conv groups, outputs of a conv group).
 
     Returns:
-        The change of the weight (outputs, inputs of a conv group) and of the bias (outputs,), or None where the
-        held-out rows are better off without.
+        The damping chosen, the change of the weight (outputs, inputs of a conv group) and of the bias (outputs,); None
+        where the held-out rows are better off without.
     """
-    groups, width = a.shape[1], a.shape[2]
+    width = a.shape[2]
     mean_a = a.double().mean(0) if centre else torch.zeros(a.shape[1:], dtype=torch.float64)
     mean_r = r.double().mean(0) if centre else torch.zeros(r.shape[1:], dtype=torch.float64)
     x, y = (a - mean_a.to(a)).transpose(0, 1), (r - mean_r.to(r)).transpose(0, 1)
@@ -272,13 +289,12 @@ def _solve(
         solution = torch.cholesky_solve(cross, factor)
         intercept = mean_r - torch.einsum("gi,gio->go", mean_a, solution)
         if not len(r_held):
-            return solution.transpose(1, 2).reshape(-1, width), intercept.reshape(-1)
+            return strength, solution.transpose(1, 2).reshape(-1, width), intercept.reshape(-1)
         left = r_held - torch.bmm(x_held, solution.to(a)).transpose(0, 1) - intercept.to(r)
         error = float(left.double().square().sum())
         if error < least:
-            best, least = (solution.transpose(1, 2).reshape(-1, width), intercept.reshape(-1)), error
-    assert groups == gram.shape[0]
-    return best if best is not None else (None, None)
+            best, least = (strength, solution.transpose(1, 2).reshape(-1, width), intercept.reshape(-1)), error
+    return best
 
 
 def _product(x: Tensor, y: Tensor, block: int = 1024) -> Tensor:
