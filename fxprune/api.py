@@ -16,6 +16,7 @@ from fxprune.errors import FxpruneError
 from fxprune.learning import learn_gates
 from fxprune.planning import make_plan
 from fxprune.rewriting import rewrite
+from fxprune.synthesis import synthesize
 from fxprune.tracing import trace
 
 __all__ = ["prune"]
@@ -36,6 +37,10 @@ def prune(
 ) -> fx.GraphModule:
     """Make a model smaller, so that it costs at most `flops`.
 
+    Channels are scored, a plan is made that meets the budget, the model is rewritten, and the weights that stay are
+    made to do what the whole model does on samples. Without data these are made from the model's own BatchNorm
+    statistics (`fxprune.synthesis`); a model without any is cut by "relevance" and not compensated.
+
     Args:
         model: any traceable module; it is not changed.
         flops: the budget; up to 1 a fraction of the model's FLOPs, above 1 a number of FLOPs as fvcore counts them.
@@ -43,8 +48,10 @@ def prune(
             of `data`, and without data what timm and torchvision models are made for.
         data: a DataLoader or any iterable of batches, with or without labels, see `fxprune.data`.
         method: how channels are scored, see `fxprune.scores`, or "dagger": gates that `fxprune.learn_gates` learns in
-            one pass over all of `data`. Default: "surgeon" with data, "relevance" without.
-        compensate: whether the weights that stay make up for those that go (`fxprune.compensate`); only with data.
+            one pass over all of `data`, or 20 over synthetic samples. Default: "surgeon" where there are samples to
+            compensate on, else "relevance".
+        compensate: whether the weights that stay make up for those that go (`fxprune.compensate`). False gives the bare
+            cut, slices of the original's weights, and is quick.
         samples: how many of the first samples of `data` scores and compensation look at.
         ignore: names or glob patterns of modules to leave whole.
         round_to: widths that are changed become multiples of this.
@@ -57,23 +64,35 @@ def prune(
         FxpruneError: the model cannot be traced, the data cannot be used or is missing for the method, or the budget
             cannot be met; the message says why and what to do.
     """
-    method = method or ("relevance" if data is None else "surgeon")
-    if data is None and method in ("dagger", *FROM_DATA):
-        raise FxpruneError(f"method {method!r} needs data: give a loader or a list of batches, or another method")
     # A generator would be used up by the first look.
     data = list(data) if method == "dagger" and hasattr(data, "__next__") else data
     batch = None if data is None else calibration_batch(data, samples)
     if example_inputs is None and batch is not None:
         example_inputs = _example(batch)
     graph = analyze(trace(model, example_inputs, copy=False))
+    reads = method in ("dagger", *FROM_DATA)
+    if batch is None and (reads or compensate):
+        made = synthesize(graph, seed=seed)
+        batch = None if made is None else Batch((made,), {})
+        if batch is None and reads:
+            raise FxpruneError(
+                f"method {method!r} needs data, and none can be made from this model, which has no BatchNorm "
+                "statistics or not one input: give data, a loader or a list of batches, or another method"
+            )
+    if method is None:
+        method = "surgeon" if batch is not None and (compensate or data is not None) else "relevance"
     if method == "dagger":
+        assert batch is not None
         share = flops if flops <= 1 else flops / graph.flops.total
-        chosen = learn_gates(graph, data, flops=share, seed=seed, progress=False).scores
+        given, epochs = (_as_data(batch), 20) if data is None else (data, 1)
+        chosen = learn_gates(graph, given, flops=share, epochs=epochs, seed=seed, progress=False).scores
     else:
         chosen = scores(graph, method, data=None if batch is None else _as_data(batch), seed=seed)
     plan = make_plan(graph, chosen, flops=flops, round_to=round_to, ignore=ignore)
     pruned = rewrite(graph, plan)
-    return compensated(graph, pruned, batch, seed=seed) if compensate and batch is not None else pruned
+    if not compensate or batch is None or plan.flops == plan.flops_before:
+        return pruned
+    return compensated(graph, pruned, batch, seed=seed)
 
 
 def _example(batch: Batch) -> Any:

@@ -28,7 +28,7 @@ def verify(model: nn.Module, pruned: nn.Module, example_inputs: Any = None) -> f
     """How far a pruned model is from its zero-masked original, in float64.
 
     The weights of a compensated model are no longer slices of the original's. Of such a model the structure is
-    certified: its plan is applied again, what comes out must have the same code and shapes, and is what is compared.
+    certified: it is compared with the slices in the place of its weights, which must be finite.
 
     Args:
         model: the original; not changed.
@@ -39,7 +39,7 @@ def verify(model: nn.Module, pruned: nn.Module, example_inputs: Any = None) -> f
         The largest difference of any output entry, divided by the largest entry of that output; below 1e-9 when right.
 
     Raises:
-        FxpruneError: `pruned` has no plan, its outputs have other shapes, or it is not what its plan makes.
+        FxpruneError: `pruned` has no plan, its outputs have other shapes, or its weights are not those of its plan.
     """
     plan = plan_of(pruned)
     recorded = getattr(pruned, "meta", {}).get("example_inputs")
@@ -48,7 +48,9 @@ def verify(model: nn.Module, pruned: nn.Module, example_inputs: Any = None) -> f
     else:
         args, kwargs = call_arguments(default_inputs(model) if example_inputs is None else example_inputs)
     if getattr(pruned, "meta", {}).get("compensated"):
-        pruned = _bare(model, pruned, plan, dict(kwargs) or args)
+        if not all(map(_is_finite, pruned.state_dict().values())):
+            return float("inf")
+        pruned = _as_cut(model, pruned, plan, dict(kwargs) or args)
     args, kwargs = pytree.tree_map(_to_double, (args, kwargs))
     expected = _outputs(mask(model, plan), args, kwargs)
     got = _outputs(copy.deepcopy(pruned), args, kwargs)
@@ -62,16 +64,18 @@ def verify(model: nn.Module, pruned: nn.Module, example_inputs: Any = None) -> f
     return worst
 
 
-def _bare(model: nn.Module, pruned: nn.Module, plan: Plan, inputs: Any) -> nn.Module:
-    """The model as it was cut, which `pruned` differs from in weights alone."""
+def _as_cut(model: nn.Module, pruned: nn.Module, plan: Plan, inputs: Any) -> nn.Module:
+    """A copy of a compensated model with the weights that the cut left it."""
     bare = rewrite(analyze(trace(model, inputs, copy=False)), plan)
-    own = {name: tensor.shape for name, tensor in pruned.state_dict().items()}
-    if bare.code != getattr(pruned, "code", None) or own != {n: t.shape for n, t in bare.state_dict().items()}:
+    own = cloned(pruned, {})
+    try:
+        own.load_state_dict(bare.state_dict())
+    except RuntimeError as error:
         raise FxpruneError(
-            "the compensated model is not what its plan makes of this model: its code or the shapes of its weights "
-            "differ; verify it with the model that it was pruned from, before it is changed in other ways"
-        )
-    return bare
+            f"the compensated model is not what its plan makes of this model: {error}; "
+            "verify it with the model that it was pruned from, before it is changed in other ways"
+        ) from error
+    return own
 
 
 # Its square is a number, and there is nothing to which adding it makes a difference.

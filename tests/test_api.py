@@ -76,12 +76,36 @@ def test_verify_refuses_a_compensated_model_of_another_structure(
 
 
 @pytest.mark.parametrize("method", ["dagger", "surgeon", "fisher", "taylor"])
-def test_says_that_a_method_needs_data(model: nn.Module, method: str) -> None:
+def test_says_that_a_method_needs_data(method: str) -> None:
+    plain = nn.Sequential(nn.Linear(5, 8), nn.ReLU(), nn.Linear(8, 4))
     with pytest.raises(fxprune.FxpruneError, match="needs data"):
-        fxprune.prune(model, 0.5, example_inputs=torch.zeros(1, 1, 10, 10), method=method)
+        fxprune.prune(plain, 0.5, example_inputs=torch.zeros(1, 5), method=method)
 
 
 def test_the_model_is_not_changed(model: nn.Module, data: list[tuple[Tensor, Tensor]]) -> None:
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     fxprune.prune(model, 0.5, data=data)
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+@pytest.mark.parametrize("method", [None, "dagger"])
+def test_without_data_a_batch_is_made_from_the_model(
+    model: nn.Module, data: list[tuple[Tensor, Tensor]], method: str | None
+) -> None:
+    # What BatchNorm remembers is what the model has seen.
+    model.train()
+    with torch.no_grad():
+        for _ in range(20):
+            for image, _ in data:
+                model(image)
+    model.eval()
+    small = fxprune.prune(model, 0.5, example_inputs=torch.zeros(1, 1, 10, 10), method=method)
+    assert small.meta["compensated"]
+    assert fxprune.verify(model, small) < 1e-9
+
+
+def test_a_model_without_batchnorm_is_cut_and_not_compensated() -> None:
+    plain = nn.Sequential(nn.Linear(5, 8), nn.ReLU(), nn.Linear(8, 4))
+    small = fxprune.prune(plain, 0.5, example_inputs=torch.zeros(1, 5))
+    assert "compensated" not in small.meta
+    assert fxprune.verify(plain, small) < 1e-9

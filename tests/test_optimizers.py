@@ -56,7 +56,7 @@ def test_the_next_updates_are_slices_of_the_originals(kind: str) -> None:
     for seed in range(3):
         give_gradients(model, seed)
         optimizer.step()
-    pruned = fxprune.prune(model, example_inputs=image())
+    pruned = fxprune.prune(model, example_inputs=image(), compensate=False)
     kept = fxprune.plan_of(pruned).kept
     assert kept
     small = fxprune.prune_optimizer(optimizer, model, pruned)
@@ -81,7 +81,7 @@ def test_the_optimizer_and_the_models_are_not_changed() -> None:
     optimizer = torch.optim.AdamW(model.named_parameters())
     give_gradients(model, 0)
     optimizer.step()
-    pruned = fxprune.prune(model, example_inputs=image())
+    pruned = fxprune.prune(model, example_inputs=image(), compensate=False)
     state = copy.deepcopy(optimizer.state_dict())
     small = fxprune.prune_optimizer(optimizer, model, pruned)
     assert small.param_groups[0]["param_names"] == [name for name, _ in model.named_parameters()]
@@ -100,7 +100,7 @@ def test_frozen_and_tied_parameters_and_those_without_state_are_carried_over() -
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
     model[0].weight.grad = torch.ones_like(model[0].weight)
     optimizer.step()
-    pruned = fxprune.prune(model, example_inputs=image())
+    pruned = fxprune.prune(model, example_inputs=image(), compensate=False)
     small = fxprune.prune_optimizer(optimizer, model, pruned)
     assert len(small.param_groups[0]["params"]) == len(list(pruned.parameters()))
     assert set(small.state) == {dict(pruned.named_parameters())["0.weight"]}
@@ -123,7 +123,7 @@ def test_factored_moments_are_cut_where_they_have_the_dimension() -> None:
 
 def test_what_does_not_belong_together_is_named() -> None:
     model = small_net()
-    pruned = fxprune.prune(model, example_inputs=image())
+    pruned = fxprune.prune(model, example_inputs=image(), compensate=False)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     with pytest.raises(FxpruneError, match=r"parameter 0 of group 0 .*\[12, 3, 3, 3\]\) is not one of the Sequential"):
         fxprune.prune_optimizer(optimizer, small_net(), pruned)
@@ -139,7 +139,7 @@ def test_what_does_not_belong_together_is_named() -> None:
 
 def test_state_that_cannot_be_cut_is_named() -> None:
     model = small_net()
-    pruned = fxprune.prune(model, example_inputs=image())
+    pruned = fxprune.prune(model, example_inputs=image(), compensate=False)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     optimizer.state[model[0].weight]["flat"] = torch.zeros(324)
     with pytest.raises(FxpruneError, match=r"flat of 0\.weight has shape \[324\].*start the optimizer afresh"):
@@ -164,7 +164,7 @@ def test_a_schedule_goes_on() -> None:
         give_gradients(model, seed)
         optimizer.step()
         schedule.step()
-    pruned = fxprune.prune(model, example_inputs=image())
+    pruned = fxprune.prune(model, example_inputs=image(), compensate=False)
     small = fxprune.prune_optimizer(optimizer, model, pruned)
     assert small.param_groups[0]["lr"] == 0.25
     again = torch.optim.lr_scheduler.StepLR(small, 1, gamma=0.5, last_epoch=schedule.last_epoch)

@@ -15,7 +15,7 @@ from fxprune.verification import mask
 
 def pair() -> tuple[nn.Module, torch.fx.GraphModule]:
     model = randomise(nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Sigmoid(), nn.Conv2d(8, 2, 1))).float()
-    return model, fxprune.prune(model, 0.5, example_inputs=image())
+    return model, fxprune.prune(model, 0.5, example_inputs=image(), compensate=False)
 
 
 def test_a_right_result_is_off_by_rounding_only() -> None:
@@ -83,3 +83,16 @@ def test_dicts_tuples_and_keyword_inputs_are_compared_leaf_by_leaf() -> None:
     )
     inputs = {"x": tokens().double(), "y": tokens().double() + 1}
     assert fxprune.verify(model, fxprune.prune(model, 0.6, example_inputs=inputs), inputs) <= 1e-12
+
+
+def test_of_a_compensated_model_the_structure_is_verified() -> None:
+    model, _ = pair()
+    pruned = fxprune.prune(model, 0.5, example_inputs=image(), data=[torch.randn(32, 3, 6, 6)])
+    assert pruned.meta["compensated"]
+    assert fxprune.verify(model, pruned) < 1e-9
+    pruned.get_submodule("3").stride = (2, 2)
+    with pytest.raises(fxprune.FxpruneError, match="output has shape"):
+        fxprune.verify(model, pruned)
+    with torch.no_grad():
+        pruned.get_parameter("3.bias")[0] = float("inf")
+    assert fxprune.verify(model, pruned) == float("inf")

@@ -1,0 +1,139 @@
+"""A batch made from the model itself: inputs whose statistics are those that its BatchNorm layers remember."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from fxprune.channels import ChannelGraph
+from fxprune.progress import Progress, silent
+from fxprune.sensitivity import evaluated
+
+__all__ = ["pink_noise", "synthesize"]
+
+# FLOPs of a forward pass that a step may cost; what is left out above `_MOST` would take minutes.
+_WORK, _MOST = 1.3e10, 2e10
+_FEWEST, _LARGEST = 8, 256
+_LR, _BETAS = 0.12, (0.8, 0.99)
+
+
+def synthesize(
+    graph: ChannelGraph, size: int | None = None, *, steps: int = 20, seed: int = 0, progress: Progress = silent
+) -> Tensor | None:
+    """Inputs that the model could have been trained on, as far as its BatchNorm statistics tell.
+
+    Starts from noise with the spectrum of natural images and follows the gradient of the mismatch of every BatchNorm's
+    input statistics (as DeepInversion does: Yin et al., CVPR 2020, without its other terms).
+
+    Args:
+        graph: the analysed model; it is not changed.
+        size: how many inputs; default 8 to 256, fewer for a model of more FLOPs.
+        steps: optimisation steps.
+        seed: of the noise.
+        progress: is told of the steps done.
+
+    Returns:
+        Shape (size, ...), or None where that cannot be done: the model has no BatchNorm with statistics, more than one
+        input, one that is not floating-point, or weights narrower than float32; and, unless a size is given, where it
+        has more than 20 GFLOPs.
+    """
+    args, kwargs = graph.module.meta["example_inputs"]
+    if len(args) != 1 or kwargs or not isinstance(args[0], Tensor) or not args[0].is_floating_point():
+        return None
+    example = args[0]
+    if example.dim() < 2 or not any(map(_remembers, graph.module.modules())):
+        return None
+    weight = next(parameter for parameter in graph.module.parameters() if parameter.is_floating_point())
+    if weight.element_size() < 4:
+        return None
+    flops = graph.flops.total / max(example.shape[0], 1)
+    if size is None:
+        if flops > _MOST:
+            return None
+        size = int(min(max(_WORK / max(flops, 1), _FEWEST), _LARGEST))
+    random = torch.Generator().manual_seed(seed)
+    batch = pink_noise((size, *example.shape[1:]), random).to(weight)
+    if batch.dim() == 4:
+        batch = batch.contiguous(memory_format=torch.channels_last)
+    batch.requires_grad_(True)
+    optimizer = torch.optim.Adam([batch], lr=_LR, betas=_BETAS)
+    reader = _StatisticsReader(graph.module)
+    with _quickly(graph.module), evaluated(graph.module), torch.enable_grad():
+        for step in range(steps):
+            loss = reader.mismatch(batch)
+            (batch.grad,) = torch.autograd.grad(loss, [batch])
+            optimizer.step()
+            progress("synthesize", step + 1, steps, {"mismatch": float(loss.detach())})
+    return batch.detach()
+
+
+def pink_noise(shape: tuple[int, ...], random: torch.Generator) -> Tensor:
+    """Noise of unit variance whose amplitude falls as 1/f along the last two dimensions, as in natural images.
+
+    Channels share a part of it, and each has a level of its own. Tensors of fewer than four dimensions get white noise.
+
+    Args:
+        shape: (samples, channels, ..., rows, columns).
+        random: where it comes from.
+    """
+    white = torch.randn(shape, generator=random)
+    if len(shape) < 4:
+        return white
+    rows, columns = torch.fft.fftfreq(shape[-2])[:, None], torch.fft.rfftfreq(shape[-1])[None, :]
+    frequency = (rows.square() + columns.square()).sqrt().clamp_min(1.0 / max(shape[-2:]))
+    shared = white.mean(dim=1, keepdim=True) * white.shape[1] ** 0.5
+    mixed = 0.85 * shared + 0.5 * white
+    noise = torch.fft.irfft2(torch.fft.rfft2(mixed) / frequency, s=shape[-2:])
+    level = 0.5 * torch.randn((shape[0], shape[1], *(1,) * (len(shape) - 2)), generator=random)
+    normalised: Tensor = noise / noise.std(dim=(-2, -1), keepdim=True).clamp_min(1e-6)
+    return normalised + level
+
+
+def _remembers(module: nn.Module) -> bool:
+    return isinstance(module, _BatchNorm) and module.running_mean is not None and module.running_var is not None
+
+
+@contextmanager
+def _quickly(module: nn.Module) -> Iterator[None]:
+    """Filters lie in memory as depthwise convolutions of a CPU like them; afterwards as before."""
+    filters = [parameter for parameter in module.parameters() if parameter.dim() == 4]
+    before = [parameter.data for parameter in filters]
+    for parameter in filters:
+        parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
+    try:
+        yield
+    finally:
+        for parameter, data in zip(filters, before, strict=True):
+            parameter.data = data
+
+
+class _StatisticsReader(fx.Interpreter):
+    """Runs the model and adds up how far each BatchNorm's input is from what it remembers."""
+
+    def __init__(self, traced: fx.GraphModule) -> None:
+        super().__init__(traced, garbage_collect_values=True)
+        self._found: list[Tensor] = []
+
+    def mismatch(self, batch: Tensor) -> Tensor:
+        """The mean over all BatchNorms of squared differences of mean and deviation, in remembered deviations."""
+        self._found = []
+        # Models may write into their inputs.
+        self.run(batch.clone())
+        return torch.stack(self._found).mean()
+
+    def call_module(self, target: Any, args: Any, kwargs: Any) -> Any:
+        """Run a module; of a BatchNorm look at the input first."""
+        module: Any = self.fetch_attr(target)
+        if _remembers(module):
+            x = args[0] if args else kwargs["input"]
+            dims = [d for d in range(x.dim()) if d != 1]
+            scale = (module.running_var + module.eps).sqrt()
+            mean = (x.mean(dims) - module.running_mean) / scale
+            deviation = (x.var(dims, correction=0) + module.eps).sqrt() / scale
+            self._found.append(mean.square().mean() + (deviation - 1).square().mean())
+        return super().call_module(target, args, kwargs)
