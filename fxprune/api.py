@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
+import numpy as np
 from torch import fx, nn
 
 from fxprune.analysis import analyze
 from fxprune.channels import ChannelGraph, Scores
 from fxprune.compensation import compensate as compensated
-from fxprune.criteria import FROM_DATA, scores
+from fxprune.criteria import FROM_DATA, check_method, scores
 from fxprune.data import Batch, calibration_batch
 from fxprune.errors import FxpruneError
 from fxprune.learning import learn_gates
@@ -70,6 +71,10 @@ def prune(
     if example_inputs is None and batch is not None:
         example_inputs = _example(batch)
     graph = analyze(trace(model, example_inputs, copy=False))
+    # What cannot be is said before the work.
+    if method is not None:
+        check_method(method, ("dagger",))
+    make_plan(graph, np.zeros(graph.num_channels), flops=flops, round_to=round_to, ignore=ignore)
     reads = method in ("dagger", *FROM_DATA)
     if batch is None and (reads or compensate):
         made = synthesize(graph, seed=seed)
@@ -84,10 +89,10 @@ def prune(
     if method == "dagger":
         assert batch is not None
         share = flops if flops <= 1 else flops / graph.flops.total
-        given, epochs = (_as_data(batch), 20) if data is None else (data, 1)
+        given, epochs = (batch, 20) if data is None else (data, 1)
         chosen = learn_gates(graph, given, flops=share, epochs=epochs, seed=seed, progress=False).scores
     else:
-        chosen = scores(graph, method, data=None if batch is None else _as_data(batch), seed=seed)
+        chosen = scores(graph, method, data=batch, seed=seed)
     plan = make_plan(graph, chosen, flops=flops, round_to=round_to, ignore=ignore)
     pruned = rewrite(graph, plan)
     if not compensate or batch is None or plan.flops == plan.flops_before:
@@ -99,6 +104,3 @@ def _example(batch: Batch) -> Any:
     one = batch.rows(0, 1)
     return dict(one.kwargs) if one.kwargs else one.args
 
-
-def _as_data(batch: Batch) -> list[Any]:
-    return [(dict(batch.kwargs) if batch.kwargs else batch.args, batch.labels)]

@@ -82,7 +82,7 @@ def compensate(
     """
     if not 0 <= holdout < 1:
         raise FxpruneError(f"holdout (={holdout}) must be a part of the samples: at least 0 and below 1")
-    samples = batch if isinstance(batch, Batch) else read_batch(batch)
+    samples = read_batch(batch)
     choices = tuple(sorted(damping)) if isinstance(damping, Sequence) else (damping,)
     if not choices or min(choices) <= 0:
         raise FxpruneError(f"damping (={damping!r}) must be positive")

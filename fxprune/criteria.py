@@ -18,8 +18,10 @@ from fxprune.surgeon import surgeon_scores
 
 __all__ = [
     "FROM_DATA",
+    "METHODS",
     "Scores",
     "batchnorm_scores",
+    "check_method",
     "fpgm_scores",
     "magnitude_scores",
     "random_scores",
@@ -28,6 +30,7 @@ __all__ = [
     "uniform_scores",
 ]
 FROM_DATA = ("surgeon", "fisher", "taylor")
+METHODS = ("relevance", "l1", "l2", "uniform", "batchnorm", "fpgm", "random", *FROM_DATA)
 
 
 def scores(
@@ -73,11 +76,9 @@ def scores(
         "fisher": lambda graph: fisher_scores(graph, data, flops_power=1.0, seed=seed),
         "taylor": lambda graph: taylor_scores(graph, data, seed=seed),
     }
+    check_method(method)
     if method in FROM_DATA and data is None:
         raise FxpruneError(f"method {method!r} scores channels on data: give data, a loader or a list of batches")
-    if not callable(method) and method not in known:
-        names = ", ".join(map(repr, known))
-        raise FxpruneError(f"method (={method!r}) is not known: use one of {names} or a function of the graph")
     result = np.asarray((method if callable(method) else known[method])(graph), dtype=np.float64)
     if result.shape != (graph.num_channels,):
         raise FxpruneError(
@@ -87,6 +88,17 @@ def scores(
     if not np.isfinite(result[prunable]).all():
         raise FxpruneError("scores are not finite: check the weights and the scoring function for NaN and infinity")
     return result
+
+
+def check_method(method: str | Callable[[ChannelGraph], Scores], more: tuple[str, ...] = ()) -> None:
+    """Check that a method is a function, or one of the names known to `scores` or of `more`.
+
+    Raises:
+        FxpruneError: it is neither.
+    """
+    if not callable(method) and method not in (*METHODS, *more):
+        names = ", ".join(map(repr, (*METHODS, *more)))
+        raise FxpruneError(f"method (={method!r}) is not known: use one of {names} or a function of the graph")
 
 
 def magnitude_scores(graph: ChannelGraph, p: int = 2) -> Scores:

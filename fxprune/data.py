@@ -5,9 +5,10 @@
 - a tensor: the model's only input;
 - a pair ``(inputs, labels)``, where inputs are a tensor, a tuple of positional inputs or a dict of keyword inputs, and
   labels may be None;
-- a dict of keyword inputs; one of the keys "labels", "label" and "target" holds the labels and is no input.
+- a dict of keyword inputs; one of the keys "labels", "label" and "target" holds the labels and is no input;
+- a `Batch`.
 
-A bare tensor, and a bare dict of tensors, is one batch.
+A bare tensor, a bare dict of tensors, and a bare `Batch`, is one batch.
 """
 
 from __future__ import annotations
@@ -125,6 +126,9 @@ def read_batch(item: Any, position: int = 0) -> Batch:
     >>> read_batch((torch.zeros(2, 3), torch.tensor([0, 1]))).labels
     tensor([0, 1])
     """
+    if isinstance(item, Batch):
+        _check_inputs(item, position)
+        return item
     inputs, labels = item, None
     if isinstance(item, (tuple, list)):
         if len(item) == 1:
@@ -221,7 +225,7 @@ def check_labels(batch: Batch, num_classes: int | None, position: int = 0) -> No
 
 def _as_iterable(data: Any) -> Iterable[Any]:
     # A tensor is an iterable of its rows, a dict of its keys: neither is ever meant.
-    if isinstance(data, (Tensor, Mapping)):
+    if isinstance(data, (Tensor, Mapping, Batch)):
         return [data]
     if isinstance(data, (str, bytes)) or not (isinstance(data, Iterable) or hasattr(data, "__getitem__")):
         raise FxpruneError(

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from fxprune.channels import ChannelGraph, Scores
-from fxprune.criteria import scores
+from fxprune.criteria import FROM_DATA, scores
 from fxprune.dagger import Dagger, flops_balance, straight_through
 from fxprune.data import Batch, check_labels, run_model
 from fxprune.errors import FxpruneError
@@ -33,6 +33,8 @@ __all__ = ["Gates", "learn_gates"]
 
 _SPREAD = 4.0
 _RAMP = 0.7
+# Samples that the start's scores are taken from, where they need data.
+_START_SAMPLES = 512
 # The best channel of a group stays open by this much.
 _LAST = 1e-3
 
@@ -113,7 +115,8 @@ def learn_gates(
     with own_randomness(), make_accelerator() as accelerator, shown(progress, accelerator) as show:
         torch.manual_seed(seed)
         gated = insert_gates(graph, reluctant=reluctant)
-        _set_order(gated, graph, scores(graph, start), reluctant)
+        first = _first_samples(data, seed) if start in FROM_DATA else None
+        _set_order(gated, graph, scores(graph, start, data=first, seed=seed), reluctant)
         shards = Shards(data, accelerator.process_index, accelerator.num_processes, seed=seed)
         steps = len(shards) * epochs
         run = _Run(accelerator, graph, gated, settings, steps)
@@ -311,6 +314,17 @@ class _Run:
         left = self.graph.flops((logits > 0).numpy()) / self.graph.flops.total
         finite = logits.clamp(-1e6, 1e6).numpy()
         return Gates(finite, gated, left, tuple(self.losses))
+
+
+def _first_samples(data: Any, seed: int) -> list[Batch]:
+    """The first batches of the first epoch, the same in every process."""
+    batches, count = [], 0
+    for _, batch in Shards(data, seed=seed).epoch(0):
+        batches.append(batch)
+        count += batch.size
+        if count >= _START_SAMPLES:
+            break
+    return batches
 
 
 def _set_order(gated: fx.GraphModule, graph: ChannelGraph, order: Scores, reluctant: bool) -> None:

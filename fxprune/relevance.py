@@ -94,6 +94,12 @@ class _Relevance:
         self.random = torch.Generator().manual_seed(0)
         self.energy: dict[fx.Node, Tensor] = {}
         self._axes: dict[fx.Node, tuple[int, Ids] | None] = {}
+        # What is made from parameters alone.
+        self._constants: set[fx.Node] = set()
+        for node in graph.module.graph.nodes:
+            sources = node.all_input_nodes
+            if node.op == "get_attr" or (sources and self._constants.issuperset(sources)):
+                self._constants.add(node)
         self._frozen = np.zeros(graph.num_channels, dtype=bool)
         for frozen in graph.frozen:
             self._frozen[frozen.channels] = True
@@ -132,12 +138,12 @@ class _Relevance:
 
     def _constant(self, node: fx.Node) -> Any:
         """The value of what is made from parameters alone, as standardised weights are; None for all else."""
+        if node not in self._constants:
+            return None
         if node.op == "get_attr":
             return self.tensors.get(str(node.target))
-        if node.op == "placeholder" or any(n.op == "placeholder" for n in node.all_input_nodes):
-            return None
         made = {source: self._constant(source) for source in node.all_input_nodes}
-        if not made or any(value is None for value in made.values()):
+        if any(value is None for value in made.values()):
             return None
         args, kwargs = fx.node.map_arg((node.args, node.kwargs), made.__getitem__)
         return _call(node, self.modules.get(str(node.target)), args, kwargs)

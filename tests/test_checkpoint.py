@@ -47,7 +47,7 @@ class Block(nn.Module):
 def pruned_block(seed: int = 0, **settings: Any) -> tuple[nn.Module, fx.GraphModule]:
     torch.manual_seed(seed)
     model = randomise(Block(), seed).float()
-    return model, fxprune.prune(model, example_inputs=image(), **settings)
+    return model, fxprune.prune(model, example_inputs=image(), **settings, compensate=False)
 
 
 def assert_same(a: nn.Module, b: nn.Module) -> None:
@@ -104,7 +104,7 @@ def test_a_model_comes_back_to_the_bit(tmp_path: Path) -> None:
 def test_dtypes_come_back(tmp_path: Path, dtype: torch.dtype, when: str) -> None:
     model = Block().to(dtype if when == "before" else torch.float32)
     inputs = image().to(dtype if when == "before" else torch.float32)
-    pruned = fxprune.prune(model, example_inputs=inputs).to(dtype)
+    pruned = fxprune.prune(model, example_inputs=inputs, compensate=False).to(dtype)
     fxprune.save(pruned, tmp_path / "small")
     loaded = fxprune.load(tmp_path / "small", Block())
     assert_same(loaded, pruned)
@@ -144,7 +144,7 @@ def test_arguments_of_any_nesting_come_back_as_shapes(tmp_path: Path) -> None:
 
     model = net(forward, inner=nn.Linear(4, 8), out=nn.Linear(8, 3))
     inputs = {"x": torch.ones(2, 4), "pair": (torch.ones(3), {"bias": torch.ones(2, 3)}), "scale": 0.5}
-    pruned = fxprune.prune(model, example_inputs=inputs)
+    pruned = fxprune.prune(model, example_inputs=inputs, compensate=False)
     fxprune.save(pruned, tmp_path / "small")
     loaded = fxprune.load(tmp_path / "small", copy.deepcopy(model))
     assert_same(loaded, pruned)
@@ -160,7 +160,7 @@ def test_recurrent_weights_come_back(tmp_path: Path) -> None:
         return self.out(torch.relu(self.inner(self.lstm(x)[0])))
 
     model = net(forward, lstm=nn.LSTM(4, 6, batch_first=True), inner=nn.Linear(6, 8), out=nn.Linear(8, 3))
-    pruned = fxprune.prune(model, 0.9, example_inputs=torch.randn(2, 5, 4))
+    pruned = fxprune.prune(model, 0.9, example_inputs=torch.randn(2, 5, 4), compensate=False)
     fxprune.save(pruned, tmp_path / "small")
     loaded = fxprune.load(tmp_path / "small", model)
     x = torch.randn(2, 5, 4)
@@ -187,7 +187,7 @@ def test_the_original_and_the_pruned_model_are_not_changed(tmp_path: Path) -> No
 )
 def test_a_library_model_needs_no_original(tmp_path: Path, spec: str, arguments: dict[str, Any]) -> None:
     pytest.importorskip(spec.partition(":")[0])
-    pruned = fxprune.prune(load_model(spec, **arguments).eval(), method="l2")
+    pruned = fxprune.prune(load_model(spec, **arguments).eval(), method="l2", compensate=False)
     fxprune.save(pruned, tmp_path / "small")
     loaded = fxprune.load(tmp_path / "small")
     assert_same(loaded, pruned)
@@ -197,10 +197,10 @@ def test_a_library_model_needs_no_original(tmp_path: Path, spec: str, arguments:
 
 def test_timm_models_say_what_they_are_and_others_can_be_told(tmp_path: Path) -> None:
     timm, models = pytest.importorskip("timm"), pytest.importorskip("torchvision.models")
-    pruned = fxprune.prune(timm.create_model("test_resnet", num_classes=3, in_chans=1), method="l2")
+    pruned = fxprune.prune(timm.create_model("test_resnet", num_classes=3, in_chans=1), method="l2", compensate=False)
     fxprune.save(pruned, tmp_path / "small")
     assert_same(fxprune.load(tmp_path / "small"), pruned)
-    pruned = fxprune.prune(models.squeezenet1_1(num_classes=3), method="l2")
+    pruned = fxprune.prune(models.squeezenet1_1(num_classes=3), method="l2", compensate=False)
     fxprune.save(pruned, tmp_path / "other")
     with pytest.raises(FxpruneError, match="does not say how the original is built: give it as model="):
         fxprune.load(tmp_path / "other")
@@ -212,7 +212,7 @@ def test_buffers_outside_of_the_state_dict_are_right_in_a_model_built_without_we
     timm = pytest.importorskip("timm")
     torch.manual_seed(0)
     model = timm.create_model("swin_tiny_patch4_window7_224", embed_dim=24, depths=(2, 2), num_heads=(2, 4))
-    pruned = fxprune.prune(model, method="l2")
+    pruned = fxprune.prune(model, method="l2", compensate=False)
     assert set(named_tensors(pruned)) - set(pruned.state_dict())
     fxprune.save(pruned, tmp_path / "small")
     with torch.device("meta"):

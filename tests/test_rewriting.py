@@ -38,7 +38,7 @@ def make(name: str) -> tuple[nn.Module, Tensor]:
 @pytest.fixture(scope="module", params=["resnet18", "test_vit", "test_efficientnet", "test_convnext", "transformer"])
 def pair(request: pytest.FixtureRequest) -> tuple[nn.Module, torch.fx.GraphModule, Tensor]:
     model, x = make(request.param)
-    return model, fxprune.prune(model, 0.5, example_inputs=x), x
+    return model, fxprune.prune(model, 0.5, example_inputs=x, compensate=False), x
 
 
 def same(expected: nn.Module, got: Callable[[Tensor], Tensor], x: Tensor, tolerance: float = 0.0) -> None:
@@ -106,7 +106,7 @@ def test_the_original_is_untouched(pair: tuple[nn.Module, torch.fx.GraphModule, 
 @pytest.mark.parametrize("name", ["resnet18", "test_vit"])
 def test_it_runs_in_onnxruntime(name: str) -> None:
     model, x = make(name)
-    pruned = fxprune.prune(model, 0.5, example_inputs=x)
+    pruned = fxprune.prune(model, 0.5, example_inputs=x, compensate=False)
     file = io.BytesIO()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -122,7 +122,7 @@ def test_it_runs_in_onnxruntime(name: str) -> None:
 @pytest.mark.parametrize("name", ["resnet18", "test_efficientnet"])
 def test_the_whole_budget_is_the_identity_bit_for_bit(name: str) -> None:
     model, x = make(name)
-    whole = fxprune.prune(model, 1.0, example_inputs=x)
+    whole = fxprune.prune(model, 1.0, example_inputs=x, compensate=False)
     original = copy.deepcopy(model)
     for training in (False, True):
         outputs = []
@@ -139,8 +139,8 @@ def test_the_whole_budget_is_the_identity_bit_for_bit(name: str) -> None:
 @pytest.mark.parametrize("name", ["resnet18", "test_convnext"])
 def test_what_was_pruned_is_pruned_again(name: str) -> None:
     model, x = make(name)
-    once = fxprune.prune(model, 0.6, example_inputs=x)
-    twice = fxprune.prune(once, 0.6, example_inputs=x)
+    once = fxprune.prune(model, 0.6, example_inputs=x, compensate=False)
+    twice = fxprune.prune(once, 0.6, example_inputs=x, compensate=False)
     assert fxprune.verify(once, twice, x) <= 1e-9
     total = fxprune.count_flops(model, x)
     assert 0.34 * total < fxprune.count_flops(twice, x) == fxprune.plan_of(twice).flops <= 0.36 * total
@@ -172,7 +172,7 @@ def test_modules_say_what_they_are_now() -> None:
             nn.Linear(4, 2),
         )
     )
-    pruned = fxprune.prune(model, 0.4, example_inputs=image().double())
+    pruned = fxprune.prune(model, 0.4, example_inputs=image().double(), compensate=False)
     for name, module in pruned.named_modules():
         if isinstance(module, nn.Conv2d):
             assert module.weight.shape[:2] == (module.out_channels, module.in_channels // module.groups), name
@@ -190,7 +190,7 @@ def test_frozen_weights_stay_frozen_and_the_mode_is_kept() -> None:
     model = nn.Sequential(nn.Conv2d(3, 8, 1), nn.Dropout(), nn.Conv2d(8, 2, 1))
     model[0].weight.requires_grad_(False)
     for training in (True, False):
-        pruned = fxprune.prune(model.train(training), 0.5, example_inputs=image())
+        pruned = fxprune.prune(model.train(training), 0.5, example_inputs=image(), compensate=False)
         assert [p.requires_grad for p in pruned.parameters()] == [False, True, True, True]
         assert pruned.training == training
         assert model.training == training
@@ -198,7 +198,7 @@ def test_frozen_weights_stay_frozen_and_the_mode_is_kept() -> None:
 
 def test_half_precision_and_its_dtype_are_kept() -> None:
     model = nn.Sequential(nn.Conv2d(3, 8, 1), nn.ReLU(), nn.Conv2d(8, 2, 1)).to(torch.bfloat16)
-    pruned = fxprune.prune(model, 0.5, example_inputs=image().to(torch.bfloat16))
+    pruned = fxprune.prune(model, 0.5, example_inputs=image().to(torch.bfloat16), compensate=False)
     assert {p.dtype for p in pruned.parameters()} == {torch.bfloat16}
     assert pruned(image().to(torch.bfloat16)).dtype is torch.bfloat16
     assert fxprune.verify(model, pruned) <= 1e-9
