@@ -1,38 +1,113 @@
-"""Every code block of the documentation that is marked with `<!-- run -->` runs; those of a page share their names."""
+"""Every Python block of README and docs runs, unless a comment before it says why not; blocks of a page share names.
+
+    <!-- not run: needs the network -->
+    ```python
+    ...
+    ```
+
+What a page takes as given (a model, a loader) stands in `GIVEN`. Models that timm would fetch or that take minutes are
+stood in for by small ones without weights.
+"""
 
 from __future__ import annotations
 
 import re
 import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+import fxprune
 
 ROOT = Path(__file__).resolve().parent.parent
-BLOCK = re.compile(r"^<!-- run -->\n```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-PAGES = [
-    page for page in (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))) if BLOCK.search(page.read_text())
-]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+FENCE = re.compile(r"^[ \t>]*(?:```|~~~)[ \t]*\{?[ \t]*\.?(?:python|py)\b", re.MULTILINE)
+MARK = r"<!-- (?P<mark>(?:not )?run\b.*?) -->"
+BLOCK = re.compile(rf"^(?:{MARK}\n)?```python\n(?P<code>.*?)^```$", re.MULTILINE | re.DOTALL)
+OPTIONAL = ("timm", "torchvision", "accelerate", "torchao", "sklearn", "onnxscript", "transformers")
 
 
-def blocks(page: Path) -> list[str]:
-    """The code, each block after as many empty lines as stand before it, so that tracebacks tell the line."""
+@dataclass(frozen=True)
+class Block:
+    """A block of code; `why_not` is the reason not to run it."""
+
+    code: str
+    why_not: str | None
+
+
+def blocks(page: Path) -> Iterator[Block]:
+    """The blocks of a page, each after as many empty lines as stand before it, so that tracebacks tell the line."""
     text = page.read_text()
-    return ["\n" * text.count("\n", 0, match.start(1)) + match[1] for match in BLOCK.finditer(text)]
+    for match in BLOCK.finditer(text):
+        mark = match["mark"] or "run"
+        why_not = mark.removeprefix("not run").lstrip(": ") if mark.startswith("not run") else None
+        yield Block("\n" * text.count("\n", 0, match.start("code")) + match["code"], why_not)
+
+
+def name_of(page: Path) -> str:
+    return page.relative_to(ROOT).as_posix()
+
+
+RUN = [page for page in PAGES if any(block.why_not is None for block in blocks(page))]
+
+
+class SmallNet(nn.Sequential):
+    """Stands in for any model of images."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            *(nn.Conv2d(3, 8, 3, 2), nn.BatchNorm2d(8), nn.ReLU()),
+            *(nn.Conv2d(8, 16, 3, 2), nn.BatchNorm2d(16), nn.ReLU()),
+            *(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 10)),
+        )
+        # Where fxprune looks for the size of the input of a timm model.
+        self.pretrained_cfg = {"input_size": (3, 32, 32)}
+
+
+def small_loader() -> DataLoader[Any]:
+    return DataLoader(TensorDataset(torch.randn(32, 3, 32, 32), torch.arange(32) % 10), batch_size=16)
+
+
+GIVEN: dict[str, Any] = {
+    "docs/training.md": lambda: {"fxprune": fxprune, "model": SmallNet(), "loader": small_loader()},
+}
+
+
+@pytest.fixture
+def small_models(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`timm.create_model` fetches nothing, and gives a small net for what is not one of timm's own test models."""
+    try:
+        import timm
+    except ImportError:
+        return
+    create = timm.create_model
+
+    def create_small(name: str, pretrained: bool = False, **arguments: Any) -> nn.Module:
+        return create(name, **arguments) if name.startswith("test_") else SmallNet()
+
+    monkeypatch.setattr(timm, "create_model", create_small)
 
 
 # What a page's libraries warn of is no matter of the page.
 @pytest.mark.filterwarnings("default")
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+@pytest.mark.usefixtures("small_models")
+@pytest.mark.parametrize("page", RUN, ids=name_of)
 def test_the_code_of_a_page_runs(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for library in ("timm", "accelerate", "torchao"):
-        if library in page.read_text():
+    to_run = [block.code for block in blocks(page) if block.why_not is None]
+    for library in OPTIONAL:
+        if re.search(rf"^\s*(?:import|from) .*\b{library}\b", "\n".join(to_run), re.MULTILINE):
             pytest.importorskip(library)
     monkeypatch.chdir(tmp_path)
-    names: dict[str, Any] = {}
+    torch.manual_seed(0)
+    names = {"__name__": "__main__", **GIVEN.get(name_of(page), dict)()}
     try:
-        for code in blocks(page):
+        for code in to_run:
             exec(compile(code, str(page), "exec"), names)
     finally:
         _forget_accelerator()
@@ -45,6 +120,11 @@ def _forget_accelerator() -> None:
         state.AcceleratorState._reset_state(reset_partial_state=True)
 
 
-def test_every_mark_stands_before_a_block() -> None:
-    for page in (ROOT / "README.md", *(ROOT / "docs").rglob("*.md")):
-        assert page.read_text().count("<!-- run -->") == len(blocks(page)), page
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_every_block_is_found_and_what_is_not_run_says_why(page: Path) -> None:
+    text, found = page.read_text(), list(blocks(page))
+    assert len(FENCE.findall(text)) == len(found), "a Python block is indented or spelt otherwise, and would not run"
+    assert len(re.findall(r"<!-- (?:not )?run\b", text)) == len(re.findall(r"-->\n```python\n", text)), "a stray mark"
+    for block in found:
+        assert block.why_not != "", f"no reason is given: {block.code.strip()[:60]}"
+        compile(block.code, str(page), "exec")
