@@ -15,6 +15,7 @@ from fxprune.learning import Gates, learn_gates
 from fxprune.optimizers import prune_optimizer
 from fxprune.plan import Plan
 from fxprune.planning import make_plan
+from fxprune.reporting import Report, report
 from fxprune.rewriting import plan_of, rewrite
 from fxprune.tracing import trace
 from fxprune.training import DivergenceError, Epoch, finetune
@@ -31,6 +32,7 @@ __all__ = [
     "Group",
     "Latency",
     "Plan",
+    "Report",
     "analyze",
     "compensate",
     "count_flops",
@@ -45,6 +47,7 @@ __all__ = [
     "prune",
     "prune_optimizer",
     "remove_gates",
+    "report",
     "rewrite",
     "save",
     "scores",

@@ -1,0 +1,105 @@
+"""The channels of a pruned model before and after: read from its original, or as far as it tells itself."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from torch import Tensor, fx, nn
+
+from fxprune.analysis import analyze
+from fxprune.calls import call_of
+from fxprune.channels import ChannelGraph, Group
+from fxprune.errors import FxpruneError
+from fxprune.fingerprint import Fingerprint, fingerprint, named_tensors
+from fxprune.polynomial import Term
+from fxprune.reporting.costs import evaluate
+from fxprune.reporting.facts import Change
+from fxprune.rewriting import alive_channels, plan_of
+from fxprune.tracing import trace
+
+__all__ = ["Basis", "make_basis"]
+
+
+@dataclass(frozen=True, eq=False)
+class Basis:
+    """A graph, and what it says of before and after.
+
+    Attributes:
+        graph: of the original (`whole`), or of the pruned model where that is not at hand.
+        alive: the channels of the graph that are left.
+        tensors: the parameters and buffers that are left.
+        original: the architecture that it was made of.
+        whole: whether the graph is the original's.
+    """
+
+    graph: ChannelGraph
+    alive: npt.NDArray[np.bool_]
+    tensors: Mapping[str, Tensor]
+    original: Fingerprint
+    whole: bool
+
+    def flops(self, terms: Sequence[Term], weight: str | None) -> Change:
+        """What a node costs; without the original, that of a layer goes with the size of its weight."""
+        after = evaluate(terms, self.alive)
+        if self.whole:
+            return Change(evaluate(terms, np.ones_like(self.alive)), after)
+        if weight is None:
+            return Change(None, after)
+        size = self.size(weight)
+        return Change(round(after * (size.before or 0) / max(size.after, 1)), after)
+
+    def shape(self, name: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """The shape of a tensor before and after."""
+        after = tuple(self.tensors[name].shape)
+        return (self.original.tensors[name][0] if name in self.original.tensors else after), after
+
+    def size(self, name: str) -> Change:
+        """The number of entries of a tensor."""
+        before, after = self.shape(name)
+        return Change(math.prod(before), math.prod(after))
+
+    def channels(self, group: Group) -> Change:
+        """How many channels a group has."""
+        after = int(self.alive[group.channels].sum())
+        if self.whole:
+            return Change(len(group), after)
+        mine = set(group.channels.tolist())
+        for place in group.dimensions:
+            dim = self.graph.parameters[place.parameter][place.dim]
+            # A dimension of this group alone tells how many there were.
+            if not isinstance(dim, int) and mine.issuperset(dim.tolist()):
+                before = self.shape(place.parameter)[0][place.dim]
+                return Change(before * len(group) // len(dim), after)
+        return Change(None, after)
+
+
+def make_basis(pruned: nn.Module, original: nn.Module | None) -> Basis:
+    """Analyse the original, or without it the pruned model.
+
+    Raises:
+        FxpruneError: `pruned` has no plan, or is not made of `original`.
+    """
+    plan, meta = plan_of(pruned), getattr(pruned, "meta", {})
+    architecture = meta.get("original")
+    if not isinstance(architecture, Fingerprint):
+        raise FxpruneError(f"{type(pruned).__name__} has no fingerprint of its original: prune the model again")
+    args, kwargs = call_of(pruned)
+    tensors = named_tensors(pruned)
+    if original is None:
+        assert isinstance(pruned, fx.GraphModule)
+        graph = analyze(trace(pruned, kwargs or args, copy=False))
+        return Basis(graph, np.ones(graph.num_channels, dtype=bool), tensors, architecture, whole=False)
+    misfit = architecture.misfit(named_tensors(original))
+    traced = None if misfit else trace(original, kwargs or args, copy=False)
+    difference = misfit if traced is None else architecture.difference(fingerprint(traced))
+    if difference or traced is None:
+        raise FxpruneError(
+            f"original (a {type(original).__name__}) is not what this {architecture.model} was pruned from: "
+            f"{difference}"
+        )
+    graph = analyze(traced)
+    return Basis(graph, alive_channels(graph, plan), tensors, architecture, whole=True)

@@ -1,0 +1,120 @@
+"""Pictures of a report as inline SVG: columns by layer, and the graph of the model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from html import escape
+
+from fxprune.reporting.facts import Row
+from fxprune.reporting.numbers import arrow
+
+__all__ = ["Column", "columns", "graph", "hue"]
+
+# (before, after, what is shown when the pointer is on it); heights are fractions of the chart.
+Column = tuple[float, float, str]
+
+_HEIGHT = 100
+# In CSS pixels; `page.css` has the same.
+_ROW = 24
+_GUTTER = 130
+
+
+def hue(group: int | None) -> str:
+    """The colour of a group as a CSS variable; neighbours in number are far apart."""
+    return "" if group is None else f"--hue:{(210 + group * 137.508) % 360:.0f}"
+
+
+def columns(bars: Sequence[Column], label: str) -> str:
+    """One column a bar: what was, and in front of it what is. It stretches to any width."""
+    # Of each step a fifth is the gap; of hundreds of layers each keeps three pixels, and the chart scrolls.
+    parts = []
+    for k, (before, after, title) in enumerate(bars):
+        x = k * 10 + 1
+        parts.append(
+            f'<g class="column"><title>{escape(title)}</title><rect class="hit" x="{k * 10}" width="10" '
+            f'height="{_HEIGHT}"/>{_bar("was", x, before)}{_bar("is", x, after)}</g>'
+        )
+    return (
+        f'<div class="scroll"><svg class="chart" role="img" aria-label="{escape(label)}" preserveAspectRatio="none" '
+        f'style="min-width:{3 * len(bars)}px" viewBox="0 0 {10 * max(len(bars), 1)} {_HEIGHT}">'
+        f"{''.join(parts)}</svg></div>"
+    )
+
+
+def _bar(kind: str, x: int, height: float) -> str:
+    tall = height * _HEIGHT
+    return f'<rect class="{kind}" x="{x}" width="8" y="{_HEIGHT - tall:.2f}" height="{tall:.2f}"/>' if tall else ""
+
+
+def graph(rows: Sequence[Row]) -> str:
+    """The graph from top to bottom: one line a row, and at its left what is read from where."""
+    lanes = _lanes(rows)
+    step = min(16.0, _GUTTER / (max(lanes, default=0) + 1))
+    width = step * (max(lanes, default=0) + 1) + 12
+    edges = [_edge(rows[given], given, k, lanes, step) for k, row in enumerate(rows) for given in row.inputs]
+    marks = [_mark(row, k, lanes[k], step) for k, row in enumerate(rows)]
+    lines = "".join(_line(row) for row in rows)
+    return (
+        f'<div class="graph"><svg width="{width:.0f}" height="{_ROW * len(rows)}" aria-hidden="true">'
+        f"{''.join(edges)}{''.join(marks)}</svg><ol>{lines}</ol></div>"
+    )
+
+
+def _lanes(rows: Sequence[Row]) -> list[int]:
+    """The lane of each row: its value runs down there until it was read for the last time."""
+    last = list(range(len(rows)))
+    for k, row in enumerate(rows):
+        for given in row.inputs:
+            last[given] = k
+    busy: list[int | None] = []
+    lanes: list[int] = []
+    for k, row in enumerate(rows):
+        for given in row.inputs:
+            if last[given] == k:
+                busy[lanes[given]] = None
+        mine = min((lanes[given] for given in row.inputs if last[given] == k), default=None)
+        if mine is None:
+            mine = busy.index(None) if None in busy else len(busy)
+        if mine == len(busy):
+            busy.append(None)
+        lanes.append(mine)
+        if last[k] > k:
+            busy[mine] = k
+    return lanes
+
+
+def _edge(source: Row, start: int, end: int, lanes: Sequence[int], step: float) -> str:
+    """Down the lane of the source, and across to the reader in the last row."""
+    x, y = _at(lanes[start], step), _middle(start)
+    to_x, to_y = _at(lanes[end], step), _middle(end)
+    if x == to_x:
+        path = f"M{x:.1f} {y}V{to_y}"
+    else:
+        path = f"M{x:.1f} {y}V{to_y - _ROW}C{x:.1f} {to_y - 6} {to_x:.1f} {to_y - 18} {to_x:.1f} {to_y}"
+    colour = f' class="c" style="{hue(source.group)}"' if source.group is not None else ""
+    return f'<path{colour} d="{path}"/>'
+
+
+def _mark(row: Row, k: int, lane: int, step: float) -> str:
+    x, y = _at(lane, step), _middle(k)
+    colour = f' class="c" style="{hue(row.group)}"' if row.group is not None else ""
+    if row.channels is None and row.kind not in ("input", "output"):
+        return f'<circle{colour} cx="{x:.1f}" cy="{y}" r="4"/>'
+    return f'<rect{colour} x="{x - 6:.1f}" y="{y - 6}" width="12" height="12" rx="3"/>'
+
+
+def _line(row: Row) -> str:
+    channels = "" if row.channels is None else f'<span class="n">{escape(arrow(row.channels, "all"))}</span>'
+    name = row.kind if row.channels is None else row.name
+    kind = row.name if row.channels is None else row.kind
+    title = escape(f"{row.name}: {row.kind}")
+    shown = "" if kind == name else f'<span class="kind">{escape(kind)}</span>'
+    return f'<li title="{title}"><span class="what">{escape(name)}</span>{shown}{channels}</li>'
+
+
+def _at(lane: int, step: float) -> float:
+    return 12 + lane * step
+
+
+def _middle(row: int) -> int:
+    return row * _ROW + _ROW // 2

@@ -1,0 +1,98 @@
+"""What is found out by running a model: the certificate, latency and memory."""
+
+from __future__ import annotations
+
+import copy
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from fxprune.calls import call_of
+from fxprune.fingerprint import named_tensors
+from fxprune.reporting.facts import Certificate, Memory
+from fxprune.verification import verify
+
+__all__ = ["certify", "memory_of"]
+
+
+def certify(original: nn.Module, pruned: nn.Module) -> Certificate:
+    """Compare a pruned model with its zero-masked original.
+
+    Where the outputs differ, the weights may have been changed since, by training or by compensation: then the
+    structure is certified, with slices of the original's weights in the place of its own.
+
+    Args:
+        original: what `pruned` was made from, with the weights that it had or, for the structure, any others.
+        pruned: a pruned model.
+
+    Raises:
+        FxpruneError: as `fxprune.verify`.
+    """
+    compensated = bool(getattr(pruned, "meta", {}).get("compensated"))
+    error = verify(original, pruned)
+    if compensated or error <= 1e-9 or not isinstance(pruned, fx.GraphModule):
+        return Certificate(error, "structure" if compensated else "outputs")
+    changed = copy.copy(pruned)
+    changed.meta = {**pruned.meta, "compensated": True}
+    of_structure = verify(original, changed)
+    return Certificate(of_structure, "structure") if of_structure <= 1e-9 else Certificate(error, "outputs")
+
+
+def memory_of(model: nn.Module, example_inputs: Any = None, *, run: bool = True) -> Memory:
+    """Bytes that a model takes: those of its weights, and at the peak of one forward pass in eval mode.
+
+    The peak is that of all tensors that are alive at a time, as torch's operators return them; what an operator
+    allocates within itself is not seen.
+    """
+    weights = {id(tensor): tensor.nbytes for tensor in named_tensors(model).values()}
+    own = sum(weights.values())
+    if not run:
+        return Memory(own, None)
+    args, kwargs = call_of(model, example_inputs)
+    modes = {part: part.training for part in model.modules()}
+    model.eval()
+    try:
+        with torch.no_grad(), _Alive() as alive:
+            model(*args, **kwargs)
+    finally:
+        for part, mode in modes.items():
+            part.training = mode
+    return Memory(own, own + alive.peak)
+
+
+class _Alive(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Adds up the memory of tensors that operators have made and that are still there."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.now = self.peak = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = {_storage(leaf) for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)}
+        result = func(*args, **(kwargs or {}))
+        for leaf in pytree.tree_leaves(result):
+            if isinstance(leaf, Tensor) and _storage(leaf) not in given:
+                self._count(leaf.untyped_storage())
+        return result
+
+    def _count(self, storage: torch.UntypedStorage) -> None:
+        size = storage.nbytes()
+        self.now += size
+        self.peak = max(self.peak, self.now)
+        weakref.finalize(storage, self._forget(size)).atexit = False
+
+    def _forget(self, size: int) -> Callable[[], None]:
+        def forget() -> None:
+            self.now -= size
+
+        return forget
+
+
+def _storage(tensor: Tensor) -> int:
+    number: int = tensor.untyped_storage()._cdata
+    return number

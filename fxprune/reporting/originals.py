@@ -1,0 +1,34 @@
+"""The original of a pruned model, built again where it is one of timm's or torchvision's."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from fxprune.checkpoint import _trusted
+from fxprune.errors import FxpruneError
+from fxprune.fingerprint import Fingerprint, named_tensors
+from fxprune.models import load_model
+
+__all__ = ["rebuilt"]
+
+
+def rebuilt(pruned: nn.Module) -> nn.Module | None:
+    """The original with random weights, or None where it is not known or is built otherwise now.
+
+    What a checkpoint says of its source is not believed beyond names of timm and torchvision, as in `fxprune.load`.
+    """
+    meta = getattr(pruned, "meta", {})
+    architecture = meta.get("original")
+    try:
+        source = _trusted(Path("the pruned model"), meta.get("source"))
+        with torch.random.fork_rng(devices=[]):
+            model = load_model(source.spec, **source.arguments)
+    except FxpruneError:
+        return None
+    if not isinstance(architecture, Fingerprint) or architecture.misfit(named_tensors(model)):
+        return None
+    like = next((tensor for tensor in named_tensors(pruned).values() if tensor.is_floating_point()), None)
+    return model.eval() if like is None else model.eval().to(like.device, like.dtype)

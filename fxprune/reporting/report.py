@@ -1,0 +1,171 @@
+"""report(): the facts of a pruned model in one value that prints as a table and writes itself as a page."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import RenderableType
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from fxprune.calls import call_of
+from fxprune.errors import FxpruneError
+from fxprune.files import replace_file
+from fxprune.latency import Latency, measure_latency
+from fxprune.models import Source
+from fxprune.reporting import page, text
+from fxprune.reporting.basis import Basis, make_basis
+from fxprune.reporting.facts import Certificate, Change, FrozenFacts, GroupFacts, LayerFacts, Memory, Row, total
+from fxprune.reporting.measuring import certify, memory_of
+from fxprune.reporting.numbers import TIMES
+from fxprune.reporting.originals import rebuilt
+from fxprune.reporting.structure import structure
+from fxprune.rewriting import plan_of
+
+__all__ = ["Report", "report"]
+
+
+@dataclass(frozen=True)
+class Report:
+    """What is known of a pruned model. ``print(report)`` shows a table, `to_html` a page.
+
+    Attributes:
+        model: how the original is built, or the name of its class.
+        inputs: the shapes that FLOPs, latency and memory are for.
+        flops: before and after, as fvcore counts them.
+        flops_target: the most that were allowed.
+        parameters: before and after.
+        groups: channels that are pruned together, each with the layers that write them.
+        frozen: channels that cannot be pruned, by reason.
+        layers: each layer in the order of the computation.
+        rows: the graph: layers, and the places where branches meet.
+        compensated: which corrections were made to the weights after the cut.
+        certificate: the comparison with the zero-masked original; None without the original, or if not asked for.
+        latency: of the original and the pruned model, measured in turns; None if not asked for.
+        memory: of the original and the pruned model.
+        remarks: what the tracer had to decide.
+        source: how the original can be built again.
+    """
+
+    model: str
+    inputs: str
+    flops: Change
+    flops_target: int
+    parameters: Change
+    groups: tuple[GroupFacts, ...]
+    frozen: tuple[FrozenFacts, ...]
+    layers: tuple[LayerFacts, ...]
+    rows: tuple[Row, ...]
+    compensated: tuple[str, ...]
+    certificate: Certificate | None
+    latency: tuple[Latency | None, Latency] | None
+    memory: tuple[Memory | None, Memory]
+    remarks: tuple[str, ...]
+    source: Source | None
+
+    def __str__(self) -> str:
+        return text.plain(self)
+
+    def __rich__(self) -> RenderableType:
+        return text.rendered(self)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report as plain values, for JSON."""
+        values: dict[str, Any] = asdict(self)
+        del values["rows"]
+        return values
+
+    def to_html(self, path: str | Path | None = None, *, file: str = "small.safetensors") -> str:
+        """One self-contained page: nothing is loaded from elsewhere.
+
+        Args:
+            path: where to write it, too; atomically.
+            file: the name of the pruned model's file, for the lines that tell how to load it.
+
+        Raises:
+            FxpruneError: the page cannot be written.
+        """
+        content = page.page(self, file)
+        if path is not None:
+            try:
+                replace_file(Path(path), content.encode())
+            except OSError as error:
+                raise FxpruneError(f"report {str(path)!r} cannot be written: {error}") from error
+        return content
+
+
+def report(pruned: nn.Module, original: nn.Module | None = None, *, measure: bool = True, repeats: int = 10) -> Report:
+    """Say what was pruned where, what it costs now, and whether it is right.
+
+    Args:
+        pruned: what `fxprune.prune`, `fxprune.rewrite` or `fxprune.load` returned; not changed.
+        original: what it was made from; not changed. Without it, a model of timm or torchvision is built again with
+            random weights, which is enough to certify the structure and to measure. Of any other model the report then
+            tells what the pruned model tells by itself: no certificate, nothing measured of the original.
+        measure: whether to run the models: certificate, latency and peak memory.
+        repeats: timed calls of each model, see `fxprune.measure_latency`.
+
+    Returns:
+        A `Report`.
+
+    Raises:
+        FxpruneError: `pruned` was not made by fxprune, or not from `original`.
+
+    >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3))
+    >>> small = fxprune.prune(model, 0.5, example_inputs=torch.zeros(1, 3, 8, 8), compensate=False)
+    >>> [(group.channels.before, group.channels.after) for group in fxprune.report(small, model).groups]
+    [(8, 4)]
+    """
+    plan = plan_of(pruned)
+    original = rebuilt(pruned) if original is None else original
+    basis = make_basis(pruned, original)
+    parts = structure(basis)
+    meta: Mapping[str, Any] = getattr(pruned, "meta", {})
+    source = meta.get("source") if isinstance(meta.get("source"), Source) else None
+    certificate: Certificate | None = None
+    latency: tuple[Latency | None, Latency] | None = None
+    memory = (
+        None if original is None else memory_of(original, _inputs(pruned), run=measure),
+        memory_of(pruned, run=measure),
+    )
+    if measure:
+        if original is None:
+            latency = (None, measure_latency(pruned, repeats=repeats))
+        else:
+            certificate = certify(original, pruned)
+            first, second = measure_latency([original, pruned], _inputs(pruned), repeats=repeats)
+            latency = (first, second)
+    return Report(
+        model=source.spec if source is not None else basis.original.model,
+        inputs=_shapes(pruned),
+        flops=Change(plan.flops_before, plan.flops),
+        flops_target=plan.flops_target,
+        parameters=_parameters(pruned, basis),
+        groups=parts.groups,
+        frozen=parts.frozen,
+        layers=parts.layers,
+        rows=parts.rows,
+        compensated=tuple(map(str, meta.get("compensated") or ())),
+        certificate=certificate,
+        latency=latency,
+        memory=memory,
+        remarks=basis.graph.remarks if basis.whole else (),
+        source=source,
+    )
+
+
+def _parameters(pruned: nn.Module, basis: Basis) -> Change:
+    return total(basis.size(name) for name, _ in pruned.named_parameters())
+
+
+def _inputs(pruned: nn.Module) -> Any:
+    args, kwargs = call_of(pruned)
+    return kwargs or args
+
+
+def _shapes(pruned: nn.Module) -> str:
+    leaves = [leaf for leaf in pytree.tree_leaves(call_of(pruned)) if isinstance(leaf, Tensor)]
+    return ", ".join(f" {TIMES} ".join(map(str, leaf.shape)) for leaf in leaves)
