@@ -92,8 +92,9 @@ class Batches:
         FxpruneError: now, when the data can be walked only once or not at all; while walking, when there is no batch or
             one cannot be used.
 
-    >>> [batch.size for batch in Batches([torch.zeros(4, 3), torch.zeros(2, 3)])]
-    [4, 2]
+    Examples:
+        >>> [batch.size for batch in Batches([torch.zeros(4, 3), torch.zeros(2, 3)])]
+        [4, 2]
     """
 
     def __init__(self, data: Any, num_classes: int | None = None) -> None:
@@ -123,8 +124,9 @@ def read_batch(item: Any, position: int = 0) -> Batch:
     Raises:
         FxpruneError: it has another form, no sample, or inputs that are NaN or infinite.
 
-    >>> read_batch((torch.zeros(2, 3), torch.tensor([0, 1]))).labels
-    tensor([0, 1])
+    Examples:
+        >>> read_batch((torch.zeros(2, 3), torch.tensor([0, 1]))).labels
+        tensor([0, 1])
     """
     if isinstance(item, Batch):
         _check_inputs(item, position)
@@ -160,8 +162,9 @@ def calibration_batch(data: Any, size: int) -> Batch:
     Raises:
         FxpruneError: there is no sample, a batch cannot be used, or batches have different shapes.
 
-    >>> calibration_batch([torch.zeros(4, 3), torch.zeros(4, 3)], 6).size
-    6
+    Examples:
+        >>> calibration_batch([torch.zeros(4, 3), torch.zeros(4, 3)], 6).size
+        6
     """
     if size < 1:
         raise FxpruneError(f"size (={size}) must be at least 1")

@@ -52,8 +52,9 @@ def count_flops(model: nn.Module, example_inputs: Inputs | None = None) -> int:
     Raises:
         FxpruneError: the model does not run on these inputs, or no inputs are known.
 
-    >>> count_flops(nn.Linear(3, 2), torch.zeros(5, 3))
-    30
+    Examples:
+        >>> count_flops(nn.Linear(3, 2), torch.zeros(5, 3))
+        30
     """
     args, kwargs = call_arguments(default_inputs(model) if example_inputs is None else example_inputs)
     try:
@@ -81,8 +82,9 @@ def einsum_flops(equation: str, shapes: Sequence[Shape]) -> int:
 
     Of one operand it is 0: nothing is multiplied.
 
-    >>> einsum_flops("bnc,bmc->bnm", [(2, 5, 3), (2, 7, 3)])
-    210
+    Examples:
+        >>> einsum_flops("bnc,bmc->bnm", [(2, 5, 3), (2, 7, 3)])
+        210
     """
     left, arrow, result = equation.replace(" ", "").partition("->")
     operands = left.split(",")

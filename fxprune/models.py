@@ -61,8 +61,9 @@ def load_model(spec: str, **kwargs: Any) -> nn.Module:
     Raises:
         FxpruneError: no such model (with the names that come close), or its library is not installed.
 
-    >>> type(load_model("torch.nn:Linear", in_features=3, out_features=2)).__name__
-    'Linear'
+    Examples:
+        >>> type(load_model("torch.nn:Linear", in_features=3, out_features=2)).__name__
+        'Linear'
     """
     prefix, separator, name = spec.partition(":")
     if not separator or not prefix or not name:

@@ -25,8 +25,9 @@ def leaves(value: Any) -> list[Any]:
 def tensors(value: Any) -> list[Tensor]:
     """The tensors among the leaves.
 
-    >>> import torch
-    >>> [tuple(tensor.shape) for tensor in tensors({"a": torch.zeros(2), "b": [torch.zeros(3), 1]})]
-    [(2,), (3,)]
+    Examples:
+        >>> import torch
+        >>> [tuple(tensor.shape) for tensor in tensors({"a": torch.zeros(2), "b": [torch.zeros(3), 1]})]
+        [(2,), (3,)]
     """
     return [leaf for leaf in leaves(value) if isinstance(leaf, Tensor)]
