@@ -1,0 +1,116 @@
+"""The model matrix as a page: docs/models.json for its table, and the summary in docs/models.md.
+
+    python tests/benchmarks/matrix_page.py
+
+Reads what `coverage.py` wrote: the matrix on the meta device of every model, and the one with weights of the models of
+`models.txt`, which gives the column with the error.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime as dt
+import json
+import statistics
+import sys
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).resolve().parent
+sys.path.append(str(HERE))
+from coverage import read  # noqa: E402
+
+Row = dict[str, Any]
+DOCS = HERE.parent.parent / "docs"
+BEGIN, END = "<!-- made by tests/benchmarks/matrix_page.py -->", "<!-- until here -->"
+COLUMNS = ("model", "family", "groups", "channels", "frozen", "flops", "ratio", "seconds", "error", "failed")
+
+
+def compact(rows: Iterable[Row], with_weights: dict[str, Row]) -> dict[str, Any]:
+    """What the page's table needs, failures first: names of columns, reasons, and one list for each model.
+
+    `frozen` is a flat list of pairs: the number of a reason, and how many channels are frozen for it.
+    """
+    reasons: dict[str, int] = {}
+    table = []
+    for row in sorted(rows, key=lambda row: (row["ok"], row["model"])):
+        name = row["model"].removeprefix("meta:")
+        frozen = [
+            n for why, count in row.get("frozen", {}).items() for n in (reasons.setdefault(why, len(reasons)), count)
+        ]
+        flops = row.get("flops_before")
+        error = with_weights.get(name, {}).get("error")
+        table.append(
+            [
+                name,
+                row.get("family", "").removeprefix("timm.models.").removeprefix("torchvision.models."),
+                row.get("groups"),
+                row.get("channels"),
+                frozen,
+                None if flops is None else round(flops / 1e6, 1),
+                row.get("ratio"),
+                row.get("prune_seconds"),
+                None if error is None else float(f"{error:.1e}"),
+                "; ".join(f"{check}: {reason}" for check, reason in row["failed"].items()),
+            ]
+        )
+    return {"columns": COLUMNS, "reasons": list(reasons), "rows": table}
+
+
+def summary(rows: list[Row], with_weights: dict[str, Row], date: str) -> str:
+    """The outcome in Markdown."""
+    passed = [row for row in rows if row["ok"]]
+    failures = [row for row in rows if not row["ok"]]
+    ratios = [row["ratio"] for row in passed]
+    seconds = [row["prune_seconds"] for row in passed]
+    libraries = Counter(row["model"].removeprefix("meta:").partition(":")[0] for row in rows)
+    errors = [row["error"] for row in with_weights.values() if "error" in row]
+    lines = [
+        f"As of {date}:",
+        "",
+        "| | models |",
+        "|---|---|",
+        f"| looked at | {len(rows):,} ({', '.join(f'{n:,} of {library}' for library, n in libraries.most_common())}) |",
+        f"| pass | {len(passed):,} |",
+        f"| fail | {len(failures):,} |",
+        f"| with weights, too: outputs compared in float64 | {len(errors):,}, largest error {max(errors):.1e} |",
+        "",
+        f"FLOPs of the result: {min(ratios):.4f} to {max(ratios):.4f} of the original's; at most 0.5 was asked for.",
+        f"Processor time of all steps: median {statistics.median(seconds):.1f} s, most {max(seconds):.1f} s.",
+    ]
+    if failures:
+        lines += ["", "Failures:", ""]
+    for row in failures:
+        reason = "; ".join(f"{check}: {text.partition(' [')[0]}" for check, text in row["failed"].items())
+        lines.append(f"- `{row['model'].removeprefix('meta:')}`: {reason}")
+    frozen: Counter[str] = Counter(why for row in rows for why in row.get("frozen", {}))
+    lines += ["", "Why channels are frozen, and in how many models:", "", "| reason | models |", "|---|---|"]
+    lines += [f"| {why} | {count:,} |" for why, count in frozen.most_common()]
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Write both files."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--matrix", type=Path, default=Path("build/coverage-all.jsonl"))
+    parser.add_argument("--with-weights", type=Path, default=Path("build/coverage.jsonl"))
+    options = parser.parse_args()
+    rows, with_weights = list(read(options.matrix).values()), read(options.with_weights)
+    if not rows:
+        raise SystemExit(f"{options.matrix} has no results: nox -s coverage -- all --output {options.matrix}")
+    data = compact(rows, with_weights)
+    lines = ",\n".join(json.dumps(row, separators=(",", ":")) for row in data["rows"])
+    head = json.dumps({"columns": data["columns"], "reasons": data["reasons"]}, separators=(",", ":"))
+    (DOCS / "models.json").write_text(f'{head[:-1]},"rows":[\n{lines}\n]}}\n')
+    date = dt.date.fromtimestamp(options.matrix.stat().st_mtime).isoformat()
+    page = DOCS / "models.md"
+    before, _, rest = page.read_text().partition(BEGIN)
+    after = rest.partition(END)[2]
+    page.write_text(f"{before}{BEGIN}\n\n{summary(rows, with_weights, date)}\n\n{END}{after}")
+    print(f"{len(rows)} models, {(DOCS / 'models.json').stat().st_size / 1024:.0f} KiB")
+
+
+if __name__ == "__main__":
+    main()
