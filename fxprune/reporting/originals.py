@@ -15,8 +15,8 @@ from fxprune.models import load_model
 __all__ = ["rebuilt"]
 
 
-def rebuilt(pruned: nn.Module) -> nn.Module | None:
-    """The original with random weights, or None where it is not known or is built otherwise now.
+def rebuilt(pruned: nn.Module, *, pretrained: bool = False) -> nn.Module | None:
+    """The original with random (or the library's trained) weights, or None where it is not known or is another now.
 
     What a checkpoint says of its source is not believed beyond names of timm and torchvision, as in `fxprune.load`.
     """
@@ -25,8 +25,10 @@ def rebuilt(pruned: nn.Module) -> nn.Module | None:
     try:
         source = _trusted(Path("the pruned model"), meta.get("source"))
         with torch.random.fork_rng(devices=[]):
-            model = load_model(source.spec, **source.arguments)
+            model = load_model(source.spec, pretrained=pretrained, **source.arguments)
     except FxpruneError:
+        if pretrained:
+            raise
         return None
     if not isinstance(architecture, Fingerprint) or architecture.misfit(named_tensors(model)):
         return None

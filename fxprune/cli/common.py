@@ -1,0 +1,153 @@
+"""What all verbs share: options, progress, errors and exit codes."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from fxprune.errors import FxpruneError
+from fxprune.progress import Progress as Show
+
+__all__ = [
+    "Arguments",
+    "AsJson",
+    "Debug",
+    "File",
+    "Input",
+    "Model",
+    "OriginalModel",
+    "Pretrained",
+    "Stages",
+    "Weights",
+    "bars",
+    "check_output",
+    "print_json",
+    "running",
+]
+
+Model = Annotated[
+    str,
+    typer.Argument(metavar="MODEL", help="timm:NAME, torchvision:NAME or package.module:callable", show_default=False),
+]
+File = Annotated[
+    Path, typer.Argument(metavar="FILE", help="what `prune -o FILE` or fxprune.save wrote", show_default=False)
+]
+OriginalModel = Annotated[
+    str | None,
+    typer.Option("--model", metavar="MODEL", help="the original; needed if it is not of timm or torchvision"),
+]
+Arguments = Annotated[
+    list[str] | None,
+    typer.Option("--arg", metavar="KEY=VALUE", help="argument for building the model, as num_classes=10; repeatable"),
+]
+Input = Annotated[
+    list[str] | None,
+    typer.Option("--input", metavar="SHAPE", help="shape of an input, as 1,3,224,224 (default: the model's own)"),
+]
+Weights = Annotated[
+    Path | None, typer.Option(metavar="FILE", help="weights of the original: a state dict, .safetensors, .pth or .pt")
+]
+Pretrained = Annotated[bool, typer.Option("--pretrained", help="trained weights of timm or torchvision (downloads)")]
+AsJson = Annotated[bool, typer.Option("--json", help="print the result as JSON, and nothing else")]
+Debug = Annotated[bool, typer.Option("--debug", help="show the traceback of an error")]
+
+_INTERRUPTED = 130
+
+
+@contextmanager
+def running(debug: bool) -> Iterator[None]:
+    """Turn what is raised into one line and an exit code: 1 for a failure, 130 for an interrupt."""
+    try:
+        with warnings.catch_warnings():
+            if not debug:
+                # What libraries warn of is for those who write code.
+                warnings.simplefilter("ignore")
+            yield
+    except (typer.Exit, typer.BadParameter, typer.Abort):
+        raise
+    except KeyboardInterrupt:
+        if debug:
+            raise
+        typer.echo("fxprune: interrupted; files are as they were before or whole", err=True)
+        raise typer.Exit(_INTERRUPTED) from None
+    except Exception as error:
+        if debug:
+            raise
+        text = " ".join(str(error).split())
+        if not isinstance(error, FxpruneError):
+            text = f"{type(error).__name__}: {text} (not foreseen; --debug shows where)"
+        typer.echo(f"fxprune: {text}", err=True)
+        raise typer.Exit(1) from None
+
+
+class Stages:
+    """Shows which stage is at work (on a terminal only) and keeps how long each took."""
+
+    def __init__(self) -> None:
+        self.console = Console(stderr=True)
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def __call__(self, name: str) -> Iterator[None]:
+        """The time within is that of this stage."""
+        began = time.perf_counter()
+        columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+        with Progress(*columns, console=self.console, transient=True, disable=not self.console.is_terminal) as shown:
+            shown.add_task(name, total=None)
+            yield
+        self.seconds[name] = round(time.perf_counter() - began, 3)
+
+
+@contextmanager
+def bars() -> Iterator[Show]:
+    """Progress bars on the error stream, which leaves the output to the result."""
+    console = Console(stderr=True)
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.completed}/{task.total} {task.fields[say]}"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as shown:
+        tasks: dict[str, TaskID] = {}
+
+        def show(name: str, done: int, total: int, figures: Mapping[str, float]) -> None:
+            say = "  ".join(f"{key} {value:.4g}" for key, value in figures.items())
+            if name not in tasks:
+                tasks[name] = shown.add_task(name, total=total, say=say)
+            shown.update(tasks[name], completed=done, say=say)
+
+        yield show
+
+
+def check_output(path: Path, *suffixes: str) -> None:
+    """Find out before the work whether its result can be written.
+
+    Raises:
+        typer.BadParameter: the name ends in something else.
+        FxpruneError: nothing can be written there.
+    """
+    if path.suffix not in suffixes:
+        raise typer.BadParameter(f"{str(path)!r} must end in {' or '.join(suffixes)}", param_hint="--output")
+    if path.is_dir():
+        raise FxpruneError(f"--output: {path} is a folder; give the name of a file")
+    folder = next(parent for parent in (path.parent, *path.parent.parents, Path("/")) if parent.exists())
+    if not folder.is_dir():
+        raise FxpruneError(f"--output: {path} cannot be written: {folder} is a file, not a folder")
+    if not os.access(folder, os.W_OK):
+        raise FxpruneError(f"--output: {path} cannot be written: no permission to write in {folder}")
+
+
+def print_json(value: Mapping[str, Any]) -> None:
+    """Print a result for programs."""
+    typer.echo(json.dumps(value, indent=2))

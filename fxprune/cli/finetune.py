@@ -1,0 +1,146 @@
+"""`fxprune finetune`."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from torch import nn
+
+from fxprune.calls import call_of
+from fxprune.checkpoint import save
+from fxprune.cli.common import (
+    Arguments,
+    AsJson,
+    Debug,
+    File,
+    OriginalModel,
+    Pretrained,
+    Stages,
+    Weights,
+    bars,
+    check_output,
+    print_json,
+    running,
+)
+from fxprune.cli.images import Mean, Std, open_images, preprocessing_for
+from fxprune.cli.models import load_original, load_pruned
+from fxprune.errors import FxpruneError
+from fxprune.losses import main_output, number_of_classes
+from fxprune.training import Epoch
+from fxprune.training import finetune as finetune_model
+
+__all__ = ["finetune"]
+
+
+def finetune(
+    file: File,
+    data: Annotated[
+        str,
+        typer.Option(
+            metavar="SOURCE", help="images to train on: imagefolder:DIR (a folder a class) or torchvision:NAME:ROOT"
+        ),
+    ],
+    output: Annotated[
+        Path, typer.Option("-o", "--output", metavar="FILE", help="where the result goes, a .safetensors file")
+    ],
+    eval_data: Annotated[
+        str | None, typer.Option(metavar="SOURCE", help="images to measure the accuracy on after each epoch")
+    ] = None,
+    epochs: Annotated[int, typer.Option(min=1, help="passes over the data")] = 1,
+    batch_size: Annotated[int, typer.Option(min=1, help="images an update")] = 64,
+    lr: Annotated[
+        float | None, typer.Option(help="highest learning rate (default: 0.01 for sgd, 0.0001 for adamw)")
+    ] = None,
+    optimizer: Annotated[str, typer.Option(help="sgd or adamw")] = "sgd",
+    augment: Annotated[bool, typer.Option("--augment", help="cut and flip the images at random")] = False,
+    mixed_precision: Annotated[str | None, typer.Option(help="no, fp16 or bf16")] = None,
+    checkpoint: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="state of the run after each epoch; an interrupted run goes on")
+    ] = None,
+    model: OriginalModel = None,
+    arguments: Arguments = None,
+    weights: Weights = None,
+    pretrained: Pretrained = False,
+    mean: Mean = None,
+    std: Std = None,
+    download: Annotated[bool, typer.Option("--download", help="let torchvision fetch the dataset")] = False,
+    workers: Annotated[int, typer.Option(min=0, help="processes that read images")] = 0,
+    seed: Annotated[int, typer.Option(help="fixes all that is random")] = 0,
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """Train a pruned model for a few epochs.
+
+    With `--weights` or `--pretrained`, the weights of the original, the original is the teacher: its outputs are to be
+    reached as well, and the images need no labels.
+    """
+    with running(debug):
+        check_output(output, ".safetensors")
+        stages = Stages()
+        with stages("load"):
+            pruned = load_pruned(file, model, arguments)
+            original = load_original(pruned, model, arguments, weights, pretrained)
+            how = preprocessing_for(pruned if original is None else original, call_of(pruned)[0], mean, std)
+            given: dict[str, Any] = {"batch_size": batch_size, "download": download, "workers": workers, "seed": seed}
+            loader, classes = open_images(data, how, augment=augment, **given)
+            _check_classes(pruned, classes, "--data")
+            held_out = None
+            if eval_data is not None:
+                held_out, classes = open_images(
+                    eval_data, how, train=False, shuffle=False, option="--eval-data", **given
+                )
+                _check_classes(pruned, classes, "--eval-data")
+        history: list[Epoch] = []
+
+        def tell(epoch: Epoch) -> None:
+            history.append(epoch)
+            if not as_json:
+                accuracy = "" if epoch.evaluation is None else f", accuracy {epoch.evaluation:.2%}"
+                typer.echo(f"epoch {epoch.number}: loss {epoch.loss:.4f}{accuracy}, {epoch.seconds:.1f} s")
+
+        with bars() as show:
+            tuned = finetune_model(
+                pruned,
+                loader,
+                teacher=original if weights is not None or pretrained else None,
+                epochs=epochs,
+                lr=lr,
+                optimizer=optimizer,
+                mixed_precision=mixed_precision,
+                checkpoint=checkpoint,
+                seed=seed,
+                progress=show,
+                evaluate=None if held_out is None else lambda model: _accuracy(model, held_out),
+                on_epoch=tell,
+            )
+        save(tuned, output)
+        if as_json:
+            print_json({"file": str(file), "output": str(output), "epochs": [asdict(epoch) for epoch in history]})
+        else:
+            typer.echo(f"saved in {output}")
+
+
+def _check_classes(pruned: nn.Module, classes: int | None, option: str) -> None:
+    args, kwargs = call_of(pruned)
+    with torch.no_grad():
+        outputs = number_of_classes(pruned.eval()(*args, **kwargs))
+    if classes is not None and outputs is not None and classes > outputs:
+        raise FxpruneError(f"{option} has {classes} classes, but the model has {outputs} outputs")
+
+
+def _accuracy(model: nn.Module, data: Any) -> float:
+    """The share of images whose class has the highest score."""
+    right = seen = 0
+    device = next(model.parameters()).device
+    for batch in data:
+        if isinstance(batch, torch.Tensor):
+            raise FxpruneError("--eval-data has no labels: give a folder of folders, one a class")
+        images, labels = batch
+        found = main_output(model(images.to(device))).argmax(1).cpu()
+        right += int((found == labels).sum())
+        seen += len(labels)
+    return right / max(seen, 1)

@@ -1,0 +1,231 @@
+"""Images from folders and from torchvision's datasets, as batches that a model takes."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+
+from fxprune.errors import FxpruneError
+
+__all__ = ["Data", "Mean", "Preprocessing", "Std", "open_images", "preprocessing_for"]
+
+_FORMS = "give imagefolder:DIR, or torchvision:NAME:ROOT"
+Data = Annotated[
+    str | None,
+    typer.Option(
+        metavar="SOURCE",
+        help="images: imagefolder:DIR (a folder a class, or images without labels) or torchvision:NAME:ROOT",
+    ),
+]
+Mean = Annotated[str | None, typer.Option(metavar="M,M,M", help="what is subtracted from each colour, in [0, 1]")]
+Std = Annotated[
+    str | None, typer.Option(metavar="S,S,S", help="and what the rest is divided by (default: the model's)")
+]
+
+_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"})
+_IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+# Smaller images are not cut out of larger ones.
+_CROPPED = 128
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """How an image becomes an input."""
+
+    channels: int
+    size: tuple[int, int]
+    resized: int | tuple[int, int]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    interpolation: str = "bilinear"
+
+    def transform(self, augment: bool = False) -> Callable[[Any], Tensor]:
+        """From an image to a tensor (channels, height, width); `augment` cuts and flips at random."""
+        v1 = _torchvision("transforms")
+        mode = v1.InterpolationMode(self.interpolation)
+        if augment:
+            steps = [v1.RandomResizedCrop(self.size, scale=(0.35, 1.0), interpolation=mode), v1.RandomHorizontalFlip()]
+        else:
+            steps = [v1.Resize(self.resized, interpolation=mode), v1.CenterCrop(self.size)]
+        to_tensor = [_Convert("L" if self.channels == 1 else "RGB"), *steps, v1.ToTensor()]
+        return v1.Compose([*to_tensor, v1.Normalize(self.mean, self.std)])  # type: ignore[no-any-return]
+
+
+def preprocessing_for(
+    model: nn.Module, inputs: Sequence[Any], mean: str | None = None, std: str | None = None
+) -> Preprocessing:
+    """What a model's own config says, or ImageNet's usual; the size is that of the inputs.
+
+    Raises:
+        FxpruneError: the model does not take one image.
+    """
+    shapes = [tuple(x.shape) for x in inputs if isinstance(x, Tensor)]
+    if len(shapes) != 1 or len(shapes[0]) != 4 or shapes[0][1] not in (1, 3):
+        raise FxpruneError(
+            f"--data: the model takes inputs of shapes {[list(shape) for shape in shapes]}; images go into models of "
+            "one input (N, 1 or 3, height, width). For other data use fxprune.prune(data=...) in Python"
+        )
+    _, channels, height, width = shapes[0]
+    config = getattr(model, "pretrained_cfg", None)
+    config = config if isinstance(config, dict) else {}
+    # torch takes ImageNet's for granted in three colours, and nothing in one.
+    usual = _IMAGENET if channels == 3 else ((0.5,), (0.5,))
+    means, stds = config.get("mean", usual[0]), config.get("std", usual[1])
+    if len(means) != channels:
+        means, stds = usual
+    share = float(config.get("crop_pct") or 0.875) if min(height, width) >= _CROPPED else 1.0
+    resized = round(min(height, width) / share) if height == width else (round(height / share), round(width / share))
+    return Preprocessing(
+        channels=channels,
+        size=(height, width),
+        resized=resized if isinstance(resized, tuple) else int(resized),
+        mean=tuple(means) if mean is None else _numbers(mean, channels, "--mean"),
+        std=tuple(stds) if std is None else _numbers(std, channels, "--std"),
+        interpolation=config.get("interpolation", "bilinear"),
+    )
+
+
+def open_images(
+    source: str,
+    how: Preprocessing,
+    *,
+    batch_size: int = 32,
+    shuffle: bool = True,
+    augment: bool = False,
+    train: bool = True,
+    download: bool = False,
+    workers: int = 0,
+    seed: int = 0,
+    option: str = "--data",
+) -> tuple[DataLoader[Any], int | None]:
+    """A loader of batches, and how many classes its labels tell apart where that is known; None without labels.
+
+    Raises:
+        FxpruneError: there is no such data, or it holds no images.
+    """
+    transform = how.transform(augment)
+    kind, separator, rest = source.partition(":")
+    classes: int | None
+    if separator and kind == "torchvision":
+        dataset, classes = _from_torchvision(rest, transform, train, download, option)
+    elif kind == "imagefolder" or not separator or Path(source).is_dir():
+        folder = _Folder(Path(rest if kind == "imagefolder" else source), transform, option)
+        dataset, classes = folder, len(folder.classes) or None
+    else:
+        raise FxpruneError(f"{option}: {source!r} is not understood: {_FORMS}")
+    generator = torch.Generator().manual_seed(seed)
+    loader: DataLoader[Any] = DataLoader(
+        dataset, batch_size=batch_size, shuffle=shuffle, generator=generator, num_workers=workers
+    )
+    return loader, classes
+
+
+class _Folder(Dataset[Any]):
+    """The images of a folder: those of each sub-folder are a class; those of a flat folder have no labels."""
+
+    def __init__(self, root: Path, transform: Callable[[Any], Tensor], option: str) -> None:
+        if not root.is_dir():
+            what = "is not a folder" if root.exists() else "does not exist"
+            raise FxpruneError(f"{option}: {root} {what}: {_FORMS}")
+        self.transform, self.option = transform, option
+        folders = sorted(each for each in root.iterdir() if each.is_dir())
+        found = {folder.name: _images(folder) for folder in folders}
+        self.classes = [name for name, files in found.items() if files]
+        flat = sorted(each for each in root.iterdir() if each.suffix.lower() in _SUFFIXES and each.is_file())
+        if flat:
+            self.classes = []
+        self.files = flat or [file for name in self.classes for file in found[name]]
+        self.labels = [number for number, name in enumerate(self.classes) for _ in found[name]]
+        if not self.files:
+            raise FxpruneError(f"{option}: {root} has no images ({', '.join(sorted(_SUFFIXES))})")
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, index: int) -> Any:
+        file = self.files[index]
+        image = _opened(file, self.option)
+        return (self.transform(image), self.labels[index]) if self.labels else self.transform(image)
+
+
+@dataclass(frozen=True)
+class _Convert:
+    """To the colours that the model takes."""
+
+    mode: str
+
+    def __call__(self, image: Any) -> Any:
+        return image.convert(self.mode)
+
+
+def _images(folder: Path) -> list[Path]:
+    return sorted(each for each in folder.rglob("*") if each.suffix.lower() in _SUFFIXES and each.is_file())
+
+
+def _opened(file: Path, option: str) -> Any:
+    _torchvision("transforms")
+    from PIL import Image
+
+    try:
+        with Image.open(file) as image:
+            return image.convert("RGB")
+    except (OSError, ValueError, SyntaxError) as error:
+        raise FxpruneError(f"{option}: {file} is no image that can be read: {error}; remove it or mend it") from error
+
+
+def _from_torchvision(
+    spec: str, transform: Callable[[Any], Tensor], train: bool, download: bool, option: str
+) -> tuple[Dataset[Any], int | None]:
+    name, _, root = spec.partition(":")
+    datasets = _torchvision("datasets")
+    if name not in datasets.__all__ or not isinstance(getattr(datasets, name), type):
+        close = difflib.get_close_matches(name, datasets.__all__, n=3)
+        hint = f"; did you mean {', '.join(close)}?" if close else ""
+        raise FxpruneError(f"{option}: torchvision has no dataset {name!r}{hint}")
+    kind = getattr(datasets, name)
+    takes = inspect.signature(kind).parameters
+    arguments: dict[str, Any] = {"transform": transform}
+    if "root" in takes:
+        if not root:
+            raise FxpruneError(f"{option}: where is {name}? {_FORMS}, as torchvision:{name}:data")
+        arguments["root"] = root
+    if "train" in takes:
+        arguments["train"] = train
+    elif "split" in takes:
+        arguments["split"] = "train" if train else "test" if "test" in str(inspect.getdoc(kind)) else "val"
+    if download and "download" in takes:
+        arguments["download"] = True
+    try:
+        dataset = kind(**arguments)
+    except (RuntimeError, OSError, ValueError, TypeError) as error:
+        more = "; --download fetches it" if "download" in takes and not download else ""
+        raise FxpruneError(f"{option}: {name} cannot be opened: {' '.join(str(error).split())}{more}") from error
+    known = getattr(dataset, "classes", None)
+    return dataset, len(known) if known else None
+
+
+def _numbers(text: str, count: int, option: str) -> tuple[float, ...]:
+    try:
+        values = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        values = ()
+    if len(values) not in (1, count):
+        raise typer.BadParameter(f"{text!r} is not {count} numbers, as 0.5,0.5,0.5", param_hint=option)
+    return values if len(values) == count else values * count
+
+
+def _torchvision(part: str) -> Any:
+    try:
+        import torchvision
+    except ImportError as error:
+        raise FxpruneError(f"--data needs torchvision ({error}): pip install 'fxprune[torchvision]'") from error
+    return getattr(torchvision, part)

@@ -1,0 +1,170 @@
+"""`fxprune prune`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from rich.console import Console
+from torch import Tensor, nn
+
+from fxprune.api import prune as prune_model
+from fxprune.checkpoint import save
+from fxprune.cli.common import (
+    Arguments,
+    AsJson,
+    Debug,
+    Input,
+    Model,
+    Pretrained,
+    Stages,
+    Weights,
+    check_output,
+    print_json,
+    running,
+)
+from fxprune.cli.images import Data, Mean, Std, open_images, preprocessing_for
+from fxprune.cli.models import build, inputs_of
+from fxprune.errors import FxpruneError
+from fxprune.files import replace_file
+from fxprune.losses import number_of_classes
+from fxprune.models import example_inputs
+from fxprune.reporting.measuring import certify
+from fxprune.reporting.report import report
+
+__all__ = ["prune"]
+
+
+def prune(
+    model: Model,
+    output: Annotated[
+        Path, typer.Option("-o", "--output", metavar="FILE", help="where the result goes, a .safetensors file")
+    ],
+    flops: Annotated[float, typer.Option(help="budget: a fraction of the FLOPs in (0, 1], or a count above 1")] = 0.5,
+    data: Data = None,
+    samples: Annotated[int, typer.Option(min=1, help="how many images of the data are looked at")] = 128,
+    method: Annotated[
+        str | None,
+        typer.Option(help="how channels are scored, see fxprune.scores (default: surgeon on samples, else relevance)"),
+    ] = None,
+    compensate: Annotated[
+        bool,
+        typer.Option("--compensate/--no-compensate", help="whether the weights that stay make up for those that go"),
+    ] = True,
+    round_to: Annotated[int, typer.Option(min=1, help="keep channels in multiples of this")] = 1,
+    ignore: Annotated[
+        list[str] | None, typer.Option(metavar="PATTERN", help="module name or glob that is not pruned; repeatable")
+    ] = None,
+    weights: Weights = None,
+    pretrained: Pretrained = False,
+    arguments: Arguments = None,
+    input_shape: Input = None,
+    mean: Mean = None,
+    std: Std = None,
+    seed: Annotated[int, typer.Option(help="fixes all that is random")] = 0,
+    code: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="write the forward pass as Python, a .py file")
+    ] = None,
+    verify: Annotated[
+        bool, typer.Option("--verify/--no-verify", help="whether to compare with the zero-masked original first")
+    ] = True,
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """Prune a model to a FLOPs budget and save it.
+
+    Data is optional: images without labels, a hundred of them, make the result much better. Without any, images are
+    made from what the model's BatchNorm layers remember. The file is loaded with `fxprune.load`.
+    """
+    with running(debug):
+        check_output(output, ".safetensors")
+        if code is not None:
+            check_output(code, ".py")
+        stages = Stages()
+        given = inputs_of(input_shape)
+        with stages("load"):
+            network = build(model, arguments, weights, pretrained)
+            inputs = given or example_inputs(network)
+            batches = None if data is None else _batches(data, network, inputs, samples, seed, mean, std)
+        with stages("prune"):
+            small = prune_model(
+                network,
+                flops,
+                example_inputs=inputs,
+                data=batches,
+                method=method,
+                compensate=compensate,
+                samples=samples,
+                ignore=tuple(ignore or ()),
+                round_to=round_to,
+                seed=seed,
+            )
+        certificate = None
+        if verify:
+            with stages("verify"):
+                certificate = certify(network, small)
+            if not certificate.holds:
+                raise FxpruneError(
+                    f"not saved: the result is not the zero-masked original, it differs by {certificate.error:.1e}. "
+                    "That is an error of fxprune, or the model is random in eval mode (then give --no-verify)"
+                )
+        with stages("save"):
+            save(small, output)
+            if code is not None:
+                _write_code(code, small.code)
+        facts = report(small, network, measure=False)
+        if as_json:
+            error = None if certificate is None else certificate.error
+            names = ("model", "flops", "flops_target", "parameters", "compensated", "groups", "frozen")
+            shown = {name: value for name, value in facts.to_dict().items() if name in names}
+            print_json({**shown, "error": error, "seconds": stages.seconds, "output": str(output)})
+        else:
+            console = Console()
+            console.print(facts)
+            if certificate is not None:
+                console.print(f"certificate: {certificate.of}, error {certificate.error:.1e}", highlight=False)
+            console.print(f"saved in {output}", highlight=False, soft_wrap=True)
+        if not weights and not pretrained and model.partition(":")[0] in ("timm", "torchvision"):
+            typer.echo("note: these are random weights; give --weights FILE or --pretrained", err=True)
+
+
+def _batches(
+    source: str,
+    model: nn.Module,
+    inputs: tuple[Tensor, ...],
+    samples: int,
+    seed: int,
+    mean: str | None,
+    std: str | None,
+) -> Any:
+    """Batches of the data; labels only where they can be those of the model."""
+    loader, classes = open_images(
+        source, preprocessing_for(model, inputs, mean, std), batch_size=min(samples, 32), seed=seed
+    )
+    if classes is None:
+        return loader
+    with torch.no_grad():
+        outputs = number_of_classes(model(*inputs))
+    if outputs == classes:
+        return loader
+    typer.echo(f"note: the data has {classes} classes, the model {outputs}: its labels are not used", err=True)
+    return _Unlabelled(loader)
+
+
+class _Unlabelled:
+    """The inputs of a loader alone."""
+
+    def __init__(self, loader: Any) -> None:
+        self.loader = loader
+
+    def __iter__(self) -> Any:
+        return (inputs for inputs, _ in self.loader)
+
+
+def _write_code(path: Path, code: str) -> None:
+    try:
+        replace_file(path, code.lstrip("\n").encode())
+    except OSError as error:
+        raise FxpruneError(f"--code: {path} cannot be written: {error.strerror}") from error
