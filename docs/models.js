@@ -23,13 +23,13 @@
     ["groups", (row) => row[2], (row) => number(row[2], 0)],
     ["channels", (row) => row[3], (row) => number(row[3], 0)],
     ["frozen", sum, (row) => number(sum(row), 0)],
-    ["and why", (row) => row[4].length, (row) => frozenOf(row).map(([why, count]) => `${why} ${number(count, 0)}`).join("; ")],
     ["MFLOPs", (row) => row[5], (row) => number(row[5], 1)],
     ["left", (row) => row[6], (row) => number(row[6], 4)],
     ["s", (row) => row[7], (row) => number(row[7], 2)],
     ["error", (row) => row[8], (row) => (row[8] === null ? "" : row[8].toExponential(1))],
+    ["frozen why", (row) => row[4].length, (row) => frozenOf(row).map(([why, count]) => `${why} ${number(count, 0)}`).join("; ")],
   ];
-  const text = new Set(["model", "family", "and why"]);
+  const text = new Set(["model", "family", "frozen why"]);
   let order = null, down = false;
 
   const fill = (select, values) => {

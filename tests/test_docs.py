@@ -5,12 +5,17 @@
     ...
     ```
 
+A block of `text` right after a block of code is what the code prints, with `...` for anything.
+
 What a page takes as given (a model, a loader) stands in `GIVEN`. Models that timm would fetch or that take minutes are
 stood in for by small ones without weights.
 """
 
 from __future__ import annotations
 
+import contextlib
+import doctest
+import io
 import re
 import sys
 from collections.abc import Iterator
@@ -29,16 +34,19 @@ ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 FENCE = re.compile(r"^[ \t>]*(?:```|~~~)[ \t]*\{?[ \t]*\.?(?:python|py)\b", re.MULTILINE)
 MARK = r"<!-- (?P<mark>(?:not )?run\b.*?) -->"
-BLOCK = re.compile(rf"^(?:{MARK}\n)?```python\n(?P<code>.*?)^```$", re.MULTILINE | re.DOTALL)
+BLOCK = re.compile(
+    rf"^(?:{MARK}\n)?```python\n(?P<code>.*?)^```$(?:\n\n```text\n(?P<printed>.*?)^```$)?", re.MULTILINE | re.DOTALL
+)
 OPTIONAL = ("timm", "torchvision", "accelerate", "torchao", "sklearn", "onnxscript", "transformers")
 
 
 @dataclass(frozen=True)
 class Block:
-    """A block of code; `why_not` is the reason not to run it."""
+    """A block of code; `why_not` is the reason not to run it, `printed` what the page says that it prints."""
 
     code: str
     why_not: str | None
+    printed: str | None
 
 
 def blocks(page: Path) -> Iterator[Block]:
@@ -47,7 +55,7 @@ def blocks(page: Path) -> Iterator[Block]:
     for match in BLOCK.finditer(text):
         mark = match["mark"] or "run"
         why_not = mark.removeprefix("not run").lstrip(": ") if mark.startswith("not run") else None
-        yield Block("\n" * text.count("\n", 0, match.start("code")) + match["code"], why_not)
+        yield Block("\n" * text.count("\n", 0, match.start("code")) + match["code"], why_not, match["printed"])
 
 
 def name_of(page: Path) -> str:
@@ -99,18 +107,27 @@ def small_models(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("small_models")
 @pytest.mark.parametrize("page", RUN, ids=name_of)
 def test_the_code_of_a_page_runs(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    to_run = [block.code for block in blocks(page) if block.why_not is None]
+    to_run = [block for block in blocks(page) if block.why_not is None]
     for library in OPTIONAL:
-        if re.search(rf"^\s*(?:import|from) .*\b{library}\b", "\n".join(to_run), re.MULTILINE):
+        if any(re.search(rf"^\s*(?:import|from) .*\b{library}\b", block.code, re.MULTILINE) for block in to_run):
             pytest.importorskip(library)
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)
     names = {"__name__": "__main__", **GIVEN.get(name_of(page), dict)()}
     try:
-        for code in to_run:
-            exec(compile(code, str(page), "exec"), names)
+        for block in to_run:
+            with contextlib.redirect_stdout(io.StringIO()) as printed:
+                exec(compile(block.code, str(page), "exec"), names)
+            if block.printed is not None:
+                assert prints(block.printed, printed.getvalue()), f"{block.code}\nprints\n{printed.getvalue()}"
     finally:
         _forget_accelerator()
+
+
+def prints(said: str, printed: str) -> bool:
+    """Whether a page tells the truth about what is printed; a line of dots stands for any lines."""
+    said = re.sub(r"^ *\.\.\.$", "...", said, flags=re.MULTILINE)
+    return doctest.OutputChecker().check_output(said, printed, doctest.ELLIPSIS)
 
 
 def _forget_accelerator() -> None:

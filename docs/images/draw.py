@@ -127,7 +127,7 @@ def channel_graph(graph: fxprune.ChannelGraph) -> str:
         y += 18
         parts.append(text(322, y + 2, f"{len(frozen)}: {frozen.reason}", font_size="12", fill_opacity="0.8"))
     title = "The channel graph of a small net: each tensor in the colours of the groups of its channels"
-    return svg(600, max(y + 24, 20 + row * 11 + 24), title, parts)
+    return svg(640, max(y + 24, 20 + row * 11 + 24), title, parts)
 
 
 def weights(graph: fxprune.ChannelGraph, plan: fxprune.Plan) -> str:

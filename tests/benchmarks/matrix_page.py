@@ -86,8 +86,10 @@ def summary(rows: list[Row], with_weights: dict[str, Row], date: str) -> str:
         reason = "; ".join(f"{check}: {text.partition(' [')[0]}" for check, text in row["failed"].items())
         lines.append(f"- `{row['model'].removeprefix('meta:')}`: {reason}")
     frozen: Counter[str] = Counter(why for row in rows for why in row.get("frozen", {}))
-    lines += ["", "Why channels are frozen, and in how many models:", "", "| reason | models |", "|---|---|"]
+    lines += ["", '<details markdown="1">', "<summary>Why channels are frozen, and in how many models</summary>", ""]
+    lines += ["| reason | models |", "|---|---|"]
     lines += [f"| {why} | {count:,} |" for why, count in frozen.most_common()]
+    lines += ["", "</details>"]
     return "\n".join(lines)
 
 
