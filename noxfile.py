@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
 import nox
 
 nox.needs_version = ">=2024.4.15"
@@ -10,16 +14,17 @@ nox.options.reuse_venv = "yes"
 nox.options.sessions = ["lint", "types", "tests"]
 
 PROJECT = nox.project.load_toml("pyproject.toml")
+PYTHONS = nox.project.python_versions(PROJECT)
 
 
-def install(session: nox.Session, *groups: str) -> None:
+def install(session: nox.Session, *groups: str, more: Sequence[str] = (), without: Sequence[str] = ()) -> None:
     """Install fxprune, editable, with the named dependency groups."""
-    requirements = nox.project.dependency_groups(PROJECT, *groups)
+    requirements = [r for r in nox.project.dependency_groups(PROJECT, *groups) if r not in without]
     # A group names the project's own extras as fxprune[extra]; they come with the editable install.
     own = [requirement for requirement in requirements if requirement.startswith("fxprune")]
     extras = ",".join(requirement.removeprefix("fxprune[").removesuffix("]") for requirement in own)
     others = [requirement for requirement in requirements if requirement not in own]
-    session.install("-e", f".[{extras}]" if extras else ".", *others)
+    session.install("-e", f".[{extras}]" if extras else ".", *others, *more)
 
 
 @nox.session
@@ -27,6 +32,32 @@ def tests(session: nox.Session) -> None:
     """Run the tests."""
     install(session, "test")
     session.run("pytest", *session.posargs)
+
+
+@nox.session(python=PYTHONS)
+def pythons(session: nox.Session) -> None:
+    """Run the tests on every Python that is supported and installed."""
+    install(session, "test")
+    session.run("pytest", *session.posargs)
+
+
+@nox.session(python=PYTHONS[0])
+def lowest(session: nox.Session) -> None:
+    """Run the tests on the lowest Python with the lowest versions of what fxprune itself needs."""
+    needed = [requirement.replace(">=", "==") for requirement in PROJECT["project"]["dependencies"]]
+    install(session, "test", more=needed, without=["torchao"])
+    session.run("pytest", *session.posargs)
+
+
+@nox.session
+def build(session: nox.Session) -> None:
+    """Build wheel and sdist, and prune a small model with the wheel in an environment of its own."""
+    session.install(*nox.project.dependency_groups(PROJECT, "build"))
+    shutil.rmtree("dist", ignore_errors=True)
+    session.run("python", "-m", "build")
+    files = [str(path) for path in sorted(Path("dist").iterdir())]
+    session.run("twine", "check", "--strict", *files)
+    session.run("python", "tests/wheel.py", *(file for file in files if file.endswith(".whl")))
 
 
 @nox.session
