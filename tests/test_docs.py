@@ -15,7 +15,9 @@ from __future__ import annotations
 
 import contextlib
 import doctest
+import importlib.util
 import io
+import json
 import re
 import sys
 from collections.abc import Iterator
@@ -145,3 +147,24 @@ def test_every_block_is_found_and_what_is_not_run_says_why(page: Path) -> None:
     for block in found:
         assert block.why_not != "", f"no reason is given: {block.code.strip()[:60]}"
         compile(block.code, str(page), "exec")
+
+
+def test_the_table_of_models_is_the_one_that_the_page_sums_up() -> None:
+    file, page = ROOT / "docs" / "models.json", (ROOT / "docs" / "models.md").read_text()
+    data = json.loads(file.read_text())
+    failed = data["columns"].index("failed")
+    assert file.stat().st_size < 1_000_000
+    assert all(len(row) == len(data["columns"]) for row in data["rows"])
+    assert f"| looked at | {len(data['rows']):,} (" in page
+    assert f"| fail | {sum(bool(row[failed]) for row in data['rows'])} |" in page
+
+
+def test_the_picture_of_the_channel_graph_is_of_the_present_analysis() -> None:
+    path = ROOT / "docs" / "images" / "draw.py"
+    spec = importlib.util.spec_from_file_location("draw", path)
+    assert spec is not None
+    assert spec.loader is not None
+    draw = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(draw)
+    graph = fxprune.analyze(fxprune.trace(draw.Net(), torch.zeros(1, 3, 8, 8)))
+    assert draw.channel_graph(graph) == path.with_name("channel-graph.svg").read_text(), f"run {path}"
