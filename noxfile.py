@@ -78,7 +78,8 @@ def types(session: nox.Session) -> None:
 @nox.session
 def docs(session: nox.Session) -> None:
     """Build the documentation; `nox -s docs -- serve` shows it while it is written."""
-    install(session, "docs")
+    # The docstrings are read, not run: fxprune and torch are not needed.
+    session.install(*nox.project.dependency_groups(PROJECT, "docs"))
     session.run("mkdocs", *(session.posargs or ["build", "--strict"]))
 
 
