@@ -15,9 +15,9 @@ from fxprune.cli.prune import prune
 from fxprune.cli.report import report
 from fxprune.cli.verify import verify
 
-__all__ = ["app", "main"]
+__all__ = ["EXAMPLES", "app", "main"]
 
-_EXAMPLES: dict[Callable[..., None], tuple[str, ...]] = {
+EXAMPLES: dict[Callable[..., None], tuple[str, ...]] = {
     inspect: ("fxprune inspect timm:densenet121",),
     prune: (
         "fxprune prune timm:resnet50 --pretrained --flops 0.5 -o small.safetensors",
@@ -42,7 +42,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
 )
-for _verb, _lines in _EXAMPLES.items():
+for _verb, _lines in EXAMPLES.items():
     app.command(epilog="\n\n".join(("Examples:" if len(_lines) > 1 else "Example:", *_lines)))(_verb)
 
 
