@@ -16,6 +16,7 @@ from fxprune.data import Batch, calibration_batch
 from fxprune.errors import FxpruneError
 from fxprune.learning import learn_gates
 from fxprune.planning import make_plan
+from fxprune.progress import Progress, shown
 from fxprune.rewriting import rewrite
 from fxprune.synthesis import synthesize
 from fxprune.tracing import trace
@@ -35,6 +36,7 @@ def prune(
     ignore: str | Iterable[str] = (),
     round_to: int = 1,
     seed: int = 0,
+    progress: bool | Progress = True,
 ) -> fx.GraphModule:
     """Make a model smaller, so that it costs at most `flops`.
 
@@ -57,6 +59,7 @@ def prune(
         ignore: names or glob patterns of modules to leave whole.
         round_to: widths that are changed become multiples of this.
         seed: fixes all that is random.
+        progress: show bars in a terminal while samples are made, read and compensated on, or call this function.
 
     Returns:
         A GraphModule with the original's `state_dict` keys; `fxprune.plan_of` tells what was kept.
@@ -65,42 +68,42 @@ def prune(
         FxpruneError: the model cannot be traced, the data cannot be used or is missing for the method, or the budget
             cannot be met; the message says why and what to do.
     """
-    # A generator would be used up by the first look.
-    data = list(data) if method == "dagger" and hasattr(data, "__next__") else data
-    batch = None if data is None else calibration_batch(data, samples)
-    if example_inputs is None and batch is not None:
-        example_inputs = _example(batch)
-    graph = analyze(trace(model, example_inputs, copy=False))
-    # What cannot be is said before the work.
-    if method is not None:
-        check_method(method, ("dagger",))
-    make_plan(graph, np.zeros(graph.num_channels), flops=flops, round_to=round_to, ignore=ignore)
-    reads = method in ("dagger", *FROM_DATA)
-    if batch is None and (reads or compensate):
-        made = synthesize(graph, seed=seed)
-        batch = None if made is None else Batch((made,), {})
-        if batch is None and reads:
-            raise FxpruneError(
-                f"method {method!r} needs data, and none can be made from this model, which has no BatchNorm "
-                "statistics or not one input: give data, a loader or a list of batches, or another method"
-            )
-    if method is None:
-        method = "surgeon" if batch is not None and (compensate or data is not None) else "relevance"
-    if method == "dagger":
-        assert batch is not None
-        share = flops if flops <= 1 else flops / graph.flops.total
-        given, epochs = (batch, 20) if data is None else (data, 1)
-        chosen = learn_gates(graph, given, flops=share, epochs=epochs, seed=seed, progress=False).scores
-    else:
-        chosen = scores(graph, method, data=batch, seed=seed)
-    plan = make_plan(graph, chosen, flops=flops, round_to=round_to, ignore=ignore)
-    pruned = rewrite(graph, plan)
-    if not compensate or batch is None or plan.flops == plan.flops_before:
-        return pruned
-    return compensated(graph, pruned, batch, seed=seed)
+    with shown(progress) as show:
+        # A generator would be used up by the first look.
+        data = list(data) if method == "dagger" and hasattr(data, "__next__") else data
+        batch = None if data is None else calibration_batch(data, samples)
+        if example_inputs is None and batch is not None:
+            example_inputs = _example(batch)
+        graph = analyze(trace(model, example_inputs, copy=False))
+        # What cannot be is said before the work.
+        if method is not None:
+            check_method(method, ("dagger",))
+        make_plan(graph, np.zeros(graph.num_channels), flops=flops, round_to=round_to, ignore=ignore)
+        reads = method in ("dagger", *FROM_DATA)
+        if batch is None and (reads or compensate):
+            made = synthesize(graph, seed=seed, progress=show)
+            batch = None if made is None else Batch((made,), {})
+            if batch is None and reads:
+                raise FxpruneError(
+                    f"method {method!r} needs data, and none can be made from this model, which has no BatchNorm "
+                    "statistics or not one input: give data, a loader or a list of batches, or another method"
+                )
+        if method is None:
+            method = "surgeon" if batch is not None and (compensate or data is not None) else "relevance"
+        if method == "dagger":
+            assert batch is not None
+            share = flops if flops <= 1 else flops / graph.flops.total
+            given, epochs = (batch, 20) if data is None else (data, 1)
+            chosen = learn_gates(graph, given, flops=share, epochs=epochs, seed=seed, progress=show).scores
+        else:
+            chosen = scores(graph, method, data=batch, seed=seed, progress=show)
+        plan = make_plan(graph, chosen, flops=flops, round_to=round_to, ignore=ignore)
+        pruned = rewrite(graph, plan)
+        if not compensate or batch is None or plan.flops == plan.flops_before:
+            return pruned
+        return compensated(graph, pruned, batch, seed=seed, progress=show)
 
 
 def _example(batch: Batch) -> Any:
     one = batch.rows(0, 1)
     return dict(one.kwargs) if one.kwargs else one.args
-

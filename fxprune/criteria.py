@@ -12,6 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from fxprune.channels import ChannelGraph, Ids, Scores
 from fxprune.errors import FxpruneError
+from fxprune.progress import Progress, silent
 from fxprune.relevance import relevance_scores
 from fxprune.sensitivity import fisher_scores, taylor_scores
 from fxprune.surgeon import surgeon_scores
@@ -39,6 +40,7 @@ def scores(
     *,
     data: Any = None,
     seed: int = 0,
+    progress: Progress = silent,
 ) -> Scores:
     """One score per channel of the graph.
 
@@ -57,6 +59,7 @@ def scores(
             - "taylor": the first-order change of the loss.
         data: batches for the last three, all of them are read; see `fxprune.data`. Labels may be missing.
         seed: for "random" and what draws directions in place of labels.
+        progress: is told of the samples read.
 
     Returns:
         Float array with one entry per channel number; those of frozen channels are not used.
@@ -72,9 +75,9 @@ def scores(
         "batchnorm": batchnorm_scores,
         "fpgm": fpgm_scores,
         "random": lambda graph: random_scores(graph, seed),
-        "surgeon": lambda graph: surgeon_scores(graph, data, seed=seed),
-        "fisher": lambda graph: fisher_scores(graph, data, flops_power=1.0, seed=seed),
-        "taylor": lambda graph: taylor_scores(graph, data, seed=seed),
+        "surgeon": lambda graph: surgeon_scores(graph, data, seed=seed, progress=progress),
+        "fisher": lambda graph: fisher_scores(graph, data, flops_power=1.0, seed=seed, progress=progress),
+        "taylor": lambda graph: taylor_scores(graph, data, seed=seed, progress=progress),
     }
     check_method(method)
     if method in FROM_DATA and data is None:

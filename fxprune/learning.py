@@ -24,10 +24,10 @@ from fxprune.data import Batch, check_labels, run_model
 from fxprune.errors import FxpruneError
 from fxprune.gating import dagger_inputs, gate_logits, gated_groups, insert_gates
 from fxprune.losses import class_loss, distillation_loss, number_of_classes
-from fxprune.progress import Progress
+from fxprune.progress import Progress, shown
 from fxprune.sharding import Shards, own_randomness
 from fxprune.snapshots import load_run, save_snapshot
-from fxprune.training import digest, frozen, make_accelerator, shown
+from fxprune.training import digest, frozen, make_accelerator
 
 __all__ = ["Gates", "learn_gates"]
 
@@ -62,10 +62,10 @@ def learn_gates(
     *,
     flops: float = 0.5,
     epochs: int = 1,
-    start: str | Callable[[ChannelGraph], Scores] = "relevance",
-    lr: float = 0.02,
-    train_weights: bool = False,
-    weight_lr: float = 1e-3,
+    start: str | Callable[[ChannelGraph], Scores] = "surgeon",
+    lr: float = 0.01,
+    train_weights: bool = True,
+    weight_lr: float = 0.01,
     temperature: float = 1.0,
     reluctant: bool = False,
     checkpoint: str | Path | None = None,
@@ -86,10 +86,13 @@ def learn_gates(
         data: a DataLoader or any re-iterable of batches, see `fxprune.data`.
         flops: the fraction of the model's FLOPs to reach.
         epochs: passes over the data.
-        start: the criterion whose order the gates start in, as for `fxprune.scores`.
+        start: the criterion whose order the gates start in, as for `fxprune.scores`; one that reads data gets the first
+            512 samples.
         lr: learning rate of the Dagger modules, falling to zero by a cosine. The start spreads logits over a range of
             4: in few steps only gates near the threshold change sides.
-        train_weights: train the weights along with the gates (SGD at `weight_lr`); otherwise they are frozen.
+        train_weights: train the gated model's weights along with the gates (SGD at `weight_lr`), so that channels are
+            judged by what the others can make up for. Otherwise they are frozen, and gates are learned that need no
+            repair: better for a bare cut, worse once it is compensated or fine-tuned.
         temperature: of the distillation.
         reluctant: whether groups that are pruned only in need get gates.
         checkpoint: a file for the state of the run, written every `checkpoint_every` steps.
@@ -112,7 +115,7 @@ def learn_gates(
         seed=seed,
         weights=digest(graph.module),
     )
-    with own_randomness(), make_accelerator() as accelerator, shown(progress, accelerator) as show:
+    with own_randomness(), make_accelerator() as accelerator, shown(progress, accelerator.is_main_process) as show:
         torch.manual_seed(seed)
         gated = insert_gates(graph, reluctant=reluctant)
         first = _first_samples(data, seed) if start in FROM_DATA else None

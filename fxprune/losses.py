@@ -12,7 +12,7 @@ from torch.utils import _pytree as pytree
 
 from fxprune.errors import FxpruneError
 
-__all__ = ["class_loss", "distillation_loss", "main_output", "number_of_classes"]
+__all__ = ["are_class_labels", "class_loss", "distillation_loss", "float_outputs", "main_output", "number_of_classes"]
 
 
 def main_output(outputs: Any) -> Tensor:
@@ -39,6 +39,13 @@ def number_of_classes(outputs: Any) -> int | None:
     return int(output.shape[1]) if output.dim() >= 2 and output.is_floating_point() else None
 
 
+def are_class_labels(outputs: Any, labels: Tensor) -> bool:
+    """Whether labels are class numbers (N, ...) or class probabilities (N, C, ...) of a main output (N, C, ...)."""
+    output = main_output(outputs)
+    numbers = not labels.is_floating_point()
+    return output.dim() >= 2 and labels.shape == (output.shape[:1] + output.shape[2:] if numbers else output.shape)
+
+
 def class_loss(outputs: Any, labels: Tensor, label_smoothing: float = 0.0) -> Tensor:
     """Cross-entropy of the main output (N, C, ...) with class numbers (N, ...) or class probabilities (N, C, ...).
 
@@ -47,8 +54,7 @@ def class_loss(outputs: Any, labels: Tensor, label_smoothing: float = 0.0) -> Te
     """
     output = main_output(outputs)
     numbers = not labels.is_floating_point()
-    shape = (output.shape[0], *output.shape[2:]) if numbers else output.shape
-    if output.dim() < 2 or labels.shape != shape:
+    if not are_class_labels(outputs, labels):
         raise FxpruneError(
             f"labels of shape {tuple(labels.shape)} and type {labels.dtype} do not fit the model's output of shape "
             f"{tuple(output.shape)}: give class numbers (N, ...) or probabilities (N, C, ...), or a loss of your own"
@@ -69,8 +75,8 @@ def distillation_loss(student: Any, teacher: Any, temperature: float = 2.0) -> T
         teacher: the outputs to reach; no gradient flows into them.
         temperature: of the softmax.
     """
-    pairs = list(zip(_floats(student), _floats(teacher), strict=False))
-    if len(_floats(student)) != len(_floats(teacher)) or not pairs:
+    pairs = list(zip(float_outputs(student), float_outputs(teacher), strict=False))
+    if len(float_outputs(student)) != len(float_outputs(teacher)) or not pairs:
         pairs = [(main_output(student), main_output(teacher))]
     for mine, theirs in pairs:
         if mine.shape != theirs.shape:
@@ -88,6 +94,7 @@ def _relative_error(mine: Tensor, theirs: Tensor) -> Tensor:
     return F.mse_loss(mine, theirs) / theirs.square().mean().clamp(min=1e-12)
 
 
-def _floats(outputs: Any) -> list[Tensor]:
+def float_outputs(outputs: Any) -> list[Tensor]:
+    """The floating-point tensors among the outputs, in order."""
     leaves = [outputs] if isinstance(outputs, Tensor) else pytree.tree_leaves(outputs)
     return [leaf for leaf in leaves if isinstance(leaf, Tensor) and leaf.is_floating_point()]

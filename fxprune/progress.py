@@ -6,10 +6,11 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TypeAlias
 
+from rich.console import Console
 from rich.progress import BarColumn, TaskID, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
 
-__all__ = ["Progress", "bars", "silent"]
+__all__ = ["Progress", "bars", "shown", "silent"]
 
 Progress: TypeAlias = Callable[[str, int, int, Mapping[str, float]], None]
 """Called with the name of the work, the steps done, the steps in all, and figures to show."""
@@ -17,6 +18,25 @@ Progress: TypeAlias = Callable[[str, int, int, Mapping[str, float]], None]
 
 def silent(name: str, done: int, total: int, figures: Mapping[str, float]) -> None:
     """Say nothing."""
+
+
+@contextmanager
+def shown(progress: bool | Progress, here: bool = True) -> Iterator[Progress]:
+    """How progress is told: bars where there is a terminal, by the given function, or not at all.
+
+    Args:
+        progress: False for nothing, True for bars, or a function.
+        here: whether this process is the one that tells.
+    """
+    if not progress or not here:
+        yield silent
+    elif callable(progress):
+        yield progress
+    elif Console().is_interactive:
+        with bars() as show:
+            yield show
+    else:
+        yield silent
 
 
 @contextmanager

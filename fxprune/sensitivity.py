@@ -15,7 +15,7 @@ from fxprune.channels import ChannelGraph, Scores
 from fxprune.data import Batch, Batches
 from fxprune.errors import FxpruneError
 from fxprune.gating import gate_places
-from fxprune.losses import class_loss, main_output
+from fxprune.losses import are_class_labels, class_loss, float_outputs, main_output
 from fxprune.progress import Progress, silent
 
 __all__ = [
@@ -228,21 +228,38 @@ def _places(graph: ChannelGraph) -> dict[str, list[tuple[str, int]]]:
 
 
 def output_losses(outputs: Any, labels: Tensor | None, probes: int, random: torch.Generator) -> Iterator[Tensor]:
-    """Scalars whose gradients are the sums of the samples' own."""
-    output = main_output(outputs)
-    if labels is not None:
+    """Scalars whose gradients are the sums of the samples' own.
+
+    Labels that are none of classes are left out. Without labels, the squared gradients have for expectation the
+    curvature of `fxprune.losses.distillation_loss` to the outputs as they are.
+    """
+    if labels is not None and are_class_labels(outputs, labels):
         yield class_loss(outputs, labels) * len(labels)
-    elif output.dim() < 2 or not output.is_floating_point() or output.shape[1] < 2:
-        raise FxpruneError(
-            f"scores from data without labels need class scores (N, C, ...), and the model's output has shape "
-            f"{tuple(output.shape)}: give labels, or a score that needs no data"
-        )
     elif not probes:
+        output = main_output(outputs)
+        if output.dim() < 2 or not output.is_floating_point() or output.shape[1] < 2:
+            raise FxpruneError(
+                f"first-order scores without labels need class scores (N, C, ...), and the model's output has shape "
+                f"{tuple(output.shape)}: give labels, or another method"
+            )
         yield F.cross_entropy(output, output.detach().argmax(1), reduction="sum")
     else:
-        chance = output.detach().float().softmax(1)
+        leaves = float_outputs(outputs)
+        if not leaves:
+            raise FxpruneError(
+                "scores from data need floating-point outputs, and the model has none: use a method without data"
+            )
         for _ in range(probes):
-            noise = torch.randn(chance.shape, generator=random).to(chance) * chance.sqrt()
-            # Covariance diag(p) - p p^T: the Hessian of the KL divergence by the outputs.
-            direction = noise - chance * noise.sum(1, keepdim=True)
-            yield (output * direction.to(output.dtype)).sum()
+            yield torch.stack([(leaf * _direction(leaf.detach(), len(leaves), random)).sum() for leaf in leaves]).sum()
+
+
+def _direction(output: Tensor, outputs: int, random: torch.Generator) -> Tensor:
+    """Random, with the Hessian of the distillation loss by this output, of so many, for covariance."""
+    noise = torch.randn(output.shape, generator=random).to(output)
+    if outputs == 1 and output.dim() == 2 and output.shape[1] > 1:
+        # diag(p) - p p^T: of the KL divergence.
+        chance = output.float().softmax(1)
+        noise = noise * chance.sqrt()
+        return (noise - chance * noise.sum(1, keepdim=True)).to(output)
+    size = output.float().square().mean() * output[0].numel() * outputs
+    return noise * (2 / size.clamp_min(1e-30)).sqrt().to(output)

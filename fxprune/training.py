@@ -19,11 +19,11 @@ from torch import Tensor, nn
 from fxprune.data import Batch, check_labels, run_model
 from fxprune.errors import FxpruneError
 from fxprune.losses import class_loss, distillation_loss, number_of_classes
-from fxprune.progress import Progress, bars, silent
+from fxprune.progress import Progress, shown
 from fxprune.sharding import Shards, own_randomness
 from fxprune.snapshots import load_run, save_snapshot
 
-__all__ = ["DivergenceError", "Epoch", "digest", "finetune", "frozen", "make_accelerator", "shown"]
+__all__ = ["DivergenceError", "Epoch", "digest", "finetune", "frozen", "make_accelerator"]
 
 Model = TypeVar("Model", bound=nn.Module)
 _RATES = {"sgd": 0.01, "adamw": 1e-4}
@@ -139,7 +139,11 @@ def finetune(
         distilled=teacher is not None,
         weights=digest(pruned),
     )
-    with own_randomness(), make_accelerator(mixed_precision) as accelerator, shown(progress, accelerator) as show:
+    with (
+        own_randomness(),
+        make_accelerator(mixed_precision) as accelerator,
+        shown(progress, accelerator.is_main_process) as show,
+    ):
         shards = Shards(data, accelerator.process_index, accelerator.num_processes, seed=seed)
         model = copy.deepcopy(pruned).train()
         update = _optimizer(model, optimizer, settings)
@@ -365,18 +369,6 @@ def make_accelerator(mixed_precision: str | None = None) -> Iterator[Any]:
         # Accelerate keeps the precision for the whole process; the next run may want another.
         if not was_set_up:
             AcceleratorState._reset_state()
-
-
-@contextmanager
-def shown(progress: bool | Progress, accelerator: Any) -> Iterator[Progress]:
-    """How progress is told: a bar, the given function, or nothing; only in the main process."""
-    if not progress or not accelerator.is_main_process:
-        yield silent
-    elif callable(progress):
-        yield progress
-    else:
-        with bars() as show:
-            yield show
 
 
 def _optimizer(model: nn.Module, choice: Any, settings: _Settings) -> torch.optim.Optimizer:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -109,3 +110,36 @@ def test_a_model_without_batchnorm_is_cut_and_not_compensated() -> None:
     small = fxprune.prune(plain, 0.5, example_inputs=torch.zeros(1, 5))
     assert "compensated" not in small.meta
     assert fxprune.verify(plain, small) < 1e-9
+
+
+class _Heads(nn.Module):
+    """Several outputs, none of them class scores."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(3, 12, 3), nn.BatchNorm2d(12), nn.ReLU(), nn.AdaptiveAvgPool2d(1))
+        self.depth, self.boxes = nn.Linear(12, 1), nn.Linear(12, 4)
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        x = self.body(x).flatten(1)
+        return {"depth": self.depth(x).squeeze(1), "boxes": self.boxes(x)}
+
+
+@pytest.mark.parametrize("labels", ["no data", None, torch.linspace(0, 1, 16)])
+def test_outputs_that_are_no_class_scores_are_scored_too(labels: Any) -> None:
+    torch.manual_seed(0)
+    model = _Heads().eval()
+    images = torch.randn(16, 3, 8, 8)
+    data = None if labels == "no data" else [(images, labels)]
+    small = fxprune.prune(model, 0.5, example_inputs=images[:1], data=data)
+    assert fxprune.count_flops(small, images[:1]) <= 0.5 * fxprune.count_flops(model, images[:1])
+    assert fxprune.verify(model, small) <= 1e-9
+
+
+def test_what_cannot_be_is_said_before_a_batch_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fxprune.api.synthesize", lambda *_, **__: pytest.fail("a batch was made"))
+    model, images = _Heads().eval(), torch.randn(1, 3, 8, 8)
+    with pytest.raises(fxprune.FxpruneError, match="budget"):
+        fxprune.prune(model, 0.001, example_inputs=images)
+    with pytest.raises(fxprune.FxpruneError, match="is not known"):
+        fxprune.prune(model, 0.5, example_inputs=images, method="l3")

@@ -41,7 +41,7 @@ def _trained() -> tuple[fxprune.ChannelGraph, list[tuple[torch.Tensor, torch.Ten
 
 
 def _learn(graph: fxprune.ChannelGraph, data: list[tuple[torch.Tensor, torch.Tensor]], **options: object) -> Gates:
-    settings = {"flops": 0.5, "epochs": 6, "progress": False, **options}
+    settings = {"flops": 0.5, "epochs": 6, "train_weights": False, "progress": False, **options}
     return learn_gates(graph, data, **settings)  # type: ignore[arg-type]
 
 

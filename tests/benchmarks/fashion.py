@@ -2,7 +2,8 @@
 
     python tests/benchmarks/fashion.py bases                 train the three nets that are pruned
     python tests/benchmarks/fashion.py compare               prune, measure, fine-tune, measure; resumable
-    python tests/benchmarks/fashion.py report                tables and plots of what compare has measured
+    python tests/benchmarks/fashion.py nodata                prune without a single image, measure; resumable
+    python tests/benchmarks/fashion.py report                tables and plots of what has been measured
 
 The images are those of Debian's package dataset-fashion-mnist, or any folder with the four `*-ubyte.gz` files (--data).
 """
@@ -52,6 +53,7 @@ METHODS = (
 )
 # What reads labelled images before it prunes.
 READS_LABELS = ("surgeon", "taylor", "fisher")
+WITHOUT_DATA = ("surgeon", "dagger", "relevance", "l2")
 
 Row = dict[str, Any]
 
@@ -275,6 +277,32 @@ def compare(trials: list[Trial], data: Path, results: Path) -> None:
         print(f"{trial.net} {trial.method} {trial.budget} seed {trial.seed}: {figures}", flush=True)
 
 
+def without_data(nets: list[str], budget: float, seeds: list[int], data: Path, results: Path) -> None:
+    """Prune with what the model remembers of its training data; each row is written as soon as it is there."""
+    test = read_split(data, "t10k")
+    done = [{key: row[key] for key in ("net", "method", "budget", "seed")} for row in read_rows(results)]
+    results.parent.mkdir(parents=True, exist_ok=True)
+    for seed, net, method in itertools.product(seeds, nets, WITHOUT_DATA):
+        facts = {"net": net, "method": method, "budget": budget, "seed": seed}
+        if facts in done:
+            continue
+        base = load_base(net)
+        began = time.perf_counter()
+        pruned = fxprune.prune(base, budget, example_inputs=EXAMPLE, method=method, seed=seed)
+        seconds = time.perf_counter() - began
+        flops = fxprune.count_flops(pruned, EXAMPLE)
+        row = {
+            **facts,
+            "share": flops / fxprune.count_flops(base, EXAMPLE),
+            "base": accuracy(base, test),
+            "compensated": accuracy(pruned, test),
+            "seconds": seconds,
+        }
+        with results.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+        print(f"{net} {method} seed {seed}: {row['compensated']:.4f} of {row['base']:.4f}, {seconds:.0f} s", flush=True)
+
+
 def read_rows(results: Path) -> list[Row]:
     """The rows written so far; a last line that was cut short by a kill is left out."""
     rows = []
@@ -305,9 +333,15 @@ def main() -> None:
     comparing.add_argument("--lr", type=float, default=0.05)
     comparing.add_argument("--distill", type=float, default=0.0, help="the unpruned net's share in the loss")
     comparing.add_argument("--gate-epochs", type=int, default=1)
+    alone = commands.add_parser("nodata")
+    alone.add_argument("--nets", nargs="*", default=list(NETS))
+    alone.add_argument("--budget", type=float, default=0.5)
+    alone.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2])
     reporting = commands.add_parser("report")
     for command in (comparing, reporting):
         command.add_argument("--results", type=Path, default=OUT / "compare.jsonl")
+    for command in (alone, reporting):
+        command.add_argument("--nodata-results", type=Path, default=OUT / "nodata.jsonl")
     reporting.add_argument("--out", type=Path, default=DOCS)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
@@ -320,8 +354,10 @@ def main() -> None:
         points = itertools.product(options.seeds, options.nets, options.budgets, options.methods)
         trials = [Trial(net, method, budget, seed, *settings) for seed, net, budget, method in points]
         compare(trials, options.data, options.results)
+    elif options.command == "nodata":
+        without_data(options.nets, options.budget, options.seeds, options.data, options.nodata_results)
     else:
-        write_report(read_rows(options.results), options.out)
+        write_report(read_rows(options.results), read_rows(options.nodata_results), options.out)
 
 
 if __name__ == "__main__":

@@ -14,8 +14,8 @@ SETTINGS = ("epochs", "images", "lr", "distill")
 STAGES = {"raw": "cut", "compensated": "compensated", "tuned": "fine-tuned"}
 
 
-def write_report(rows: Sequence[Row], out: Path) -> None:
-    """Write `results.md` and one plot a net into a folder, of the runs with the settings of the last one."""
+def write_report(rows: Sequence[Row], without_data: Sequence[Row], out: Path) -> None:
+    """Write `index.md` and one plot a net into a folder, of the runs with the settings of the last one."""
     rows = [row for row in rows if all(row[key] == rows[-1][key] for key in SETTINGS)]
     out.mkdir(parents=True, exist_ok=True)
     parts = []
@@ -24,7 +24,29 @@ def write_report(rows: Sequence[Row], out: Path) -> None:
         base = mine[0]["base"]
         parts.append(f"## {net}\n\nUnpruned: {100 * base:.2f} %.\n\n{table(mine)}\n![{net}]({net}.svg)\n")
         _plot(mine, out / f"{net}.svg")
-    (out / "results.md").write_text(_head(rows) + "\n".join(parts))
+    if without_data:
+        parts.append(_without_data(without_data))
+    (out / "index.md").write_text(_head(rows) + "\n".join(parts))
+
+
+def _without_data(rows: Sequence[Row]) -> str:
+    """Accuracy of what `prune` makes without data, one column a net."""
+    nets = _in_order(rows, "net")
+    budget = rows[0]["budget"]
+    lines = [
+        f"## No data at all, {100 * budget:g} % FLOPs, not fine-tuned\n",
+        f"`fxprune.prune(net, {budget:g}, method=...)`: with a batch made from the BatchNorm statistics.\n",
+        f"| method | {' | '.join(nets)} |",
+        "|---" * (1 + len(nets)) + "|",
+    ]
+    bases = [next(row["base"] for row in rows if row["net"] == net) for net in nets]
+    lines.append(f"| unpruned | {' | '.join(f'{100 * base:.2f}' for base in bases)} |")
+    for method in _in_order(rows, "method"):
+        cells = [
+            _cell([row["compensated"] for row in rows if row["method"] == method and row["net"] == net]) for net in nets
+        ]
+        lines.append(f"| {method} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
 
 
 def table(rows: Sequence[Row]) -> str:

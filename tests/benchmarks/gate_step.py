@@ -3,7 +3,7 @@
     python tests/benchmarks/gate_step.py [--rounds 15] [--at-most 1.15] [--only resnet20 ...]
 
 A step is forward, backward and an update of the weights by SGD; with gates, their own loss, backward and update too:
-all that `learn_gates(..., train_weights=True)` does in a step. The two take turns in one process and on one thread; the
+all that `learn_gates` does in a step. The two take turns in one process and on one thread; the
 table has the medians. `--at-most R` exits with 1 if the ratio is above R for any model.
 """
 
@@ -68,7 +68,7 @@ def compare(name: str, rounds: int) -> Turns:
     inputs = inputs.contiguous(memory_format=torch.channels_last)
     graph = fxprune.analyze(fxprune.trace(model.train(), inputs[:1]))
     turns = Turns(model, inputs, torch.arange(len(inputs)) % classes, rounds)
-    learn_gates(graph, turns, flops=0.5, train_weights=True, progress=False)
+    learn_gates(graph, turns, flops=0.5, start="relevance", progress=False)
     return turns
 
 

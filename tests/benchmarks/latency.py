@@ -44,7 +44,7 @@ def versions(spec: str, budget: float, rounding: Sequence[int], peer: bool) -> d
     found: dict[str, nn.Module | str] = {"original": model}
     for multiple in rounding:
         try:
-            found[f"fxprune, round_to={multiple}"] = fxprune.prune(model, budget, round_to=multiple)
+            found[f"fxprune, round_to={multiple}"] = fxprune.prune(model, budget, round_to=multiple, compensate=False)
         except fxprune.FxpruneError as error:
             found[f"fxprune, round_to={multiple}"] = _short(error)
     for multiple in rounding if peer else ():
