@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 
 from fxprune.errors import FxpruneError
 from fxprune.progress import Progress as Show
@@ -29,7 +29,6 @@ __all__ = [
     "Pretrained",
     "Stages",
     "Weights",
-    "bars",
     "check_output",
     "print_json",
     "running",
@@ -91,43 +90,38 @@ def running(debug: bool) -> Iterator[None]:
 
 
 class Stages:
-    """Shows which stage is at work (on a terminal only) and keeps how long each took."""
+    """Shows which stage is at work and how far it is, on a terminal only, and keeps how long each took.
+
+    It is shown on the error stream, which leaves the output to the result.
+    """
 
     def __init__(self) -> None:
         self.console = Console(stderr=True)
         self.seconds: dict[str, float] = {}
 
     @contextmanager
-    def __call__(self, name: str) -> Iterator[None]:
-        """The time within is that of this stage."""
+    def __call__(self, name: str) -> Iterator[Show]:
+        """The time within is that of this stage; what is yielded shows bars for the parts of it."""
         began = time.perf_counter()
-        columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+        columns = (
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.fields[say]}"),
+            TimeElapsedColumn(),
+        )
         with Progress(*columns, console=self.console, transient=True, disable=not self.console.is_terminal) as shown:
-            shown.add_task(name, total=None)
-            yield
+            shown.add_task(name, total=None, say="")
+            tasks: dict[str, TaskID] = {}
+
+            def show(part: str, done: int, total: int, figures: Mapping[str, float]) -> None:
+                say = "  ".join([f"{done}/{total}", *(f"{key} {value:.4g}" for key, value in figures.items())])
+                if part not in tasks:
+                    tasks[part] = shown.add_task(f"  {part}", total=total, say=say)
+                shown.update(tasks[part], completed=done, say=say)
+
+            yield show
         self.seconds[name] = round(time.perf_counter() - began, 3)
-
-
-@contextmanager
-def bars() -> Iterator[Show]:
-    """Progress bars on the error stream, which leaves the output to the result."""
-    console = Console(stderr=True)
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TextColumn("{task.completed}/{task.total} {task.fields[say]}"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as shown:
-        tasks: dict[str, TaskID] = {}
-
-        def show(name: str, done: int, total: int, figures: Mapping[str, float]) -> None:
-            say = "  ".join(f"{key} {value:.4g}" for key, value in figures.items())
-            if name not in tasks:
-                tasks[name] = shown.add_task(name, total=total, say=say)
-            shown.update(tasks[name], completed=done, say=say)
-
-        yield show
 
 
 def check_output(path: Path, *suffixes: str) -> None:

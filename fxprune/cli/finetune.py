@@ -21,7 +21,6 @@ from fxprune.cli.common import (
     Pretrained,
     Stages,
     Weights,
-    bars,
     check_output,
     print_json,
     running,
@@ -102,7 +101,7 @@ def finetune(
                 accuracy = "" if epoch.evaluation is None else f", accuracy {epoch.evaluation:.2%}"
                 typer.echo(f"epoch {epoch.number}: loss {epoch.loss:.4f}{accuracy}, {epoch.seconds:.1f} s")
 
-        with bars() as show:
+        with stages("finetune") as show:
             tuned = finetune_model(
                 pruned,
                 loader,

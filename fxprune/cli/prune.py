@@ -88,7 +88,7 @@ def prune(
             network = build(model, arguments, weights, pretrained)
             inputs = given or example_inputs(network)
             batches = None if data is None else _batches(data, network, inputs, samples, seed, mean, std)
-        with stages("prune"):
+        with stages("prune") as show:
             small = prune_model(
                 network,
                 flops,
@@ -100,6 +100,7 @@ def prune(
                 ignore=tuple(ignore or ()),
                 round_to=round_to,
                 seed=seed,
+                progress=show,
             )
         certificate = None
         if verify:
