@@ -16,7 +16,8 @@ Column = tuple[float, float, str]
 _HEIGHT = 100
 # In CSS pixels; `page.css` has the same.
 _ROW = 24
-_GUTTER = 130
+_GUTTER = 240
+_NARROWEST = 5.0
 
 
 def hue(group: int | None) -> str:
@@ -49,7 +50,7 @@ def _bar(kind: str, x: int, height: float) -> str:
 def graph(rows: Sequence[Row]) -> str:
     """The graph from top to bottom: one line a row, and at its left what is read from where."""
     lanes = _lanes(rows)
-    step = min(16.0, _GUTTER / (max(lanes, default=0) + 1))
+    step = max(_NARROWEST, min(16.0, _GUTTER / (max(lanes, default=0) + 1)))
     width = step * (max(lanes, default=0) + 1) + 12
     edges = [_edge(rows[given], given, k, lanes, step) for k, row in enumerate(rows) for given in row.inputs]
     marks = [_mark(row, k, lanes[k], step) for k, row in enumerate(rows)]
@@ -99,8 +100,9 @@ def _mark(row: Row, k: int, lane: int, step: float) -> str:
     x, y = _at(lane, step), _middle(k)
     colour = f' class="c" style="{hue(row.group)}"' if row.group is not None else ""
     if row.channels is None and row.kind not in ("input", "output"):
-        return f'<circle{colour} cx="{x:.1f}" cy="{y}" r="4"/>'
-    return f'<rect{colour} x="{x - 6:.1f}" y="{y - 6}" width="12" height="12" rx="3"/>'
+        return f'<circle{colour} cx="{x:.1f}" cy="{y}" r="{min(4.0, step / 2):.1f}"/>'
+    half = min(6.0, step)
+    return f'<rect{colour} x="{x - half:.1f}" y="{y - half}" width="{2 * half}" height="{2 * half}" rx="3"/>'
 
 
 def _line(row: Row) -> str:

@@ -6,6 +6,8 @@ from fxprune.reporting.facts import Change
 
 __all__ = ["TIMES", "arrow", "bytes_of", "count", "milliseconds", "percent", "short"]
 
+# Between a number and its unit no line breaks.
+_SPACE = "\N{NO-BREAK SPACE}"
 TIMES = "\N{MULTIPLICATION SIGN}"
 
 
@@ -13,11 +15,11 @@ def short(value: float) -> str:
     """Three digits and a unit.
 
     >>> short(1819065856), short(43), short(39_000)
-    ('1.82 G', '43', '39.0 k')
+    ('1.82\\xa0G', '43', '39.0\\xa0k')
     """
     for unit, size in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
         if value >= size:
-            return f"{_three(value / size)} {unit}"
+            return f"{_three(value / size)}{_SPACE}{unit}"
     return f"{value:.0f}"
 
 
