@@ -628,7 +628,8 @@ def _canonical(func: Any) -> tuple[str, Any]:
     name = func.__name__
     if name == "__get__":
         return "attribute", func.__self__.__name__
-    if torch.overrides.is_tensor_method_or_property(func):
+    # Not every method is in torch's list: `unflatten` was not in 2.6.
+    if torch.overrides.is_tensor_method_or_property(func) or getattr(Tensor, name, None) is func:
         return "call_method", name
     for namespace in (torch, nn.functional):
         if getattr(namespace, name, None) == func:
