@@ -220,7 +220,8 @@ def test_buffers_outside_of_the_state_dict_are_right_in_a_model_built_without_we
     loaded = fxprune.load(tmp_path / "small", fresh)
     assert_same(loaded, pruned)
     (x,), _ = loaded.meta["example_inputs"]
-    assert torch.equal(loaded(x), pruned(x))
+    # In training, stochastic depth draws for each of the two.
+    assert torch.equal(loaded.eval()(x), pruned.eval()(x))
 
 
 # --- what is refused --------------------------------------------------------------------------------------------------
