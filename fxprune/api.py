@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
+import torch
 from torch import fx, nn
 
 from fxprune.analysis import analyze
 from fxprune.channels import ChannelGraph, Scores
 from fxprune.compensation import compensate as compensated
 from fxprune.criteria import FROM_DATA, check_method, scores
-from fxprune.data import Batch, calibration_batch
+from fxprune.data import Batch, calibration_batch, check_labels, run_model
 from fxprune.errors import FxpruneError
 from fxprune.learning import learn_gates
+from fxprune.losses import are_class_labels, number_of_classes
 from fxprune.planning import make_plan
 from fxprune.progress import Progress, shown
 from fxprune.rewriting import rewrite
+from fxprune.sensitivity import evaluated
 from fxprune.synthesis import synthesize
 from fxprune.tracing import trace
 
@@ -67,6 +71,9 @@ def prune(
     Raises:
         FxpruneError: the model cannot be traced, the data cannot be used or is missing for the method, or the budget
             cannot be met; the message says why and what to do.
+
+    Warns:
+        UserWarning: no method was asked for, and the model cannot be scored on samples: it is cut by "relevance".
     """
     with shown(progress) as show:
         # A generator would be used up by the first look.
@@ -76,6 +83,8 @@ def prune(
             example_inputs = _example(batch)
         graph = analyze(trace(model, example_inputs, copy=False))
         # What cannot be is said before the work.
+        if batch is not None:
+            _check_data(graph, batch)
         if method is not None:
             check_method(method, ("dagger",))
         make_plan(graph, np.zeros(graph.num_channels), flops=flops, round_to=round_to, ignore=ignore)
@@ -88,20 +97,40 @@ def prune(
                     f"method {method!r} needs data, and none can be made from this model, which has no BatchNorm "
                     "statistics or not one input: give data, a loader or a list of batches, or another method"
                 )
-        if method is None:
-            method = "surgeon" if batch is not None and (compensate or data is not None) else "relevance"
-        if method == "dagger":
-            assert batch is not None
-            share = flops if flops <= 1 else flops / graph.flops.total
-            given, epochs = (batch, 20) if data is None else (data, 1)
-            chosen = learn_gates(graph, given, flops=share, epochs=epochs, seed=seed, progress=show).scores
-        else:
-            chosen = scores(graph, method, data=batch, seed=seed, progress=show)
-        plan = make_plan(graph, chosen, flops=flops, round_to=round_to, ignore=ignore)
-        pruned = rewrite(graph, plan)
-        if not compensate or batch is None or plan.flops == plan.flops_before:
-            return pruned
-        return compensated(graph, pruned, batch, seed=seed, progress=show)
+
+        def pruned_by(method: str | Callable[[ChannelGraph], Scores], batch: Batch | None) -> fx.GraphModule:
+            if method == "dagger":
+                assert batch is not None
+                share = flops if flops <= 1 else flops / graph.flops.total
+                given, epochs = (batch, 20) if data is None else (data, 1)
+                chosen = learn_gates(graph, given, flops=share, epochs=epochs, seed=seed, progress=show).scores
+            else:
+                chosen = scores(graph, method, data=batch, seed=seed, progress=show)
+            plan = make_plan(graph, chosen, flops=flops, round_to=round_to, ignore=ignore)
+            pruned = rewrite(graph, plan)
+            if not compensate or batch is None or plan.flops == plan.flops_before:
+                return pruned
+            return compensated(graph, pruned, batch, seed=seed, progress=show)
+
+        if method is not None:
+            return pruned_by(method, batch)
+        if batch is None or not (compensate or data is not None):
+            return pruned_by("relevance", None)
+        try:
+            return pruned_by("surgeon", batch)
+        except FxpruneError as error:
+            reason = str(error).partition("\n")[0]
+            warnings.warn(f"cut by relevance and not compensated: {reason}", stacklevel=2)
+            return pruned_by("relevance", None)
+
+
+def _check_data(graph: ChannelGraph, batch: Batch) -> None:
+    """Check that the model runs on a sample, and that the labels, if they are those of classes, are among its own."""
+    with torch.no_grad(), evaluated(graph.module):
+        outputs = run_model(graph.module, batch.rows(0, 1))
+    one = batch.rows(0, 1).labels
+    if one is not None and are_class_labels(outputs, one):
+        check_labels(batch, number_of_classes(outputs))
 
 
 def _example(batch: Batch) -> Any:

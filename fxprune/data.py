@@ -14,6 +14,7 @@ A bare tensor, a bare dict of tensors, and a bare `Batch`, is one batch.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,7 +24,7 @@ from torch.utils import _pytree as pytree
 
 from fxprune.errors import FxpruneError
 
-__all__ = ["Batch", "Batches", "calibration_batch", "check_labels", "read_batch", "run_model"]
+__all__ = ["Batch", "Batches", "calibration_batch", "check_labels", "read_batch", "run_model", "running_on"]
 
 _LABEL_KEYS = ("labels", "label", "target")
 _FORMS = "give a tensor, a pair (inputs, labels) or a dict of keyword inputs"
@@ -185,14 +186,22 @@ def run_model(model: nn.Module, batch: Batch) -> Any:
     Raises:
         FxpruneError: the model does not take these inputs.
     """
-    try:
+    with running_on(batch):
         return model(*batch.args, **batch.kwargs)
+
+
+@contextmanager
+def running_on(batch: Batch) -> Iterator[None]:
+    """Within it, the errors of a model that does not take the batch become an FxpruneError."""
+    try:
+        yield
     except torch.OutOfMemoryError:
         raise
     except (RuntimeError, TypeError, ValueError, IndexError, AssertionError) as error:
+        reason = str(error).partition("\n")[0]
         raise FxpruneError(
-            f"the model does not run on data of shapes {batch.shapes}: {type(error).__name__}: {error}; "
-            "make the data yield what the model's forward takes"
+            f"the model does not run on data of shapes {batch.shapes}: {type(error).__name__}: {reason}; "
+            "make the data yield what the model's forward takes, samples along the first dimension"
         ) from error
 
 

@@ -27,13 +27,18 @@ from contextlib import contextmanager
 from typing import Any, TypeAlias
 
 import torch
-from fvcore.nn import FlopCountAnalysis
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from fxprune import trees
 from fxprune.errors import FxpruneError
 from fxprune.models import example_inputs as default_inputs
+
+with warnings.catch_warnings():
+    # It scripts parts of itself when it is imported, which torch has deprecated.
+    warnings.filterwarnings("ignore", ".*torch.jit", category=FutureWarning)
+    warnings.filterwarnings("ignore", ".*torch.jit", category=DeprecationWarning)
+    from fvcore.nn import FlopCountAnalysis
 
 __all__ = ["attention_flops", "count_flops", "einsum_flops", "matmul_flops"]
 

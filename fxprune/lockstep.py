@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from fxprune.data import Batch
+from fxprune.data import Batch, running_on
 
 __all__ = ["Lockstep", "Runner"]
 
@@ -37,7 +37,11 @@ class Runner:
 
     def run(self, node: fx.Node) -> list[Any]:
         """Run a node whose inputs have been run; it may be run again before `drop`."""
-        self.values[node] = [self._run_on(node, number) for number in range(len(self._batches))]
+        values = []
+        for number, batch in enumerate(self._batches):
+            with running_on(batch):
+                values.append(self._run_on(node, number))
+        self.values[node] = values
         return self.values[node]
 
     def drop(self, node: fx.Node) -> None:

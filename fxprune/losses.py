@@ -8,8 +8,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
+from fxprune import trees
 from fxprune.errors import FxpruneError
 
 __all__ = ["are_class_labels", "class_loss", "distillation_loss", "float_outputs", "main_output", "number_of_classes"]
@@ -27,7 +27,7 @@ def main_output(outputs: Any) -> Tensor:
         found = outputs.get(key) if isinstance(outputs, Mapping) else getattr(outputs, key, None)
         if isinstance(found, Tensor):
             return found
-    first = next((leaf for leaf in pytree.tree_leaves(outputs) if isinstance(leaf, Tensor)), None)
+    first = next(iter(trees.tensors(outputs)), None)
     if first is None:
         raise FxpruneError(f"the model's output (a {type(outputs).__name__}) has no tensor: a loss needs one")
     return first
@@ -96,5 +96,4 @@ def _relative_error(mine: Tensor, theirs: Tensor) -> Tensor:
 
 def float_outputs(outputs: Any) -> list[Tensor]:
     """The floating-point tensors among the outputs, in order."""
-    leaves = [outputs] if isinstance(outputs, Tensor) else pytree.tree_leaves(outputs)
-    return [leaf for leaf in leaves if isinstance(leaf, Tensor) and leaf.is_floating_point()]
+    return [tensor for tensor in trees.tensors(outputs) if tensor.is_floating_point()]

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from fxprune.channels import ChannelGraph, Scores
-from fxprune.data import Batch, Batches
+from fxprune.data import Batch, Batches, running_on
 from fxprune.errors import FxpruneError
 from fxprune.gating import gate_places
 from fxprune.losses import are_class_labels, class_loss, float_outputs, main_output
@@ -173,7 +173,7 @@ class _GateReader(fx.Interpreter):
 
     def _run_gated(self, batch: Batch) -> tuple[Any, list[tuple[Tensor, np.ndarray[Any, Any]]]]:
         self._gates, self._samples = [], batch.size
-        with torch.enable_grad():
+        with torch.enable_grad(), running_on(batch):
             outputs = self.run(*placeholder_values(self.graph, batch))
         gates, self._gates = self._gates, []
         return outputs, gates
@@ -195,6 +195,11 @@ class _GateReader(fx.Interpreter):
 
     def _gated(self, x: Tensor, source: fx.Node, d: int) -> Tensor:
         channels = self._graph_of_channels.labels[source.name].dims[d]
+        if x.shape[d] != len(channels):
+            raise FxpruneError(
+                f"channels of {source.name} are counted by the number of samples: such a model cannot be scored on "
+                "data; use a method that needs none"
+            )
         shape = [1] * x.dim()
         shape[d] = x.shape[d]
         if self._samples > 1:

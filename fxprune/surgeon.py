@@ -13,7 +13,7 @@ from torch import Tensor, fx
 
 from fxprune.channels import ChannelGraph, Group, Ids, Scores
 from fxprune.contraction import Contraction, contraction_of, find_parameter
-from fxprune.data import Batch, Batches
+from fxprune.data import Batch, Batches, running_on
 from fxprune.gating import GatePlace, gate_places
 from fxprune.progress import Progress, silent
 from fxprune.sensitivity import evaluated, fisher_scores, output_losses, per_flop, placeholder_values
@@ -173,7 +173,10 @@ class _Walk(fx.Interpreter):
         self._outputs = {}
         self._samples += batch.size
         with torch.enable_grad():
-            outputs = self.run(*placeholder_values(self.graph, batch))
+            with running_on(batch):
+                outputs = self.run(*placeholder_values(self.graph, batch))
+            if not self._outputs:
+                return
             for loss in output_losses(outputs, batch.labels, 1, random):
                 gradients = torch.autograd.grad(loss, list(self._outputs.values()), allow_unused=True)
         for name, gradient in zip(self._outputs, gradients, strict=True):

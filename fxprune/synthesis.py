@@ -101,7 +101,9 @@ def _remembers(module: nn.Module) -> bool:
 @contextmanager
 def _quickly(module: nn.Module) -> Iterator[None]:
     """Filters lie in memory as depthwise convolutions of a CPU like them; afterwards as before."""
-    filters = [parameter for parameter in module.parameters() if parameter.dim() == 4]
+    convolutions = [part for part in module.modules() if isinstance(part, nn.Conv2d)]
+    # One weight may be that of two.
+    filters = list({id(part.weight): part.weight for part in convolutions}.values())
     before = [parameter.data for parameter in filters]
     for parameter in filters:
         parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)

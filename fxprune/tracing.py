@@ -171,6 +171,9 @@ def cloned(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
             attributes[name] = value_kind()
         elif value_kind is tuple and all(type(item) in _ATOMS for item in value):
             attributes[name] = value
+        elif isinstance(value, Tensor) and not value.is_leaf:
+            # What a hook has computed, and computes again before it is used; torch refuses to copy it.
+            attributes[name] = memo.setdefault(id(value), value.detach().clone())
         else:
             attributes[name] = copy.deepcopy(value, memo)
     return clone

@@ -56,7 +56,7 @@ def verify(model: nn.Module, pruned: nn.Module, example_inputs: Any = None) -> f
     got = _outputs(copy.deepcopy(pruned), args, kwargs)
     if not all(map(_is_finite, expected)) and all(map(_is_finite, got)):
         # What is divided by its own norm, as in weight_norm, is 0 / 0 where all of it was removed.
-        expected = _outputs(mask(copy.deepcopy(model).double(), plan, fill=_ALMOST_ZERO), args, kwargs)
+        expected = _outputs(mask(cloned(model, {}).double(), plan, fill=_ALMOST_ZERO), args, kwargs)
     worst = 0.0
     for a, b in zip(expected, got, strict=True):
         if isinstance(a, torch.Tensor):

@@ -143,3 +143,34 @@ def test_what_cannot_be_is_said_before_a_batch_is_made(monkeypatch: pytest.Monke
         fxprune.prune(model, 0.001, example_inputs=images)
     with pytest.raises(fxprune.FxpruneError, match="is not known"):
         fxprune.prune(model, 0.5, example_inputs=images, method="l3")
+
+
+class _OneConvolutionASample(nn.Module):
+    """The samples of a batch stand along the channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.norm, self.head = nn.Conv2d(3, 6, 1), nn.BatchNorm2d(6), nn.Conv2d(6, 4, 1)
+        self.bank = nn.Parameter(torch.randn(6, 6, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norm(self.a(x)).relu()
+        samples, channels, *size = x.shape
+        weight = self.bank.expand(samples, -1, -1, -1, -1).reshape(-1, channels, 1, 1)
+        mixed = nn.functional.conv2d(x.reshape(1, -1, *size), weight, groups=samples)
+        return self.head(mixed.reshape(samples, channels, *size)).mean((2, 3))
+
+
+def test_what_cannot_be_scored_on_samples_is_cut_by_relevance_and_says_so() -> None:
+    torch.manual_seed(0)
+    model, images = _OneConvolutionASample().eval(), torch.randn(4, 3, 8, 8)
+    with pytest.warns(UserWarning, match="cut by relevance and not compensated: channels of .* number of samples"):
+        small = fxprune.prune(model, 0.6, example_inputs=images[:2], data=[images])
+    assert fxprune.verify(model, small) <= 1e-9
+    with pytest.raises(fxprune.FxpruneError, match="number of samples"):
+        fxprune.prune(model, 0.6, example_inputs=images[:2], data=[images], method="fisher")
+
+
+def test_labels_that_are_no_classes_of_the_model_are_refused(model: nn.Module) -> None:
+    with pytest.raises(fxprune.FxpruneError, match="label 7"):
+        fxprune.prune(model, 0.6, data=[(torch.randn(2, 1, 10, 10), torch.tensor([1, 7]))])
