@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 import fxprune
 
-BUDGETS = (0.9, 0.7, 0.5)
+BUDGETS = (0.9, 0.8, 0.7)
 SAVED_BUDGET = 0.7
 
 

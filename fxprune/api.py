@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -38,7 +38,7 @@ def prune(
     compensate: bool = True,
     samples: int = 128,
     ignore: str | Iterable[str] = (),
-    round_to: int = 1,
+    round_to: int | Literal["auto"] = 1,
     seed: int = 0,
     progress: bool | Progress = True,
 ) -> fx.GraphModule:
@@ -61,7 +61,7 @@ def prune(
             cut, slices of the original's weights, and is quick.
         samples: how many of the first samples of `data` scores and compensation look at.
         ignore: names or glob patterns of modules to leave whole.
-        round_to: widths that are changed become multiples of this.
+        round_to: widths that are changed become multiples of this; "auto" for what the device likes, see `make_plan`.
         seed: fixes all that is random.
         progress: show bars in a terminal while samples are made, read and compensated on, or call this function.
 

@@ -9,11 +9,12 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
+from fxprune.alignment import preferred_multiple
 from fxprune.channels import ChannelGraph, Group, Ids, Scores
 from fxprune.errors import FxpruneError
 from fxprune.plan import Plan, kept_indices
@@ -48,7 +49,7 @@ def make_plan(
     scores: Scores,
     *,
     flops: float = 0.5,
-    round_to: int = 1,
+    round_to: int | Literal["auto"] = 1,
     ignore: str | Iterable[str] = (),
 ) -> Plan:
     """Choose the channels to keep: the lowest scores go until the budget is met, then what still fits comes back.
@@ -57,7 +58,8 @@ def make_plan(
         graph: the analysed model.
         scores: one number per channel, as from `fxprune.scores`.
         flops: the budget; up to 1 a fraction of the model's FLOPs, above 1 a number of FLOPs.
-        round_to: widths that are changed become multiples of this.
+        round_to: widths that are changed become multiples of this; "auto" for what the device of the weights computes
+            without waste (`fxprune.alignment`), or half of it, and so on, where the budget cannot be met so.
         ignore: names or glob patterns of modules to leave whole; a name covers all below it.
 
     Returns:
@@ -68,14 +70,13 @@ def make_plan(
     """
     total = graph.flops.total
     target = _target(flops, total)
-    if type(round_to) is not int or round_to < 1:
-        raise FxpruneError(f"round_to (={round_to!r}) must be a whole number of at least 1")
+    multiples = _multiples(graph, round_to)
     ignored = _ignored_channels(graph, [ignore] if isinstance(ignore, str) else list(ignore))
     groups = [group for group in graph.groups if not ignored[group.channels].any()]
     willing = [group for group in groups if not group.reluctant]
     alive = None
-    for chosen in (willing, groups):
-        units = _units(chosen, scores, round_to)
+    for chosen, multiple in itertools.product((willing, groups), multiples):
+        units = _units(chosen, scores, multiple)
         alive = _choose(graph, units, target) if alive is None else alive
     if alive is None:
         raise FxpruneError(_unreachable(graph, units, target, total, ignored))
@@ -88,6 +89,16 @@ def _target(flops: Any, total: int) -> int:
     if not flops > 0 or math.isinf(flops):
         raise FxpruneError(f"flops (={flops!r}) must be positive and finite: a fraction in (0, 1], or a count above 1")
     return math.floor(flops * total) if flops <= 1 else math.floor(flops)
+
+
+def _multiples(graph: ChannelGraph, round_to: Any) -> list[int]:
+    """The multiples to try, in order."""
+    if round_to == "auto":
+        multiple = preferred_multiple(graph.module)
+        return [multiple >> k for k in range(multiple.bit_length())]
+    if type(round_to) is not int or round_to < 1:
+        raise FxpruneError(f"round_to (={round_to!r}) must be a whole number of at least 1, or 'auto'")
+    return [round_to]
 
 
 def _ignored_channels(graph: ChannelGraph, patterns: Sequence[str]) -> npt.NDArray[np.bool_]:

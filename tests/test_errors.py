@@ -85,7 +85,7 @@ def test_a_pattern_that_matches_nothing_is_told_with_close_names(pattern: str, n
 @pytest.mark.parametrize("value", [0, -8, 1.5, "8", True])
 def test_a_multiple_that_is_no_whole_number_is_refused(value: Any) -> None:
     model = small()
-    message = r"^round_to \(=.*\) must be a whole number of at least 1$"
+    message = r"^round_to \(=.*\) must be a whole number of at least 1, or 'auto'$"
     untouched(model, lambda: fxprune.prune(model, 0.5, example_inputs=image(), round_to=value), message)
 
 

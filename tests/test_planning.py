@@ -93,6 +93,29 @@ def test_changed_widths_are_multiples(graph: fxprune.ChannelGraph, multiple: int
     assert plan.flops <= plan.flops_target
 
 
+def test_auto_is_what_the_device_likes_or_a_part_of_it(
+    graph: fxprune.ChannelGraph, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def plan(capability: str, flops: float) -> list[int]:
+        monkeypatch.setattr("torch.backends.cpu.get_cpu_capability", lambda: capability)
+        made = fxprune.make_plan(graph, fxprune.scores(graph), flops=flops, round_to="auto")
+        assert made.flops <= made.flops_target
+        return [len(kept) for by_dim in made.kept.values() for kept in by_dim.values()]
+
+    # The weights are in float64: 8 of them fill a register of AVX512, 4 one of AVX2.
+    assert all(width % 8 == 0 for width in plan("AVX512", 0.5))
+    assert all(width % 4 == 0 for width in plan("AVX2", 0.5))
+    lowest = min(fraction for fraction in (0.1, 0.05, 0.02, 0.01, 0.005) if _reached(graph, fraction) is not None)
+    assert any(width % 8 for width in plan("AVX512", lowest))
+
+
+def _reached(graph: fxprune.ChannelGraph, flops: float) -> fxprune.Plan | None:
+    try:
+        return fxprune.make_plan(graph, fxprune.scores(graph), flops=flops)
+    except fxprune.FxpruneError:
+        return None
+
+
 def test_a_multiple_counts_what_flattening_repeats() -> None:
     model = randomise(nn.Sequential(nn.Conv2d(3, 16, 1), nn.Flatten(), nn.Linear(16 * 36, 2)))
     graph = fxprune.analyze(fxprune.trace(model, image().double()))

