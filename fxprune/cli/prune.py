@@ -33,6 +33,7 @@ from fxprune.losses import number_of_classes
 from fxprune.models import example_inputs
 from fxprune.reporting.measuring import certify
 from fxprune.reporting.report import report
+from fxprune.reporting.text import summary
 
 __all__ = ["prune"]
 
@@ -127,10 +128,12 @@ def prune(
             print_json({**shown, "error": error, "seconds": stages.seconds, "output": str(output)})
         else:
             console = Console()
-            console.print(facts)
+            console.print(summary(facts))
             if certificate is not None:
                 console.print(f"certificate: {certificate.of}, error {certificate.error:.1e}", highlight=False)
-            console.print(f"saved in {output}", highlight=False, soft_wrap=True)
+            console.print(
+                f"saved in {output}; layer by layer: fxprune report {output}", highlight=False, soft_wrap=True
+            )
         if not weights and not pretrained and model.partition(":")[0] in ("timm", "torchvision"):
             typer.echo("note: these are random weights; give --weights FILE or --pretrained", err=True)
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from fxprune.reporting.facts import GroupFacts
     from fxprune.reporting.report import Report
 
-__all__ = ["facts", "plain", "rendered"]
+__all__ = ["facts", "plain", "rendered", "summary"]
 
 # A longer table is read by nobody; all of it is in `Report.groups` and on the page.
 _MOST_GROUPS = 60
@@ -36,10 +36,15 @@ def rendered(report: Report) -> RenderableType:
     parts: list[RenderableType] = [_groups(report)]
     if report.frozen:
         parts.append(_frozen(report))
-    summary = Table.grid(padding=(0, 2))
+    return Group(*parts, "", summary(report))
+
+
+def summary(report: Report) -> RenderableType:
+    """What is said of the whole model, as lines."""
+    lines = Table.grid(padding=(0, 2))
     for name, value in facts(report):
-        summary.add_row(Text(name, style="bold"), value)
-    return Group(*parts, "", summary)
+        lines.add_row(Text(name, style="bold"), value)
+    return lines
 
 
 def facts(report: Report) -> list[tuple[str, str]]:
