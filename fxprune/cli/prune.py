@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import torch
 import typer
@@ -38,6 +38,14 @@ from fxprune.reporting.text import summary
 __all__ = ["prune"]
 
 
+def _multiple(text: str) -> int | Literal["auto"]:
+    if text == "auto":
+        return "auto"
+    if not text.isdecimal() or int(text) < 1:
+        raise typer.BadParameter(f"{text!r} is neither a whole number of at least 1 nor auto")
+    return int(text)
+
+
 def prune(
     model: Model,
     output: Annotated[
@@ -55,7 +63,10 @@ def prune(
         typer.Option("--compensate/--no-compensate", help="whether the weights that stay make up for those that go"),
     ] = True,
     round_to: Annotated[
-        str, typer.Option(metavar="N", help="keep channels in multiples of this; auto: of what the device likes")
+        Any,
+        typer.Option(
+            parser=_multiple, metavar="N", help="keep channels in multiples of this; auto: of what the device likes"
+        ),
     ] = "1",
     ignore: Annotated[
         list[str] | None, typer.Option(metavar="PATTERN", help="module name or glob that is not pruned; repeatable")
@@ -90,8 +101,6 @@ def prune(
         with stages("load"):
             network = build(model, arguments, weights, pretrained)
             inputs = given or example_inputs(network)
-            # What is neither is refused by prune.
-            multiple: Any = int(round_to) if round_to.isdecimal() else round_to
             batches = None if data is None else _batches(data, network, inputs, samples, seed, mean, std)
         with stages("prune") as show:
             small = prune_model(
@@ -103,7 +112,7 @@ def prune(
                 compensate=compensate,
                 samples=samples,
                 ignore=tuple(ignore or ()),
-                round_to=multiple,
+                round_to=round_to,
                 seed=seed,
                 progress=show,
             )
