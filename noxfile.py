@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -95,6 +96,15 @@ def coverage(session: nox.Session) -> None:
     """Run the model matrix; `-- --workers 2`, or names of models or list files, to choose."""
     install(session, "test")
     session.run("python", "tests/benchmarks/coverage.py", *(session.posargs or ["--at-least", "200"]))
+
+
+@nox.session
+def nightly(session: nox.Session) -> None:
+    """Prune 1,000 new random nets; FXPRUNE_FUZZ in the environment is another number."""
+    install(session, "test")
+    session.run(
+        "pytest", "tests/test_fuzz.py", *session.posargs, env={"FXPRUNE_FUZZ": os.environ.get("FXPRUNE_FUZZ", "1000")}
+    )
 
 
 @nox.session
