@@ -19,12 +19,21 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from fxprune.errors import FxpruneError
 
-__all__ = ["Batch", "Batches", "calibration_batch", "check_labels", "read_batch", "run_model", "running_on"]
+__all__ = [
+    "Batch",
+    "Batches",
+    "calibration_batch",
+    "check_labels",
+    "placeholder_values",
+    "read_batch",
+    "run_model",
+    "running_on",
+]
 
 _LABEL_KEYS = ("labels", "label", "target")
 _FORMS = "give a tensor, a pair (inputs, labels) or a dict of keyword inputs"
@@ -188,6 +197,25 @@ def run_model(model: nn.Module, batch: Batch) -> Any:
     """
     with running_on(batch):
         return model(*batch.args, **batch.kwargs)
+
+
+def placeholder_values(graph: fx.Graph, batch: Batch) -> dict[fx.Node, Any]:
+    """What each placeholder of a graph stands for when the graph is called with a batch; `*args` is one of them."""
+    nodes = [node for node in graph.nodes if node.op == "placeholder"]
+    named = {str(node.target) for node in nodes}
+    left = list(batch.args)
+    values: dict[fx.Node, Any] = {}
+    for node in nodes:
+        target = str(node.target)
+        if target.startswith("**"):
+            values[node] = {name: value for name, value in batch.kwargs.items() if name not in named}
+        elif target.startswith("*"):
+            values[node], left = tuple(left), []
+        elif target in batch.kwargs:
+            values[node] = batch.kwargs[target]
+        else:
+            values[node] = left.pop(0) if left else node.args[0]
+    return values
 
 
 @contextmanager

@@ -8,8 +8,9 @@ from typing import Any
 
 import torch
 from torch import fx
+from torch.utils import _pytree as pytree
 
-from fxprune.data import Batch, running_on
+from fxprune.data import Batch, placeholder_values, running_on
 
 __all__ = ["Lockstep", "Runner"]
 
@@ -33,7 +34,7 @@ class Runner:
                 if source not in seen:
                     seen.add(source)
                     self._last_of.setdefault(node, []).append(source)
-        self._placeholders = [node for node in module.graph.nodes if node.op == "placeholder"]
+        self._inputs = [placeholder_values(module.graph, batch) for batch in batches]
 
     def run(self, node: fx.Node) -> list[Any]:
         """Run a node whose inputs have been run; it may be run again before `drop`."""
@@ -52,7 +53,8 @@ class Runner:
     def _run_on(self, node: fx.Node, number: int) -> Any:
         args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: self.values[n][number])
         if node.op == "placeholder":
-            return self._input(node, self._batches[number])
+            # Models may write into their inputs.
+            return pytree.tree_map_only(torch.Tensor, torch.clone, self._inputs[number][node])
         if node.op == "get_attr":
             return functools.reduce(getattr, str(node.target).split("."), self.module)
         if node.op == "call_module":
@@ -63,14 +65,6 @@ class Runner:
             return args[0]
         function: Callable[..., Any] = node.target  # type: ignore[assignment]
         return function(*args, **kwargs)
-
-    def _input(self, node: fx.Node, batch: Batch) -> Any:
-        position = self._placeholders.index(node)
-        if position < len(batch.args):
-            # Models may write into their inputs.
-            given = batch.args[position]
-            return given.clone() if isinstance(given, torch.Tensor) else given
-        return batch.kwargs[str(node.target)] if str(node.target) in batch.kwargs else node.args[0]
 
 
 class Lockstep:

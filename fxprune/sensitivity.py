@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from fxprune.channels import ChannelGraph, Scores
-from fxprune.data import Batch, Batches, running_on
+from fxprune.data import Batch, Batches, placeholder_values, running_on
 from fxprune.errors import FxpruneError
 from fxprune.gating import gate_places
 from fxprune.losses import are_class_labels, class_loss, float_outputs, main_output
@@ -24,7 +24,6 @@ __all__ = [
     "gate_gradients",
     "output_losses",
     "per_flop",
-    "placeholder_values",
     "taylor_scores",
 ]
 
@@ -131,16 +130,6 @@ def evaluated(module: nn.Module) -> Iterator[None]:
             part.training = training
 
 
-def placeholder_values(graph: fx.Graph, batch: Batch) -> list[Any]:
-    """What a graph is called with for a batch: one value a placeholder."""
-    positional = iter(batch.args)
-    return [
-        batch.kwargs[str(node.target)] if str(node.target) in batch.kwargs else next(positional, *node.args)
-        for node in graph.nodes
-        if node.op == "placeholder"
-    ]
-
-
 class _GateReader(fx.Interpreter):
     """Runs the traced model with a gate of one wherever channels are summed over."""
 
@@ -174,7 +163,7 @@ class _GateReader(fx.Interpreter):
     def _run_gated(self, batch: Batch) -> tuple[Any, list[tuple[Tensor, np.ndarray[Any, Any]]]]:
         self._gates, self._samples = [], batch.size
         with torch.enable_grad(), running_on(batch):
-            outputs = self.run(*placeholder_values(self.graph, batch))
+            outputs = self.run(initial_env=placeholder_values(self.graph, batch))
         gates, self._gates = self._gates, []
         return outputs, gates
 

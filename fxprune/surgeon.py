@@ -13,10 +13,10 @@ from torch import Tensor, fx
 
 from fxprune.channels import ChannelGraph, Group, Ids, Scores
 from fxprune.contraction import Contraction, contraction_of, find_parameter
-from fxprune.data import Batch, Batches, running_on
+from fxprune.data import Batch, Batches, placeholder_values, running_on
 from fxprune.gating import GatePlace, gate_places
 from fxprune.progress import Progress, silent
-from fxprune.sensitivity import evaluated, fisher_scores, output_losses, per_flop, placeholder_values
+from fxprune.sensitivity import evaluated, fisher_scores, output_losses, per_flop
 
 __all__ = ["surgeon_scores"]
 
@@ -174,7 +174,7 @@ class _Walk(fx.Interpreter):
         self._samples += batch.size
         with torch.enable_grad():
             with running_on(batch):
-                outputs = self.run(*placeholder_values(self.graph, batch))
+                outputs = self.run(initial_env=placeholder_values(self.graph, batch))
             if not self._outputs:
                 return
             for loss in output_losses(outputs, batch.labels, 1, random):

@@ -1,0 +1,93 @@
+"""`prune` when nothing is chosen, scored on samples and compensated: it crashes on no net, and changes none."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import pytest
+import torch
+from random_nets import OPS, Step, build
+from torch import Tensor, fx, nn
+
+import fxprune
+from fxprune.data import Batch, placeholder_values
+
+
+def description(seed: int) -> tuple[list[Step], int, int]:
+    chosen = random.Random(seed)
+    steps = [
+        Step(chosen.choice(sorted(OPS)), chosen.randrange(4), chosen.randrange(6), chosen.randrange(24))
+        for _ in range(chosen.randint(1, 6))
+    ]
+    return steps, chosen.randint(1, 2), chosen.randint(1, 3)
+
+
+def prepare(model: nn.Module) -> None:
+    """Let its modes, gradients and frozen parameters differ, as in the middle of somebody's training."""
+    for k, module in enumerate(model.modules()):
+        module.training = k % 3 != 2
+    for k, parameter in enumerate(model.parameters()):
+        parameter.grad = torch.full_like(parameter, 0.5) if k % 4 == 1 else None
+        parameter.requires_grad_(k % 5 != 3)
+
+
+def state(model: nn.Module, inputs: Any) -> list[Any]:
+    """Everything that must be the same bits afterwards."""
+
+    def bits(tensor: Tensor | None) -> Any:
+        return None if tensor is None else (tensor.dtype, tensor.shape, tensor.detach().numpy().tobytes())
+
+    return [
+        [(name, bits(tensor)) for name, tensor in [*model.named_parameters(), *model.named_buffers()]],
+        [(name, p.requires_grad, bits(p.grad)) for name, p in model.named_parameters()],
+        [(name, module.training) for name, module in model.named_modules()],
+        [bits(tensor) for tensor in inputs],
+        bits(torch.get_rng_state()),
+    ]
+
+
+@pytest.mark.filterwarnings("ignore:cut by relevance and not compensated:UserWarning")
+@pytest.mark.parametrize("with_data", [True, False], ids=["data", "no data"])
+@pytest.mark.parametrize("seed", range(6))
+def test_prune_takes_any_net_and_leaves_it_alone(seed: int, with_data: bool) -> None:
+    torch.set_num_threads(1)
+    model, inputs = build(description(seed))
+    prepare(model)
+    before = state(model, inputs)
+    data = [(inputs, None)] if with_data else None
+    try:
+        pruned = fxprune.prune(model, 0.85, example_inputs=inputs, data=data, progress=False)
+    except fxprune.FxpruneError:
+        pruned = None
+    assert state(model, inputs) == before
+    if pruned is not None:
+        assert fxprune.verify(model, pruned, inputs) <= 1e-6
+
+
+class AnyNumber(nn.Module):
+    """Sums what any number of images give."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 16, 3), nn.Conv2d(16, 2, 1)
+
+    def forward(self, *images: Tensor) -> Tensor:
+        return self.b(torch.stack([self.a(image).relu() for image in images]).sum(0))
+
+
+@pytest.mark.parametrize("number", [1, 2])
+def test_a_model_of_any_number_of_inputs_is_compensated(number: int) -> None:
+    torch.manual_seed(0)
+    model, images = AnyNumber(), torch.randn(number, 4, 3, 6, 6).unbind(0)
+    pruned = fxprune.prune(model, 0.6, example_inputs=images, data=[(images, None)], progress=False)
+    # Fitted to other inputs, it would not be kept.
+    assert "ridge" in pruned.meta["compensated"]
+    assert fxprune.verify(model, pruned, images) <= 1e-9
+
+
+def test_named_inputs_of_any_number_are_one_placeholder() -> None:
+    graph = fx.Graph()
+    first, rest = graph.placeholder("x"), graph.placeholder("**others")
+    batch = Batch((), {"x": torch.zeros(1), "y": torch.ones(1)})
+    assert placeholder_values(graph, batch) == {first: batch.kwargs["x"], rest: {"y": batch.kwargs["y"]}}
