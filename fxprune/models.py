@@ -123,6 +123,12 @@ def example_inputs(model: nn.Module) -> tuple[Tensor, ...]:
         FxpruneError: the model says nowhere what it takes.
     """
     shapes = _timm_shapes(model) or _torchvision_shapes(model)
+    if type(model).__module__.startswith("torchvision.models.detection") and hasattr(model, "backbone"):
+        raise FxpruneError(
+            f"no example inputs: {type(model).__name__} is a detector: what it does depends on the values of its "
+            "boxes, which no graph can hold; prune its backbone: `model.backbone = fxprune.prune(model.backbone, "
+            "example_inputs=torch.randn(1, 3, 320, 320))`"
+        )
     if shapes is None:
         raise FxpruneError(
             f"no example inputs: {type(model).__name__} is neither a timm nor a torchvision model that takes image "
