@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -42,9 +42,10 @@ def surgeon_scores(
     A channel that others can be summed to costs little, though the loss depends on it: `fxprune.compensate` puts the
     sum there. Each group is taken apart greedily; a channel's score is its cost at its turn. Covariances of a layer's
     inputs are shrunk to their diagonal by inputs / (inputs + samples): with fewer samples than inputs every channel
-    would seem to be a sum of the others. Costs are scaled to `fisher_scores`, group by group; what no convolution or
-    linear layer reads keeps those. (Optimal Brain Surgeon: Hassibi and Stork, NeurIPS 1992; here for channels, output
-    errors weighted by their squared gradients.)
+    would seem to be a sum of the others. For the same reason one half of the samples says what others take over, and
+    the other half what is lost then. Costs are scaled to `fisher_scores`, group by group; what no convolution or linear
+    layer reads keeps those. (Optimal Brain Surgeon: Hassibi and Stork, NeurIPS 1992; here for channels, output errors
+    weighted by their squared gradients.)
 
     Args:
         graph: the analysed model.
@@ -58,12 +59,20 @@ def surgeon_scores(
         Float array with one entry per channel number, not negative.
     """
     scores = fisher_scores(graph, data, seed=seed, progress=progress)
-    readers = _readers(graph, data, damping, seed)
+    walk = _walked(graph, data, seed)
+    # Either half judges what was fitted to the other.
+    judged = [_judged(graph, list(walk.readers(damping, turned)), scores) for turned in (False, True)]
+    mean: Scores = np.mean(judged, axis=0)
+    return per_flop(graph, mean, flops_power)
+
+
+def _judged(graph: ChannelGraph, readers: list[_Reader], fisher: Scores) -> Scores:
+    scores = fisher.copy()
     for group in graph.groups:
         mine = [local for reader in readers if (local := reader.within(graph, group)) is not None]
         if mine:
-            scores[group.channels] = _taken_apart(mine, len(group), float(scores[group.channels].sum()))
-    return per_flop(graph, scores, flops_power)
+            scores[group.channels] = _taken_apart(mine, len(group), float(fisher[group.channels].sum()))
+    return scores
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,13 +82,17 @@ class _Reader:
     Attributes:
         channels: channel of each input; in a group, its place there, -1 for another group's.
         moments: mean squares of the inputs (inputs,).
-        inverse: of the inputs' covariance (inputs, inputs).
-        weight: (outputs, inputs, taps), rows times the root of the output's mean squared gradient.
+        covariance: of the inputs in one half of the samples (inputs, inputs).
+        inverse: of the shrunk covariance in the other half (inputs, inputs).
+        whole: the weight (outputs, inputs, taps), rows times the root of the output's mean squared gradient.
+        weight: what refitting has made of it.
     """
 
     channels: Ids
     moments: Tensor
+    covariance: Tensor
     inverse: Tensor
+    whole: Tensor
     weight: Tensor
 
     def within(self, graph: ChannelGraph, group: Group) -> _Reader | None:
@@ -90,11 +103,16 @@ class _Reader:
         read = mine[mine >= 0]
         if not len(read) or len(np.unique(read)) < len(read):
             return None
-        return _Reader(mine, self.moments, self.inverse.clone(), self.weight.clone())
+        return replace(self, channels=mine, inverse=self.inverse.clone(), weight=self.whole.clone())
 
     def costs(self) -> Tensor:
         """What the removal of each input costs after refitting (inputs,)."""
         return self.weight.square().sum((0, 2)) / self.inverse.diagonal()
+
+    def error(self) -> float:
+        """What all that was removed costs, on the samples."""
+        change = (self.whole - self.weight).movedim(1, 2).flatten(0, 1)
+        return float(((change @ self.covariance) * change).sum())
 
     def raw_cost(self) -> float:
         """What removing each of the group's channels alone, without refitting, costs in all."""
@@ -117,10 +135,13 @@ class _Reader:
 
 
 def _taken_apart(readers: list[_Reader], size: int, fisher: float) -> Scores:
-    """Costs of a group's channels, each at its turn, cheapest first; never falling, summing up from `fisher`."""
+    """Costs of a group's channels, each at its turn, cheapest first; never falling, summing up from `fisher`.
+
+    Which goes next, and what the others become, is judged on one half of the samples; what that costs, on the other.
+    """
     scale = fisher / max(sum(reader.raw_cost() for reader in readers), 1e-30)
     left = np.ones(size, dtype=bool)
-    scores, highest = np.zeros(size), 0.0
+    scores, highest, spent = np.zeros(size), 0.0, 0.0
     step = math.ceil(size / _ROUNDS)
     while left.any():
         costs = np.zeros(size)
@@ -129,17 +150,16 @@ def _taken_apart(readers: list[_Reader], size: int, fisher: float) -> Scores:
             costs[reader.channels[read]] += reader.costs().numpy()[read]
         costs[~left] = np.inf
         chosen = np.argsort(costs, kind="stable")[: min(step, int(left.sum()))]
-        for place in chosen:
-            highest = max(highest, scale * float(costs[place]))
-            scores[place] = highest
+        for reader in readers:
+            reader.remove(chosen)
+        before, spent = spent, sum(reader.error() for reader in readers)
+        highest = max(highest, scale * (spent - before) / len(chosen))
+        scores[chosen] = highest
         left[chosen] = False
-        if left.any():
-            for reader in readers:
-                reader.remove(chosen)
     return scores
 
 
-def _readers(graph: ChannelGraph, data: Any, damping: float, seed: int) -> list[_Reader]:
+def _walked(graph: ChannelGraph, data: Any, seed: int) -> _Walk:
     nodes = {node.name: node for node in graph.module.graph.nodes}
     places: dict[str, tuple[GatePlace, Contraction]] = {}
     for place in gate_places(graph):
@@ -152,7 +172,32 @@ def _readers(graph: ChannelGraph, data: Any, damping: float, seed: int) -> list[
         for batch in Batches(data):
             for part in batch.split(_CHUNK):
                 walk.read(part, random)
-    return list(walk.readers(damping))
+    return walk
+
+
+class _Moments:
+    """Sums over rows of inputs."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._sum: Tensor | float = 0.0
+        self._products: Tensor | float = 0.0
+
+    def add(self, rows: Tensor) -> None:
+        """Add rows (rows, inputs)."""
+        self.count += len(rows)
+        self._sum += rows.sum(0).double().cpu()
+        self._products += (rows.T @ rows).double().cpu()
+
+    def mean(self) -> Tensor:
+        """Of the rows (inputs,)."""
+        return torch.as_tensor(self._sum / self.count)
+
+    def about(self, centre: Tensor) -> Tensor:
+        """Mean products of the differences from a centre (inputs, inputs)."""
+        mean = self.mean()
+        second = torch.as_tensor(self._products / self.count)
+        return second - torch.outer(mean, centre) - torch.outer(centre, mean) + torch.outer(centre, centre)
 
 
 class _Walk(fx.Interpreter):
@@ -163,9 +208,7 @@ class _Walk(fx.Interpreter):
         self._places = places
         self._samples = 0
         self._outputs: dict[str, Tensor] = {}
-        self._counts = dict.fromkeys(places, 0)
-        self._sums: dict[str, Tensor | float] = dict.fromkeys(places, 0.0)
-        self._products: dict[str, Tensor | float] = dict.fromkeys(places, 0.0)
+        self._halves: dict[str, tuple[_Moments, _Moments]] = {name: (_Moments(), _Moments()) for name in places}
         self._squares: dict[str, Tensor | float] = dict.fromkeys(places, 0.0)
 
     def read(self, batch: Batch, random: torch.Generator) -> None:
@@ -193,31 +236,30 @@ class _Walk(fx.Interpreter):
         place, found = self._places[n.name]
         x: Tensor = self.env[found.input].detach().movedim(place.dim, -1)
         rows = x.reshape(-1, x.shape[-1])
-        self._counts[n.name] += len(rows)
-        self._sums[n.name] += rows.sum(0).double().cpu()
-        self._products[n.name] += (rows.T @ rows).double().cpu()
+        fitted, judged = self._halves[n.name]
+        fitted.add(rows[: len(rows) // 2])
+        judged.add(rows[len(rows) // 2 :])
         if not out.requires_grad:
             out = out.detach().requires_grad_(True)
         self._outputs[n.name] = out
         # What follows may write in place.
         return out.clone()
 
-    def readers(self, damping: float) -> Iterator[_Reader]:
-        """What was read, for each layer that the loss depends on."""
+    def readers(self, damping: float, turned: bool) -> Iterator[_Reader]:
+        """What was read, for each layer that the loss depends on; `turned` for the halves in each other's place."""
         for name, (place, found) in self._places.items():
-            squares, count = self._squares[name], self._counts[name]
-            if not isinstance(squares, Tensor) or not count:
+            squares, (fitted, judged) = self._squares[name], self._halves[name][:: -1 if turned else 1]
+            if not isinstance(squares, Tensor) or not fitted.count or not judged.count:
                 continue
-            mean, second = self._sums[name] / count, self._products[name] / count
-            assert isinstance(mean, Tensor)
-            assert isinstance(second, Tensor)
-            covariance = second - torch.outer(mean, mean)
-            width = len(covariance)
-            independent = min(count, _INDEPENDENT * self._samples)
-            covariance *= independent / (independent + width)
-            diagonal = (second.diagonal() - mean.square()).clamp_min(0)
+            mean, sampled = fitted.mean(), fitted.about(fitted.mean())
+            width = len(sampled)
+            independent = min(fitted.count, _INDEPENDENT * self._samples / 2)
+            covariance = sampled * (independent / (independent + width))
+            diagonal = sampled.diagonal().clamp_min(0)
             covariance.diagonal().copy_(diagonal + damping * diagonal.mean().clamp_min(1e-30))
+            second = (fitted.about(0 * mean) + judged.about(0 * mean)).diagonal() / 2
             weight = find_parameter(self.module, found.weight).detach().double().cpu()
             weight = weight.reshape(weight.shape[0], width, -1)
             rows = (squares / self._samples).sqrt()[:, None, None]
-            yield _Reader(place.channels, second.diagonal().clone(), torch.linalg.inv(covariance), weight * rows)
+            whole = weight * rows
+            yield _Reader(place.channels, second, judged.about(mean), torch.linalg.inv(covariance), whole, whole)
