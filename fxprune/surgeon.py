@@ -61,13 +61,12 @@ def surgeon_scores(
     scores = fisher_scores(graph, data, seed=seed, progress=progress)
     walk = _walked(graph, data, seed)
     # Either half judges what was fitted to the other.
-    judged = [_judged(graph, list(walk.readers(damping, turned)), scores) for turned in (False, True)]
-    mean: Scores = np.mean(judged, axis=0)
-    return per_flop(graph, mean, flops_power)
+    first, second = (_judged(graph, list(walk.readers(damping, turned)), scores) for turned in (False, True))
+    return per_flop(graph, (first + second) / 2, flops_power)
 
 
 def _judged(graph: ChannelGraph, readers: list[_Reader], fisher: Scores) -> Scores:
-    scores = fisher.copy()
+    scores: Scores = fisher.copy()
     for group in graph.groups:
         mine = [local for reader in readers if (local := reader.within(graph, group)) is not None]
         if mine:
