@@ -73,10 +73,11 @@ def _head(rows: Sequence[Row]) -> str:
         return "Nothing has been measured yet.\n"
     one = rows[0]
     teacher = f", the unpruned net's outputs with a share of {one['distill']:g} in the loss" if one["distill"] else ""
+    epochs = f"{one['epochs']} epoch{'s' * (one['epochs'] > 1)}"
     return (
         "# Fashion-MNIST\n\n"
         "Test accuracy (10,000 images) of each net after pruning: as cut, after compensation on 128 training images "
-        f"without labels, and after {one['epochs']} epoch{'s' * (one['epochs'] > 1)} of fine-tuning on {one['images']:,} images{teacher}; mean ± "
+        f"without labels, and after {epochs} of fine-tuning on {one['images']:,} images{teacher}; mean ± "
         f"standard deviation over {len({row['seed'] for row in rows})} seeds. `tp-` is Torch-Pruning 1.6.1, brought to "
         "the same FLOPs. Made by `python tests/benchmarks/fashion.py report`.\n\n"
     )
