@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import operator
 from collections import Counter
 from typing import Any
@@ -53,7 +54,7 @@ def analyze(traced: fx.GraphModule) -> ChannelGraph:
     parameters = Parameters(traced, ids)
     modules = dict(traced.named_modules())
     labels_of: dict[str, Any] = {}
-    terms: list[Term] = []
+    costs: dict[str, list[Term]] = {}
     contractions: dict[str, tuple[tuple[str, int], ...]] = {}
     root = _roots(traced.graph, modules)
     used = _used(traced.graph, root)
@@ -70,11 +71,11 @@ def analyze(traced: fx.GraphModule) -> ChannelGraph:
             _forget_zeros(sharing.pop(root[by_name[written]], []), labels_of)
         by_name[node.name] = node
         sharing.setdefault(root[node], []).append(node)
-        if node in used:
-            terms.extend(cost)
+        if node in used and cost:
+            costs[node.name] = cost
         if entering := _entering(op):
             contractions[node.name] = entering
-    return _collect(traced, ids, parameters, labels_of, terms, contractions)
+    return _collect(traced, ids, parameters, labels_of, costs, contractions)
 
 
 def _roots(graph: fx.Graph, modules: dict[str, nn.Module]) -> dict[fx.Node, fx.Node]:
@@ -266,7 +267,7 @@ def _collect(
     ids: IdTable,
     parameters: Parameters,
     labels_of: dict[str, Any],
-    terms: list[Term],
+    costs: dict[str, list[Term]],
     contractions: dict[str, tuple[tuple[str, int], ...]],
 ) -> ChannelGraph:
     """Turn ids into channel numbers, and gather the channels that live on the same dimensions."""
@@ -288,7 +289,10 @@ def _collect(
 
     named = {name: tuple(to_channels(dim) for dim in dims) for name, dims in parameters.by_name().items()}
     labels = {name: map_labels(convert, tree) for name, tree in labels_of.items()}
-    in_channels = (Term(item.coefficient, tuple(channel_of[factor] for factor in item.factors)) for item in terms)
+    in_channels = {
+        name: tuple(Term(item.coefficient, tuple(channel_of[factor] for factor in item.factors)) for item in terms)
+        for name, terms in costs.items()
+    }
     groups, frozen = _groups(named, list(converted.values()), num_channels, frozen_reasons, reluctant_reasons)
     return ChannelGraph(
         module=traced,
@@ -296,7 +300,8 @@ def _collect(
         parameters=named,
         groups=groups,
         frozen=frozen,
-        flops=build_polynomial(in_channels, num_channels),
+        flops=build_polynomial(itertools.chain.from_iterable(in_channels.values()), num_channels),
+        costs=in_channels,
         num_channels=num_channels,
         contractions=contractions,
         remarks=tuple(traced.meta.get("notes", ())),

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 from torch import fx
 
-from fxprune.polynomial import Polynomial
+from fxprune.polynomial import Polynomial, Term
 
 __all__ = [
     "ChannelGraph",
@@ -231,6 +231,7 @@ class ChannelGraph:
         groups: the channels that can be pruned.
         frozen: the channels that cannot, with the reason.
         flops: FLOPs as a polynomial in the kept channels, as fvcore counts them.
+        costs: the terms of the polynomial, by name of the node that they are of.
         num_channels: the number of channels, frozen ones included.
         contractions: by node name, the arguments (node name, dimension) whose channels are summed over there. A gate
             that is zero at these places removes its channel exactly.
@@ -243,6 +244,7 @@ class ChannelGraph:
     groups: tuple[Group, ...]
     frozen: tuple[Frozen, ...]
     flops: Polynomial
+    costs: Mapping[str, tuple[Term, ...]]
     num_channels: int
     contractions: Mapping[str, tuple[tuple[str, int], ...]] = field(default_factory=dict)
     remarks: tuple[str, ...] = field(default=())

@@ -34,7 +34,7 @@ from fxprune.rewriting import plan_of, rewrite
 from fxprune.snapshots import pack, unpack
 from fxprune.tracing import trace
 
-__all__ = ["load", "save"]
+__all__ = ["load", "save", "trusted_source"]
 
 _KEY = "fxprune"
 FORMAT = 1
@@ -264,7 +264,7 @@ def _fresh(
     """The original, without weights."""
     if model is not None:
         return _traced(path, record, model, type(model).__name__, inputs, strict)
-    source = _trusted(path, record.source)
+    source = trusted_source(path, record.source)
     try:
         with torch.device("meta"):
             model = load_model(source.spec, **source.arguments)
@@ -314,7 +314,12 @@ def _without_weights(model: nn.Module, original: Fingerprint) -> nn.Module:
     return copy.deepcopy(model, memo)
 
 
-def _trusted(path: Path, source: Source | None) -> Source:
+def trusted_source(path: Path, source: Source | None) -> Source:
+    """What a file says of the original's source, if that is a name of timm or torchvision and harmless arguments.
+
+    Raises:
+        FxpruneError: it is not, or the file does not say.
+    """
     if source is None:
         raise FxpruneError(f"{str(path)!r} does not say how the original is built: give it as model=")
     if not _SPEC.fullmatch(source.spec):
@@ -469,7 +474,7 @@ def _source_to_json(spec: str | None, arguments: Mapping[str, Any], known: Any) 
             return None
         raise FxpruneError(f"the arguments of {spec} must be numbers, strings and lists: {error}") from error
     if spec is not None:
-        _trusted(Path("source"), Source(spec, as_json["arguments"]))
+        trusted_source(Path("source"), Source(spec, as_json["arguments"]))
     return {"spec": as_json["spec"], "arguments": as_json["arguments"]}
 
 

@@ -27,6 +27,10 @@ class Term:
     coefficient: int
     factors: tuple[Ids, ...]
 
+    def __call__(self, kept: npt.NDArray[np.bool_]) -> int:
+        """FLOPs when these channels are kept: (number of channels,)."""
+        return self.coefficient * math.prod(int(np.count_nonzero(kept[factor])) for factor in self.factors)
+
 
 def term(*dims: int | Ids) -> Term:
     """The product of some dimensions' sizes."""

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from fxprune.checkpoint import _trusted
+from fxprune.checkpoint import trusted_source
 from fxprune.errors import FxpruneError
 from fxprune.fingerprint import Fingerprint, named_tensors
 from fxprune.models import load_model
@@ -23,7 +23,7 @@ def rebuilt(pruned: nn.Module, *, pretrained: bool = False) -> nn.Module | None:
     meta = getattr(pruned, "meta", {})
     architecture = meta.get("original")
     try:
-        source = _trusted(Path("the pruned model"), meta.get("source"))
+        source = trusted_source(Path("the pruned model"), meta.get("source"))
         with torch.random.fork_rng(devices=[]):
             model = load_model(source.spec, pretrained=pretrained, **source.arguments)
     except FxpruneError:

@@ -12,7 +12,6 @@ from torch import fx, nn
 
 from fxprune.polynomial import Term
 from fxprune.reporting.basis import Basis
-from fxprune.reporting.costs import node_costs
 from fxprune.reporting.drawing import draw
 from fxprune.reporting.facts import Change, FrozenFacts, GroupFacts, LayerFacts, Structure, total
 
@@ -48,7 +47,6 @@ def structure(basis: Basis) -> Structure:
 
 def _collect(basis: Basis) -> list[_Layer]:
     graph = basis.graph
-    costs = node_costs(graph)
     parameters = dict(graph.module.named_parameters(remove_duplicate=False))
     owned: dict[str, list[str]] = defaultdict(list)
     for name in parameters:
@@ -60,12 +58,12 @@ def _collect(basis: Basis) -> list[_Layer]:
         kind = _kind(node, graph.module)
         read = [str(given.target) for given in node.all_input_nodes if given.op == "get_attr"]
         path = _path(node, [name for name in read if name in parameters], owned)
-        if path is None and node.name not in costs:
+        if path is None and node.name not in graph.costs:
             continue
         name = f"{node.meta.get('module') or 'model'}: {kind}" if path is None else path
         layer = layers.setdefault(name, _Layer(name, kind))
-        if node.name in costs:
-            layer.costs += costs[node.name]
+        if node.name in graph.costs:
+            layer.costs += graph.costs[node.name]
             layer.kind = kind
         layer.nodes.append(node.name)
     _give_tensors(layers, graph.module, owned)
