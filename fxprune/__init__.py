@@ -6,7 +6,7 @@ from fxprune.channels import ChannelGraph, Dimension, Frozen, Group
 from fxprune.checkpoint import load, save
 from fxprune.compensation import compensate
 from fxprune.criteria import scores
-from fxprune.errors import FxpruneError
+from fxprune.errors import FxpruneError, FxpruneWarning
 from fxprune.exporting import export
 from fxprune.flops import count_flops
 from fxprune.gating import insert_gates, remove_gates
@@ -28,6 +28,7 @@ __all__ = [
     "Epoch",
     "Frozen",
     "FxpruneError",
+    "FxpruneWarning",
     "Gates",
     "Group",
     "Latency",

@@ -15,7 +15,7 @@ from fxprune.channels import ChannelGraph, Scores
 from fxprune.compensation import compensate as compensated
 from fxprune.criteria import FROM_DATA, check_method, scores
 from fxprune.data import Batch, calibration_batch, check_labels, run_model
-from fxprune.errors import FxpruneError
+from fxprune.errors import FxpruneError, FxpruneWarning
 from fxprune.learning import learn_gates
 from fxprune.losses import are_class_labels, number_of_classes
 from fxprune.planning import make_plan
@@ -73,14 +73,14 @@ def prune(
             cannot be met; the message says why and what to do.
 
     Warns:
-        UserWarning: no method was asked for, and the model cannot be scored on samples: it is cut by "relevance".
+        FxpruneWarning: no method was asked for, and the model cannot be scored on samples: it is cut by "relevance".
     """
     with shown(progress) as show:
         # A generator would be used up by the first look.
         data = list(data) if method == "dagger" and hasattr(data, "__next__") else data
         batch = None if data is None else calibration_batch(data, samples)
         if example_inputs is None and batch is not None:
-            example_inputs = _example(batch)
+            example_inputs = batch.example
         graph = analyze(trace(model, example_inputs, copy=False))
         # What cannot be is said before the work.
         if batch is not None:
@@ -120,19 +120,14 @@ def prune(
             return pruned_by("surgeon", batch)
         except FxpruneError as error:
             reason = str(error).partition("\n")[0]
-            warnings.warn(f"cut by relevance and not compensated: {reason}", stacklevel=2)
+            warnings.warn(f"cut by relevance and not compensated: {reason}", FxpruneWarning, stacklevel=2)
             return pruned_by("relevance", None)
 
 
 def _check_data(graph: ChannelGraph, batch: Batch) -> None:
     """Check that the model runs on a sample, and that the labels, if they are those of classes, are among its own."""
-    with torch.no_grad(), evaluated(graph.module):
-        outputs = run_model(graph.module, batch.rows(0, 1))
-    one = batch.rows(0, 1).labels
-    if one is not None and are_class_labels(outputs, one):
-        check_labels(batch, number_of_classes(outputs))
-
-
-def _example(batch: Batch) -> Any:
     one = batch.rows(0, 1)
-    return dict(one.kwargs) if one.kwargs else one.args
+    with torch.no_grad(), evaluated(graph.module):
+        outputs = run_model(graph.module, one)
+    if one.labels is not None and are_class_labels(outputs, one.labels):
+        check_labels(batch, number_of_classes(outputs))

@@ -87,7 +87,7 @@ def compensate(
     if not choices or min(choices) <= 0:
         raise FxpruneError(f"damping (={damping!r}) must be positive")
     fit, judge = _split(samples, holdout, seed)
-    graph = original if isinstance(original, ChannelGraph) else analyze(trace(original, _example(samples), copy=False))
+    graph = original if isinstance(original, ChannelGraph) else analyze(trace(original, samples.example, copy=False))
     alive = alive_channels(graph, plan_of(pruned))
     parts = [name for name, wanted in (("ridge", ridge), ("moments", moments)) if wanted]
     best = copy.deepcopy(pruned)
@@ -107,11 +107,6 @@ def compensate(
                 _Pass(graph, alive, best, fit + judge, [], trial, chosen, positions, seed, progress).run()
     best.meta["compensated"] = kept
     return best
-
-
-def _example(samples: Batch) -> Any:
-    one = samples.rows(0, 1)
-    return dict(one.kwargs) if one.kwargs else one.args
 
 
 def _split(samples: Batch, holdout: float, seed: int) -> tuple[list[Batch], list[Batch]]:

@@ -19,7 +19,6 @@ from fxprune.surgeon import surgeon_scores
 
 __all__ = [
     "FROM_DATA",
-    "METHODS",
     "Scores",
     "batchnorm_scores",
     "check_method",
@@ -31,7 +30,6 @@ __all__ = [
     "uniform_scores",
 ]
 FROM_DATA = ("surgeon", "fisher", "taylor")
-METHODS = ("relevance", "l1", "l2", "uniform", "batchnorm", "fpgm", "random", *FROM_DATA)
 
 
 def scores(
@@ -67,22 +65,11 @@ def scores(
     Raises:
         FxpruneError: the method is unknown or lacks its data, or the scores are not one finite number per channel.
     """
-    known: dict[str, Callable[[ChannelGraph], Scores]] = {
-        "relevance": relevance_scores,
-        "l1": lambda graph: magnitude_scores(graph, 1),
-        "l2": magnitude_scores,
-        "uniform": uniform_scores,
-        "batchnorm": batchnorm_scores,
-        "fpgm": fpgm_scores,
-        "random": lambda graph: random_scores(graph, seed),
-        "surgeon": lambda graph: surgeon_scores(graph, data, seed=seed, progress=progress),
-        "fisher": lambda graph: fisher_scores(graph, data, flops_power=1.0, seed=seed, progress=progress),
-        "taylor": lambda graph: taylor_scores(graph, data, seed=seed, progress=progress),
-    }
     check_method(method)
     if method in FROM_DATA and data is None:
         raise FxpruneError(f"method {method!r} scores channels on data: give data, a loader or a list of batches")
-    result = np.asarray((method if callable(method) else known[method])(graph), dtype=np.float64)
+    found = method(graph) if callable(method) else _SCORERS[method](graph, data, seed, progress)
+    result = np.asarray(found, dtype=np.float64)
     if result.shape != (graph.num_channels,):
         raise FxpruneError(
             f"scores have shape {result.shape}, but the model has {graph.num_channels} channels: give one each"
@@ -99,8 +86,8 @@ def check_method(method: str | Callable[[ChannelGraph], Scores], more: tuple[str
     Raises:
         FxpruneError: it is neither.
     """
-    if not callable(method) and method not in (*METHODS, *more):
-        names = ", ".join(map(repr, (*METHODS, *more)))
+    if not callable(method) and method not in (*_SCORERS, *more):
+        names = ", ".join(map(repr, (*_SCORERS, *more)))
         raise FxpruneError(f"method (={method!r}) is not known: use one of {names} or a function of the graph")
 
 
@@ -192,3 +179,17 @@ def _averaged(graph: ChannelGraph, layers: list[tuple[Ids, npt.NDArray[np.float6
 def random_scores(graph: ChannelGraph, seed: int = 0) -> Scores:
     """Uniform random scores: the baseline that every criterion must beat."""
     return np.random.default_rng(seed).random(graph.num_channels)
+
+
+_SCORERS: dict[str, Callable[[ChannelGraph, Any, int, Progress], Scores]] = {
+    "relevance": lambda graph, data, seed, show: relevance_scores(graph),
+    "l1": lambda graph, data, seed, show: magnitude_scores(graph, 1),
+    "l2": lambda graph, data, seed, show: magnitude_scores(graph),
+    "uniform": lambda graph, data, seed, show: uniform_scores(graph),
+    "batchnorm": lambda graph, data, seed, show: batchnorm_scores(graph),
+    "fpgm": lambda graph, data, seed, show: fpgm_scores(graph),
+    "random": lambda graph, data, seed, show: random_scores(graph, seed),
+    "surgeon": lambda graph, data, seed, show: surgeon_scores(graph, data, seed=seed, progress=show),
+    "fisher": lambda graph, data, seed, show: fisher_scores(graph, data, flops_power=1.0, seed=seed, progress=show),
+    "taylor": lambda graph, data, seed, show: taylor_scores(graph, data, seed=seed, progress=show),
+}

@@ -65,6 +65,12 @@ class Batch:
         """The inputs' shapes in words, for messages."""
         return ", ".join(str(tuple(leaf.shape)) for leaf in self._inputs())
 
+    @property
+    def example(self) -> Any:
+        """One sample, as `example_inputs` take it."""
+        one = self.rows(0, 1)
+        return dict(one.kwargs) if one.kwargs else one.args
+
     def to(self, device: torch.device | str) -> Batch:
         """The same batch on a device."""
         return self._map(lambda leaf: leaf.to(device, non_blocking=True))

@@ -1,8 +1,8 @@
-"""The one exception family of fxprune."""
+"""What fxprune raises, and what it warns of."""
 
 from __future__ import annotations
 
-__all__ = ["FxpruneError"]
+__all__ = ["FxpruneError", "FxpruneWarning"]
 
 
 class FxpruneError(Exception):
@@ -10,3 +10,7 @@ class FxpruneError(Exception):
 
     Nothing of the caller's has been changed when this is raised.
     """
+
+
+class FxpruneWarning(UserWarning):
+    """Something was done in another way than usual; the message says how and why."""

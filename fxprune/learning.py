@@ -20,7 +20,7 @@ from torch import Tensor, fx, nn
 from fxprune.channels import ChannelGraph, Scores
 from fxprune.criteria import FROM_DATA, scores
 from fxprune.dagger import Dagger, flops_balance, straight_through
-from fxprune.data import Batch, check_labels, run_model
+from fxprune.data import Batch, calibration_batch, check_labels, run_model
 from fxprune.errors import FxpruneError
 from fxprune.gating import dagger_inputs, gate_logits, gated_groups, insert_gates
 from fxprune.losses import class_loss, distillation_loss, number_of_classes
@@ -92,7 +92,9 @@ def learn_gates(
             4: in few steps only gates near the threshold change sides.
         train_weights: train the gated model's weights along with the gates (SGD at `weight_lr`), so that channels are
             judged by what the others can make up for. Otherwise they are frozen, and gates are learned that need no
-            repair: better for a bare cut, worse once it is compensated or fine-tuned.
+            repair: better for a bare cut, worse once it is compensated or fine-tuned. BatchNorm then sees the part of
+            the batch that is each process's: only without it, or with frozen weights, do several processes end with the
+            gates of one.
         temperature: of the distillation.
         reluctant: whether groups that are pruned only in need get gates.
         checkpoint: a file for the state of the run, written every `checkpoint_every` steps.
@@ -118,7 +120,9 @@ def learn_gates(
     with own_randomness(), make_accelerator() as accelerator, shown(progress, accelerator.is_main_process) as show:
         torch.manual_seed(seed)
         gated = insert_gates(graph, reluctant=reluctant)
-        first = _first_samples(data, seed) if start in FROM_DATA else None
+        # The first of the first epoch, the same in every process.
+        walk = (batch for _, batch in Shards(data, seed=seed).epoch(0))
+        first = calibration_batch(walk, _START_SAMPLES) if start in FROM_DATA else None
         _set_order(gated, graph, scores(graph, start, data=first, seed=seed), reluctant)
         shards = Shards(data, accelerator.process_index, accelerator.num_processes, seed=seed)
         steps = len(shards) * epochs
@@ -317,17 +321,6 @@ class _Run:
         left = self.graph.flops((logits > 0).numpy()) / self.graph.flops.total
         finite = logits.clamp(-1e6, 1e6).numpy()
         return Gates(finite, gated, left, tuple(self.losses))
-
-
-def _first_samples(data: Any, seed: int) -> list[Batch]:
-    """The first batches of the first epoch, the same in every process."""
-    batches, count = [], 0
-    for _, batch in Shards(data, seed=seed).epoch(0):
-        batches.append(batch)
-        count += batch.size
-        if count >= _START_SAMPLES:
-            break
-    return batches
 
 
 def _set_order(gated: fx.GraphModule, graph: ChannelGraph, order: Scores, reluctant: bool) -> None:

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import TypeAlias
 
 from rich.console import Console
-from rich.progress import BarColumn, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bars
 
 __all__ = ["Progress", "bars", "shown", "silent"]
@@ -40,20 +40,18 @@ def shown(progress: bool | Progress, here: bool = True) -> Iterator[Progress]:
 
 
 @contextmanager
-def bars() -> Iterator[Progress]:
-    """Progress bars in the terminal, one for each piece of work."""
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TextColumn("{task.completed}/{task.total} {task.fields[say]}"),
-    )
-    with Bars(*columns, TimeRemainingColumn(), transient=True) as shown:
+def bars(console: Console | None = None, title: str = "") -> Iterator[Progress]:
+    """Progress bars in the terminal, one for each piece of work, below a line for all of it if that has a title."""
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[say]}"), TimeElapsedColumn())
+    with Bars(*columns, console=console, transient=True) as shown:
         tasks: dict[str, TaskID] = {}
+        if title:
+            shown.add_task(title, total=None, say="")
 
         def show(name: str, done: int, total: int, figures: Mapping[str, float]) -> None:
-            say = "  ".join(f"{key} {value:.4g}" for key, value in figures.items())
+            say = "  ".join([f"{done}/{total}", *(f"{key} {value:.4g}" for key, value in figures.items())])
             if name not in tasks:
-                tasks[name] = shown.add_task(name, total=total, say=say)
+                tasks[name] = shown.add_task(f"  {name}" if title else name, total=total, say=say)
             shown.update(tasks[name], completed=done, say=say)
 
         yield show

@@ -351,3 +351,13 @@ def test_a_dataset_of_torchvision_is_opened_by_name() -> None:
 def test_models_of_other_inputs_are_refused() -> None:
     with pytest.raises(FxpruneError, match=r"takes inputs of shapes \[\[1, 7\]\]"):
         preprocessing_for(Small(), [torch.zeros(1, 7)])
+
+
+def test_what_fxprune_warns_of_is_said_in_a_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise FxpruneError("too small")
+
+    monkeypatch.setattr("fxprune.api.compensated", refuse)
+    result = run(*PRUNE, "-o", tmp_path / "small.safetensors")
+    assert result.exit_code == 0, result.output
+    assert "note: cut by relevance and not compensated: too small\n" in result.stderr

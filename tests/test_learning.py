@@ -82,9 +82,11 @@ def test_the_same_seed_gives_the_same_gates() -> None:
     assert (first.scores == second.scores).all()
 
 
-def test_a_run_that_was_killed_ends_in_the_same_gates(tmp_path: Path) -> None:
+@pytest.mark.parametrize("train_weights", [False, True])
+def test_a_run_that_was_killed_ends_in_the_same_gates(tmp_path: Path, train_weights: bool) -> None:
     graph, data = _trained()
-    whole = _learn(graph, data, epochs=2)
+    options = {"epochs": 2, "train_weights": train_weights}
+    whole = _learn(graph, data, **options)
 
     def stop(name: str, done: int, total: int, figures: Mapping[str, float]) -> None:
         if done == 11:
@@ -92,8 +94,8 @@ def test_a_run_that_was_killed_ends_in_the_same_gates(tmp_path: Path) -> None:
 
     path = tmp_path / "gates.safetensors"
     with pytest.raises(KeyboardInterrupt):
-        _learn(graph, data, epochs=2, progress=stop, checkpoint=path, checkpoint_every=5)
-    resumed = _learn(graph, data, epochs=2, checkpoint=path, checkpoint_every=5)
+        _learn(graph, data, **options, progress=stop, checkpoint=path, checkpoint_every=5)
+    resumed = _learn(graph, data, **options, checkpoint=path, checkpoint_every=5)
     assert (resumed.scores == whole.scores).all()
     assert resumed.losses == whole.losses
 

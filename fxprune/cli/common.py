@@ -13,10 +13,9 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 
-from fxprune.errors import FxpruneError
-from fxprune.progress import Progress as Show
+from fxprune.errors import FxpruneError, FxpruneWarning
+from fxprune.progress import Progress, bars, silent
 
 __all__ = [
     "Arguments",
@@ -71,6 +70,8 @@ def running(debug: bool) -> Iterator[None]:
             if not debug:
                 # What libraries warn of is for those who write code.
                 warnings.simplefilter("ignore")
+                warnings.simplefilter("always", FxpruneWarning)
+                warnings.showwarning = lambda message, *_, **__: typer.echo(f"note: {message}", err=True)
             yield
     except (typer.Exit, typer.BadParameter, typer.Abort):
         raise
@@ -100,27 +101,14 @@ class Stages:
         self.seconds: dict[str, float] = {}
 
     @contextmanager
-    def __call__(self, name: str) -> Iterator[Show]:
+    def __call__(self, name: str) -> Iterator[Progress]:
         """The time within is that of this stage; what is yielded shows bars for the parts of it."""
         began = time.perf_counter()
-        columns = (
-            SpinnerColumn(),
-            TextColumn("{task.description}"),
-            BarColumn(),
-            TextColumn("{task.fields[say]}"),
-            TimeElapsedColumn(),
-        )
-        with Progress(*columns, console=self.console, transient=True, disable=not self.console.is_terminal) as shown:
-            shown.add_task(name, total=None, say="")
-            tasks: dict[str, TaskID] = {}
-
-            def show(part: str, done: int, total: int, figures: Mapping[str, float]) -> None:
-                say = "  ".join([f"{done}/{total}", *(f"{key} {value:.4g}" for key, value in figures.items())])
-                if part not in tasks:
-                    tasks[part] = shown.add_task(f"  {part}", total=total, say=say)
-                shown.update(tasks[part], completed=done, say=say)
-
-            yield show
+        if self.console.is_terminal:
+            with bars(self.console, name) as show:
+                yield show
+        else:
+            yield silent
         self.seconds[name] = round(time.perf_counter() - began, 3)
 
 

@@ -101,6 +101,7 @@ def _plot(rows: Sequence[Row], path: Path) -> None:
     mpl.use("Agg")
     # The same file for the same numbers.
     mpl.rcParams["svg.hashsalt"] = "fxprune"
+    mpl.rcParams["svg.fonttype"] = "none"
     import matplotlib.pyplot as plt
 
     stages = [stage for stage in STAGES if any(row[stage] is not None for row in rows)]

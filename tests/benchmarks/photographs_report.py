@@ -52,6 +52,7 @@ def _plot(rows: list[Row], path: Path) -> None:
     mpl.use("Agg")
     # The same file for the same numbers.
     mpl.rcParams["svg.hashsalt"] = "fxprune"
+    mpl.rcParams["svg.fonttype"] = "none"
     import matplotlib.pyplot as plt
 
     figure, panels = plt.subplots(1, 2, figsize=(9.2, 4.2), sharey=True)
