@@ -79,9 +79,7 @@ def prune(
         # A generator would be used up by the first look.
         data = list(data) if method == "dagger" and hasattr(data, "__next__") else data
         batch = None if data is None else calibration_batch(data, samples)
-        if example_inputs is None and batch is not None:
-            example_inputs = batch.example
-        graph = analyze(trace(model, example_inputs, copy=False))
+        graph = analyze(_traced(model, example_inputs, batch))
         # What cannot be is said before the work.
         if batch is not None:
             _check_data(graph, batch)
@@ -122,6 +120,19 @@ def prune(
             reason = str(error).partition("\n")[0]
             warnings.warn(f"cut by relevance and not compensated: {reason}", FxpruneWarning, stacklevel=2)
             return pruned_by("relevance", None)
+
+
+def _traced(model: nn.Module, example_inputs: Any, batch: Batch | None) -> fx.GraphModule:
+    """Trace with the example given, or else with a sample of the data."""
+    if example_inputs is not None or batch is None:
+        return trace(model, example_inputs, copy=False)
+    try:
+        return trace(model, batch.example, copy=False)
+    except FxpruneError as error:
+        raise FxpruneError(
+            f"{error} The example was the first sample of data, of shape {batch.rows(0, 1).shapes}: data must yield "
+            "batches, samples along the first dimension, preprocessed as the model wants them"
+        ) from error
 
 
 def _check_data(graph: ChannelGraph, batch: Batch) -> None:

@@ -280,5 +280,5 @@ def _unreachable(graph: ChannelGraph, units: _Units, target: int, total: int, ig
     return (
         f"a budget of {target:,} FLOPs ({target / total:.1%}) cannot be reached: the lowest is {state.flops:,} "
         f"({state.flops / total:.1%}) with one channel left in each group. Frozen are {'; '.join(listed) or 'none'}. "
-        "Raise flops, or ignore less."
+        "Raise flops, or ignore less." + (f" If {target} % was meant, give {target / 100:g}." if target <= 100 else "")
     )

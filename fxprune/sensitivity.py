@@ -12,10 +12,10 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from fxprune.channels import ChannelGraph, Scores
-from fxprune.data import Batch, Batches, placeholder_values, running_on
+from fxprune.data import Batch, Batches, check_labels, placeholder_values, running_on
 from fxprune.errors import FxpruneError
 from fxprune.gating import gate_places
-from fxprune.losses import are_class_labels, class_loss, float_outputs, main_output
+from fxprune.losses import are_class_labels, class_loss, float_outputs, main_output, number_of_classes
 from fxprune.progress import Progress, silent
 
 __all__ = [
@@ -228,6 +228,7 @@ def output_losses(outputs: Any, labels: Tensor | None, probes: int, random: torc
     curvature of `fxprune.losses.distillation_loss` to the outputs as they are.
     """
     if labels is not None and are_class_labels(outputs, labels):
+        check_labels(Batch((main_output(outputs),), {}, labels), number_of_classes(outputs))
         yield class_loss(outputs, labels) * len(labels)
     elif not probes:
         output = main_output(outputs)

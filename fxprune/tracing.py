@@ -57,6 +57,10 @@ def trace(
 
     Raises FxpruneError if the model's code depends on the values of the input, or fails.
     """
+    if not isinstance(model, nn.Module):
+        raise FxpruneError(
+            f"model (a {type(model).__name__}) is no nn.Module: build it first, as timm.create_model('resnet50') does"
+        )
     args, kwargs = _example_arguments(model, example_inputs)
     _refuse_reserved_names(model)
     source = _Source(model, args, kwargs, copy)

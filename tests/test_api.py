@@ -174,5 +174,25 @@ def test_what_cannot_be_scored_on_samples_is_cut_by_relevance_and_says_so() -> N
 
 
 def test_labels_that_are_no_classes_of_the_model_are_refused(model: nn.Module) -> None:
-    with pytest.raises(fxprune.FxpruneError, match="label 7"):
-        fxprune.prune(model, 0.6, data=[(torch.randn(2, 1, 10, 10), torch.tensor([1, 7]))])
+    data = [(torch.randn(2, 1, 10, 10), torch.tensor([1, 7]))]
+    graph = fxprune.analyze(fxprune.trace(model, data[0][0]))
+    for act in (
+        lambda: fxprune.prune(model, 0.6, data=data),
+        lambda: fxprune.scores(graph, "fisher", data=data),
+        lambda: fxprune.scores(graph, "surgeon", data=data),
+        lambda: fxprune.learn_gates(graph, data, progress=False),
+    ):
+        with pytest.raises(fxprune.FxpruneError, match="label 7"):
+            act()
+
+
+def test_data_without_a_batch_dimension_is_told_as_such(model: nn.Module) -> None:
+    with pytest.raises(fxprune.FxpruneError, match=r"first sample of data, of shape \(1, 10, 10\): data must"):
+        fxprune.prune(model, 0.6, data=list(torch.randn(2, 3, 10, 10)))
+
+
+def test_a_name_is_no_model_and_a_percentage_no_fraction(model: nn.Module) -> None:
+    with pytest.raises(fxprune.FxpruneError, match=r"model \(a str\) is no nn.Module: build it"):
+        fxprune.prune("resnet50", 0.5)  # type: ignore[arg-type]
+    with pytest.raises(fxprune.FxpruneError, match=r"If 50 % was meant, give 0\.5"):
+        fxprune.prune(model, 50, example_inputs=torch.zeros(1, 1, 10, 10))
