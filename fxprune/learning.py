@@ -91,10 +91,9 @@ def learn_gates(
         lr: learning rate of the Dagger modules, falling to zero by a cosine. The start spreads logits over a range of
             4: in few steps only gates near the threshold change sides.
         train_weights: train the gated model's weights along with the gates (SGD at `weight_lr`), so that channels are
-            judged by what the others can make up for. Otherwise they are frozen, and gates are learned that need no
-            repair: better for a bare cut, worse once it is compensated or fine-tuned. BatchNorm then sees the part of
-            the batch that is each process's: only without it, or with frozen weights, do several processes end with the
-            gates of one.
+            judged by what the others can make up for. Otherwise they are frozen, and the gates are those of a cut that
+            is not repaired. BatchNorm sees the part of the batch that is each process's: only without it, or with
+            frozen weights, do several processes end with the gates of one.
         temperature: of the distillation.
         reluctant: whether groups that are pruned only in need get gates.
         checkpoint: a file for the state of the run, written every `checkpoint_every` steps.
