@@ -53,15 +53,17 @@ def test_what_is_learned_does_not_change_the_model() -> None:
     assert model.training
 
 
-def test_what_a_few_samples_make_look_alike_is_not_cheap() -> None:
-    """Of 40 independent inputs none does another's work, though in 32 samples they are sums of each other."""
+def test_what_is_alike_in_one_half_of_the_samples_alone_is_not_cheap() -> None:
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(40, 40), nn.Linear(40, 4))
+    model = nn.Sequential(nn.Linear(6, 6), nn.Linear(6, 4))
     with torch.no_grad():
-        model[0].weight.copy_(torch.eye(40))
-    data = [torch.randn(32, 40)]
-    graph = fxprune.analyze(fxprune.trace(model, data[0][:1]))
+        model[0].weight.copy_(torch.eye(6))
+    inputs = torch.randn(512, 6)
+    # Batches are read in sixteens.
+    inputs.view(32, 16, 6)[:, :8, 1] = inputs.view(32, 16, 6)[:, :8, 4]
+    graph = fxprune.analyze(fxprune.trace(model, inputs[:1]))
     (group,) = graph.groups
-    scores = np.sort(surgeon_scores(graph, data, flops_power=0.0)[group.channels])
-    plain = np.sort(fisher_scores(graph, data)[group.channels])
-    assert scores[:20].sum() >= plain[:20].sum()
+    scores = surgeon_scores(graph, [inputs], flops_power=0.0)[group.channels]
+    plain = fisher_scores(graph, [inputs])[group.channels]
+    # Judged where it was fitted, the first of the two to go would cost half.
+    assert scores[[1, 4]].min() > 0.8 * plain[[1, 4]].min()
