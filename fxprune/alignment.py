@@ -16,7 +16,7 @@ _BYTES = 16
 def preferred_multiple(module: nn.Module) -> int:
     """The channels that fill a vector register of the CPU, or an access of a GPU's tensor core: a power of 2.
 
-    Convolutions of CPUs are computed in blocks of as many channels; what is left over of a width costs a whole block.
+    Whether it is faster depends on the layers: measure (`fxprune.measure_latency`).
 
     Args:
         module: its first floating-point parameter tells device and dtype.
