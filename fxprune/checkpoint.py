@@ -7,7 +7,6 @@ file's metadata: the plan, how the original is built if that is known, and its f
 
 from __future__ import annotations
 
-import copy
 import json
 import math
 import re
@@ -32,7 +31,7 @@ from fxprune.models import Source, load_model
 from fxprune.plan import Plan, plan_from_json, plan_to_json
 from fxprune.rewriting import plan_of, rewrite
 from fxprune.snapshots import pack, unpack
-from fxprune.tracing import trace
+from fxprune.tracing import cloned, trace
 
 __all__ = ["load", "save", "trusted_source"]
 
@@ -311,7 +310,7 @@ def _without_weights(model: nn.Module, original: Fingerprint) -> nn.Module:
             memo[id(tensor)] = nn.Parameter(data, data.is_floating_point() and tensor.requires_grad)
         else:
             memo[id(tensor)] = tensor.detach().to(dtype)
-    return copy.deepcopy(model, memo)
+    return cloned(model, memo)
 
 
 def trusted_source(path: Path, source: Source | None) -> Source:

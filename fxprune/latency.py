@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import gc
 import statistics
 import time
@@ -17,6 +16,7 @@ from torch.utils import _pytree as pytree
 
 from fxprune.calls import Call, call_of, first_dimension, with_batch
 from fxprune.errors import FxpruneError
+from fxprune.tracing import cloned
 
 __all__ = ["Latency", "measure_latency"]
 
@@ -163,7 +163,7 @@ class _Run:
         there = here if device is None else _device(device)
         if there != here:
             with torch.inference_mode(False):
-                model = copy.deepcopy(model).to(there)
+                model = cloned(model, {}).to(there)
         stack.enter_context(_eval(model))
         weights = [p for p in model.parameters() if p.is_floating_point()]
         dtype = weights[0].dtype if weights else torch.get_default_dtype()

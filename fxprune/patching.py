@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.utils.spectral_norm import SpectralNorm
 
 from fxprune.recording import Recorder
 from fxprune.sizes import BUILTINS, NUMBER_FUNCTIONS
@@ -48,6 +49,7 @@ def recording(recorder: Recorder) -> Iterator[None]:
     original_call = nn.Module.__call__
     original_apply = torch.autograd.Function.__dict__["apply"]
     script_call = torch._C.ScriptFunction.__call__
+    original_compute_weight = SpectralNorm.compute_weight
 
     def mine() -> bool:
         return recorder.active and threading.get_ident() == recorder.thread
@@ -60,6 +62,11 @@ def recording(recorder: Recorder) -> Iterator[None]:
     def apply(function: Any, *args: Any, **kwargs: Any) -> Any:
         bound = original_apply.__get__(None, function)
         return recorder.apply_function(function, bound, args) if mine() and not kwargs else bound(*args, **kwargs)
+
+    def compute_weight(hook: SpectralNorm, owner: nn.Module, do_power_iteration: bool) -> Any:
+        if not mine() or recorder.running_leaf or id(owner) not in recorder.paths:
+            return original_compute_weight(hook, owner, do_power_iteration)
+        return recorder.divide_by_spectral_norm(hook, owner, do_power_iteration)
 
     def call_scripted(function: Any, *args: Any, **kwargs: Any) -> Any:
         # The Python source of a scripted function is as good to trace as any other.
@@ -90,6 +97,7 @@ def recording(recorder: Recorder) -> Iterator[None]:
             "_detect_is_causal_mask",
             lambda mask, is_causal=None, size=None: bool(is_causal),
         )
+        replace(SpectralNorm, "compute_weight", compute_weight)
         replace(nn.Module, "__call__", call)
         replace(torch.autograd.Function, "apply", classmethod(apply))
         if "__call__" in vars(torch._C.ScriptFunction):

@@ -20,13 +20,14 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, fx, nn
+from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.overrides import TorchFunctionMode
 from torch.utils._device import _device_constructors
 
 from fxprune.errors import FxpruneError
 from fxprune.meta_results import META, call_key, leaf_key, recall, remember
 from fxprune.sizes import TracedInt, TracedNumber, TracingInt, plain, traced_number
-from fxprune.traced_module import ApplyFunction, ByMode
+from fxprune.traced_module import ApplyFunction, ByMode, DivideBySpectralNorm
 
 __all__ = ["LIBRARY_FILES", "DataDependentError", "Recorder", "user_frame"]
 
@@ -425,11 +426,29 @@ class Recorder(TorchFunctionMode):
         """Records `function.apply(*args)`."""
         if self.running_leaf or not self.active:
             return call(*args)
-        name = f"_{function.__name__.lower()}"
-        self.functions[name] = ApplyFunction(function)
+        return self._call_made(f"_{function.__name__.lower()}", ApplyFunction(function), call, args)
+
+    def divide_by_spectral_norm(self, hook: SpectralNorm, owner: nn.Module, do_power_iteration: bool) -> Any:
+        """Records what the hook of `nn.utils.spectral_norm` makes of the weight of `owner`."""
+        path = self.paths[id(owner)]
+        name = f"{path}.{hook.name}_spectral_norm".removeprefix(".")
+        made = DivideBySpectralNorm(hook).train(do_power_iteration)
+        return self._call_made(name, made, made, [getattr(owner, hook.name + end) for end in ("_orig", "_u", "_v")])
+
+    def _call_made(self, path: str, module: nn.Module, call: Callable[..., Any], args: Any) -> Any:
+        """Records the call of a module that the graph has in addition to the model's own."""
+        self.functions[path] = module
         with torch._C.DisableTorchFunction():
             symbolic, values, origin = self.lower_all(args)
-            return self.record("call_module", name, symbolic, {}, origin, lambda: call(*values), values)
+
+            def run() -> Any:
+                self.running_leaf += 1
+                try:
+                    return call(*values)
+                finally:
+                    self.running_leaf -= 1
+
+            return self.record("call_module", path, symbolic, {}, origin, run, values)
 
     # -- real values --
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
+from torch.nn.utils.spectral_norm import SpectralNorm
 
-__all__ = ["ApplyFunction", "ByMode", "TracedModule"]
+__all__ = ["ApplyFunction", "ByMode", "DivideBySpectralNorm", "TracedModule"]
 
 
 class ByMode(nn.Module):
@@ -44,6 +46,20 @@ class ApplyFunction(nn.Module):
     def extra_repr(self) -> str:
         """What `print` shows of it."""
         return self.function.__name__
+
+
+class DivideBySpectralNorm(nn.Module):
+    """What the hook of `nn.utils.spectral_norm` does with a weight; `u` and `v` are updated in training."""
+
+    def __init__(self, hook: SpectralNorm) -> None:
+        super().__init__()
+        self.hook = hook
+
+    def forward(self, weight: Tensor, u: Tensor, v: Tensor) -> Tensor:
+        """The weight divided by its largest singular value, the vectors of which are about `u` and `v`."""
+        name = self.hook.name
+        owner: Any = SimpleNamespace(**{f"{name}_orig": weight, f"{name}_u": u, f"{name}_v": v})
+        return self.hook.compute_weight(owner, do_power_iteration=self.training)
 
 
 @dataclass(frozen=True)

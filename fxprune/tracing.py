@@ -15,6 +15,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.prune import BasePruningMethod
+from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 from torch.overrides import TorchFunctionMode
 
@@ -369,10 +370,10 @@ def _is_library_module(module: nn.Module) -> bool:
 
 
 def _makes_its_weights(module: nn.Module) -> bool:
-    """By a parametrisation, or as `nn.utils.weight_norm` did and `nn.utils.prune` does it: by a hook."""
+    """By a parametrisation, or as the older functions of `nn.utils` do it: by a hook."""
     hooks = module._forward_pre_hooks.values()
     return "parametrizations" in module._modules or any(
-        isinstance(hook, (WeightNorm, BasePruningMethod)) for hook in hooks
+        isinstance(hook, (WeightNorm, SpectralNorm, BasePruningMethod)) for hook in hooks
     )
 
 

@@ -22,6 +22,7 @@ from fxprune.losses import class_loss, distillation_loss, number_of_classes
 from fxprune.progress import Progress, shown
 from fxprune.sharding import Shards, own_randomness
 from fxprune.snapshots import load_run, save_snapshot
+from fxprune.tracing import cloned
 
 __all__ = ["DivergenceError", "Epoch", "digest", "finetune", "frozen", "make_accelerator"]
 
@@ -398,7 +399,7 @@ def _optimizer(model: nn.Module, choice: Any, settings: _Settings) -> torch.opti
 
 def frozen(teacher: nn.Module | None, device: torch.device) -> nn.Module | None:
     """A copy of a model that is only asked: in eval mode, without gradients."""
-    return None if teacher is None else copy.deepcopy(teacher).eval().requires_grad_(False).to(device)
+    return None if teacher is None else cloned(teacher, {}).eval().requires_grad_(False).to(device)
 
 
 def _groups(batches: Iterator[tuple[int, Batch]], size: int) -> Iterator[list[Batch]]:

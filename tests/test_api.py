@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -196,3 +197,15 @@ def test_a_name_is_no_model_and_a_percentage_no_fraction(model: nn.Module) -> No
         fxprune.prune("resnet50", 0.5)  # type: ignore[arg-type]
     with pytest.raises(fxprune.FxpruneError, match=r"If 50 % was meant, give 0\.5"):
         fxprune.prune(model, 50, example_inputs=torch.zeros(1, 1, 10, 10))
+
+
+def test_a_model_with_spectral_norm_is_its_own_teacher_and_its_own_original(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.utils.spectral_norm(nn.Linear(4, 8)), nn.ReLU(), nn.Linear(8, 2))
+    x = torch.randn(6, 4)
+    # What the hook computed stands in the model now, and torch cannot copy it.
+    model(x)
+    small = fxprune.prune(model, flops=0.5, example_inputs=x)
+    fxprune.save(small, tmp_path / "small.safetensors")
+    again = fxprune.load(tmp_path / "small.safetensors", model)
+    assert torch.equal(again.eval()(x), small.eval()(x))
+    fxprune.finetune(small, [(x, torch.arange(6) % 2)], epochs=1, teacher=model)

@@ -43,7 +43,7 @@ SMALL: dict[str, Case] = {
             nn.utils.spectral_norm(nn.Linear(4, 8)), nn.ReLU(), nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 2)
         ),
         tokens(),
-        6,
+        14,
     ),
     "tied autoencoder": (
         lambda: net(lambda self, x: F.linear(F.linear(x, self.w).relu(), self.w.t()), w=parameter(8, 4)),

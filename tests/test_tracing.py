@@ -450,3 +450,17 @@ def test_hooks_and_parametrisations_of_leaves_go_on_working() -> None:
     model = nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(4, 4)), nn.ReLU(), nn.Linear(4, 2))
     model[2].register_forward_hook(lambda module, args, output: output * 2)
     assert_same(model, trace(model, torch.randn(2, 4)), torch.randn(3, 4))
+
+
+@pytest.mark.parametrize("norm", [nn.utils.spectral_norm, nn.utils.parametrizations.spectral_norm])
+def test_spectral_norm_learns_in_training_as_in_the_model(norm: Any) -> None:
+    model = nn.Sequential(norm(nn.Conv2d(3, 4, 3)), nn.ReLU(), norm(nn.ConvTranspose2d(4, 2, 3))).eval()
+    x = torch.randn(2, 3, 6, 6)
+    before = copy.deepcopy(model.state_dict())
+    traced = pickle.loads(pickle.dumps(trace(model, x)))
+    assert torch.equal(traced(x), model(x))
+    for _ in range(2):
+        assert torch.equal(traced.train()(x), model.train()(x))
+    assert list(traced.state_dict()) == list(before)
+    assert all(torch.equal(tensor, model.state_dict()[name]) for name, tensor in traced.state_dict().items())
+    assert any(not torch.equal(tensor, before[name]) for name, tensor in traced.state_dict().items())

@@ -15,10 +15,12 @@ import torch.nn.functional as F
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
+from torch.nn.utils.parametrizations import _SpectralNorm
 
 from fxprune.channels import Labels, size_of
 from fxprune.polynomial import Term, term
 from fxprune.rules.registry import Call, Op, Rewrite, numel, rule
+from fxprune.traced_module import DivideBySpectralNorm
 
 __all__: list[str] = []
 
@@ -251,9 +253,38 @@ def weight_norm(op: Op, v: Labels, g: Labels, dim: int = 0) -> Labels:
     """The norm of each slice of `v` along `dim`; removed entries add nothing to it."""
     out = v.replace(dim, op.unite(v.dims[dim], g.dims[dim]), zero=g.zero[dim] or v.zero[dim])
     for d in range(len(v.dims)):
-        if d != dim % len(v.dims) and not v.zero[d]:
-            op.freeze(v.dims[d], _OVER_CHANNELS)
+        if d != dim % len(v.dims):
+            op.enters(v, d)
+            if not v.zero[d]:
+                op.freeze(v.dims[d], _OVER_CHANNELS)
     return out
+
+
+def _over_spectral_norm(op: Op, weight: Labels, u: Labels, v: Labels, dim: int) -> Labels:
+    """The weight, as a matrix of the rows `dim`, divided by `u @ matrix @ v`, to which removed entries add nothing."""
+    columns, *rest = (d for d in range(len(weight.dims)) if d != dim)
+    for d in rest:
+        op.freeze(weight.dims[d], "spectral norm")
+    for d, vector in ((dim, u.dims[0]), (columns, v.dims[0])):
+        op.enters(weight, d)
+        if isinstance(vector, np.ndarray) and size_of(weight.dims[d]) > 1:
+            op.unite(weight.dims[d], op.unite_axis(vector.reshape(size_of(weight.dims[d]), -1), 0))
+    return weight
+
+
+@rule(DivideBySpectralNorm)
+def divide_by_spectral_norm(op: Op, weight: Labels, u: Labels, v: Labels) -> Labels:
+    module: Any = op.module
+    return _over_spectral_norm(op, weight, u, v, module.hook.dim)
+
+
+@rule(_SpectralNorm)
+def spectral_norm(op: Op, weight: Labels) -> Labels:
+    module: Any = op.module
+    u, v = op.weight("_u"), op.weight("_v")
+    assert u is not None
+    assert v is not None
+    return _over_spectral_norm(op, weight, u, v, module.dim)
 
 
 def _by_norm_groups(op: Op, x: Labels, groups: int, weights: list[Labels | None]) -> Labels:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -27,6 +29,19 @@ def around(norm: nn.Module, channels: int = 8) -> nn.Module:
 def after(function: object, **parts: object) -> nn.Module:
     """A function of the module and of eight channels between two linear layers."""
     return net(lambda self, x: self.out(function(self, self.a(x))), a=nn.Linear(4, 8), out=nn.Linear(8, 2), **parts)  # type: ignore[operator]
+
+
+def spectral(norm: Any) -> nn.Module:
+    """Convolutions of all kinds, and a linear layer that sees a channel at several places."""
+    return nn.Sequential(
+        norm(nn.Conv2d(3, 8, 3)),
+        nn.Sigmoid(),
+        norm(nn.Conv2d(8, 6, 3, groups=2)),
+        nn.ReLU(),
+        norm(nn.ConvTranspose2d(6, 4, 2)),
+        nn.Flatten(),
+        norm(nn.Linear(36, 5)),
+    )
 
 
 NETS = {
@@ -223,10 +238,14 @@ NETS = {
         torch.randn(3, 4),
         14,
     ),
-    "spectral norm is frozen": (
-        lambda: nn.Sequential(nn.utils.parametrizations.spectral_norm(nn.Linear(4, 8)), nn.Tanh(), nn.Linear(8, 2)),
+    "spectral norm": (lambda: spectral(nn.utils.parametrizations.spectral_norm), image(), 11),
+    "spectral norm by a hook": (lambda: spectral(nn.utils.spectral_norm), image(), 11),
+    "spectral norm of one channel": (
+        lambda: nn.Sequential(
+            *(nn.utils.parametrizations.spectral_norm(nn.Linear(a, b)) for a, b in ((4, 1), (1, 8), (8, 2)))
+        ),
         torch.randn(3, 4),
-        0,
+        8,
     ),
     "local response norm over channels is frozen": (lambda: around(nn.LocalResponseNorm(3)), image(), 0),
     "vectors of unit length": (lambda: after(lambda self, x: F.normalize(x, dim=-1)), tokens(), 8),
