@@ -1,8 +1,9 @@
 """Pass: put gates into a graph, and take them out.
 
 Where a channel enters a convolution or a linear layer, its gate multiplies the weight along its input dimension, which
-does the same as multiplying the activation and costs next to nothing. Elsewhere (products of activations, normalisation
-over channels, weights larger than what they are applied to) it multiplies the activation.
+does the same as multiplying the activation and costs next to nothing. So it does where the hidden channels of a
+recurrent layer enter the layer itself, in the next step. Elsewhere (products of activations, normalisation over
+channels, weights larger than what they are applied to) it multiplies the activation.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ from torch import Tensor, fx, nn
 from fxprune.channels import ChannelGraph, Group, Ids, Labels
 from fxprune.dagger import Dagger, Join, gate
 from fxprune.errors import FxpruneError
+from fxprune.rules.recurrent import recurrent_weights
+from fxprune.weight_given import WEIGHT_GIVEN
 
 __all__ = ["GatePlace", "dagger_inputs", "gate_logits", "gate_places", "gated_groups", "insert_gates", "remove_gates"]
 
@@ -123,6 +126,8 @@ def insert_gates(graph: ChannelGraph, *, reluctant: bool = False) -> fx.GraphMod
     start = 0
     nodes = []
     by_name = {node.name: node for node in gated.graph.nodes}
+    # What enters in two of its dimensions is gated twice.
+    entering: dict[tuple[str, str], fx.Node] = {}
     from_input = _from_input(gated.graph)
     first = next(node for node in gated.graph.nodes if node.op != "placeholder")
     with gated.graph.inserting_before(first):
@@ -137,11 +142,12 @@ def insert_gates(graph: ChannelGraph, *, reluctant: bool = False) -> fx.GraphMod
         daggers.add_module(_JOIN, Join())
         gates = gated.graph.call_module(f"{_ROOT}.{_JOIN}", (nodes,))
     gates.name = "gates"
-    for number, place in enumerate(gate_places(graph)):
+    for place in gate_places(graph):
         index = position[place.channels]
         if not (index < start).any():
             continue
-        user, source = by_name[place.node], by_name[place.argument]
+        user = by_name[place.node]
+        source = entering.get((place.node, place.argument), by_name[place.argument])
         shape = graph.labels[place.argument].shape
         weight = _gateable_weight(gated, user, source, from_input, _BATCH * math.prod(shape))
         by_conv_group = index.reshape(_conv_groups(user, gated), -1)
@@ -149,24 +155,43 @@ def insert_gates(graph: ChannelGraph, *, reluctant: bool = False) -> fx.GraphMod
             index = by_conv_group[0].copy()
         else:
             weight = None
-        daggers.register_buffer(f"place_{number}", torch.from_numpy(index), persistent=False)
-        with gated.graph.inserting_before(user):
-            where = gated.graph.get_attr(f"{_ROOT}.place_{number}")
-            if weight is None:
-                closed = gated.graph.call_function(gate, (source, gates, where, place.dim - len(shape)))
-                user.replace_input_with(source, closed)
-            elif isinstance(weight, fx.Node):
-                closed = gated.graph.call_function(gate, (weight, gates, where, _input_dim(weight.meta["value"])))
-                user.replace_input_with(weight, closed)
-            else:
-                read_weight = gated.graph.get_attr(f"{user.target}.weight")
-                closed = gated.graph.call_function(gate, (read_weight, gates, where, _input_dim(weight.weight)))
-                user.update_kwarg("weight", closed)
-                weight.__class__ = _WEIGHT_GIVEN.get(type(weight), type(weight))
+        if weight is None:
+            closed = _insert_gate(gated, user, source, gates, index, place.dim - len(shape))
+            user.replace_input_with(source, closed)
+            entering[place.node, place.argument] = closed
+        elif isinstance(weight, fx.Node):
+            closed = _insert_gate(gated, user, weight, gates, index, _input_dim(weight.meta["value"]))
+            user.replace_input_with(weight, closed)
+        else:
+            _gate_own_weight(gated, user, "weight", gates, index)
+    for user in [node for node in gated.graph.nodes if node.op == "call_module"]:
+        for name in recurrent_weights(gated.get_submodule(str(user.target))):
+            channels = graph.parameters[f"{user.target}.{name}"][1]
+            if not isinstance(channels, int) and (position[channels] < start).any():
+                _gate_own_weight(gated, user, name, gates, position[channels])
     gated.to(next(iter(graph.module.parameters())).device)
     gated.graph.lint()
     gated.recompile()
     return gated
+
+
+def _insert_gate(gated: fx.GraphModule, user: fx.Node, value: Any, gates: fx.Node, index: Ids, dim: int) -> fx.Node:
+    """A node that multiplies `value`, a node or the name of a parameter, by the gates of `index` along `dim`."""
+    daggers = gated.get_submodule(_ROOT)
+    place = f"place_{len(daggers._buffers)}"
+    daggers.register_buffer(place, torch.from_numpy(index), persistent=False)
+    with gated.graph.inserting_before(user):
+        where = gated.graph.get_attr(f"{_ROOT}.{place}")
+        node = gated.graph.get_attr(value) if isinstance(value, str) else value
+        return gated.graph.call_function(gate, (node, gates, where, dim))
+
+
+def _gate_own_weight(gated: fx.GraphModule, user: fx.Node, name: str, gates: fx.Node, index: Ids) -> None:
+    """Call a module with one of its own weights gated along its input dimension."""
+    module = gated.get_submodule(str(user.target))
+    dim = _input_dim(getattr(module, name))
+    user.update_kwarg(name, _insert_gate(gated, user, f"{user.target}.{name}", gates, index, dim))
+    module.__class__ = WEIGHT_GIVEN.get(type(module), type(module))
 
 
 def _gateable_weight(gated: fx.GraphModule, user: fx.Node, source: fx.Node, from_input: set[str], most: int) -> Any:
@@ -177,7 +202,7 @@ def _gateable_weight(gated: fx.GraphModule, user: fx.Node, source: fx.Node, from
     """
     if user.op == "call_module":
         module: Any = gated.get_submodule(str(user.target))
-        plain = type(module) in (*_WEIGHT_GIVEN, *_WEIGHT_GIVEN.values())
+        plain = type(module) in (*WEIGHT_GIVEN, *WEIGHT_GIVEN.values())
         # What is no parameter may be computed anew in each call.
         return module if plain and "weight" in module._parameters and module.weight.numel() <= most else None
     if user.op == "call_function" and user.target in (*_CONVS, F.linear):
@@ -193,44 +218,16 @@ def _input_dim(weight: Tensor) -> int:
     return 1 - weight.dim()
 
 
-class _ConvGiven:
-    def forward(self: Any, input: Tensor, weight: Tensor | None = None) -> Any:  # noqa: A002
-        return self._conv_forward(input, self.weight if weight is None else weight, self.bias)
-
-
-class _Conv1d(_ConvGiven, nn.Conv1d): ...
-
-
-class _Conv2d(_ConvGiven, nn.Conv2d): ...
-
-
-class _Conv3d(_ConvGiven, nn.Conv3d): ...
-
-
-class _Linear(nn.Linear):
-    def forward(self, input: Tensor, weight: Tensor | None = None) -> Tensor:  # noqa: A002
-        return F.linear(input, self.weight if weight is None else weight, self.bias)
-
-
-# The same modules, called with the weight to use; of a subclass it is not known what it does with its weight.
-_WEIGHT_GIVEN: dict[type[nn.Module], type[nn.Module]] = {
-    nn.Conv1d: _Conv1d,
-    nn.Conv2d: _Conv2d,
-    nn.Conv3d: _Conv3d,
-    nn.Linear: _Linear,
-}
-
-
 def remove_gates(gated: fx.GraphModule) -> fx.GraphModule:
     """The model without its gates, exactly as before `insert_gates`; the gated one is not changed."""
     plain = copy.deepcopy(gated)
     modules = dict(plain.named_modules())
-    classes = {given: own for own, given in _WEIGHT_GIVEN.items()}
+    classes = {given: own for own, given in WEIGHT_GIVEN.items()}
     for node in list(plain.graph.nodes):
         if node.op == "call_function" and node.target is gate:
             node.replace_all_uses_with(node.args[0])
         elif node.op == "call_module" and type(modules[str(node.target)]) in classes:
-            node.kwargs = {name: value for name, value in node.kwargs.items() if name != "weight"}
+            node.kwargs = {name: value for name, value in node.kwargs.items() if "weight" not in name}
     for module in modules.values():
         module.__class__ = classes.get(type(module), type(module))
     for node in reversed(list(plain.graph.nodes)):

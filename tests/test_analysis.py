@@ -8,6 +8,8 @@ from invariant import image, net, prunable, tokens
 from torch import nn
 
 import fxprune
+from fxprune.channels import Labels
+from fxprune.rules.registry import _RULES, Op
 
 
 def graph_of(model: nn.Module, inputs: object) -> fxprune.ChannelGraph:
@@ -49,11 +51,6 @@ def test_flattening_repeats_each_channel_once_per_position() -> None:
     [
         (nn.Sequential(nn.Linear(4, 2)), tokens(), "model output"),
         (nn.Sequential(nn.Linear(4, 5), nn.Softmax(-1), nn.Linear(5, 2)), tokens(), "softmax (_1)"),
-        (
-            nn.Sequential(nn.Linear(4, 5), nn.LSTM(5, 3, proj_size=2)),
-            tokens(),
-            "the rule of LSTM does not take this call (_1: proj_size is not supported)",
-        ),
         (nn.Sequential(nn.Linear(4, 5), nn.Linear(5, 4)), tokens(), "meets a dimension without channels (_0)"),
         (net(lambda self, x: self.a(x).cumsum(-1), a=nn.Linear(4, 5)), tokens(), "cumsum mixes channels (cumsum)"),
     ],
@@ -63,6 +60,16 @@ def test_every_frozen_channel_has_its_reason(model: nn.Module, inputs: torch.Ten
     assert reason in {frozen.reason for frozen in graph.frozen}
     assert all(frozen.reason for frozen in graph.frozen)
     assert reason in str(graph)
+
+
+def test_a_call_that_its_rule_does_not_take_freezes_what_it_has_to_do_with(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(op: Op, input: Labels) -> Labels:  # noqa: A002
+        raise ValueError("not today")
+
+    monkeypatch.setattr(_RULES[nn.LSTM], "propagate", refuse)
+    graph = graph_of(nn.Sequential(nn.Linear(4, 5), nn.LSTM(5, 3)), tokens())
+    assert not graph.groups
+    assert "the rule of LSTM does not take this call (_1: not today)" in str(graph)
 
 
 def test_every_channel_of_a_parameter_is_in_one_group_or_frozen_once() -> None:

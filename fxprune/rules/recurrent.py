@@ -1,6 +1,7 @@
 """Recurrent layers: the input's channels, and the hidden ones, in all gates, layers and directions at once.
 
-A hidden channel whose weights are zero stays at zero from one step to the next, if it starts there.
+A hidden channel whose weights are zero stays at zero from one step to the next, if it starts there. Where an LSTM
+projects its state (`proj_size`), the channels of the projection are what the next step and the next layer take.
 """
 
 from __future__ import annotations
@@ -15,18 +16,35 @@ from fxprune.polynomial import Term, term
 from fxprune.rules.linear import contract
 from fxprune.rules.registry import Call, Op, Rewrite, rule
 
-__all__: list[str] = []
+__all__ = ["recurrent_weights"]
+
+
+def recurrent_weights(module: nn.Module) -> list[str]:
+    """The weights whose columns are the channels that the layer itself made, in the step or in the layer before."""
+    names = [name for name, _ in module.named_parameters(recurse=False)] if isinstance(module, _RECURRENT) else []
+    return [name for name in names if name.startswith(("weight_hh", "weight_ih_l")) and not _is_first(name)]
+
+
+_RECURRENT = (nn.RNNBase, nn.RNNCellBase)
+
+
+def _is_first(name: str) -> bool:
+    return name.removesuffix("_reverse") == "weight_ih_l0"
 
 
 def _starts(state: Any) -> list[Labels]:
     return [] if state is None else [state] if isinstance(state, Labels) else list(state)
 
 
-def _hidden(op: Op, suffixes: list[str], directions: int) -> Any:
-    """The ids of the hidden channels: the same in every layer and direction, each with a number of gates."""
-    first = op.weight(f"weight_hh{suffixes[0]}")
+def _hidden(op: Op, suffixes: list[str], directions: int) -> tuple[Dim, Dim]:
+    """The ids of the hidden channels, and of an LSTM's cell state, which are the same unless it projects.
+
+    They are the same in every layer and direction, each with a number of gates.
+    """
+    first, projects = op.weight(f"weight_hh{suffixes[0]}"), op.weight(f"weight_hr{suffixes[0]}")
     assert first is not None
     hidden = first.dims[1]
+    state = hidden if projects is None else projects.dims[1]
     for k, suffix in enumerate(suffixes):
         recurrent, entering = op.weight(f"weight_hh{suffix}"), op.weight(f"weight_ih{suffix}")
         assert recurrent is not None
@@ -34,11 +52,20 @@ def _hidden(op: Op, suffixes: list[str], directions: int) -> Any:
         for weight in (recurrent, entering, op.weight(f"bias_ih{suffix}"), op.weight(f"bias_hh{suffix}")):
             rows = None if weight is None else weight.dims[0]
             if isinstance(rows, np.ndarray):
-                _unite(op, hidden, op.unite_axis(rows.reshape(-1, size_of(hidden)), 1))
+                _unite(op, state, op.unite_axis(rows.reshape(-1, size_of(state)), 1))
+        projection = op.weight(f"weight_hr{suffix}")
+        if projection is not None:
+            op.freeze(projection.dims[1], _PROJECTED)
+            _unite(op, state, projection.dims[1])
+            _unite(op, hidden, projection.dims[0])
         _unite(op, hidden, recurrent.dims[1])
         if k >= directions:
             _unite(op, _times(hidden, directions), entering.dims[1])
-    return hidden
+    return hidden, state
+
+
+# torch takes an LSTM whose state is as wide as its projection for one without; a narrower projection never is.
+_PROJECTED = "has to stay wider than its projection"
 
 
 def _unite(op: Op, hidden: Dim, other: Dim) -> None:
@@ -50,19 +77,19 @@ def _times(dim: Dim, n: int) -> Dim:
     return dim * n if isinstance(dim, int) else np.tile(dim, n)
 
 
-def _enter(op: Op, input: Labels, suffixes: list[str], hidden: Dim, states: list[Labels]) -> None:
+def _enter(op: Op, input: Labels, suffixes: list[str], dims: tuple[Dim, Dim], states: list[Labels]) -> None:
     for suffix in suffixes:
         weight = op.weight(f"weight_ih{suffix}")
         assert weight is not None
         contract(op, input, -1, weight, 1)
     for dim in input.dims[:-1]:
         op.freeze(dim, "a step or a sample of a recurrence")
-    for state in states:
-        for dim in state.dims[:-1]:
+    for given, own in zip(states, dims, strict=False):
+        for dim in given.dims[:-1]:
             op.freeze(dim, "a layer or a sample of a recurrence")
-        _unite(op, hidden, state.dims[-1])
-        if not state.zero[-1] and is_labelled(hidden):
-            op.freeze(hidden, "the recurrence starts where it is not zero")
+        _unite(op, own, given.dims[-1])
+        if not given.zero[-1] and is_labelled(own):
+            op.freeze(own, "the recurrence starts where it is not zero")
 
 
 def _shaped(op: Op, dim: Dim, shape: Any) -> Labels:
@@ -72,26 +99,24 @@ def _shaped(op: Op, dim: Dim, shape: Any) -> Labels:
 @rule(nn.LSTM, nn.GRU, nn.RNN)
 def recurrent(op: Op, input: Labels, hx: Any = None) -> Any:
     module: Any = op.module
-    if module.proj_size:
-        raise ValueError("proj_size is not supported")
     directions = 2 if module.bidirectional else 1
     suffixes = [f"_l{k}{end}" for k in range(module.num_layers) for end in ("", "_reverse")[:directions]]
-    hidden = _hidden(op, suffixes, directions)
-    _enter(op, input, suffixes[:directions], hidden, _starts(hx))
+    dims = _hidden(op, suffixes, directions)
+    _enter(op, input, suffixes[:directions], dims, _starts(hx))
     output, last = op.value
-    outer = _shaped(op, _times(hidden, directions), output.shape)
+    outer = _shaped(op, _times(dims[0], directions), output.shape)
     if isinstance(last, tuple):
-        return outer, tuple(_shaped(op, hidden, state.shape) for state in last)
-    return outer, _shaped(op, hidden, last.shape)
+        return outer, tuple(_shaped(op, dim, state.shape) for dim, state in zip(dims, last, strict=True))
+    return outer, _shaped(op, dims[0], last.shape)
 
 
 @rule(nn.LSTMCell, nn.GRUCell, nn.RNNCell)
 def cell(op: Op, input: Labels, hx: Any = None) -> Any:
-    hidden = _hidden(op, [""], 1)
-    _enter(op, input, [""], hidden, _starts(hx))
+    dims = _hidden(op, [""], 1)
+    _enter(op, input, [""], dims, _starts(hx))
     if isinstance(op.value, tuple):
-        return tuple(_shaped(op, hidden, state.shape) for state in op.value)
-    return _shaped(op, hidden, op.shape)
+        return tuple(_shaped(op, dims[0], state.shape) for state in op.value)
+    return _shaped(op, dims[0], op.shape)
 
 
 @cell.flops
@@ -109,5 +134,6 @@ def _(op: Rewrite, input: Any, hx: Any = None) -> Call | None:
     module: Any = op.module
     first = "weight_ih_l0" if isinstance(module, nn.RNNBase) else "weight_ih"
     module.input_size = getattr(module, first).shape[1]
-    module.hidden_size = getattr(module, first.replace("ih", "hh")).shape[1]
+    projects = getattr(module, "proj_size", 0)
+    setattr(module, "proj_size" if projects else "hidden_size", getattr(module, first.replace("ih", "hh")).shape[1])
     return None

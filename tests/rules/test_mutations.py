@@ -13,7 +13,19 @@ from invariant import check_invariant, image, net, parameter, prunable, tokens
 from torch import nn
 
 from fxprune.channels import IdTable, Labels
-from fxprune.rules import attention, conv, elementwise, indexing, linear, norm, reduce, reshape, shape, spatial
+from fxprune.rules import (
+    attention,
+    conv,
+    elementwise,
+    indexing,
+    linear,
+    norm,
+    recurrent,
+    reduce,
+    reshape,
+    shape,
+    spatial,
+)
 from fxprune.rules.registry import _RULES, Op, Rewrite, Rule
 
 Patch = Callable[[pytest.MonkeyPatch], None]
@@ -55,6 +67,10 @@ def residual() -> nn.Module:
     return net(
         lambda self, x: self.c(self.a(x) + self.b(x)), a=nn.Conv2d(3, 8, 1), b=nn.Conv2d(3, 8, 1), c=nn.Conv2d(8, 2, 1)
     )
+
+
+def recurrent_net(layer: nn.Module) -> nn.Module:
+    return net(lambda self, x: self.out(self.layer(self.a(x))[0]), a=nn.Linear(4, 6), layer=layer, out=nn.Linear(5, 2))
 
 
 def scaled() -> nn.Module:
@@ -235,6 +251,18 @@ MUTATIONS: dict[str, tuple[Patch, nn.Module, Any]] = {
         attribute(shape.np, "tile", lambda ids, n: np.repeat(ids, n)),
         images(lambda self, x: x.repeat(1, 2, 1, 1), out=16),
         image(),
+    ),
+    # recurrent layers and weights that are normalised
+    "a recurrent layer keeps its sizes": (no_rewrite(recurrent.recurrent), recurrent_net(nn.GRU(6, 5)), tokens()),
+    "a projecting LSTM keeps its sizes": (
+        no_rewrite(recurrent.recurrent),
+        recurrent_net(nn.LSTM(6, 8, proj_size=5)),
+        tokens(),
+    ),
+    "the vectors of spectral norm stay": (
+        attribute(norm, "_over_spectral_norm", lambda op, weight, u, v, dim: weight),
+        nn.Sequential(nn.utils.spectral_norm(nn.Linear(4, 8)), nn.ReLU(), nn.Linear(8, 2)),
+        tokens(),
     ),
     # spatial
     "amounts of padding are dropped": (no_rewrite(spatial.pad), padded(), image()),
