@@ -629,10 +629,20 @@ _SPECIAL: dict[Any, Callable[..., Any]] = {
         torch.is_nonzero,
     ], _read_value),
 }  # fmt: skip
+
+
+def _any_number(value: Any) -> Any:
+    """A number of the type of a tensor that is filled with, whose value the meta device does not have."""
+    return torch.zeros((), dtype=value.dtype).item() if isinstance(value, Tensor) else value
+
+
 # Calls that cannot run on the meta device as they are.
 _META_RUNS: dict[Any, Callable[..., Any]] = {
     Tensor.cpu: lambda tensor, **_: tensor, Tensor.cuda: lambda tensor, *_, **__: tensor,
     Tensor.pin_memory: lambda tensor, *_, **__: tensor,
+    torch.full: lambda size, fill_value, **named: torch.full(size, _any_number(fill_value), **named),
+    torch.full_like: lambda tensor, fill_value, **named: torch.full_like(tensor, _any_number(fill_value), **named),
+    Tensor.new_full: lambda tensor, size, fill_value, **named: tensor.new_full(size, _any_number(fill_value), **named),
 }  # fmt: skip
 
 

@@ -784,6 +784,27 @@ class SplineLayers(nn.Module):
         return F.linear(B.view(*B.shape[:-2], -1), self.c2.view(3, -1))
 
 
+@model(image(), 11)
+class AnchorsAndStridesOfEachLevel(nn.Module):
+    """The grids of a detector, filled with the stride of their level: an entry of a tensor."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = conv(3, 6)
+        self.down = conv(6, 5, stride=2)
+        self.heads = nn.ModuleList([nn.Conv2d(6, 4, 1), nn.Conv2d(5, 4, 1)])
+        self.stride = torch.tensor([8.0, 16.0])
+
+    def forward(self, x):
+        a = self.stem(x)
+        levels = [head(f) for head, f in zip(self.heads, (a, self.down(a)), strict=True)]
+        strides = [
+            level.new_full((level.shape[2] * level.shape[3], 1), stride)
+            for level, stride in zip(levels, self.stride, strict=True)
+        ]
+        return torch.cat([level.flatten(2) for level in levels], 2).mT * torch.cat(strides)
+
+
 @pytest.mark.filterwarnings("ignore:.*weight_norm.*is deprecated:FutureWarning")
 @pytest.mark.parametrize("name", list(CASES))
 def test_another_model_from_outside_is_pruned_right(name: str) -> None:
