@@ -11,7 +11,7 @@ fxprune departs from fvcore only where fvcore has no number, or none that a form
 - *Scaled dot-product attention* counts as the two matrix products that it computes. fvcore gives it 0.
 - *Products whose second operand is a vector*, and norms of more than five dimensions: fvcore stops with an error; here
   the same formula goes on.
-- *baddbmm and the string-padded convolution* count as the product and the convolution that they are.
+- *baddbmm, the string-padded and the deformable convolution* count as the product and the convolutions that they are.
 - *einsum* of two operands counts the product of the sizes of all its distinct letters; longer ones are contracted from
   left to right, as torch does. fvcore reads and halves numpy's estimate, which rounds, and which
   for sums within an operand is something else.
@@ -211,7 +211,7 @@ def _batch_norm_handle(inputs: list[Any], outputs: list[Any]) -> int:
     return math.prod(_shape(inputs[0])) * (1 + affine + 3 * on_batch)
 
 
-def _convolution_mode_handle(inputs: list[Any], outputs: list[Any]) -> int:
+def _convolution_handle(inputs: list[Any], outputs: list[Any]) -> int:
     output = _shape(outputs[0])
     return output[0] * math.prod(_shape(inputs[1])) * math.prod(output[2:])
 
@@ -226,5 +226,6 @@ _HANDLES: dict[str, Callable[[list[Any], list[Any]], int]] = {
     "aten::group_norm": _norm_handle(2),
     "aten::layer_norm": _norm_handle(2),
     "aten::instance_norm": _norm_handle(1),
-    "aten::_convolution_mode": _convolution_mode_handle,
+    "aten::_convolution_mode": _convolution_handle,
+    "torchvision::deform_conv2d": _convolution_handle,
 }

@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torchvision.ops import deform_conv2d
 
 from fxprune.errors import FxpruneError
 from fxprune.flops import attention_flops, count_flops, einsum_flops, matmul_flops
@@ -98,6 +99,7 @@ FUNCTIONS = {
         [(2, 4, 2, 2, 2, 2)],
         4 * 128,
     ),
+    "deformable convolution": (deform_conv2d, [(1, 4, 5, 5), (1, 18, 3, 3), (6, 2, 3, 3)], 9 * 6 * 2 * 9),
     "einsum": (lambda a, b: torch.einsum("bnc,bmc->bnm", a, b), [(2, 5, 3), (2, 7, 3)], 2 * 5 * 3 * 7),
     "einsum by lists of dimensions": (lambda a, b: torch.einsum(a, [0, 1], b, [1, 2], [0, 2]), [(2, 3), (3, 4)], 24),
     "einsum of three": (lambda a, b, c: torch.einsum("ij,jk,kl->il", a, b, c), [(2, 3), (3, 4), (4, 5)], 24 + 40),

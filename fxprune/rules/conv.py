@@ -180,3 +180,33 @@ def _(op: Rewrite, *args: Any, **kwargs: Any) -> Call | None:
         left = op.insert(operator.floordiv, (op.insert(operator.mul, (given[key], left)), groups))
     given[key] = left
     return Call(tuple(given[k] for k in range(len(args))), {name: given[name] for name in kwargs})
+
+
+# Where a deformable convolution takes the number of conv groups.
+_DEFORM_GROUPS = 11
+
+
+@rule("torchvision.deform_conv2d")
+def deform_conv2d(
+    op: Op, input: Labels, weight: Labels, offset: Labels, mask: Labels, bias: Labels, *settings: Any
+) -> Labels:
+    """A convolution of what is read at `offset` in each of some equal runs of the input's channels."""
+    groups, runs = settings[6:8]
+    for positions in (offset, mask):
+        op.freeze(positions, "positions of a deformable convolution")
+    channels = input.dims[1]
+    if runs > 1 and not isinstance(channels, int):
+        op.unite_axis(channels.reshape(runs, -1), 1)
+    return _convolve(op, input, weight, bias, groups, transposed=False)
+
+
+@deform_conv2d.flops
+def _(op: Op, out: Labels, input: Labels, weight: Labels, *arguments: Any) -> list[Term]:
+    return _flops(input, out, weight, transposed=False)
+
+
+@deform_conv2d.rewrite
+def _(op: Rewrite, input: Any, *arguments: Any) -> Call | None:
+    args = [input, *arguments]
+    args[_DEFORM_GROUPS] = _groups_left(op, input, op.number(args[_DEFORM_GROUPS]), 2)
+    return Call(tuple(args))

@@ -265,7 +265,8 @@ _NAMESPACES = (torch, F, operator, torch.linalg, torch.special, torch.Tensor)
 def rule(*targets: Any) -> Callable[[P], Rule[P]]:
     """Register a rule for functions, module classes and names.
 
-    A name stands for the tensor method and for the functions of that name in torch, torch.nn.functional and operator.
+    A name stands for the tensor method and for the functions of that name in torch, torch.nn.functional and operator;
+    "library.name" for that operator in `torch.ops`, whether the library is installed or not.
     """
 
     def register(propagate: P) -> Rule[P]:
@@ -303,6 +304,8 @@ def find_rule(node: fx.Node, module: nn.Module | None, overridden: bool = False)
     found = _RULES.get(node.target)
     if found is None and isinstance(node.target, str):
         found = _RULES.get(node.target.removesuffix("_"))
+    if found is None and isinstance(node.target, (torch._ops.OpOverloadPacket, torch._ops.OpOverload)):
+        found = _RULES.get(str(node.target).removesuffix(".default"))
     return found
 
 

@@ -7,9 +7,31 @@ import torch
 import torch.nn.functional as F
 from invariant import check_invariant, image, net, parameter
 from torch import nn
+from torchvision.ops import DeformConv2d
+
+
+def deformable(groups: int = 1, runs: int = 1, mask: bool = True) -> nn.Module:
+    """A deformable convolution whose offsets and mask are made of what it convolves."""
+    return net(
+        lambda self, x: self.out(
+            self.deform(y := self.stem(x).relu(), self.offset(y), self.mask(y).sigmoid() if mask else None).relu()
+        ),
+        stem=nn.Conv2d(3, 8, 1),
+        offset=nn.Conv2d(8, runs * 18, 3, padding=1),
+        mask=nn.Conv2d(8, runs * 9, 3, padding=1) if mask else None,
+        deform=DeformConv2d(8, 8, 3, padding=1, groups=groups),
+        out=nn.Conv2d(8, 2, 1),
+    )
+
 
 # name -> (model, inputs, channels that can be pruned)
 NETS = {
+    "deformable": (deformable, image(), 16),
+    "deformable, without a mask": (lambda: deformable(mask=False), image(), 16),
+    "deformable, in two conv groups": (lambda: deformable(groups=2), image(), 8),
+    "deformable, each channel for itself": (lambda: deformable(groups=8), image(), 8),
+    "deformable, with offsets of their own for two runs": (lambda: deformable(runs=2), image(), 12),
+    "deformable, in conv groups and runs": (lambda: deformable(groups=2, runs=4), image(), 6),
     "with weights that are not zero where their parameters are": (
         lambda: net(
             lambda self, x: self.c(F.conv2d(self.a(x), 1 + self.w, groups=2).sum(1, keepdim=True)),

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from invariant import check_invariant, image, net, parameter, prunable, tokens
 from torch import nn
+from torchvision.ops import deform_conv2d
 
 from fxprune.channels import IdTable, Labels
 from fxprune.rules import (
@@ -250,6 +251,11 @@ MUTATIONS: dict[str, tuple[Patch, nn.Module, Any]] = {
     "repeat counts one by one": (
         attribute(shape.np, "tile", lambda ids, n: np.repeat(ids, n)),
         images(lambda self, x: x.repeat(1, 2, 1, 1), out=16),
+        image(),
+    ),
+    "a deformable convolution keeps its conv groups": (
+        no_rewrite(conv.deform_conv2d),
+        images(lambda self, x: deform_conv2d(x, self.p(x), self.w), p=nn.Conv2d(8, 2, 1), w=parameter(8, 1, 1, 1)),
         image(),
     ),
     # recurrent layers and weights that are normalised
