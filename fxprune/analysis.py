@@ -6,6 +6,7 @@ import copy
 import itertools
 import operator
 from collections import Counter
+from dataclasses import is_dataclass
 from typing import Any
 
 import numpy as np
@@ -135,8 +136,11 @@ def _propagate(op: Op) -> tuple[Any, list[Term]]:
         name = str(node.target)
         return op.parameters.labels(name) if name in op.parameters else map_values(op.value), []
     if node.op == "output":
-        _freeze_tree(op, _arguments(op)[0], "model output")
+        for given in node.all_input_nodes:
+            _freeze_tree(op, op.labels_of[given.name], "model output")
         return None, []
+    if _makes_container(node):
+        return {given.name: op.labels_of[given.name] for given in node.all_input_nodes}, []
     found = find_rule(node, op.module)
     is_number = op.value is not None and not _has_tensor(op.value)
     if is_number and found not in _SIZE_RULES and node.op != "call_module":
@@ -153,6 +157,11 @@ def _propagate(op: Op) -> tuple[Any, list[Term]]:
         return labels, found.flops_of(op, labels, *args, **kwargs) if found.flops_of else []
     except _UNFORESEEN as error:
         return _give_up(op, f"the rule of {op.name} does not take this call ({node.name}: {error})")
+
+
+def _makes_container(node: fx.Node) -> bool:
+    """Whether the node puts values into a dataclass or a named tuple, as models do with what they return."""
+    return isinstance(node.target, type) and (is_dataclass(node.target) or hasattr(node.target, "_fields"))
 
 
 # What a rule raises when it is given something that its author did not think of.

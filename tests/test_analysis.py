@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections import namedtuple
+from collections.abc import Callable
+from dataclasses import dataclass
+
 import pytest
 import torch
 from invariant import image, net, prunable, tokens
@@ -70,6 +74,26 @@ def test_a_call_that_its_rule_does_not_take_freezes_what_it_has_to_do_with(monke
     graph = graph_of(nn.Sequential(nn.Linear(4, 5), nn.LSTM(5, 3)), tokens())
     assert not graph.groups
     assert "the rule of LSTM does not take this call (_1: not today)" in str(graph)
+
+
+@dataclass
+class Scores:
+    scores: torch.Tensor
+    hidden: tuple[torch.Tensor, ...] = ()
+
+
+Pair = namedtuple("Pair", ["scores", "hidden"])
+
+
+@pytest.mark.parametrize("container", [Scores, Pair, lambda a, b: {"all": [Scores(a), Pair(a, b)]}])
+def test_what_is_returned_in_a_container_is_model_output(container: Callable[..., object]) -> None:
+    model = net(
+        lambda self, x: container(self.b(y := self.a(x)), (y.sum((1, 2)),)), a=nn.Linear(4, 5), b=nn.Linear(5, 2)
+    )
+    graph = graph_of(model, tokens())
+    (outputs,) = (frozen for frozen in graph.frozen if frozen.reason == "model output")
+    assert dimensions(outputs) == {"b.weight[0]", "b.bias[0]"}
+    assert prunable(graph) == 5
 
 
 def test_every_channel_of_a_parameter_is_in_one_group_or_frozen_once() -> None:
