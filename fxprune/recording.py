@@ -26,7 +26,7 @@ from torch.utils._device import _device_constructors
 
 from fxprune.errors import FxpruneError
 from fxprune.meta_results import META, call_key, leaf_key, recall, remember
-from fxprune.sizes import TracedInt, TracedNumber, TracingInt, plain, traced_number
+from fxprune.sizes import TracedInt, TracedNumber, TracedSize, TracingInt, plain, traced_number
 from fxprune.traced_module import ApplyFunction, ByMode, DivideBySpectralNorm
 
 __all__ = ["LIBRARY_FILES", "DataDependentError", "Recorder", "user_frame"]
@@ -530,7 +530,7 @@ def _shape(recorder: Recorder, func: Any, tensor: Tensor, *_: Any) -> Any:
     if recorder.running_leaf or not recorder.active:
         return func(tensor)
     node = recorder.node_of(tensor)
-    return torch.Size([recorder.size(node, i, size) for i, size in enumerate(tensor.shape)])
+    return TracedSize(recorder.size(node, i, size) for i, size in enumerate(tensor.shape))
 
 
 def _shape_is_unknown(error: Exception) -> bool:

@@ -8,13 +8,15 @@ import operator
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import fx
 
 if TYPE_CHECKING:
     from fxprune.recording import Recorder
 
 __all__ = [
-    "BUILTINS", "NUMBER_FUNCTIONS", "TracedFloat", "TracedInt", "TracedNumber", "TracingInt", "plain", "traced_number",
+    "BUILTINS", "NUMBER_FUNCTIONS", "TracedFloat", "TracedInt", "TracedNumber", "TracedSize", "TracingInt", "plain",
+    "traced_number",
 ]  # fmt: skip
 
 
@@ -99,6 +101,32 @@ for _name, _function in {
         ))  # fmt: skip
 
 
+class TracedSize(tuple[int, ...]):
+    """What `x.shape` is while a model is traced: `torch.Size` cannot be derived from, and its `numel()` forgets."""
+
+    @property  # type: ignore[misc]
+    def __class__(self) -> Any:
+        """As `isinstance` sees it."""
+        return torch.Size
+
+    def numel(self) -> int:
+        """The product of the sizes, remembered."""
+        return functools.reduce(operator.mul, self) if self else 1
+
+    def __getitem__(self, index: Any) -> Any:
+        """A size, or the sizes of a slice."""
+        found = super().__getitem__(index)
+        return TracedSize(found) if isinstance(index, slice) else found
+
+    def __add__(self, other: Any) -> Any:
+        """The sizes followed by others."""
+        return TracedSize(super().__add__(other))
+
+    def __repr__(self) -> str:
+        """As `torch.Size` is shown."""
+        return f"torch.Size({list(self)})"
+
+
 class _IntLikeType(type):
     def __instancecheck__(cls, instance: Any) -> bool:
         return isinstance(instance, int)
@@ -134,4 +162,11 @@ NUMBER_FUNCTIONS: dict[Any, Callable[..., Any]] = {
         math.sqrt, math.log, math.log2, math.log10, math.exp, math.pow, math.prod, math.isqrt, math.floor, math.ceil,
     )
 }  # fmt: skip
-BUILTINS: dict[str, Any] = {"int": TracingInt, "max": _remembering(max), "min": _remembering(min)}
+
+
+def _length(value: Any) -> int:
+    """`len(value)`, remembered where it is a tensor's."""
+    return value.size(0) if isinstance(value, torch.Tensor) and value.dim() else len(value)
+
+
+BUILTINS: dict[str, Any] = {"int": TracingInt, "len": _length, "max": _remembering(max), "min": _remembering(min)}

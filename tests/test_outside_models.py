@@ -150,7 +150,7 @@ class WeightNormParametrised(nn.Module):
         return self.c(self.b(self.a(x).relu()).relu())
 
 
-@model(image(), 5)
+@model(image(), 11)
 class SpectralNormParametrised(nn.Module):
     def __init__(self) -> None:
         super().__init__()

@@ -117,6 +117,24 @@ def test_sizes_factories_and_arithmetic_on_sizes_are_computed_at_run_time() -> N
     assert {torch.arange, torch.linspace, torch.eye, torch.full, torch.zeros} <= set(targets(traced))
 
 
+class Shapes(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        shape = x.shape
+        assert isinstance(shape, torch.Size)
+        assert isinstance(x.size()[1:], tuple)
+        assert str(shape) == f"torch.Size({[int(size) for size in shape]})"
+        assert shape == torch.Size(shape)
+        assert torch.Size([*shape]) == shape
+        assert x[0, 0, 0, 0].shape.numel() == 1
+        flat = x.view(-1, shape[1:].numel()) / shape.numel()
+        return flat.sum(1) * (shape[:1] + shape[2:]).numel() / len(x) + x.new_zeros(shape).flatten(1).sum(1)
+
+
+def test_lengths_and_numbers_of_elements_are_computed_at_run_time() -> None:
+    traced = trace(Shapes(), torch.randn(2, 4, 6, 8))
+    assert_same(Shapes(), traced, torch.randn(3, 4, 9, 7))
+
+
 def test_the_dtype_and_the_device_are_those_of_the_tensor_they_were_read_from() -> None:
     traced = trace(Sizes(), torch.randn(2, 4, 6, 8))
     assert "meta" not in traced.code

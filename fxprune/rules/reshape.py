@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -10,7 +11,7 @@ import numpy as np
 import torch
 from torch import fx, nn
 
-from fxprune.channels import Dim, Ids, Labels, is_labelled, size_of
+from fxprune.channels import Dim, Ids, Labels, size_of
 from fxprune.rules.registry import Call, Op, Rewrite, freeze_labels, rule
 
 __all__ = ["flat", "reshape_labels", "resized", "size_entries"]
@@ -118,16 +119,6 @@ def flat(arguments: tuple[Any, ...]) -> tuple[Any, ...]:
     return arguments
 
 
-def _freeze_if_unsizable(op: Op, out: Labels, sizes: Sequence[Any]) -> None:
-    """A labelled dimension whose size is computed from the batch or the resolution can only be written as -1."""
-    inferred = sum(1 for size in sizes if isinstance(size, int) and size == -1)
-    for dim, size in zip(out.dims, sizes, strict=False):
-        if is_labelled(dim) and isinstance(size, fx.Node) and not op.is_static(size):
-            inferred += 1
-            if inferred > 1:
-                op.freeze(dim, "its size is computed from the batch or the resolution")
-
-
 def resized(op: Rewrite, sizes: Sequence[Any]) -> list[Any] | None:
     """The size arguments for the channels that are left; None where they stay."""
     out = op.out
@@ -135,9 +126,20 @@ def resized(op: Rewrite, sizes: Sequence[Any]) -> list[Any] | None:
         return None
     new = list(sizes)
     for d, dim in enumerate(out.dims):
-        if op.changed(dim):
-            new[d] = op.size(dim) if op.is_static(sizes[d]) and op.number(sizes[d]) != -1 else -1
+        if not op.changed(dim) or _is_inferred(sizes[d]):
+            continue
+        if op.is_static(sizes[d]):
+            new[d] = op.size(dim)
+        elif not any(_is_inferred(size) for size in new):
+            new[d] = -1
+        else:
+            # Computed from the batch or the resolution: of each channel it counts as many indices.
+            new[d] = op.insert(operator.floordiv, (op.insert(operator.mul, (sizes[d], op.size(dim))), size_of(dim)))
     return new
+
+
+def _is_inferred(size: Any) -> bool:
+    return isinstance(size, int) and size == -1
 
 
 def size_entries(op: Rewrite, arguments: tuple[Any, ...]) -> list[Any]:
@@ -152,11 +154,7 @@ def reshape(op: Op, input: Labels, *shape: Any, **options: Any) -> Labels:
     if shape and isinstance(shape[0], torch.dtype):
         freeze_labels(op, input, "viewed as another type")
         return Labels.plain(op.shape)
-    out = reshape_labels(op, input, op.shape)
-    arguments = flat(tuple(op.node.args[1:]))
-    if len(arguments) == len(op.shape):
-        _freeze_if_unsizable(op, out, arguments)
-    return out
+    return reshape_labels(op, input, op.shape)
 
 
 @reshape.rewrite

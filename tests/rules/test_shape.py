@@ -65,6 +65,22 @@ NETS = {
         image(),
         8,
     ),
+    "view by the number of elements of a shape": (
+        lambda: net(
+            lambda self, x: self.b((y := self.a(x)).view(-1, y.shape[1:].numel()) * (y.shape.numel() / y.shape[0])),
+            a=nn.Conv2d(3, 8, 1),
+            b=nn.Linear(8 * 36, 2),
+        ),
+        image(),
+        8,
+    ),
+    "view by sizes of which two follow the input": (
+        lambda: images(
+            lambda self, x: x.view(-1, x.shape[1] * x.shape[2], x.shape[3]).view(-1, 8, x.shape[2], x.shape[3])
+        ),
+        image(),
+        8,
+    ),
     "view by literal between conv and linear": (
         lambda: net(lambda self, x: self.b(self.a(x).view(-1, 288)), a=nn.Conv2d(3, 8, 1), b=nn.Linear(288, 2)),
         image(),
