@@ -102,8 +102,6 @@ def matmul(op: Op, input: Labels, other: Labels) -> Labels:
 def _(op: Op, out: Labels, input: Labels, other: Labels) -> list[Term]:
     if len(other.dims) == 1:
         return [term(*input.dims)]
-    if len(input.dims) < len(other.dims):
-        return [term(*out.dims, input.dims[-1])]
     return [term(*input.dims, other.dims[-1])]
 
 

@@ -71,6 +71,15 @@ NETS = {
         tokens(),
         6,
     ),
+    "matmul of a matrix and a batch": (
+        lambda: net(
+            lambda self, x: self.w @ (self.v @ x).sigmoid(),
+            v=parameter(6, 5),
+            w=parameter(2, 6),
+        ),
+        tokens(),
+        6,
+    ),
     "mm and addmm": (
         lambda: net(
             lambda self, x: torch.addmm(self.b, torch.mm(x, self.v).sigmoid(), self.w),
