@@ -7,8 +7,8 @@ import math
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
-from types import ModuleType
+from contextlib import ExitStack, contextmanager, suppress
+from types import FunctionType, ModuleType
 from typing import Any
 
 import torch
@@ -18,22 +18,20 @@ from torch.nn.utils.spectral_norm import SpectralNorm
 from fxprune.recording import Recorder
 from fxprune.sizes import BUILTINS, NUMBER_FUNCTIONS
 
-__all__ = ["recording"]
+__all__ = ["packages_of", "recording", "uncached"]
 
 _patches_of_module: dict[int, tuple[ModuleType, dict[str, Any]]] = {}
+_cached_of_module: dict[int, tuple[ModuleType, list[tuple[Any, str, Any, Any]]]] = {}
 
 
 def _patches(module: ModuleType) -> dict[str, Any]:
     """Names in a source file of the model that have to mean something else while it is traced."""
     known = _patches_of_module.get(id(module))
-    if known is not None and known[0] is module:
+    if known is not None and known[0] is module and module.__name__ != "__main__":
         return known[1]
     patches: dict[str, Any] = {}
     for name, value in vars(module).items():
-        if isinstance(value, functools._lru_cache_wrapper):
-            # A cache that outlives the trace must not be filled with what belongs to it.
-            patches[name] = value.__wrapped__
-        elif type(value) is type(math.sqrt) and value in NUMBER_FUNCTIONS:
+        if type(value) is type(math.sqrt) and value in NUMBER_FUNCTIONS:
             patches[name] = NUMBER_FUNCTIONS[value]
     for name, replacement in BUILTINS.items():
         if name not in vars(module):
@@ -42,10 +40,64 @@ def _patches(module: ModuleType) -> dict[str, Any]:
     return patches
 
 
+def packages_of(model: nn.Module) -> set[str]:
+    """The packages that the classes of a model and of its parts come from, but for torch and fxprune."""
+    return {type(module).__module__.partition(".")[0] for module in model.modules()} - {"torch", "fxprune"}
+
+
+def _modules_of(packages: set[str]) -> list[ModuleType]:
+    loaded: list[Any] = [module for name, module in list(sys.modules.items()) if name.partition(".")[0] in packages]
+    return [module for module in loaded if isinstance(module, ModuleType)]
+
+
+@contextmanager
+def uncached(packages: set[str]) -> Iterator[None]:
+    """Functions with a cache (`functools.lru_cache`) work without it: what they keep must be none of what is made here.
+
+    On the meta device, or in another precision, tensors are made that are of no use to the model afterwards.
+    """
+    with ExitStack() as stack:
+        for module in _modules_of(packages):
+            for owner, name, cached, function in _cached_functions(module):
+                stack.callback(setattr, owner, name, cached)
+                setattr(owner, name, function)
+        yield
+
+
+def _cached_functions(module: ModuleType) -> list[tuple[Any, str, Any, Any]]:
+    """Where the module's code finds functions with a cache: owner, name, what is there, and the same without cache."""
+    known = _cached_of_module.get(id(module))
+    if known is not None and known[0] is module and module.__name__ != "__main__":
+        return known[1]
+    classes = [
+        value for value in vars(module).values() if isinstance(value, type) and value.__module__ == module.__name__
+    ]
+    found = [
+        entry for owner in (module, *classes) for name in list(vars(owner)) for entry in _cached_under(owner, name)
+    ]
+    _cached_of_module[id(module)] = (module, found)
+    return found
+
+
+def _cached_under(owner: Any, name: str) -> Iterator[tuple[Any, str, Any, Any]]:
+    value = vars(owner)[name]
+    kind = type(value)
+    function = value.__func__ if kind in (staticmethod, classmethod) else value
+    if isinstance(function, functools._lru_cache_wrapper):
+        yield owner, name, value, function.__wrapped__ if function is value else kind(function.__wrapped__)
+    elif isinstance(function, FunctionType):
+        # A decorator that calls it when it sees fit.
+        for cell in function.__closure__ or ():
+            with suppress(ValueError):  # an empty cell
+                content = cell.cell_contents
+                if isinstance(content, functools._lru_cache_wrapper):
+                    yield cell, "cell_contents", content, content.__wrapped__
+
+
 @contextmanager
 def recording(recorder: Recorder) -> Iterator[None]:
     """Everything that the recorder's module does in this context, in this thread, is recorded."""
-    packages = {type(module).__module__.partition(".")[0] for module in recorder.root.modules()} - {"torch", "fxprune"}
+    packages = packages_of(recorder.root)
     original_call = nn.Module.__call__
     original_apply = torch.autograd.Function.__dict__["apply"]
     script_call = torch._C.ScriptFunction.__call__
@@ -81,9 +133,9 @@ def recording(recorder: Recorder) -> Iterator[None]:
             stack.callback(setattr, owner, name, owner.__dict__[name])
             setattr(owner, name, value)
 
-        own: list[Any] = [module for name, module in list(sys.modules.items()) if name.partition(".")[0] in packages]
-        for module in own:
-            for name, value in _patches(module).items() if isinstance(module, ModuleType) else ():
+        stack.enter_context(uncached(packages))
+        for module in _modules_of(packages):
+            for name, value in _patches(module).items():
                 if name in vars(module):
                     stack.callback(vars(module).__setitem__, name, vars(module)[name])
                 else:

@@ -17,6 +17,7 @@ from fxprune.analysis import analyze
 from fxprune.errors import FxpruneError
 from fxprune.flops import call_arguments
 from fxprune.models import example_inputs as default_inputs
+from fxprune.patching import packages_of, uncached
 from fxprune.plan import Plan
 from fxprune.rewriting import plan_of, rewrite
 from fxprune.tracing import cloned, trace
@@ -52,16 +53,13 @@ def verify(model: nn.Module, pruned: nn.Module, example_inputs: Any = None) -> f
             return float("inf")
         pruned = _as_cut(model, pruned, plan, dict(kwargs) or args)
     args, kwargs = pytree.tree_map(_to_double, (args, kwargs))
-    expected = _outputs(mask(model, plan), args, kwargs)
-    got = _outputs(copy.deepcopy(pruned), args, kwargs)
-    if not all(map(_is_finite, expected)) and all(map(_is_finite, got)):
-        # What is divided by its own norm, as in weight_norm, is 0 / 0 where all of it was removed.
-        expected = _outputs(mask(cloned(model, {}).double(), plan, fill=_ALMOST_ZERO), args, kwargs)
-    worst = 0.0
-    for a, b in zip(expected, got, strict=True):
-        if isinstance(a, torch.Tensor):
-            worst = max(worst, _relative_error(a, b))
-    return worst
+    with uncached(packages_of(model)):
+        expected = _outputs(mask(model, plan), args, kwargs)
+        got = _outputs(copy.deepcopy(pruned), args, kwargs)
+        if not all(map(_is_finite, expected)) and all(map(_is_finite, got)):
+            # What is divided by its own norm, as in weight_norm, is 0 / 0 where all of it was removed.
+            expected = _outputs(mask(cloned(model, {}).double(), plan, fill=_ALMOST_ZERO), args, kwargs)
+    return max((_relative_error(a, b) for a, b in zip(expected, got, strict=True)), default=0.0)
 
 
 def _as_cut(model: nn.Module, pruned: nn.Module, plan: Plan, inputs: Any) -> nn.Module:
@@ -82,13 +80,13 @@ def _as_cut(model: nn.Module, pruned: nn.Module, plan: Plan, inputs: Any) -> nn.
 _ALMOST_ZERO = 1e-150
 
 
-def _outputs(model: nn.Module, args: Any, kwargs: Any) -> list[Any]:
+def _outputs(model: nn.Module, args: Any, kwargs: Any) -> list[torch.Tensor]:
     with torch.no_grad(), _in_double():
-        return trees.leaves(model.double().eval()(*copy.deepcopy(args), **copy.deepcopy(kwargs)))
+        return trees.tensors(model.double().eval()(*copy.deepcopy(args), **copy.deepcopy(kwargs)))
 
 
-def _is_finite(value: Any) -> bool:
-    return not isinstance(value, torch.Tensor) or bool(value.isfinite().all())
+def _is_finite(tensor: torch.Tensor) -> bool:
+    return bool(tensor.isfinite().all())
 
 
 _NARROW = (torch.float32, torch.float16, torch.bfloat16)

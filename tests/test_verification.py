@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 
 import pytest
 import torch
@@ -22,6 +23,29 @@ def test_a_right_result_is_off_by_rounding_only() -> None:
     model, pruned = pair()
     assert fxprune.verify(model, pruned, image()) <= 1e-12
     assert fxprune.verify(model, pruned) <= 1e-12, "the example inputs are remembered"
+
+
+class Cached(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(4, 6), nn.Linear(6, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.b(self.a(x) + self.thirds(x.shape[1], x.dtype)[:, None])
+
+    @staticmethod
+    @functools.lru_cache
+    def thirds(size: int, dtype: torch.dtype) -> torch.Tensor:
+        return torch.arange(size, dtype=torch.float32).to(dtype) / 3
+
+
+def test_caches_of_the_model_are_neither_read_nor_filled() -> None:
+    model, x = Cached(), tokens()
+    expected = model(x)
+    pruned = fxprune.prune(model, 0.5, example_inputs=x, compensate=False)
+    assert fxprune.verify(model, pruned, x) <= 1e-12
+    assert Cached.thirds.cache_info().currsize == 1
+    assert torch.equal(model(x), expected)
 
 
 def test_a_wrong_weight_is_noticed() -> None:
