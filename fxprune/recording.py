@@ -39,6 +39,10 @@ class DataDependentError(FxpruneError):
     """The model's Python code asked for the value of a tensor that depends on the input."""
 
 
+class ForeignTypeError(FxpruneError):
+    """An object that is neither a tensor nor a container of tensors was to become part of the graph."""
+
+
 # --- the recorder -----------------------------------------------------------------------------------------------------
 
 _GRAPH_LITERALS = frozenset(
@@ -107,6 +111,7 @@ class Recorder(TorchFunctionMode):
         self.failed_in: str | None = None
         self.notes: list[str] = []
         self.running_leaf = 0
+        self._is_output = False
         self.example: dict[fx.Node, Any] = {}
         self._calls: dict[str, int] = {}
         self._sizes: dict[tuple[fx.Node, int], TracedInt] = {}
@@ -249,20 +254,38 @@ class Recorder(TorchFunctionMode):
             (start, stop, step), values, origin = self.lower_all((arg.start, arg.stop, arg.step))
             return slice(start, stop, step), slice(*values), origin
         if dataclasses.is_dataclass(arg) and not isinstance(arg, type):
-            names = [field.name for field in dataclasses.fields(arg) if getattr(arg, field.name) is not None]
-            items, _, origin = self.lower_all(getattr(arg, name) for name in names)
-            kwargs = dict(zip(names, items, strict=True))
+            given = {field.name: getattr(arg, field.name) for field in dataclasses.fields(arg)}
+            kwargs, _, origin = self._lower_entries({name: value for name, value in given.items() if value is not None})
             return self.create_node("call_function", kind, (), kwargs, arg, origin), arg, origin
         if isinstance(arg, dict):
-            items, values, origin = self.lower_all(arg.values())
-            return dict(zip(arg, items, strict=True)), dict(zip(arg, values, strict=True)), origin
+            return self._lower_entries(arg)
         if kind is range:
             return self.lower(list(arg))
         if arg is TracingInt:
             return int, int, _NOTHING
         if arg in (int, float, bool, complex):
             return {int: torch.int64, float: torch.get_default_dtype(), bool: torch.bool}.get(arg, arg), arg, _NOTHING
-        raise FxpruneError(f"An argument of type `{kind.__module__}.{kind.__qualname__}` cannot be part of a graph.")
+        raise ForeignTypeError(f"an object of type `{kind.__module__}.{kind.__qualname__}` cannot be part of a graph")
+
+    def lower_output(self, output: Any) -> tuple[Any, Any, int]:
+        """`lower` of what the model returns; named entries that cannot be part of a graph are left out, with a note."""
+        self._is_output = True
+        return self.lower(output)
+
+    def _lower_entries(self, entries: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any], int]:
+        lowered = {}
+        for name, value in entries.items():
+            try:
+                lowered[name] = self.lower(value)
+            except ForeignTypeError as error:
+                if not self._is_output:
+                    raise
+                self.notes.append(f"`{name}` is left out of what the model returns: {error}.")
+        return (
+            {name: symbolic for name, (symbolic, _, _) in lowered.items()},
+            {name: concrete for name, (_, concrete, _) in lowered.items()},
+            max((origin for _, _, origin in lowered.values()), default=_NOTHING),
+        )
 
     def _dtype_argument(self, dtype: torch.dtype) -> Any:
         # torch.dtype objects are singletons: a dtype that was read from a tensor is told from a literal one by the
@@ -626,7 +649,7 @@ _SPECIAL: dict[Any, Callable[..., Any]] = {
     Tensor.requires_grad_: _as_is, torch.is_floating_point: _as_is,
     **dict.fromkeys([
         Tensor.__bool__, Tensor.item, Tensor.__int__, Tensor.__float__, Tensor.__index__, Tensor.tolist, Tensor.numpy,
-        torch.is_nonzero,
+        torch.is_nonzero, Tensor.__contains__,
     ], _read_value),
 }  # fmt: skip
 

@@ -8,8 +8,9 @@ import inspect
 import linecache
 import traceback
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import torch
@@ -69,7 +70,16 @@ def trace(
     kept: set[str] = set()
     with torch.random.fork_rng(devices=[]):
         while True:
-            recorded = source.record(leaves, kept, training=False)
+            try:
+                recorded = source.record(leaves, kept, training=False)
+            except FxpruneError as error:
+                if source.exporting or not isinstance(error.__cause__, DataDependentError):
+                    raise
+                source.exporting = True
+                recorded = source.record(leaves, kept, training=False)
+                notes.append(
+                    "Traced as for torch.export: otherwise the model's control flow depends on the values of its input."
+                )
             if not recorded.training_readers:
                 break
             try:
@@ -212,6 +222,20 @@ def _meta_twin(model: nn.Module) -> tuple[nn.Module, dict[int, Tensor]]:
     return twin, real
 
 
+@contextmanager
+def _said_to_export(exporting: bool) -> Iterator[None]:
+    """What a model asks for that has a way without control flow on values: `torch.compiler.is_compiling()`."""
+    flags = ("_is_compiling_flag", "_is_exporting_flag")
+    before = {name: getattr(torch.compiler, name) for name in flags if hasattr(torch.compiler, name)}
+    try:
+        for name in before:
+            setattr(torch.compiler, name, exporting or before[name])
+        yield
+    finally:
+        for name, value in before.items():
+            setattr(torch.compiler, name, value)
+
+
 @dataclass
 class _Source:
     """The model that is traced, with what it is called with."""
@@ -220,6 +244,7 @@ class _Source:
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     copy_tensors: bool
+    exporting: bool = False
 
     def record(self, leaves: Leaves, kept: set[str], training: bool) -> Recorder:
         twin, real = _meta_twin(self.model)
@@ -244,11 +269,11 @@ class _Source:
             star = "*" if kind is kind.VAR_POSITIONAL else "**" if kind is kind.VAR_KEYWORD else ""
             recorder.placeholder(star + name, _to_meta(value), value)
         try:
-            with recording(recorder):
+            with recording(recorder), _said_to_export(self.exporting):
                 positional, named = _call_arguments(recorder.adopt_placeholders(), signature)
                 output = twin(*positional, **named)
                 with torch._C.DisableTorchFunction():
-                    result, values, origin = recorder.lower(output)
+                    result, values, origin = recorder.lower_output(output)
                     recorder.create_node("output", "output", (result,), {}, values, origin)
         except Exception as error:
             raise _explained(self.model, recorder, error) from error
@@ -263,7 +288,7 @@ class _Source:
             if not all(tensor.ndim and len(tensor) == 1 for tensor in tensors):
                 raise
             args, kwargs = _doubled(self.args), _doubled(self.kwargs)
-            return _Source(self.model, args, kwargs, self.copy_tensors).record(leaves, kept, training=True)
+            return replace(self, args=args, kwargs=kwargs).record(leaves, kept, training=True)
 
     def _bind(self, twin: nn.Module) -> tuple[dict[str, Any], inspect.Signature]:
         signature = inspect.signature(twin.forward)

@@ -16,6 +16,7 @@ import torchvision
 from torch import Tensor, fx, nn
 from torch.nn import functional
 
+from fxprune import trees
 from fxprune.errors import FxpruneError
 from fxprune.tracing import trace
 
@@ -453,15 +454,102 @@ def _table(size: int) -> Tensor:
     return torch.arange(size).float()
 
 
+def _by_decorator(function: Any) -> Any:
+    cached = functools.lru_cache(function)
+
+    @functools.wraps(function)
+    def call(*args: Any) -> Any:
+        return cached(*args)
+
+    call.cache_info = cached.cache_info  # type: ignore[attr-defined]
+    return call
+
+
+@_by_decorator
+def _other_table(size: int) -> Tensor:
+    return torch.arange(size) / 3
+
+
 class Cached(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
-        return x + _table(x.shape[1])
+        return x + _table(x.shape[1]) + _other_table(x.shape[1]) + self.method(x.shape[1]) + self.static(x.shape[1])
+
+    @functools.lru_cache  # noqa: B019
+    def method(self, size: int) -> Tensor:
+        return torch.arange(size) / 5
+
+    @staticmethod
+    @functools.lru_cache
+    def static(size: int) -> Tensor:
+        return torch.arange(size) / 7
 
 
-def test_caches_of_the_model_are_not_filled_by_the_trace() -> None:
-    traced = trace(Cached(), torch.randn(2, 3))
-    assert _table.cache_info().currsize == 0
-    assert_same(Cached(), traced, torch.randn(2, 5))
+CACHES = (_table, _other_table, Cached.method, Cached.static)
+
+
+def test_caches_of_the_model_are_neither_read_nor_filled_by_the_trace() -> None:
+    model = Cached()
+    model(torch.randn(2, 3))
+    before = [cache.cache_info() for cache in CACHES]
+    traced = trace(model, torch.randn(2, 3))
+    assert [cache.cache_info() for cache in CACHES] == before
+    assert not list(traced.buffers())
+    assert_same(model, traced, torch.randn(2, 5))
+
+
+class AsksWhetherItIsCompiled(nn.Module):
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        if not torch.compiler.is_compiling() and (0.0 in mask[[-1]] or mask.all()):
+            return x.relu() if mask.all() else (x * mask[:, None]).relu()
+        return (x * mask[:, None]).relu()
+
+
+def test_a_way_that_a_model_has_for_export_is_taken_where_the_other_depends_on_values() -> None:
+    x, masks = torch.randn(2, 3), (torch.ones(2), torch.tensor([1.0, 0.0]))
+    traced = trace(AsksWhetherItIsCompiled(), (x, masks[0]))
+    for mask in masks:
+        assert torch.equal(traced(x, mask), AsksWhetherItIsCompiled()(x, mask))
+    assert traced.meta["notes"] == [
+        "Traced as for torch.export: otherwise the model's control flow depends on the values of its input."
+    ]
+    assert not torch.compiler.is_compiling()
+
+
+class Memory:
+    def __init__(self, tensor: Tensor) -> None:
+        self.tensor = tensor
+
+
+@dataclass
+class ScoresAndMemory:
+    scores: Tensor
+    memory: Memory | None = None
+
+
+class Remembers(nn.Module):
+    def forward(self, x: Tensor, container: Any = ScoresAndMemory) -> Any:
+        return container(scores=x.relu(), memory=Memory(x + 1))
+
+
+@pytest.mark.parametrize("container", [ScoresAndMemory, dict])
+def test_an_object_among_what_the_model_returns_by_name_is_left_out_and_noted(container: Any) -> None:
+    x = torch.randn(2, 3)
+    model = Remembers()
+    model.forward = functools.partial(model.forward, container=container)  # type: ignore[method-assign]
+    traced = trace(model, x)
+    assert trees.tensors(traced(x))[0].equal(x.relu())
+    (note,) = traced.meta["notes"]
+    assert note.startswith("`memory` is left out of what the model returns: an object of type `")
+    assert len(traced.graph.nodes) == 3 + (container is ScoresAndMemory)
+
+
+def test_a_model_without_a_way_for_export_is_refused_for_its_own_reason() -> None:
+    class Asks(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.relu() if x.sum() > 0 else x
+
+    with pytest.raises(FxpruneError, match="asks for the value of a tensor that depends on the model's input"):
+        trace(Asks(), torch.randn(2, 3))
 
 
 def test_hooks_and_parametrisations_of_leaves_go_on_working() -> None:
