@@ -258,6 +258,31 @@ def test_a_usage_error_has_exit_code_2(arguments: list[str], tmp_path: Path, mon
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["prune"], ["missing argument 'MODEL'", "see fxprune prune --help"]),
+        ([*PRUNE, "--flop", "0.5"], ["no such option: --flop", "--flops"]),
+        ([*PRUNE, "-o", "x.safetensors", "--flops", "half"], ["--flops", "half"]),
+        ([*PRUNE, "-o", "x.safetensors", "--samples=0"], ["--samples", "0"]),
+        ([*PRUNE, "-o", "x.bin"], ["--output: 'x.bin' must end in .safetensors; see fxprune prune --help"]),
+        (["prun", MODEL], ["no such command 'prun'", "see fxprune --help"]),
+    ],
+)
+def test_a_usage_error_is_one_line_of_what_was_given_and_where_to_look(arguments: list[str], said: list[str]) -> None:
+    result = run(*arguments)
+    assert result.exit_code == 2
+    assert result.stderr.startswith("fxprune: ")
+    assert result.stderr.count("\n") == 1
+    assert all(part in result.stderr for part in said)
+
+
+def test_without_a_command_the_commands_are_shown() -> None:
+    result = run()
+    assert result.exit_code == 0
+    assert all(verb.__name__ in result.stdout for verb in EXAMPLES)
+
+
 def test_a_folder_without_permission_is_found_out_before_the_work(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -13,6 +13,7 @@ from fxprune.cli.finetune import finetune
 from fxprune.cli.inspect import inspect
 from fxprune.cli.prune import prune
 from fxprune.cli.report import report
+from fxprune.cli.usage import PlainGroup
 from fxprune.cli.verify import verify
 
 __all__ = ["EXAMPLES", "app", "main"]
@@ -37,7 +38,7 @@ app = typer.Typer(
     name="fxprune",
     help="Structured pruning of PyTorch models to a FLOPs budget.",
     epilog="Begin with: fxprune prune timm:resnet50 --pretrained --flops 0.5 -o small.safetensors",
-    no_args_is_help=True,
+    cls=PlainGroup,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
@@ -53,8 +54,11 @@ def main() -> None:
 
 @app.callback(invoke_without_command=True)
 def _global(
+    context: typer.Context,
     version: Annotated[bool, typer.Option("--version", help="show the version and exit")] = False,
 ) -> None:
     if version:
         typer.echo(f"fxprune {metadata.version('fxprune')}")
         raise typer.Exit
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
