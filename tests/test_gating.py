@@ -11,6 +11,7 @@ from benchmarks.coverage import _randomise
 from invariant import masks, plan_for, randomise, to_double, tokens
 from rules import test_norm as norms
 from rules import test_recurrent as recurrent
+from rules import test_reduce as reductions
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
@@ -65,13 +66,15 @@ def test_open_gates_change_no_bit_and_closed_gates_are_the_rewritten_model(spec:
 GATED_INSIDE = {
     **{name: make for name, (make, _) in recurrent.NETS.items()},
     **{name: norms.NETS[name][0] for name in ("spectral norm", "spectral norm by a hook", "weight norm")},
+    **{name: make for name, make in reductions.WRITTEN_OUT.items() if "deviation" not in name},
 }
 
 
 @pytest.mark.parametrize("name", GATED_INSIDE)
 def test_gates_stand_where_a_layer_sums_over_channels_within_itself(name: str) -> None:
     torch.manual_seed(0)
-    inputs = norms.NETS[name][1] if name in norms.NETS else tokens()
+    nets = {**norms.NETS, **reductions.NETS}
+    inputs = nets[name][1] if name in nets else tokens()
     model, inputs = randomise(GATED_INSIDE[name]()), to_double(inputs)
     graph = fxprune.analyze(fxprune.trace(model, inputs))
     gated = insert_gates(graph, reluctant=True).eval()

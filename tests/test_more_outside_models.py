@@ -49,7 +49,7 @@ class Out:
     extras: dict[str, Tensor] = field(default_factory=dict)
 
 
-@model(image(), 6)
+@model(image(), 14)
 class DataclassOutput(nn.Module):
     def __init__(self):
         super().__init__()

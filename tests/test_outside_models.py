@@ -359,7 +359,7 @@ class CBAM(nn.Module):
         return x * torch.sigmoid(self.spatial(s))
 
 
-@model(image(), 4)
+@model(image(), 10)
 class WithCbam(nn.Module):
     def __init__(self) -> None:
         super().__init__()

@@ -11,7 +11,7 @@ from torch import nn
 from fxprune.channels import Dim, Labels, is_labelled, size_of
 from fxprune.rules.registry import Call, Op, Rewrite, rule
 
-__all__ = ["broadcast", "elementwise"]
+__all__ = ["broadcast", "elementwise", "unchanged"]
 
 _ACTIVATIONS = (
     *(nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.CELU, nn.SELU, nn.GELU, nn.SiLU, nn.Mish, nn.Hardswish),

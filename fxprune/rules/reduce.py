@@ -5,15 +5,17 @@ Along a channel dimension a sum is right as long as removed channels are zero; a
 
 from __future__ import annotations
 
+import operator
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from fxprune.channels import Labels, size_of
+from fxprune.channels import Labels, is_labelled, size_of
 from fxprune.rules.elementwise import broadcast, elementwise
 from fxprune.rules.registry import Call, Op, Rewrite, rule
+from fxprune.rules.stand_in import completed, enter_completed
 
 __all__: list[str] = []
 
@@ -24,19 +26,38 @@ def _reduced(rank: int, dim: Any) -> tuple[int, ...]:
     return tuple(d % rank for d in (dim if isinstance(dim, (tuple, list)) else (dim,)))
 
 
-def _reduce(op: Op, x: Labels, dim: Any, keepdim: bool, additive: bool) -> Labels:
+def _reduce(op: Op, x: Labels, dim: Any, keepdim: bool, additive: bool, completes: bool = False) -> Labels:
+    """`completes` tells that the rewrite puts in the entries of removed channels where they count."""
     reduced = _reduced(len(x.dims), dim)
+    labelled = [d for d in reduced if is_labelled(x.dims[d])]
     for d in reduced:
-        op.enters(x, d)
-        if not additive:
-            op.freeze(x.dims[d], f"reduced by {_name(op)}")
-        elif not x.zero[d]:
-            op.freeze(x.dims[d], f"reduced by {_name(op)} where it is not zero")
+        if additive and x.zero[d]:
+            op.enters(x, d)
+        elif completes and labelled == [d] and enter_completed(op, op.node.all_input_nodes[0], d):
+            op.mark_reluctant(x.dims[d], f"reduced by {_name(op)}; zeros stand in for what is removed")
+        else:
+            op.enters(x, d)
+            op.freeze(x.dims[d], f"reduced by {_name(op)}{' where it is not zero' if additive else ''}")
     left = [d for d in range(len(x.dims)) if d not in reduced]
     if not keepdim:
         return x.take(left)
     dims = tuple(1 if d in reduced else dim for d, dim in enumerate(x.dims))
     return Labels(dims, tuple(zero and d not in reduced for d, zero in enumerate(x.zero)))
+
+
+def _lost(op: Rewrite, input: Any, dim: Any) -> list[int]:
+    """The dimensions that are reduced and lose channels."""
+    x = op.labels(input)
+    return [d for d in _reduced(len(x.dims), op.number(dim)) if op.changed(x.dims[d])]
+
+
+def _of_completed(op: Rewrite, input: Any, dim: Any, arguments: Any, options: Any) -> Call | None:
+    """The same reduction of the input with what removed channels have in it."""
+    lost = _lost(op, input, dim)
+    if not lost:
+        return None
+    named = {} if dim is None else {"dim": dim}
+    return Call((completed(op, input, lost[0]), *named.values(), *arguments), options)
 
 
 def _name(op: Op) -> str:
@@ -46,21 +67,31 @@ def _name(op: Op) -> str:
 
 @rule("sum")
 def sum_(op: Op, input: Labels, dim: Any = None, keepdim: bool = False, dtype: Any = None) -> Labels:
-    return _reduce(op, input, dim, keepdim, additive=True)
+    return _reduce(op, input, dim, keepdim, additive=True, completes=True)
+
+
+@sum_.rewrite
+def _(op: Rewrite, input: Any, dim: Any = None, *arguments: Any, **options: Any) -> Call | None:
+    if all(op.labels(input).zero[d] for d in _lost(op, input, dim)):
+        return None
+    return _of_completed(op, input, dim, arguments, options)
 
 
 @rule("mean")
 def mean(op: Op, input: Labels, dim: Any = None, keepdim: bool = False, dtype: Any = None) -> Labels:
-    return _reduce(op, input, dim, keepdim, additive=True)
+    return _reduce(op, input, dim, keepdim, additive=True, completes=True)
 
 
 @mean.rewrite
 def _(op: Rewrite, input: Any, dim: Any = None, keepdim: Any = False, dtype: Any = None) -> Call | None:
     x = op.labels(input)
-    dim = op.number(dim)
-    lost = [d for d in _reduced(len(x.dims), dim) if op.changed(x.dims[d])]
+    lost = _lost(op, input, dim)
     if not lost:
         return None
+    if not all(x.zero[d] for d in lost):
+        options = {} if dtype is None else {"dtype": dtype}
+        return _of_completed(op, input, dim, () if dim is None else (keepdim,), options)
+    dim = op.number(dim)
     share = 1.0
     for d in lost:
         share *= op.size(x.dims[d]) / size_of(x.dims[d])
@@ -77,9 +108,21 @@ def statistic(op: Op, input: Labels, dim: Any = None, *arguments: Any, keepdim: 
         op.freeze(input, f"reduced by {_name(op)}")
         return _shaped(op, Labels.plain)
     keepdim = keepdim or (bool(arguments) and arguments[-1] is True)
-    kept = _reduce(op, input, dim, keepdim, additive=False)
+    kept = _reduce(op, input, dim, keepdim, additive=False, completes=_of_values(op))
     unsure = Labels(kept.dims, (False,) * len(kept.dims))
     return _shaped(op, lambda shape: unsure if unsure.shape == tuple(shape) else _plain_frozen(op, input, shape))
+
+
+@statistic.rewrite
+def _(op: Rewrite, input: Any, dim: Any = None, *arguments: Any, **options: Any) -> Call | None:
+    return None if dim is None or isinstance(dim, bool) else _of_completed(op, input, dim, arguments, options)
+
+
+def _of_values(op: Op) -> bool:
+    """Whether the result depends on what the values are, and not on where they are."""
+    positions = (user for user in op.node.users if user.target is operator.getitem and user.args[1] == 1)
+    ordered = _name(op) in ("max", "min", "median")
+    return "arg" not in _name(op) and not (ordered and any(positions))
 
 
 def _plain_frozen(op: Op, x: Labels, shape: Any) -> Labels:
@@ -100,6 +143,15 @@ def extreme(op: Op, input: Labels, *arguments: Any, **options: Any) -> Any:
     if any(isinstance(argument, Labels) for argument in (*arguments, *options.values())):
         return elementwise.propagate(op, input, *arguments, **options)
     return statistic.propagate(op, input, *arguments, **options)
+
+
+@extreme.rewrite
+def _(op: Rewrite, input: Any, *arguments: Any, **options: Any) -> Call | None:
+    if any(isinstance(op.number(argument), torch.Tensor) for argument in (*arguments, *options.values())):
+        return None
+    rewrite = statistic.rewrite_of
+    assert rewrite is not None
+    return rewrite(op, input, *arguments, **options)
 
 
 @rule("norm", "vector_norm")

@@ -72,6 +72,7 @@ class Op:
     module: nn.Module | None
     labels_of: dict[str, Any]
     contractions: list[tuple[Labels, int]] = field(default_factory=list)
+    entering: dict[str, tuple[tuple[str, int], ...]] = field(default_factory=dict)
 
     @property
     def value(self) -> Any:
@@ -105,6 +106,11 @@ class Op:
     def enters(self, x: Labels, d: int) -> None:
         """The channels of dimension `d` of an argument are summed over here: this is where a gate acts."""
         self.contractions.append((x, d % len(x.dims)))
+
+    def enters_at(self, user: fx.Node, x: fx.Node, d: int) -> None:
+        """As `enters`, at a node before this one, or this one."""
+        if not isinstance(self.labels_of[x.name].dims[d], int):
+            self.entering[user.name] = tuple(dict.fromkeys((*self.entering.get(user.name, ()), (x.name, d))))
 
     def mark_reluctant(self, dim: Dim, reason: str) -> None:
         """These channels are pruned only when the budget cannot be met without."""

@@ -26,6 +26,7 @@ from fxprune.rules import (
     reshape,
     shape,
     spatial,
+    stand_in,
 )
 from fxprune.rules.registry import _RULES, Op, Rewrite, Rule
 
@@ -256,6 +257,20 @@ MUTATIONS: dict[str, tuple[Patch, nn.Module, Any]] = {
     "a deformable convolution keeps its conv groups": (
         no_rewrite(conv.deform_conv2d),
         images(lambda self, x: deform_conv2d(x, self.p(x), self.w), p=nn.Conv2d(8, 2, 1), w=parameter(8, 1, 1, 1)),
+        image(),
+    ),
+    "nothing stands in for channels in a variance": (
+        attribute(reduce, "completed", lambda op, x, d: x),
+        images(lambda self, x: x / (x.var(1, keepdim=True) + 1)),
+        image(),
+    ),
+    "zero stands in for what is made of zero": (
+        attribute(
+            stand_in,
+            "_removed_entry",
+            lambda op, x, d: op.insert(torch.zeros_like, (op.insert(torch.narrow, (x, d, 0, 1)),)),
+        ),
+        images(lambda self, x: x * x.sigmoid().mean(1, keepdim=True)),
         image(),
     ),
     # recurrent layers and weights that are normalised

@@ -1,0 +1,94 @@
+"""What stands in the places of removed channels where an op looks at all of them, as a variance over channels does.
+
+In the zero-masked model an entry of a removed channel is zero, or what element-wise ops make of zero and of values that
+are the same for all channels: in `(x - x.mean(1, keepdim=True)) ** 2` it is the square of the mean. The same ops make
+it of zeros, without the channel.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import fx
+
+from fxprune.channels import Labels, size_of
+from fxprune.rules.elementwise import elementwise, unchanged
+from fxprune.rules.registry import Op, Rewrite, find_rule
+
+__all__ = ["completed", "enter_completed"]
+
+
+def enter_completed(op: Op, x: fx.Node, d: int) -> bool:
+    """Whether the removed entries of an argument can be computed along `d`; gates then act where they are zero."""
+    rank = len(op.labels_of[x.name].dims)
+    made = _made_of(x, d - rank, op.labels_of)
+    if made is None or not _unwritten(op.node, [node for node, _, _ in made]):
+        return False
+    for user, source, dim in made:
+        op.enters_at(user or op.node, source, dim)
+    return True
+
+
+def completed(op: Rewrite, x: fx.Node, d: int) -> fx.Node:
+    """An argument with the entries of the removed channels appended along `d`."""
+    labels = op.labels(x)
+    removed = _removed_entry(op, x, d - len(labels.dims))
+    lost = size_of(labels.dims[d]) - op.size(labels.dims[d])
+    sizes = [lost if k == d else -1 for k in range(len(labels.dims))]
+    return op.insert(torch.cat, ((x, op.insert(torch.Tensor.expand, (removed, *sizes))), d))
+
+
+Made = list[tuple[fx.Node | None, fx.Node, int]]
+
+
+def _made_of(x: fx.Node, d: int, labels_of: dict[str, Any], user: fx.Node | None = None) -> Made | None:
+    """The ops that make `x` of what is zero in removed channels: (op, operand, dimension), with None for no op.
+
+    `d` counts from the end, as dimensions do when they broadcast. None if `x` is made in other ways.
+    """
+    labels = labels_of[x.name]
+    if labels.zero[d]:
+        return [(user, x, d % len(labels.dims))]
+    if x.op not in ("call_function", "call_method") or find_rule(x, None) not in (elementwise, unchanged):
+        return None
+    found: Made = []
+    for operand in _per_channel(x, d, labels_of):
+        made = _made_of(operand, d, labels_of, x)
+        if made is None:
+            return None
+        found += made
+    return found
+
+
+def _per_channel(x: fx.Node, d: int, labels_of: dict[str, Any]) -> Iterator[fx.Node]:
+    """The operands that are not the same for all channels."""
+    for operand in x.all_input_nodes:
+        labels = labels_of[operand.name]
+        if isinstance(labels, Labels) and -d <= len(labels.dims) and size_of(labels.dims[d]) != 1:
+            yield operand
+
+
+def _unwritten(end: fx.Node, ops: list[fx.Node | None]) -> bool:
+    """Whether nothing is changed in place, or at random, between the first of some ops and `end`."""
+    waiting = {node for node in ops if node is not None}
+    node = end
+    while waiting:
+        node = node.prev
+        name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+        if "mutates" in node.meta or (node in waiting and "dropout" in name):
+            return False
+        waiting.discard(node)
+    return True
+
+
+def _removed_entry(op: Rewrite, x: fx.Node, d: int) -> fx.Node:
+    """The entry of a removed channel, of size 1 along `d`."""
+    if op.labels(x).zero[d]:
+        return op.insert(torch.zeros_like, (op.insert(torch.narrow, (x, d, 0, 1)),))
+    entries = {operand: _removed_entry(op, operand, d) for operand in _per_channel(x, d, op.labels_of)}
+    with op.node.graph.inserting_before(op.node):
+        made = op.node.graph.node_copy(x, lambda operand: entries.get(operand, operand))
+    made.meta = {}
+    return made
