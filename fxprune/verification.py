@@ -81,7 +81,9 @@ _ALMOST_ZERO = 1e-150
 
 
 def _outputs(model: nn.Module, args: Any, kwargs: Any) -> list[torch.Tensor]:
-    with torch.no_grad(), _in_double():
+    # Both models draw the same random numbers.
+    with torch.no_grad(), _in_double(), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
         return trees.tensors(model.double().eval()(*copy.deepcopy(args), **copy.deepcopy(kwargs)))
 
 

@@ -48,6 +48,14 @@ def test_caches_of_the_model_are_neither_read_nor_filled() -> None:
     assert torch.equal(model(x), expected)
 
 
+def test_a_model_that_draws_random_numbers_is_compared_on_the_same_ones() -> None:
+    model = net(lambda self, x: self.b(self.a(x + torch.randn_like(x))), a=nn.Linear(4, 6), b=nn.Linear(6, 2))
+    pruned = fxprune.prune(model, 0.5, example_inputs=tokens(), compensate=False)
+    state = torch.get_rng_state()
+    assert fxprune.verify(model, pruned, tokens()) <= 1e-12
+    assert torch.equal(torch.get_rng_state(), state)
+
+
 def test_a_wrong_weight_is_noticed() -> None:
     model, pruned = pair()
     with torch.no_grad():
