@@ -100,10 +100,9 @@ def trace(
             kept |= mode_dependent
     notes.extend(recorded.notes)
     notes.extend(
-        f"`{path}.train()` is overridden by `{type(module).__name__}`; the traced model has the usual one."
-        for path, module in model.named_modules()
-        if path not in kept and type(module).train is not nn.Module.train and any(True for _ in module.modules())
-        if not type(module).__module__.startswith(("torch.", "timm."))
+        f"`train()` of `{path or type(model).__name__}` leaves some of it as it was; the traced model has the usual one."
+        for path in _unusual_train(model)
+        if path not in kept
     )
     _remove_dead_nodes(recorded)
     traced = source.assemble(recorded)
@@ -111,6 +110,20 @@ def trace(
     traced.meta["notes"] = list(dict.fromkeys(notes))
     traced.meta["source"] = source_of(model)
     return traced
+
+
+def _unusual_train(model: nn.Module) -> list[str]:
+    """The modules whose own `train()` does not put all of them into training, such as one that keeps its norms frozen."""
+    own = [path for path, module in model.named_modules() if type(module).train is not nn.Module.train]
+    if not own:
+        return []
+    twin, _ = _meta_twin(model)
+    learn = [parameter.requires_grad for parameter in twin.parameters()]
+    twin.eval()
+    twin.train()
+    if [parameter.requires_grad for parameter in twin.parameters()] != learn:
+        return own
+    return [path for path in own if not all(module.training for module in twin.get_submodule(path).modules())]
 
 
 # --- what is traced ---------------------------------------------------------------------------------------------------

@@ -515,6 +515,28 @@ def test_a_way_that_a_model_has_for_export_is_taken_where_the_other_depends_on_v
     assert not torch.compiler.is_compiling()
 
 
+class OwnTrain(nn.Module):
+    def __init__(self, freezes: bool) -> None:
+        super().__init__()
+        self.conv, self.norm, self.freezes = nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), freezes
+
+    def train(self, mode: bool = True) -> OwnTrain:
+        super().train(mode)
+        if self.freezes:
+            self.norm.eval()
+        return self
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self.conv(x))
+
+
+@pytest.mark.parametrize("freezes", [True, False])
+def test_a_train_that_leaves_modules_in_eval_is_noted(freezes: bool) -> None:
+    traced = trace(nn.Sequential(OwnTrain(freezes)), torch.randn(2, 3, 4, 4))
+    expected = "`train()` of `0` leaves some of it as it was; the traced model has the usual one."
+    assert traced.meta["notes"] == ([expected] if freezes else [])
+
+
 class Memory:
     def __init__(self, tensor: Tensor) -> None:
         self.tensor = tensor
