@@ -100,7 +100,7 @@ def trace(
             kept |= mode_dependent
     notes.extend(recorded.notes)
     notes.extend(
-        f"`train()` of `{path or type(model).__name__}` leaves some of it as it was; the traced model has the usual one."
+        f"`train()` of `{path or type(model).__name__}` leaves a part as it is; the traced model has the usual one."
         for path in _unusual_train(model)
         if path not in kept
     )
@@ -113,7 +113,7 @@ def trace(
 
 
 def _unusual_train(model: nn.Module) -> list[str]:
-    """The modules whose own `train()` does not put all of them into training, such as one that keeps its norms frozen."""
+    """The modules whose own `train()` does not put all of them into training, as those that keep norms in eval."""
     own = [path for path, module in model.named_modules() if type(module).train is not nn.Module.train]
     if not own:
         return []

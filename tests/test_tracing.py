@@ -533,7 +533,7 @@ class OwnTrain(nn.Module):
 @pytest.mark.parametrize("freezes", [True, False])
 def test_a_train_that_leaves_modules_in_eval_is_noted(freezes: bool) -> None:
     traced = trace(nn.Sequential(OwnTrain(freezes)), torch.randn(2, 3, 4, 4))
-    expected = "`train()` of `0` leaves some of it as it was; the traced model has the usual one."
+    expected = "`train()` of `0` leaves a part as it is; the traced model has the usual one."
     assert traced.meta["notes"] == ([expected] if freezes else [])
 
 
