@@ -402,7 +402,7 @@ class Recorder(TorchFunctionMode):
     def _run_for_real(self, op: str, target: Any, args: Any, kwargs: Any) -> Any:
         node = self.create_node(op, target, args, kwargs, None, _NOTHING)
         try:
-            value = self.concrete(node, allow_inputs=True)
+            value = self.concrete(node)
         finally:
             self.graph.erase_node(node)
         return _to_meta(value)
@@ -475,7 +475,7 @@ class Recorder(TorchFunctionMode):
 
     # -- real values --
 
-    def concrete(self, node: fx.Node, allow_inputs: bool = False) -> Any:
+    def concrete(self, node: fx.Node) -> Any:
         """The real value of a node that depends on parameters, buffers and constants only."""
         needed: dict[fx.Node, None] = {}
         stack = [node]
@@ -513,6 +513,8 @@ class Recorder(TorchFunctionMode):
             return func(tensor, *args)
         node = self.node_of(tensor)
         if self.origin[node] >= _INPUTS:
+            if func is Tensor.item and self._is_count(node):
+                return self._count(node)
             raise DataDependentError(
                 f"`{func.__name__}` asks for the value of a tensor that depends on the model's input"
                 f" (node `{node.name}`, shape {tuple(tensor.shape)})"
@@ -521,6 +523,31 @@ class Recorder(TorchFunctionMode):
             self.notes.append(f"`{func.__name__}` of `{node.name}` in `{self.scope[-1][0]}` was taken as a constant.")
         with torch._C.DisableTorchFunction():
             return func(self.concrete(node), *args)
+
+    def _is_count(self, node: fx.Node) -> bool:
+        """Whether a whole number is computed from whole numbers only, as the longest of given lengths is."""
+        seen: set[fx.Node] = set()
+        stack = [node]
+        while stack:
+            current = stack.pop()
+            if current in seen or _is_layout(current):
+                continue
+            seen.add(current)
+            tensors = _tensors_in([current.meta["value"]])
+            if any(tensor.is_floating_point() or tensor.is_complex() for tensor in tensors) or "random" in current.meta:
+                return False
+            stack.extend(current.all_input_nodes)
+        return node.meta["value"].dtype is not torch.bool
+
+    def _count(self, node: fx.Node) -> Any:
+        """The number in `node`, computed by the graph; Python sees that of the example, as it does with sizes."""
+        with torch._C.DisableTorchFunction():
+            value = self.concrete(node).item()
+        self.notes.append(
+            f"`{node.name}` in `{self.scope[-1][0]}` is a number that the input gives; "
+            "control flow that depends on it is that of the example input."
+        )
+        return self.adopt(value, self.create_node("call_method", "item", (node,), {}, value, _INPUTS))
 
     def set_grad_enabled(self, func: Any, enabled: bool) -> None:
         """Records regions without gradients, unless all that is computed in them has none anyway."""

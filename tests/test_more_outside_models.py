@@ -805,6 +805,21 @@ class AnchorsAndStridesOfEachLevel(nn.Module):
         return torch.cat([level.flatten(2) for level in levels], 2).mT * torch.cat(strides)
 
 
+@model((tokens(), torch.tensor([5, 3])), 14, False)
+class MaskMadeOfLengths(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a = nn.Linear(8, 6)
+        self.c = nn.Conv1d(6, 8, 3, padding=1)
+        self.h = nn.Linear(8, 3)
+
+    def forward(self, x, lengths):
+        longest = int(torch.max(lengths).item())
+        mask = torch.arange(longest, device=x.device).expand(x.shape[0], longest) < lengths[:, None]
+        x = self.a(x[:, :longest]) * mask[..., None]
+        return self.h(self.c(x.transpose(1, 2)).transpose(1, 2).relu())
+
+
 @pytest.mark.filterwarnings("ignore:.*weight_norm.*is deprecated:FutureWarning")
 @pytest.mark.parametrize("name", list(CASES))
 def test_another_model_from_outside_is_pruned_right(name: str) -> None:

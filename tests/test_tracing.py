@@ -515,6 +515,21 @@ def test_a_way_that_a_model_has_for_export_is_taken_where_the_other_depends_on_v
     assert not torch.compiler.is_compiling()
 
 
+class UpToTheLongest(nn.Module):
+    def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
+        longest = lengths.max().item()
+        return x[:, :longest] * (torch.arange(longest) < lengths[:, None])
+
+
+def test_a_length_that_the_input_gives_is_computed_by_the_graph() -> None:
+    x = torch.randn(2, 5)
+    traced = trace(UpToTheLongest(), (x, torch.tensor([2, 4])))
+    for lengths in (torch.tensor([2, 4]), torch.tensor([3, 1])):
+        assert torch.equal(traced(x, lengths), UpToTheLongest()(x, lengths))
+    (note,) = traced.meta["notes"]
+    assert note.endswith("control flow that depends on it is that of the example input.")
+
+
 class OwnTrain(nn.Module):
     def __init__(self, freezes: bool) -> None:
         super().__init__()
