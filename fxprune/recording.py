@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.overrides import TorchFunctionMode
+from torch.utils import _pytree as pytree
 from torch.utils._device import _device_constructors
 
 from fxprune.errors import FxpruneError
@@ -686,10 +687,16 @@ def _any_number(value: Any) -> Any:
     return torch.zeros((), dtype=value.dtype).item() if isinstance(value, Tensor) else value
 
 
+def _istft(*args: Any, **kwargs: Any) -> Tensor:
+    """On the meta device: of the window, values are asked, whether it overlaps with itself enough; ones always do."""
+    args, kwargs = pytree.tree_map_only(Tensor, lambda x: torch.ones(x.shape, dtype=x.dtype), (args, kwargs))
+    return torch.istft(*args, **kwargs).to(META)
+
+
 # Calls that cannot run on the meta device as they are.
 _META_RUNS: dict[Any, Callable[..., Any]] = {
     Tensor.cpu: lambda tensor, **_: tensor, Tensor.cuda: lambda tensor, *_, **__: tensor,
-    Tensor.pin_memory: lambda tensor, *_, **__: tensor,
+    Tensor.pin_memory: lambda tensor, *_, **__: tensor, torch.istft: _istft, Tensor.istft: _istft,
     torch.full: lambda size, fill_value, **named: torch.full(size, _any_number(fill_value), **named),
     torch.full_like: lambda tensor, fill_value, **named: torch.full_like(tensor, _any_number(fill_value), **named),
     Tensor.new_full: lambda tensor, size, fill_value, **named: tensor.new_full(size, _any_number(fill_value), **named),

@@ -805,6 +805,21 @@ class AnchorsAndStridesOfEachLevel(nn.Module):
         return torch.cat([level.flatten(2) for level in levels], 2).mT * torch.cat(strides)
 
 
+@model(torch.randn(2, 1, 64, generator=torch.Generator().manual_seed(1)), 6)
+class MaskOfASpectrogram(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a = nn.Conv2d(2, 6, 3, padding=1)
+        self.b = nn.Conv2d(6, 2, 3, padding=1)
+        self.register_buffer("window", torch.hann_window(16))
+
+    def forward(self, x):
+        z = torch.stft(x.flatten(0, 1), 16, 4, window=self.window, return_complex=True)
+        m = self.b(self.a(torch.view_as_real(z).permute(0, 3, 1, 2)).relu()).permute(0, 2, 3, 1)
+        z = z * torch.view_as_complex(m.contiguous())
+        return torch.istft(z, 16, 4, window=self.window, length=x.shape[-1])
+
+
 @model((tokens(), torch.tensor([5, 3])), 14, False)
 class MaskMadeOfLengths(nn.Module):
     def __init__(self):
