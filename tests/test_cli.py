@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -174,11 +175,49 @@ def test_finetune_trains_and_measures_the_accuracy(small: Path, images: Path, we
 
         AcceleratorState._reset_state(reset_partial_state=True)
     assert result.exit_code == 0, result.output
+    assert 0 <= json.loads(result.stdout)["accuracy_before"] <= 1
     epochs = json.loads(result.stdout)["epochs"]
     assert [epoch["number"] for epoch in epochs] == [1, 2]
     assert all(0 <= epoch["evaluation"] <= 1 for epoch in epochs)
     tuned, before = fxprune.load(out, Small()), fxprune.load(small, Small())
     assert not torch.equal(tuned.head.weight, before.head.weight)
+
+
+def test_images_without_labels_need_a_teacher(small: Path, images: Path, tmp_path: Path) -> None:
+    result = run("finetune", small, "--model", MODEL, "--data", images / "a", "-o", tmp_path / "tuned.safetensors")
+    assert result.exit_code == 1
+    assert "--data has no labels: give a folder of folders" in result.stderr
+
+
+@pytest.mark.parametrize("verb", ["prune", "finetune"])
+def test_a_folder_of_the_parts_of_a_dataset_is_not_taken_for_two_classes(
+    verb: str, small: Path, images: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(images, tmp_path / "train")
+    shutil.copytree(images, tmp_path / "val")
+    subject = PRUNE[1:] if verb == "prune" else (small, "--model", MODEL)
+    result = run(verb, *subject, "--data", tmp_path, "-o", tmp_path / "tuned.safetensors")
+    assert result.exit_code == 1
+    assert f"give one of them, as imagefolder:{tmp_path / 'train'}" in result.stderr
+
+
+@pytest.mark.parametrize("download", [False, True])
+def test_prune_opens_datasets_of_torchvision_as_finetune_does(
+    download: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    datasets = pytest.importorskip("torchvision.datasets")
+    asked: list[bool] = []
+
+    class Photos(datasets.FakeData):  # type: ignore[misc, name-defined]
+        def __init__(self, root: str, transform: Any = None, download: bool = False) -> None:
+            asked.append(download)
+            super().__init__(6, (3, 8, 8), 5, transform)
+
+    monkeypatch.setattr(datasets, "CIFAR10", Photos)
+    options = ("--data", f"torchvision:CIFAR10:{tmp_path}", *(["--download"] if download else []))
+    result = run(*PRUNE, *options, "-o", tmp_path / "small.safetensors")
+    assert result.exit_code == 0, result.output
+    assert asked == [download]
 
 
 def test_inspect_prints_the_channels() -> None:

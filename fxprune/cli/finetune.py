@@ -25,7 +25,7 @@ from fxprune.cli.common import (
     print_json,
     running,
 )
-from fxprune.cli.images import Mean, Std, open_images, preprocessing_for
+from fxprune.cli.images import Download, Mean, Std, open_images, preprocessing_for
 from fxprune.cli.models import load_original, load_pruned
 from fxprune.errors import FxpruneError
 from fxprune.losses import main_output, number_of_classes
@@ -66,7 +66,7 @@ def finetune(
     pretrained: Pretrained = False,
     mean: Mean = None,
     std: Std = None,
-    download: Annotated[bool, typer.Option("--download", help="let torchvision fetch the dataset")] = False,
+    download: Download = False,
     workers: Annotated[int, typer.Option(min=0, help="processes that read images")] = 0,
     seed: Annotated[int, typer.Option(help="fixes all that is random")] = 0,
     as_json: AsJson = False,
@@ -87,13 +87,22 @@ def finetune(
             given: dict[str, Any] = {"batch_size": batch_size, "download": download, "workers": workers, "seed": seed}
             loader, classes = open_images(data, how, augment=augment, **given)
             _check_classes(pruned, classes, "--data")
+            taught = weights is not None or pretrained
+            if not taught and isinstance(loader.dataset[0], torch.Tensor):
+                raise FxpruneError(
+                    "--data has no labels: give a folder of folders, one a class; or give --weights or --pretrained, "
+                    "and the original is the teacher"
+                )
             held_out = None
             if eval_data is not None:
                 held_out, classes = open_images(
                     eval_data, how, train=False, shuffle=False, option="--eval-data", **given
                 )
                 _check_classes(pruned, classes, "--eval-data")
+            before = None if held_out is None else _accuracy(pruned, held_out)
         history: list[Epoch] = []
+        if before is not None and not as_json:
+            typer.echo(f"before: accuracy {before:.2%}")
 
         def tell(epoch: Epoch) -> None:
             history.append(epoch)
@@ -105,7 +114,7 @@ def finetune(
             tuned = finetune_model(
                 pruned,
                 loader,
-                teacher=original if weights is not None or pretrained else None,
+                teacher=original if taught else None,
                 epochs=epochs,
                 lr=lr,
                 optimizer=optimizer,
@@ -118,7 +127,8 @@ def finetune(
             )
         save(tuned, output)
         if as_json:
-            print_json({"file": str(file), "output": str(output), "epochs": [asdict(epoch) for epoch in history]})
+            epochs_run = [asdict(epoch) for epoch in history]
+            print_json({"file": str(file), "output": str(output), "accuracy_before": before, "epochs": epochs_run})
         else:
             typer.echo(f"saved in {output}")
 
@@ -139,7 +149,8 @@ def _accuracy(model: nn.Module, data: Any) -> float:
         if isinstance(batch, torch.Tensor):
             raise FxpruneError("--eval-data has no labels: give a folder of folders, one a class")
         images, labels = batch
-        found = main_output(model(images.to(device))).argmax(1).cpu()
+        with torch.no_grad():
+            found = main_output(model(images.to(device))).argmax(1).cpu()
         right += int((found == labels).sum())
         seen += len(labels)
     return right / max(seen, 1)

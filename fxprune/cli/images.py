@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from fxprune.errors import FxpruneError
 
-__all__ = ["Data", "Mean", "Preprocessing", "Std", "open_images", "preprocessing_for"]
+__all__ = ["Data", "Download", "Mean", "Preprocessing", "Std", "open_images", "preprocessing_for"]
 
 _FORMS = "give imagefolder:DIR, or torchvision:NAME:ROOT"
 Data = Annotated[
@@ -26,6 +26,7 @@ Data = Annotated[
         help="images: imagefolder:DIR (a folder a class, or images without labels) or torchvision:NAME:ROOT",
     ),
 ]
+Download = Annotated[bool, typer.Option("--download", help="let torchvision fetch the dataset")]
 Mean = Annotated[str | None, typer.Option(metavar="M,M,M", help="what is subtracted from each colour, in [0, 1]")]
 Std = Annotated[
     str | None, typer.Option(metavar="S,S,S", help="and what the rest is divided by (default: the model's)")
@@ -33,6 +34,7 @@ Std = Annotated[
 
 _SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"})
 _IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+_PARTS = frozenset({"train", "training", "val", "valid", "validation", "test", "testing"})
 # Smaller images are not cut out of larger ones.
 _CROPPED = 128
 
@@ -140,6 +142,11 @@ class _Folder(Dataset[Any]):
         folders = sorted(each for each in root.iterdir() if each.is_dir())
         found = {folder.name: _images(folder) for folder in folders}
         self.classes = [name for name, files in found.items() if files]
+        if len(self.classes) > 1 and {name.lower() for name in self.classes} <= _PARTS:
+            raise FxpruneError(
+                f"{option}: {root} holds {' and '.join(self.classes)}, the parts of a dataset: give one of them, as "
+                f"imagefolder:{root / self.classes[0]}"
+            )
         flat = sorted(each for each in root.iterdir() if each.suffix.lower() in _SUFFIXES and each.is_file())
         if flat:
             self.classes = []
@@ -207,8 +214,10 @@ def _from_torchvision(
     try:
         dataset = kind(**arguments)
     except (RuntimeError, OSError, ValueError, TypeError) as error:
+        text = " ".join(str(error).split()).removesuffix(" You can use download=True to download it").rstrip(".")
         more = "; --download fetches it" if "download" in takes and not download else ""
-        raise FxpruneError(f"{option}: {name} cannot be opened: {' '.join(str(error).split())}{more}") from error
+        place = f" in {root}" if root else ""
+        raise FxpruneError(f"{option}: {name} cannot be opened{place}: {text}{more}") from error
     known = getattr(dataset, "classes", None)
     return dataset, len(known) if known else None
 

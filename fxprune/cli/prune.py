@@ -25,7 +25,7 @@ from fxprune.cli.common import (
     print_json,
     running,
 )
-from fxprune.cli.images import Data, Mean, Std, open_images, preprocessing_for
+from fxprune.cli.images import Data, Download, Mean, Preprocessing, Std, open_images, preprocessing_for
 from fxprune.cli.models import build, inputs_of
 from fxprune.errors import FxpruneError
 from fxprune.files import replace_file
@@ -77,6 +77,7 @@ def prune(
     input_shape: Input = None,
     mean: Mean = None,
     std: Std = None,
+    download: Download = False,
     seed: Annotated[int, typer.Option(help="fixes all that is random")] = 0,
     code: Annotated[
         Path | None, typer.Option(metavar="FILE", help="write the forward pass as Python, a .py file")
@@ -101,7 +102,10 @@ def prune(
         with stages("load"):
             network = build(model, arguments, weights, pretrained)
             inputs = given or example_inputs(network)
-            batches = None if data is None else _batches(data, network, inputs, samples, seed, mean, std)
+            batches = None
+            if data is not None:
+                how = preprocessing_for(network, inputs, mean, std)
+                batches = _batches(data, network, inputs, how, samples, seed, download)
         with stages("prune") as show:
             small = prune_model(
                 network,
@@ -151,15 +155,13 @@ def _batches(
     source: str,
     model: nn.Module,
     inputs: tuple[Tensor, ...],
+    how: Preprocessing,
     samples: int,
     seed: int,
-    mean: str | None,
-    std: str | None,
+    download: bool,
 ) -> Any:
     """Batches of the data; labels only where they can be those of the model."""
-    loader, classes = open_images(
-        source, preprocessing_for(model, inputs, mean, std), batch_size=min(samples, 32), seed=seed
-    )
+    loader, classes = open_images(source, how, batch_size=min(samples, 32), download=download, seed=seed)
     if classes is None:
         return loader
     with torch.no_grad():
