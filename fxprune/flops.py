@@ -132,19 +132,25 @@ def call_arguments(inputs: Inputs) -> tuple[tuple[Any, ...], dict[str, Any]]:
 
 
 class _Call(nn.Module):
-    """A model's call as torch.jit's tracer wants it: tensors in, tensors out."""
+    """A model's call as torch.jit's tracer wants it: tensors in, tensors out.
+
+    The model is no submodule of it, for fvcore counts by module and reads "/" in a module's name as a path. Its tensors
+    are, for the tracer has to know them.
+    """
 
     def __init__(self, model: nn.Module, arguments: list[Any], spec: pytree.TreeSpec) -> None:
         super().__init__()
-        self.model = model
+        self.call = model.eval().__call__
         self.arguments = arguments
         self.spec = spec
+        for number, tensor in enumerate((*model.parameters(), *model.buffers())):
+            self.register_buffer(str(number), tensor)
 
     def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         waiting = iter(tensors)
         leaves = [next(waiting) if isinstance(leaf, Tensor) else leaf for leaf in self.arguments]
         args, kwargs = pytree.tree_unflatten(leaves, self.spec)
-        return tuple(trees.tensors(self.model(*args, **kwargs)))
+        return tuple(trees.tensors(self.call(*args, **kwargs)))
 
 
 def _count(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
@@ -152,7 +158,7 @@ def _count(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> i
     tensors = tuple(leaf for leaf in leaves if isinstance(leaf, Tensor))
     with _as_is(model), warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
-        call = _Call(model, leaves, spec).eval()
+        call = _Call(model, leaves, spec)
         analysis = FlopCountAnalysis(call, tensors).set_op_handle(**_HANDLES)
         analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
         return int(analysis.total())
@@ -160,19 +166,22 @@ def _count(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> i
 
 @contextmanager
 def _as_is(model: nn.Module) -> Iterator[None]:
-    """Undo what counting does to a model: eval mode, and the hooks that fvcore leaves behind when a trace fails."""
-    modules = [(m, m.training, set(m._forward_hooks), set(m._forward_pre_hooks)) for m in model.modules()]
+    """Undo what counting does: eval mode, the unfused attention, and that torch checks sizes which the tracer records.
+
+    Those are tensors, which `torch._check` does not take.
+    """
+    modules = [(module, module.training) for module in model.modules()]
+    check = torch._check_with
+    torch._check_with = lambda error_type, cond, message: check(error_type, bool(cond), message)
     fast_path = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
         yield
     finally:
+        torch._check_with = check
         torch.backends.mha.set_fastpath_enabled(fast_path)
-        for module, training, hooks, pre_hooks in modules:
+        for module, training in modules:
             module.training = training
-            for table, before in ((module._forward_hooks, hooks), (module._forward_pre_hooks, pre_hooks)):
-                for key in set(table) - before:
-                    del table[key]
 
 
 def _shape(value: Any) -> list[int]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+import functools
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -81,10 +82,15 @@ _ALMOST_ZERO = 1e-150
 
 
 def _outputs(model: nn.Module, args: Any, kwargs: Any) -> list[torch.Tensor]:
+    model.double().eval()
+    for module in model.modules():
+        # `double` does not know of a tensor that is a plain attribute.
+        vars(module).update({name: _to_double(value) for name, value in vars(module).items()})
     # Both models draw the same random numbers.
-    with torch.no_grad(), _in_double(), torch.random.fork_rng(devices=[]):
+    devices = range(torch.cuda.device_count())
+    with torch.no_grad(), _in_double(), torch.random.fork_rng(devices):
         torch.manual_seed(0)
-        return trees.tensors(model.double().eval()(*copy.deepcopy(args), **copy.deepcopy(kwargs)))
+        return trees.tensors(model(*copy.deepcopy(args), **copy.deepcopy(kwargs)))
 
 
 def _is_finite(tensor: torch.Tensor) -> bool:
@@ -94,10 +100,18 @@ def _is_finite(tensor: torch.Tensor) -> bool:
 _NARROW = (torch.float32, torch.float16, torch.bfloat16)
 
 
+# One number for all entries, for there are fewer entries to draw where channels were removed.
+_NOISE: dict[Any, Callable[..., Any]] = {
+    torch.randn_like: functools.partial(torch.full_like, fill_value=0.5),
+    torch.rand_like: functools.partial(torch.full_like, fill_value=0.5),
+}
+
+
 class _WideCasts(TorchFunctionMode):
-    """What a model casts to, or makes in, a narrower float type is float64 instead."""
+    """What a model casts to, or makes in, a narrower float type is float64 instead; noise is a constant."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        func = _NOISE.get(func, func)
         if func in (torch.Tensor.float, torch.Tensor.half, torch.Tensor.bfloat16):
             func = torch.Tensor.double
         kwargs = {name: _widened(value) for name, value in (kwargs or {}).items()}

@@ -171,6 +171,13 @@ def test_the_count_is_of_eval_mode_and_leaves_every_flag_as_it_was() -> None:
     assert all(torch.equal(buffer, statistics[name]) for name, buffer in net.named_buffers())
 
 
+def test_names_of_modules_may_have_slashes() -> None:
+    model = nn.Sequential()
+    model.add_module("conv1/conv", nn.Conv2d(3, 4, 1))
+    model.add_module("conv1", nn.Conv2d(4, 2, 1))
+    assert count_flops(model, *sizes((1, 3, 8, 8))) == 64 * 3 * 4 + 64 * 4 * 2
+
+
 def test_an_input_that_does_not_fit_is_an_error_that_names_it_and_leaves_no_hooks() -> None:
     net = nn.Sequential(nn.Linear(3, 4))
     with pytest.raises(FxpruneError, match=r"cannot count the FLOPs of Sequential on inputs of shapes \[\(2, 5\)\]"):

@@ -48,6 +48,28 @@ def test_caches_of_the_model_are_neither_read_nor_filled() -> None:
     assert torch.equal(model(x), expected)
 
 
+def test_a_tensor_that_is_a_plain_attribute_is_taken_to_float64_too() -> None:
+    model = net(
+        lambda self, x: torch.einsum("bnc,n->bc", self.b(self.a(x)), self.weights), a=nn.Linear(4, 6), b=nn.Linear(6, 2)
+    )
+    vars(model)["weights"] = torch.rand(5)
+    pruned = fxprune.prune(model, 0.5, example_inputs=tokens(), compensate=False)
+    assert fxprune.verify(model, pruned, tokens()) <= 1e-12
+    assert model.weights.dtype is torch.float32
+
+
+def test_noise_on_channels_that_go_is_the_same_on_those_that_stay() -> None:
+    def forward(self: nn.Module, x: torch.Tensor) -> torch.Tensor:
+        x = self.a(x)
+        return self.b(x + torch.randn_like(x)) * torch.rand(2)
+
+    model = net(forward, a=nn.Linear(4, 6), b=nn.Linear(6, 2))
+    pruned = fxprune.prune(model, 0.5, example_inputs=tokens(), compensate=False)
+    state = torch.get_rng_state()
+    assert fxprune.verify(model, pruned, tokens()) <= 1e-12
+    assert torch.equal(torch.get_rng_state(), state)
+
+
 def test_a_model_that_draws_random_numbers_is_compared_on_the_same_ones() -> None:
     model = net(lambda self, x: self.b(self.a(x + torch.randn_like(x))), a=nn.Linear(4, 6), b=nn.Linear(6, 2))
     pruned = fxprune.prune(model, 0.5, example_inputs=tokens(), compensate=False)

@@ -46,6 +46,13 @@ def _register_pools(spatial: int) -> None:
         adaptive = isinstance(op.module, nn.AdaptiveAvgPool2d) or op.node.target is F.adaptive_avg_pool2d
         return [numel(input)] if adaptive else []
 
+    @rule(f"max_unpool{spatial}d", getattr(nn, f"MaxUnpool{spatial}d"))
+    def max_unpool(op: Op, input: Labels, indices: Labels, *arguments: Any, **options: Any) -> Any:
+        lead = len(input.dims) - spatial
+        for left, right in zip(input.dims[:lead], indices.dims[:lead], strict=True):
+            op.unite(left, right)
+        return _over_space(op, input, spatial)
+
 
 for _n in (1, 2, 3):
     _register_pools(_n)

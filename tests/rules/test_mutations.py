@@ -296,6 +296,21 @@ MUTATIONS: dict[str, tuple[Patch, nn.Module, Any]] = {
         images(lambda self, x: F.pixel_shuffle(x, 2), wide=12, out=3),
         image(),
     ),
+    "unpooling takes the indices of other channels": (
+        attribute(
+            _RULES[F.max_unpool2d],
+            "propagate",
+            lambda op, x, indices, *_: Labels((*x.dims[:2], *op.shape[2:]), x.zero),
+        ),
+        net(
+            lambda self, x: self.out(F.max_unpool2d(self.b(x)[:, :, ::2, ::2], self.pool(self.a(x))[1], 2)),
+            a=nn.Conv2d(3, 8, 1),
+            b=nn.Conv2d(3, 8, 1),
+            pool=nn.MaxPool2d(2, return_indices=True),
+            out=nn.Conv2d(8, 2, 1),
+        ),
+        image(),
+    ),
     "adaptive pooling is free": (
         no_flops(_RULES[F.adaptive_avg_pool2d]),
         images(lambda self, x: F.adaptive_avg_pool2d(x, 2)),

@@ -54,6 +54,28 @@ NETS = {
         8,
     ),
     "max pool with indices": (lambda: images(lambda self, x: F.max_pool2d(x, 2, return_indices=True)[0]), image(), 8),
+    "max unpooling": (
+        lambda: net(
+            lambda self, x: self.out(F.max_unpool2d(self.b(self.pool(self.a(x))[0]), self.pool(self.a(x))[1], 2)),
+            a=nn.Conv2d(3, 8, 1),
+            pool=nn.MaxPool2d(2, return_indices=True),
+            b=nn.Conv2d(8, 8, 1),
+            out=nn.Conv2d(8, 2, 1),
+        ),
+        image(),
+        8,
+    ),
+    "a max unpooling module in three dimensions": (
+        lambda: net(
+            lambda self, x: self.out(self.unpool(*self.pool(self.a(x)))),
+            a=nn.Conv3d(1, 8, 1),
+            pool=nn.MaxPool3d(2, return_indices=True),
+            unpool=nn.MaxUnpool3d(2),
+            out=nn.Conv3d(8, 2, 1),
+        ),
+        torch.randn(2, 1, 4, 4, 4),
+        8,
+    ),
     "a pool over channels is frozen": (
         lambda: images(lambda self, x: F.max_pool1d(x.flatten(2).mT, 2).mT.unflatten(2, (6, 6)), out=4),
         image(),
