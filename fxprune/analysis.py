@@ -65,7 +65,7 @@ def analyze(traced: fx.GraphModule) -> ChannelGraph:
         if "value" not in node.meta:
             raise FxpruneError(f"node {node.name} has no value: pass what fxprune.trace returned, not another graph")
         module = modules[str(node.target)] if node.op == "call_module" else None
-        op = Op(node, ids, parameters, module, labels_of, entering=contractions)
+        op = Op(node, ids, parameters, module, labels_of, entering=contractions, root=root)
         labels, cost = _propagate(op)
         labels_of[node.name] = labels
         for written in node.meta.get("mutates", ()):

@@ -56,8 +56,9 @@ def _of_completed(op: Rewrite, input: Any, dim: Any, arguments: Any, options: An
     lost = _lost(op, input, dim)
     if not lost:
         return None
-    named = {} if dim is None else {"dim": dim}
-    return Call((completed(op, input, lost[0]), *named.values(), *arguments), options)
+    whole = completed(op, input, lost[0])
+    given = () if dim is None else (dim, *arguments)
+    return None if whole is None else Call((whole, *given), options)
 
 
 def _name(op: Op) -> str:
@@ -88,15 +89,17 @@ def _(op: Rewrite, input: Any, dim: Any = None, keepdim: Any = False, dtype: Any
     lost = _lost(op, input, dim)
     if not lost:
         return None
+    options = {} if dtype is None else {"dtype": dtype}
     if not all(x.zero[d] for d in lost):
-        options = {} if dtype is None else {"dtype": dtype}
-        return _of_completed(op, input, dim, () if dim is None else (keepdim,), options)
+        whole = _of_completed(op, input, dim, (keepdim,), options)
+        if whole is not None:
+            return whole
     dim = op.number(dim)
     share = 1.0
     for d in lost:
         share *= op.size(x.dims[d]) / size_of(x.dims[d])
     scaled = op.insert(torch.mul, (input, share))
-    return Call((scaled,) if dim is None else (scaled, dim, keepdim), {} if dtype is None else {"dtype": dtype})
+    return Call((scaled,) if dim is None else (scaled, dim, keepdim), options)
 
 
 _STATISTICS = "amax amin prod std var logsumexp argmax argmin any all median std_mean var_mean nanmean nansum".split()  # noqa: SIM905

@@ -73,6 +73,7 @@ class Op:
     labels_of: dict[str, Any]
     contractions: list[tuple[Labels, int]] = field(default_factory=list)
     entering: dict[str, tuple[tuple[str, int], ...]] = field(default_factory=dict)
+    root: dict[fx.Node, fx.Node] = field(default_factory=dict)
 
     @property
     def value(self) -> Any:

@@ -26,14 +26,18 @@ def enter_completed(op: Op, x: fx.Node, d: int) -> bool:
     made = _made_of(x, d - rank, op.labels_of)
     if made is None or not _unwritten(op.node, [node for node, _, _ in made]):
         return False
+    if _written_after(op.node, op.root) & {op.root[source] for _, source, _ in made}:
+        return False
     for user, source, dim in made:
         op.enters_at(user or op.node, source, dim)
     return True
 
 
-def completed(op: Rewrite, x: fx.Node, d: int) -> fx.Node:
-    """An argument with the entries of the removed channels appended along `d`."""
+def completed(op: Rewrite, x: fx.Node, d: int) -> fx.Node | None:
+    """An argument with the entries of the removed channels appended along `d`; None where they are not known."""
     labels = op.labels(x)
+    if _made_of(x, d - len(labels.dims), op.labels_of) is None:
+        return None
     removed = _removed_entry(op, x, d - len(labels.dims))
     lost = size_of(labels.dims[d]) - op.size(labels.dims[d])
     sizes = [lost if k == d else -1 for k in range(len(labels.dims))]
@@ -81,6 +85,14 @@ def _unwritten(end: fx.Node, ops: list[fx.Node | None]) -> bool:
             return False
         waiting.discard(node)
     return True
+
+
+def _written_after(node: fx.Node, root: dict[fx.Node, fx.Node]) -> set[fx.Node]:
+    """What is changed in place later, of each the first node that shares its memory: zeros in it are not there then."""
+    by_name = {other.name: other for other in root}
+    nodes = list(root)
+    later = nodes[nodes.index(node) + 1 :]
+    return {root[by_name[name]] for other in later for name in other.meta.get("mutates", ())}
 
 
 def _removed_entry(op: Rewrite, x: fx.Node, d: int) -> fx.Node:

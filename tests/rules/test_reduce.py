@@ -121,6 +121,16 @@ NETS = {
         image(),
         0,
     ),
+    "what is written into after its mean was taken": (
+        lambda: images(lambda self, x: (m := x.mean(1, keepdim=True), x.add_(1))[1] * m),
+        image(),
+        8,
+    ),
+    "what is written into after its variance was taken is frozen": (
+        lambda: images(lambda self, x: (v := x.var(1, keepdim=True), x[:, :, 1:].add_(1), x)[2] * v),
+        image(),
+        0,
+    ),
     **{name: (make, image(), 8) for name, make in WRITTEN_OUT.items()},
     "the most likely channel is frozen": (lambda: only(lambda x: x.argmax(1)), image(), 0),
     "norm over channels": (
