@@ -9,7 +9,8 @@ The model has its real ImageNet weights. Pictures are those of scikit-image and 
 folders given (default: where Debian's packages put theirs). Half of the scenes give 128 crops to compensate on, the
 others the crops that are judged: the model has seen no picture of these scenes. For each budget and score the table has
 the bare cut, and what ridge and moment matching make of it: on the 128 crops, and without data on the batch that
-fxprune makes from the BatchNorm statistics. Rows are also written as JSON lines.
+fxprune makes from the BatchNorm statistics. To compare with: how often the original agrees with itself on a mirrored or
+moved crop. Rows are also written as JSON lines.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from typing import Any
 import numpy as np
 import skimage.data
 import torch
+import torch.nn.functional as F
 from photographs_report import write_report
 from PIL import Image
 from sklearn.datasets import load_sample_images
@@ -44,6 +46,8 @@ DOCS = Path(__file__).resolve().parents[2] / "docs" / "photographs"
 CALIBRATION = 128
 PHOTOGRAPHS, NO_DATA = "photographs", "no data"
 SMALLEST, LONGEST = 200, 1024
+# Pixels by which a crop is moved to see how steady the model itself is.
+MOVED = 4
 
 
 def scenes(folders: list[str]) -> dict[str, list[Image.Image]]:
@@ -111,19 +115,35 @@ def split(model: nn.Module, folders: list[str], per_scene: int) -> tuple[Tensor,
 
 
 @torch.inference_mode()
-def top1(model: nn.Module, inputs: Tensor) -> Tensor:
-    return torch.cat([model(part).argmax(-1) for part in inputs.split(16)])
+def class_scores(model: nn.Module, inputs: Tensor) -> Tensor:
+    """Logarithms of the probabilities (crops, classes)."""
+    return torch.cat([model(part).log_softmax(-1) for part in inputs.split(16)])
+
+
+def agreement(scores: Tensor, others: Tensor) -> float:
+    """The part of the crops on which the same class comes first."""
+    return round(float((scores.argmax(-1) == others.argmax(-1)).float().mean()), 3)
+
+
+def divergence(scores: Tensor, wanted: Tensor) -> float:
+    """Mean Kullback-Leibler divergence from what is wanted, in nats."""
+    return round(float((wanted.exp() * (wanted - scores)).sum(-1).mean()), 4)
+
+
+def steadiness(model: nn.Module, judged: Tensor) -> dict[str, float]:
+    """How often the model agrees with itself when a crop is mirrored, and when it is moved by a few pixels."""
+    wanted = class_scores(model, judged)
+    moved = F.pad(judged, (MOVED, 0, 0, 0), mode="reflect")[..., :-MOVED]
+    changed = {"mirrored": judged.flip(-1), "moved": moved}
+    return {name: agreement(class_scores(model, crops), wanted) for name, crops in changed.items()}
 
 
 def measure(
     graph: fxprune.ChannelGraph, source: str, data: Tensor, judged: Tensor, methods: list[str], budgets: list[float]
 ) -> Iterator[dict[str, Any]]:
     """One row for each method and budget."""
-    wanted = top1(graph.module, judged)
-
-    def agreement(model: nn.Module) -> float:
-        return round(float((top1(model, judged) == wanted).float().mean()), 3)
-
+    wanted = class_scores(graph.module, judged)
+    steady = steadiness(graph.module, judged)
     for method in methods:
         began = time.perf_counter()
         scores = fxprune.scores(graph, method, data=[data])
@@ -133,16 +153,19 @@ def measure(
             began = time.perf_counter()
             better = fxprune.compensate(graph, pruned, data)
             seconds = time.perf_counter() - began
+            cut, compensated = class_scores(pruned, judged), class_scores(better, judged)
             yield {
                 "source": source,
                 "samples": len(data),
                 "method": method,
                 "budget": budget,
-                "cut": agreement(pruned),
-                "compensated": agreement(better),
+                "cut": agreement(cut, wanted),
+                "compensated": agreement(compensated, wanted),
+                "divergence": divergence(compensated, wanted),
                 "score_seconds": round(scored, 1),
                 "compensate_seconds": round(seconds, 1),
                 "judged": len(judged),
+                **steady,
             }
 
 
