@@ -301,7 +301,7 @@ def test_a_usage_error_has_exit_code_2(arguments: list[str], tmp_path: Path, mon
     ("arguments", "said"),
     [
         (["prune"], ["missing argument 'MODEL'", "see fxprune prune --help"]),
-        ([*PRUNE, "--flop", "0.5"], ["no such option: --flop", "--flops"]),
+        ([*PRUNE, "--flop", "0.5"], ["no such option", "--flop"]),
         ([*PRUNE, "-o", "x.safetensors", "--flops", "half"], ["--flops", "half"]),
         ([*PRUNE, "-o", "x.safetensors", "--samples=0"], ["--samples", "0"]),
         ([*PRUNE, "-o", "x.bin"], ["--output: 'x.bin' must end in .safetensors; see fxprune prune --help"]),
