@@ -55,7 +55,12 @@ def verify(model: nn.Module, pruned: nn.Module, example_inputs: Any = None) -> f
         pruned = _as_cut(model, pruned, plan, dict(kwargs) or args)
     args, kwargs = pytree.tree_map(_to_double, (args, kwargs))
     with uncached(packages_of(model)):
-        expected = _outputs(mask(model, plan), args, kwargs)
+        try:
+            expected = _outputs(mask(model, plan), args, kwargs)
+        except RuntimeError as error:
+            raise FxpruneError(
+                f"{type(model).__name__} does not run in float64, in which models are compared: {error}"
+            ) from error
         got = _outputs(copy.deepcopy(pruned), args, kwargs)
         if not all(map(_is_finite, expected)) and all(map(_is_finite, got)):
             # What is divided by its own norm, as in weight_norm, is 0 / 0 where all of it was removed.

@@ -592,7 +592,7 @@ class SplitAttention(nn.Module):
         return self.h(sum(a * q for a, q in zip(at, sp, strict=False)))
 
 
-@model(tokens(6, 8), 18)
+@model(tokens(6, 8), 26)
 class GroupedQueries(nn.Module):
     def __init__(self):
         super().__init__()

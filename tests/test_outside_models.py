@@ -114,7 +114,7 @@ class LstmInside(nn.Module):
         return self.mlp(x[:, -1])
 
 
-@model(tokens(), 16)
+@model(tokens(), 24)
 class MultiheadAttentionInside(nn.Module):
     def __init__(self) -> None:
         super().__init__()

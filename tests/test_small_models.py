@@ -442,7 +442,7 @@ SMALL: dict[str, Case] = {
             o=nn.Conv2d(8, 2, 1),
         ),
         image(),
-        0,
+        8,
     ),
     "index_add": (
         lambda: net(

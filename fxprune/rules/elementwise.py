@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import itertools
+import operator
 from typing import Any
 
+import numpy as np
 import torch
-from torch import nn
+from torch import fx, nn
 
 from fxprune.channels import Dim, Labels, is_labelled, size_of
 from fxprune.rules.registry import Call, Op, Rewrite, rule
 
-__all__ = ["broadcast", "elementwise", "unchanged"]
+__all__ = ["broadcast", "elementwise", "take_from_tables", "unchanged"]
 
 _ACTIVATIONS = (
     *(nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.CELU, nn.SELU, nn.GELU, nn.SiLU, nn.Mish, nn.Hardswish),
@@ -73,9 +75,23 @@ def _stays_zero(op: Op, arguments: tuple[Any, ...], options: dict[str, Any], zer
     return True
 
 
+def _broadcast_to_tables(op: Op, operands: list[Labels]) -> tuple[Dim, ...]:
+    """As `broadcast`; of what carries no channels, as angles of rotary embeddings, entries are taken for those left."""
+    carrying = [x for x in operands if x.labelled]
+    if not carrying or "mutates" in op.node.meta:
+        return broadcast(op, operands)
+    dims = list(broadcast(op, carrying))
+    for x in operands:
+        dims = [*(1,) * (len(x.dims) - len(dims)), *dims]
+        for d in range(1, len(x.dims) + 1):
+            if size_of(dims[-d]) == 1:
+                dims[-d] = x.dims[-d]
+    return tuple(dims)
+
+
 def _elementwise(op: Op, *arguments: Any, **options: Any) -> Labels:
     operands = [x for x in (*arguments, *options.values()) if isinstance(x, Labels)]
-    dims = broadcast(op, operands)
+    dims = _broadcast_to_tables(op, operands)
     zero: list[bool] = []
     known: dict[tuple[bool, ...], bool] = {}
     for d, dim in enumerate(dims):
@@ -104,6 +120,31 @@ def activation(op: Op, input: Labels, *arguments: Any, **options: Any) -> Labels
 def elementwise(op: Op, *arguments: Any, **options: Any) -> Labels:
     """Each element of the output depends on the elements at its place alone."""
     return _elementwise(op, *arguments, **options)
+
+
+@elementwise.rewrite
+def take_from_tables(op: Rewrite, *arguments: Any, **options: Any) -> Call | None:
+    """Entries of the channels that stay, of operands that carry none."""
+    cut = {node: _taken(op, node) for node in op.node.all_input_nodes}
+    if all(node is taken for node, taken in cut.items()):
+        return None
+    args, kwargs = fx.node.map_arg((op.node.args, op.node.kwargs), cut.__getitem__)
+    return Call(args, kwargs)
+
+
+def _taken(op: Rewrite, node: fx.Node) -> fx.Node:
+    x = op.labels_of.get(node.name)
+    if not isinstance(x, Labels) or x.labelled:
+        return node
+    index: list[Any] = [slice(None)] * len(x.dims)
+    taken = node
+    for d in range(-len(x.dims), 0):
+        dim = op.out.dims[d]
+        if x.dims[d] != 1 and not isinstance(dim, int) and op.changed(dim):
+            index[d] = [int(k) for k in np.flatnonzero(op.kept(dim))]
+            taken = op.insert(operator.getitem, (taken, tuple(index)))
+            index[d] = slice(None)
+    return taken
 
 
 _UNCHANGED = """

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from fxprune.channels import Labels, is_labelled, size_of
-from fxprune.rules.elementwise import broadcast, elementwise
+from fxprune.rules.elementwise import broadcast, elementwise, take_from_tables
 from fxprune.rules.registry import Call, Op, Rewrite, rule
 from fxprune.rules.stand_in import completed, enter_completed
 
@@ -151,7 +151,7 @@ def extreme(op: Op, input: Labels, *arguments: Any, **options: Any) -> Any:
 @extreme.rewrite
 def _(op: Rewrite, input: Any, *arguments: Any, **options: Any) -> Call | None:
     if any(isinstance(op.number(argument), torch.Tensor) for argument in (*arguments, *options.values())):
-        return None
+        return take_from_tables(op, input, *arguments, **options)
     rewrite = statistic.rewrite_of
     assert rewrite is not None
     return rewrite(op, input, *arguments, **options)

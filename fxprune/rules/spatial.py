@@ -113,13 +113,19 @@ def _pairs(pad: Any, rank: int) -> dict[int, tuple[int, int]]:
 @rule("pad")
 def pad(op: Op, input: Labels, pad: Any, mode: str = "constant", value: Any = None) -> Labels:
     dims: list[Dim] = list(input.dims)
-    zero = [z and (mode == "constant" and not value) for z in input.zero]
-    for d, (front, back) in _pairs(pad, len(dims)).items():
+    pairs = _pairs(pad, len(dims))
+    padded = {d for d, amounts in pairs.items() if any(amounts)}
+    # What is put behind channels is none of them; along other dimensions it stands in the places of channels.
+    zero = [z and mode == "constant" and (not value or padded <= {d}) for d, z in enumerate(input.zero)]
+    for d, (front, back) in pairs.items():
         dim = dims[d]
         if isinstance(dim, int) or (front == 0 and back == 0):
             dims[d] = size_of(dim) + front + back if isinstance(dim, int) else dim
-        elif mode == "constant" and not value and front >= 0 and back >= 0:
-            dims[d] = np.concatenate([op.ids.fresh(front), dim, op.ids.fresh(back)])
+        elif mode == "constant" and front >= 0 and back >= 0:
+            ends = op.ids.fresh(front), op.ids.fresh(back)
+            if value:
+                op.freeze(np.concatenate(ends), "padded with a value, but is no channel")
+            dims[d] = np.concatenate([ends[0], dim, ends[1]])
         else:
             op.freeze(dim, "padded")
             dims[d] = size_of(dim) + front + back

@@ -92,15 +92,43 @@ NETS = {
         X,
         8,
     ),
+    "a table for each channel": (
+        lambda: between(lambda self, x: 1 - x * torch.arange(8, device=x.device).cos().to(x.dtype)),
+        X,
+        8,
+    ),
+    "tables of two dimensions, a condition and a maximum": (
+        lambda: between(
+            lambda self, x: torch.where(
+                (t := torch.linspace(-1, 1, 16, dtype=x.dtype).view(2, 1, 8)) > 0, torch.max(t, x), x + t
+            )
+        ),
+        X,
+        8,
+    ),
+    "a residual of the input": (
+        lambda: net(
+            lambda self, x: self.b(self.a(x).sigmoid() + x) + x.mean(),
+            a=nn.Linear(4, 4),
+            b=nn.Linear(4, 2),
+        ),
+        X,
+        4,
+    ),
+    "a table that is written into": (
+        lambda: between(lambda self, x: torch.arange(8.0).to(x).expand(x.shape).clone().mul_(x)),
+        X,
+        0,
+    ),
     "a mask of one column": (
         lambda: net(lambda self, x, mask: self.out(mask * self.a(x).sigmoid()), a=nn.Linear(4, 8), out=nn.Linear(8, 2)),
         (X, torch.rand(3, 1)),
         8,
     ),
-    "a mask as wide as the channels keeps them": (
+    "a mask as wide as the channels": (
         lambda: net(lambda self, x, mask: self.out(mask * self.a(x)), a=nn.Linear(4, 8), out=nn.Linear(8, 2)),
         (X, torch.rand(3, 8)),
-        0,
+        8,
     ),
     "a scalar for each image": (
         lambda: net(
@@ -168,7 +196,7 @@ NETS = {
     "spatial dropout": (lambda: nn.Sequential(nn.Conv2d(3, 8, 1), nn.Dropout2d(), nn.Conv2d(8, 2, 1)), image(), 8),
     "a constant tensor is not masked": (
         lambda: net(
-            lambda self, x: (self.a(x) * torch.arange(1.0, 9.0)) @ self.b(x).sigmoid().mT,
+            lambda self, x: (self.a(x) + torch.arange(1.0, 9.0)) @ self.b(x).sigmoid().mT,
             a=nn.Linear(4, 8),
             b=nn.Linear(4, 8),
         ),

@@ -286,6 +286,11 @@ MUTATIONS: dict[str, tuple[Patch, nn.Module, Any]] = {
         tokens(),
     ),
     # spatial
+    "tables stay as wide as they were": (
+        no_rewrite(elementwise.elementwise),
+        net(lambda self, x: self.b(self.a(x) * torch.arange(8.0).to(x)), a=nn.Linear(4, 8), b=nn.Linear(8, 2)),
+        tokens(),
+    ),
     "amounts of padding are dropped": (no_rewrite(spatial.pad), padded(), image()),
     "pixel shuffle does not unite": (
         attribute(

@@ -180,10 +180,10 @@ NETS = {
         tokens(),
         8,
     ),
-    "layer norm spelt out is right, whatever it freezes": (
+    "layer norm spelt out": (
         lambda: after(lambda self, x: (x - x.mean(-1, keepdim=True)) / (x.var(-1, keepdim=True) + 1e-5).sqrt()),
         tokens(),
-        0,
+        8,
     ),
     "group norm by whole norm groups": (lambda: around(nn.GroupNorm(4, 8)), image(), 4),
     "group norm without parameters": (lambda: around(nn.GroupNorm(4, 8, affine=False)), image(), 4),

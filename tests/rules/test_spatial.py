@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from invariant import check_invariant, image, net
+from invariant import check_invariant, image, net, tokens
 from torch import nn
 
 
@@ -160,10 +160,23 @@ NETS = {
         image(),
         9,
     ),
-    "channels padded by something are frozen": (
+    "channels padded by something": (
         lambda: images(lambda self, x: F.pad(x, (0, 0, 0, 0, 1, 1), value=0.5), out=10),
         image(),
-        0,
+        8,
+    ),
+    "what is padded by something along other dimensions is not zero": (
+        lambda: net(
+            lambda self, x: (
+                (F.pad(self.a(x), (0, 0, 0, 2), value=0.5).mT @ F.pad(self.b(x), (0, 1, 0, 2), value=0.5)).mT
+                @ self.c(x).transpose(1, 2).mean(2, keepdim=True).relu()
+            ),
+            a=nn.Linear(4, 8),
+            b=nn.Linear(4, 6),
+            c=nn.Linear(4, 8),
+        ),
+        tokens(),
+        None,
     ),
     "channels cropped by padding are frozen": (
         lambda: images(lambda self, x: F.pad(x, (0, 0, 0, 0, -1, -1)), out=6),
