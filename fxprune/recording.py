@@ -181,6 +181,8 @@ class Recorder(TorchFunctionMode):
         if entry is not None:
             return entry[1]
         name = self.attributes.get(id(tensor))
+        if name is None and tensor.is_meta and id(tensor) not in self.real:
+            return self._detached(tensor)
         if name is None:
             # Either a tensor that the model keeps as a plain attribute, or one made by a function torch cannot show us.
             name = f"_tensor_constant{len(self.constants)}"
@@ -192,6 +194,20 @@ class Recorder(TorchFunctionMode):
         node = self.create_node("get_attr", name, (), {}, value, origin)
         self.known[id(tensor)] = (tensor, node)
         return node
+
+    def _detached(self, tensor: Tensor) -> fx.Node:
+        """A node for a tensor that a function torch cannot show us made of another, as `autograd.Variable(x)` does."""
+        known = [other for other, _ in self.known.values() if isinstance(other, Tensor)]
+        for other in (*reversed(known), *(other for _, other in _named_tensors(self.root))):
+            if other.is_meta and _memory(other) == _memory(tensor):
+                source = self.node_of(other)
+                node = self.create_node("call_method", "detach", (source,), {}, tensor, self.origin[source])
+                self.known[id(tensor)] = (tensor, node)
+                return node
+        raise FxpruneError(
+            f"a tensor of shape {tuple(tensor.shape)} was made by a function that torch shows to no tracer, "
+            "and its values are not known"
+        )
 
     def number_node(self, function: Callable[..., Any], operands: tuple[Any, ...], value: Any) -> fx.Node:
         """The node that computes a traced number."""
@@ -582,6 +598,12 @@ def _shape(recorder: Recorder, func: Any, tensor: Tensor, *_: Any) -> Any:
         return func(tensor)
     node = recorder.node_of(tensor)
     return TracedSize(recorder.size(node, i, size) for i, size in enumerate(tensor.shape))
+
+
+def _memory(tensor: Tensor) -> tuple[Any, ...]:
+    """Equal for tensors that are the same entries of the same memory, and for no others."""
+    place = tensor.untyped_storage()._cdata, tensor.storage_offset()
+    return *place, tensor.size(), tensor.stride(), tensor.dtype
 
 
 def _shape_is_unknown(error: Exception) -> bool:

@@ -835,6 +835,22 @@ class MaskMadeOfLengths(nn.Module):
         return self.h(self.c(x.transpose(1, 2)).transpose(1, 2).relu())
 
 
+@model(tokens(), 5)
+class VariablesOfOldCode(nn.Module):
+    """`Variable(x)` is `x.detach()` since torch 0.4; no tracer of torch sees it."""
+
+    def __init__(self):
+        super().__init__()
+        self.a = nn.Linear(8, 6)
+        self.b = nn.Linear(6, 5)
+        self.c = nn.Linear(5, 3)
+        self.register_buffer("index", torch.tensor([1, 0, 3, 3, 5, 2]))
+
+    def forward(self, x):
+        x = torch.index_select(self.a(x), 2, torch.autograd.Variable(self.index))
+        return self.c(torch.autograd.Variable(self.b(x)).relu())
+
+
 @pytest.mark.filterwarnings("ignore:.*weight_norm.*is deprecated:FutureWarning")
 @pytest.mark.parametrize("name", list(CASES))
 def test_another_model_from_outside_is_pruned_right(name: str) -> None:

@@ -56,6 +56,17 @@ def targets(traced: fx.GraphModule, op: str = "call_function") -> list[Any]:
     return [node.target for node in traced.graph.nodes if node.op == op]
 
 
+def test_a_tensor_of_unknown_origin_is_an_error_and_not_a_constant() -> None:
+    class Hidden(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            with torch._C.DisableTorchFunction():
+                y = x + 1
+            return x * y
+
+    with pytest.raises(FxpruneError, match="shows to no tracer"):
+        trace(Hidden(), torch.ones(2))
+
+
 MODELS: list[tuple[str, dict[str, Any], int]] = [
     ("test_resnet", {"drop_path_rate": 0.3, "drop_rate": 0.2}, 64),
     ("test_efficientnet", {"drop_path_rate": 0.3, "drop_rate": 0.2}, 64),
