@@ -18,6 +18,7 @@ from pathlib import Path
 from types import CodeType, FrameType
 from typing import Any, cast
 
+import numpy as np
 import torch
 from torch import Tensor, fx, nn
 from torch.nn.utils.spectral_norm import SpectralNorm
@@ -282,6 +283,8 @@ class Recorder(TorchFunctionMode):
             return int, int, _NOTHING
         if arg in (int, float, bool, complex):
             return {int: torch.int64, float: torch.get_default_dtype(), bool: torch.bool}.get(arg, arg), arg, _NOTHING
+        if isinstance(arg, np.generic):
+            return self.lower(arg.item())
         raise ForeignTypeError(f"an object of type `{kind.__module__}.{kind.__qualname__}` cannot be part of a graph")
 
     def lower_output(self, output: Any) -> tuple[Any, Any, int]:
@@ -501,9 +504,13 @@ class Recorder(TorchFunctionMode):
             if current not in needed and current not in self._values:
                 needed[current] = None
                 stack.extend(() if _is_layout(current) else current.all_input_nodes)
-        with torch._C.DisableTorchFunction(), torch.no_grad():
-            for current in [n for n in self.graph.nodes if n in needed]:
-                self._values[current] = self._evaluate(current)
+        self.running_leaf += 1
+        try:
+            with torch._C.DisableTorchFunction(), torch.no_grad():
+                for current in [n for n in self.graph.nodes if n in needed]:
+                    self._values[current] = self._evaluate(current)
+        finally:
+            self.running_leaf -= 1
         return self._values[node]
 
     def _evaluate(self, node: fx.Node) -> Any:
@@ -519,7 +526,8 @@ class Recorder(TorchFunctionMode):
                 raise FxpruneError(f"The value of `{name}` is needed, but the model is on the meta device.")
             return value
         if node.op == "call_module":
-            return self.leaf_clone(cast(str, node.target))(*args, **kwargs)
+            path = cast(str, node.target)
+            return (self.functions[path] if path in self.functions else self.leaf_clone(path))(*args, **kwargs)
         if node.op == "call_method":
             return getattr(args[0], cast(str, node.target))(*args[1:], **kwargs)
         return cast(Callable[..., Any], node.target)(*args, **kwargs)

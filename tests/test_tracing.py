@@ -9,10 +9,12 @@ import pickle
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pytest
 import timm
 import torch
 import torchvision
+from invariant import net
 from torch import Tensor, fx, nn
 from torch.nn import functional
 
@@ -539,6 +541,28 @@ def test_a_length_that_the_input_gives_is_computed_by_the_graph() -> None:
         assert torch.equal(traced(x, lengths), UpToTheLongest()(x, lengths))
     (note,) = traced.meta["notes"]
     assert note.endswith("control flow that depends on it is that of the example input.")
+
+
+class SoftmaxWithoutMeta(torch.autograd.Function):
+    """Mixes devices where the model is not on the CPU."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.masked_fill(torch.zeros(x.shape, dtype=torch.bool, device="cpu"), 0.0).softmax(-1)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return gradient
+
+
+def test_a_function_that_does_not_run_on_the_meta_device_is_run_on_the_example() -> None:
+    model = net(lambda self, x: SoftmaxWithoutMeta.apply(self.a(x)) * 2, a=nn.Linear(3, 4))
+    assert_same(model, trace(model, torch.randn(2, 3)), torch.randn(5, 3))
+
+
+def test_numbers_of_numpy_are_numbers() -> None:
+    model = net(lambda self, x: self.a(x) * np.float64(0.5) + np.float32(2), a=nn.Linear(3, 4))
+    assert_same(model, trace(model, torch.randn(2, 3)), torch.randn(5, 3))
 
 
 class OwnTrain(nn.Module):
