@@ -115,6 +115,16 @@ NETS = {
         X,
         4,
     ),
+    "an input that is normalised by buffers stays whole": (
+        lambda: net(
+            lambda self, x: self.a((x - self.mean) / self.scale),
+            mean=torch.zeros(4),
+            scale=torch.ones(4),
+            a=nn.Linear(4, 2),
+        ),
+        X,
+        0,
+    ),
     "a table that is written into": (
         lambda: between(lambda self, x: torch.arange(8.0).to(x).expand(x.shape).clone().mul_(x)),
         X,
