@@ -142,7 +142,7 @@ def _likeness(original: fx.GraphModule, samples: Batch) -> Tensor:
             answer = [torch.zeros(batch.size, 1)]
             for output in float_outputs(run_model(original, batch)):
                 if output.shape[:1] == (batch.size,):
-                    entries = output.flatten(1)
+                    entries = output.reshape(batch.size, -1)
                     answer.append(entries[:, :: entries.shape[1] // _ANSWER + 1].float().cpu())
             answers.append(torch.cat(answer, 1))
     differences = torch.cat(answers).nan_to_num()
