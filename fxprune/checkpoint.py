@@ -24,6 +24,7 @@ from torch import Tensor, fx, nn
 
 from fxprune.analysis import analyze
 from fxprune.channels import ChannelGraph
+from fxprune.copies import cloned
 from fxprune.errors import FxpruneError
 from fxprune.files import replace_file
 from fxprune.fingerprint import Fingerprint, fingerprint, named_tensors
@@ -31,7 +32,7 @@ from fxprune.models import Source, load_model
 from fxprune.plan import Plan, plan_from_json, plan_to_json
 from fxprune.rewriting import plan_of, rewrite
 from fxprune.snapshots import pack, unpack
-from fxprune.tracing import cloned, trace
+from fxprune.tracing import trace
 
 __all__ = ["load", "save", "trusted_source"]
 

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from fxprune.calls import Call, call_of, first_dimension, with_batch
+from fxprune.copies import cloned
 from fxprune.errors import FxpruneError
-from fxprune.tracing import cloned
 
 __all__ = ["Latency", "measure_latency"]
 

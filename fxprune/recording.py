@@ -11,11 +11,9 @@ from __future__ import annotations
 import dataclasses
 import functools
 import operator
-import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from pathlib import Path
-from types import CodeType, FrameType
+from types import CodeType
 from typing import Any, cast
 
 import numpy as np
@@ -23,18 +21,18 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.overrides import TorchFunctionMode
-from torch.utils import _pytree as pytree
 from torch.utils._device import _device_constructors
 
+from fxprune import trees
 from fxprune.errors import FxpruneError
 from fxprune.meta_results import META, call_key, leaf_key, recall, remember
-from fxprune.sizes import TracedInt, TracedNumber, TracedSize, TracingInt, plain, traced_number
+from fxprune.node_targets import is_random, is_reflected, node_target
+from fxprune.sizes import TracedInt, TracedNumber, TracingInt, plain, traced_number
+from fxprune.special_calls import META_RUNS, SPECIAL_CALLS
 from fxprune.traced_module import ApplyFunction, ByMode, DivideBySpectralNorm
+from fxprune.user_code import user_frame
 
-__all__ = ["LIBRARY_FILES", "DataDependentError", "Recorder", "user_frame"]
-
-# How the names of files start that are not the user's code; "<" is for generated code.
-LIBRARY_FILES = (str(Path(torch.__file__).parent / "_")[:-1], str(Path(__file__).parent / "_")[:-1], "<")
+__all__ = ["DataDependentError", "Recorder"]
 
 
 class DataDependentError(FxpruneError):
@@ -50,28 +48,6 @@ class ForeignTypeError(FxpruneError):
 _GRAPH_LITERALS = frozenset(
     {int, float, str, bool, complex, type(None), type(...), torch.memory_format, torch.layout}
 )  # fmt: skip
-# Tensor methods that an operator writes: recorded as the operator, which is what fx users look for.
-_OPERATORS: dict[str, Callable[..., Any]] = {
-    "add": operator.add, "sub": operator.sub, "mul": operator.mul, "div": operator.truediv, "pow": operator.pow,
-    "matmul": operator.matmul, "neg": operator.neg, "add_": operator.iadd, "sub_": operator.isub,
-    "mul_": operator.imul, "div_": operator.itruediv, "eq": operator.eq, "__eq__": operator.eq, "ne": operator.ne,
-    "__ne__": operator.ne, "lt": operator.lt, "le": operator.le, "gt": operator.gt, "ge": operator.ge,
-    "__and__": operator.and_, "__or__": operator.or_, "__xor__": operator.xor, "__invert__": operator.invert,
-    "__floordiv__": operator.floordiv, "remainder": operator.mod, "__getitem__": operator.getitem,
-    "__setitem__": operator.setitem,
-}  # fmt: skip
-_REFLECTED: dict[str, Callable[..., Any]] = {
-    "__rsub__": operator.sub, "__rdiv__": operator.truediv, "__rpow__": operator.pow,
-    "__rfloordiv__": operator.floordiv, "__rmod__": operator.mod, "__rmatmul__": operator.matmul,
-}  # fmt: skip
-_REFLECTED_OPERATORS = frozenset(_REFLECTED.values())
-_UNARY = frozenset({"neg", "__invert__"})
-_RANDOM = frozenset({
-    "rand", "randn", "randint", "randperm", "rand_like", "randn_like", "randint_like", "bernoulli", "bernoulli_",
-    "multinomial", "normal", "normal_", "uniform_", "exponential_", "random_", "dropout", "dropout1d", "dropout2d",
-    "dropout3d", "alpha_dropout", "feature_alpha_dropout", "feature_dropout", "gumbel_softmax", "poisson", "rrelu",
-    "scaled_dot_product_attention",
-})  # fmt: skip
 # What a node is computed from; the highest of its inputs. Values up to PARAMETERS can be had without an input.
 _NOTHING, _PARAMETERS, _INPUTS = 0, 1, 2
 
@@ -119,7 +95,7 @@ class Recorder(TorchFunctionMode):
         self._sizes: dict[tuple[fx.Node, int], TracedInt] = {}
         self._last_after: dict[fx.Node, fx.Node] = {}
         self._last_placeholder: fx.Node | None = None
-        self._dtypes: dict[torch.dtype, tuple[CodeType | None, fx.Node]] = {}
+        self.dtypes: dict[torch.dtype, tuple[CodeType | None, fx.Node]] = {}
         self._values: dict[fx.Node, Any] = {}
         self._grad_region: tuple[fx.Node, fx.Node, int] | None = None
         self._differentiable = 0
@@ -157,21 +133,22 @@ class Recorder(TorchFunctionMode):
             number.cached = node
             return number
         if isinstance(value, (tuple, list)) and _has_tensor(value):
-            items = [self.adopt(item, self._part(operator.getitem, node, i, item)) for i, item in enumerate(value)]
+            items = [self.adopt(item, self.part(operator.getitem, node, i, item)) for i, item in enumerate(value)]
             # Named tuples cannot be rebuilt from their items in general; their tensors are known all the same.
             return type(value)(items) if type(value) in (tuple, list) else value
         if isinstance(value, dict) and _has_tensor(list(value.values())):
             for key, item in value.items():
-                self.adopt(item, self._part(operator.getitem, node, key, item))
+                self.adopt(item, self.part(operator.getitem, node, key, item))
             return value
         if dataclasses.is_dataclass(value) and not isinstance(value, type):
             for field in dataclasses.fields(value):
                 item = getattr(value, field.name)
                 if _has_tensor((item,)):
-                    self.adopt(item, self._part(getattr, node, field.name, item))
+                    self.adopt(item, self.part(getattr, node, field.name, item))
         return value
 
-    def _part(self, function: Callable[..., Any], node: fx.Node, key: Any, value: Any) -> fx.Node:
+    def part(self, function: Callable[..., Any], node: fx.Node, key: Any, value: Any) -> fx.Node:
+        """A node for an entry or an attribute of what another node gives."""
         layout = function is getattr and key in ("device", "dtype")
         origin = min(self.origin[node], _PARAMETERS) if layout else self.origin[node]
         return self.create_node("call_function", function, (node, key), {}, value, origin)
@@ -231,6 +208,13 @@ class Recorder(TorchFunctionMode):
         if size is None:
             size = self._sizes[node, dim] = traced_number(self, _size_of, (node, dim), value)
         return size
+
+    def number_of_elements(self, tensor: Tensor) -> Any:
+        """How many entries a tensor has, computed by the graph."""
+        node = self.node_of(tensor)
+        number = traced_number(self, Tensor.numel, (tensor,), tensor.numel())
+        number.cached = self.create_node("call_method", "numel", (node,), {}, plain(number), _PARAMETERS)
+        return number
 
     # -- lowering arguments: to what the graph takes, and to what runs on the meta device --
 
@@ -310,7 +294,7 @@ class Recorder(TorchFunctionMode):
     def _dtype_argument(self, dtype: torch.dtype) -> Any:
         # torch.dtype objects are singletons: a dtype that was read from a tensor is told from a literal one by the
         # function that uses it, which has to have read it from a tensor and not to name that dtype.
-        code, node = self._dtypes.get(dtype, (None, None))
+        code, node = self.dtypes.get(dtype, (None, None))
         if node is None or code is None:
             return dtype
         frame = user_frame()
@@ -318,12 +302,12 @@ class Recorder(TorchFunctionMode):
             return dtype
         if "float" in code.co_names and dtype is torch.float32:
             return dtype
-        return self._part(getattr, node, "dtype", dtype)
+        return self.part(getattr, node, "dtype", dtype)
 
     # -- calls --
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        special = _SPECIAL.get(func)
+        special = SPECIAL_CALLS.get(func)
         if special is not None:
             return special(self, func, *args, **(kwargs or {}))
         if self.running_leaf or not self.active:
@@ -332,7 +316,7 @@ class Recorder(TorchFunctionMode):
 
     def call(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Records the call of a torch function or tensor method."""
-        op, target, args, kwargs = _as_node_target(func, args, kwargs)
+        op, target, args, kwargs = node_target(func, args, kwargs)
         symbolic, values, origin = self.lower_all(args)
         names = list(kwargs)
         symbolic_kwargs, kwarg_values, kwarg_origin = self.lower_all(kwargs.values())
@@ -341,7 +325,7 @@ class Recorder(TorchFunctionMode):
             value_kwargs["device"] = META
         if func is Tensor.to and len(values) > 1 and isinstance(values[1], str):
             values[1] = META
-        run = target if target in _REFLECTED_OPERATORS and func.__name__ in _REFLECTED else _META_RUNS.get(func, func)
+        run = target if is_reflected(func, target) else META_RUNS.get(func, func)
         return self.record(
             op, target, symbolic, dict(zip(names, symbolic_kwargs, strict=True)), max(origin, kwarg_origin),
             lambda: run(*values, **value_kwargs), (*values, *kwarg_values),
@@ -403,8 +387,7 @@ class Recorder(TorchFunctionMode):
             self.origin[node] = _INPUTS
 
     def _note_random(self, node: fx.Node) -> None:
-        name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
-        if node.op != "call_module" and name in _RANDOM:
+        if is_random(node):
             node.meta["random"] = True
             self.origin[node] = _INPUTS
 
@@ -425,7 +408,7 @@ class Recorder(TorchFunctionMode):
             value = self.concrete(node)
         finally:
             self.graph.erase_node(node)
-        return _to_meta(value)
+        return trees.map_tensors(lambda tensor: tensor.detach().to(META), value)
 
     def call_module(self, module: nn.Module, call: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         """Records the call of a leaf as one node, and of any other module as what it does."""
@@ -594,18 +577,11 @@ class Recorder(TorchFunctionMode):
             self.create_node("call_function", func, (saved,), {}, None, _INPUTS)
 
 
-# --- the calls that are not simply recorded ---------------------------------------------------------------------------
+# --- helpers ----------------------------------------------------------------------------------------------------------
 
 
 def _size_of(node: fx.Node, dim: int) -> int:
     raise AssertionError("becomes a `size` node")
-
-
-def _shape(recorder: Recorder, func: Any, tensor: Tensor, *_: Any) -> Any:
-    if recorder.running_leaf or not recorder.active:
-        return func(tensor)
-    node = recorder.node_of(tensor)
-    return TracedSize(recorder.size(node, i, size) for i, size in enumerate(tensor.shape))
 
 
 def _memory(tensor: Tensor) -> tuple[Any, ...]:
@@ -629,142 +605,9 @@ def _is_layout(node: fx.Node) -> bool:
     return node.target is getattr and node.args[1] in ("device", "dtype")
 
 
-def _size(recorder: Recorder, func: Any, tensor: Tensor, dim: int | None = None) -> Any:
-    shape = _shape(recorder, lambda t: t.shape, tensor)
-    return shape if dim is None else shape[dim]
-
-
-def _numel(recorder: Recorder, func: Any, tensor: Tensor) -> Any:
-    if recorder.running_leaf or not recorder.active:
-        return func(tensor)
-    node = recorder.node_of(tensor)
-    number = traced_number(recorder, Tensor.numel, (tensor,), tensor.numel())
-    number.cached = recorder.create_node("call_method", "numel", (node,), {}, plain(number), _PARAMETERS)
-    return number
-
-
-def _as_is(recorder: Recorder, func: Any, *args: Any, **kwargs: Any) -> Any:
-    return func(*args, **kwargs)
-
-
-def _dtype(recorder: Recorder, func: Any, tensor: Tensor, *_: Any) -> Any:
-    dtype = func(tensor)
-    if not recorder.running_leaf and recorder.active:
-        frame = user_frame()
-        if frame is not None:
-            recorder._dtypes[dtype] = (frame.f_code, recorder.node_of(tensor))
-    return dtype
-
-
-def _device(recorder: Recorder, func: Any, tensor: Tensor, *_: Any) -> Any:
-    if recorder.running_leaf or not recorder.active:
-        return func(tensor)
-    # A device object of its own for each reading: its identity tells which tensor it was read from.
-    device = torch.device(recorder.device.type, recorder.device.index)
-    node = recorder.node_of(tensor)
-    recorder.known[id(device)] = (device, node)
-    part: fx.Node = recorder._part(getattr, node, "device", device)
-    recorder.known[id(device)] = (device, part)
-    return device
-
-
-def _set_grad_enabled(recorder: Recorder, func: Any, enabled: bool) -> None:
-    recorder.set_grad_enabled(func, enabled)
-
-
-def _read_value(recorder: Recorder, func: Any, tensor: Tensor, *args: Any) -> Any:
-    return recorder.read_value(func, tensor, *args)
-
-
-def _open(recorder: Recorder, func: Any, *args: Any, **kwargs: Any) -> Any:
-    """Record what a function of torch that is written in Python does, rather than the call of it."""
-    if recorder.running_leaf or not recorder.active:
-        return func(*args, **kwargs)
-    namespace = func.__globals__
-    ask = namespace["has_torch_function"]
-    namespace["has_torch_function"] = lambda _: False
-    try:
-        with recorder:
-            return func(*args, **kwargs)
-    finally:
-        namespace["has_torch_function"] = ask
-
-
-def _getter(name: str) -> Any:
-    return getattr(Tensor, name).__get__
-
-
-_SPECIAL: dict[Any, Callable[..., Any]] = {
-    _getter("shape"): _shape, Tensor.size: _size, Tensor.numel: _numel, Tensor.nelement: _numel,
-    _getter("dtype"): _dtype, _getter("device"): _device, _getter("ndim"): _as_is, Tensor.dim: _as_is,
-    torch._C._set_grad_enabled: _set_grad_enabled, torch.numel: _numel,
-    nn.functional.multi_head_attention_forward: _open,
-    **dict.fromkeys([_getter(name) for name in (
-        "is_cuda", "is_meta", "requires_grad", "layout", "is_sparse", "is_quantized", "grad", "grad_fn", "is_leaf",
-        "is_cpu", "is_mps", "is_nested", "itemsize", "_version",
-    )], _as_is),
-    Tensor.is_contiguous: _as_is, Tensor.is_floating_point: _as_is, Tensor.is_complex: _as_is,
-    Tensor.requires_grad_: _as_is, torch.is_floating_point: _as_is,
-    **dict.fromkeys([
-        Tensor.__bool__, Tensor.item, Tensor.__int__, Tensor.__float__, Tensor.__index__, Tensor.tolist, Tensor.numpy,
-        torch.is_nonzero, Tensor.__contains__,
-    ], _read_value),
-}  # fmt: skip
-
-
-def _any_number(value: Any) -> Any:
-    """A number of the type of a tensor that is filled with, whose value the meta device does not have."""
-    return torch.zeros((), dtype=value.dtype).item() if isinstance(value, Tensor) else value
-
-
-def _istft(*args: Any, **kwargs: Any) -> Tensor:
-    """On the meta device: of the window, values are asked, whether it overlaps with itself enough; ones always do."""
-    args, kwargs = pytree.tree_map_only(Tensor, lambda x: torch.ones(x.shape, dtype=x.dtype), (args, kwargs))
-    return torch.istft(*args, **kwargs).to(META)
-
-
-# Calls that cannot run on the meta device as they are.
-_META_RUNS: dict[Any, Callable[..., Any]] = {
-    Tensor.cpu: lambda tensor, **_: tensor, Tensor.cuda: lambda tensor, *_, **__: tensor,
-    Tensor.pin_memory: lambda tensor, *_, **__: tensor, torch.istft: _istft, Tensor.istft: _istft,
-    torch.full: lambda size, fill_value, **named: torch.full(size, _any_number(fill_value), **named),
-    torch.full_like: lambda tensor, fill_value, **named: torch.full_like(tensor, _any_number(fill_value), **named),
-    Tensor.new_full: lambda tensor, size, fill_value, **named: tensor.new_full(size, _any_number(fill_value), **named),
-}  # fmt: skip
-
-
 @functools.cache
 def _constructors() -> frozenset[Any]:
     return frozenset(_device_constructors())
-
-
-@functools.cache
-def _canonical(func: Any) -> tuple[str, Any]:
-    """The op and target of a torch function; builtin functions of torch have several objects under one name."""
-    name = func.__name__
-    if name == "__get__":
-        return "attribute", func.__self__.__name__
-    # Not every method is in torch's list: `unflatten` was not in 2.6.
-    if torch.overrides.is_tensor_method_or_property(func) or getattr(Tensor, name, None) is func:
-        return "call_method", name
-    for namespace in (torch, nn.functional):
-        if getattr(namespace, name, None) == func:
-            return "call_function", getattr(namespace, name)
-    return "call_function", func
-
-
-def _as_node_target(func: Any, args: Any, kwargs: Any) -> tuple[str, Any, Any, Any]:
-    op, target = _canonical(func)
-    if op == "attribute":
-        return "call_function", getattr, (args[0], target), kwargs
-    if op == "call_method":
-        if not kwargs and len(args) == (1 if target in _UNARY else 3 if target == "__setitem__" else 2):
-            if target in _OPERATORS:
-                return "call_function", _OPERATORS[target], args, kwargs
-            if target in _REFLECTED:
-                return "call_function", _REFLECTED[target], (args[1], args[0]), kwargs
-        return op, target, args, kwargs
-    return op, target, args, kwargs
 
 
 def _named_tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
@@ -795,24 +638,3 @@ def _has_tensor(values: Any) -> bool:
         if dataclasses.is_dataclass(value) and not isinstance(value, type) and _has_tensor(vars(value).values()):
             return True
     return False
-
-
-def _to_meta(value: Any) -> Any:
-    if isinstance(value, Tensor):
-        return value.detach().to(META)
-    if isinstance(value, (tuple, list)) and type(value) in (tuple, list):
-        return type(value)(map(_to_meta, value))
-    if type(value) is dict:
-        return {key: _to_meta(item) for key, item in value.items()}
-    return value
-
-
-# --- where the model's own code is ------------------------------------------------------------------------------------
-
-
-def user_frame() -> FrameType | None:
-    """The innermost frame that is neither torch's nor ours."""
-    frame: FrameType | None = sys._getframe(1)
-    while frame is not None and frame.f_code.co_filename.startswith(LIBRARY_FILES):
-        frame = frame.f_back
-    return frame

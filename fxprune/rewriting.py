@@ -13,12 +13,12 @@ import torch
 from torch import fx, nn
 
 from fxprune.channels import ChannelGraph, Labels, Size
+from fxprune.copies import cloned
 from fxprune.errors import FxpruneError
 from fxprune.fingerprint import fingerprint
 from fxprune.plan import Plan
 from fxprune.rules import find_rule
 from fxprune.rules.registry import Rewrite
-from fxprune.tracing import cloned
 
 __all__ = ["alive_channels", "plan_of", "rewrite"]
 

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import copy
 import functools
 import inspect
 import linecache
 import traceback
-from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, cast
@@ -18,18 +16,19 @@ from torch import Tensor, nn
 from torch.nn.utils.prune import BasePruningMethod
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
-from torch.overrides import TorchFunctionMode
 
+from fxprune import trees
+from fxprune.copies import TensorCopies, cloned, meta_like, meta_twin, tensors_of
 from fxprune.errors import FxpruneError
-from fxprune.meta_results import META
 from fxprune.models import example_inputs as default_inputs
 from fxprune.models import source_of
 from fxprune.modes import compare, insert_modes, small_readers
 from fxprune.patching import recording
-from fxprune.recording import LIBRARY_FILES, DataDependentError, Recorder
+from fxprune.recording import DataDependentError, Recorder
 from fxprune.traced_module import ApplyFunction, ByMode, TracedModule
+from fxprune.user_code import LIBRARY_FILES
 
-__all__ = ["TracedModule", "cloned", "trace"]
+__all__ = ["TracedModule", "trace"]
 
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict, nn.ParameterList, nn.ParameterDict)
 # Modules of torch that are made of other modules and functions: traced through, so that what is in them can be pruned.
@@ -117,7 +116,7 @@ def _unusual_train(model: nn.Module) -> list[str]:
     own = [path for path, module in model.named_modules() if type(module).train is not nn.Module.train]
     if not own:
         return []
-    twin, _ = _meta_twin(model)
+    twin, _ = meta_twin(model)
     learn = [parameter.requires_grad for parameter in twin.parameters()]
     twin.eval()
     twin.train()
@@ -148,93 +147,6 @@ def _example_arguments(model: nn.Module, example_inputs: Any) -> tuple[tuple[Any
     return (example_inputs,), {}
 
 
-class _TensorCopies(TorchFunctionMode):
-    """While it is active, `copy.deepcopy` of a tensor is what `convert` makes of it."""
-
-    def __init__(self, convert: Callable[[Tensor], Tensor]) -> None:
-        super().__init__()
-        self.convert = convert
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is Tensor.__deepcopy__:
-            tensor, memo = args
-            if id(tensor) not in memo:
-                memo[id(tensor)] = self.convert(tensor)
-            return memo[id(tensor)]
-        return func(*args, **(kwargs or {}))
-
-
-_ATOMS = frozenset({type(None), bool, int, float, str, type, torch.dtype, torch.Size})
-
-
-# Scripted functions refuse to be copied.
-_SHARED = _ATOMS | {torch.jit.ScriptFunction}
-
-
-def cloned(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
-    """`copy.deepcopy(module, memo)`, ten times as fast: most of what a module holds is empty or cannot change."""
-    if id(module) in memo:
-        return cast(nn.Module, memo[id(module)])
-    kind = type(module)
-    if hasattr(kind, "__deepcopy__") or any(
-        getattr(kind, name, None) is not getattr(nn.Module, name, None) for name in ("__reduce_ex__", "__getstate__")
-    ):
-        return copy.deepcopy(module, memo)
-    clone = kind.__new__(kind)
-    memo[id(module)] = clone
-    attributes = clone.__dict__
-    for name, value in module.__dict__.items():
-        value_kind = type(value)
-        if value_kind in _SHARED or name == "_compiled_call_impl":
-            attributes[name] = value
-        elif name == "_modules":
-            # An empty Sequential is false.
-            attributes[name] = {k: None if child is None else cloned(child, memo) for k, child in value.items()}
-        elif name in ("_parameters", "_buffers"):
-            attributes[name] = {
-                key: memo[id(tensor)] if id(tensor) in memo else copy.deepcopy(tensor, memo)
-                for key, tensor in value.items()
-            }
-        elif value_kind in (dict, OrderedDict, set, list, tuple) and not value:
-            attributes[name] = value_kind()
-        elif value_kind is tuple and all(type(item) in _ATOMS for item in value):
-            attributes[name] = value
-        elif isinstance(value, Tensor) and not value.is_leaf:
-            # What a hook has computed, and computes again before it is used; torch refuses to copy it.
-            attributes[name] = memo.setdefault(id(value), value.detach().clone())
-        else:
-            attributes[name] = copy.deepcopy(value, memo)
-    return clone
-
-
-def _tensors_of(model: nn.Module) -> Iterable[Tensor]:
-    yield from model.parameters()
-    yield from model.buffers()
-
-
-def _meta_like(tensor: Tensor) -> Tensor:
-    return torch.empty_strided(tensor.size(), tensor.stride(), dtype=tensor.dtype, device=META)
-
-
-def _meta_twin(model: nn.Module) -> tuple[nn.Module, dict[int, Tensor]]:
-    """A copy of the model on the meta device, and the original tensor for the identity of each of the copy's."""
-    real: dict[int, Tensor] = {}
-
-    def convert(tensor: Tensor) -> Tensor:
-        if isinstance(tensor, (nn.UninitializedParameter, nn.UninitializedBuffer)):
-            raise FxpruneError("The model has lazy modules: run it once on an input before tracing it.")
-        meta = _meta_like(tensor)
-        if isinstance(tensor, nn.Parameter):
-            meta = nn.Parameter(meta, tensor.requires_grad)
-        real[id(meta)] = tensor
-        return meta
-
-    memo: dict[int, Any] = {id(tensor): convert(tensor) for tensor in _tensors_of(model)}
-    with _TensorCopies(convert):
-        twin = cloned(model, memo)
-    return twin, real
-
-
 @contextmanager
 def _said_to_export(exporting: bool) -> Iterator[None]:
     """What a model asks for that has a way without control flow on values: `torch.compiler.is_compiling()`."""
@@ -260,7 +172,7 @@ class _Source:
     exporting: bool = False
 
     def record(self, leaves: Leaves, kept: set[str], training: bool) -> Recorder:
-        twin, real = _meta_twin(self.model)
+        twin, real = meta_twin(self.model)
         for module in twin.modules():
             if isinstance(module, nn.TransformerEncoder):
                 # Nested tensors are a faster way to the same result, of shapes that depend on the values of the mask.
@@ -273,14 +185,14 @@ class _Source:
         def is_leaf(module: nn.Module, path: str) -> bool:
             return path in kept or path in leaves or isinstance(module, types) or _is_library_module(module)
 
-        device = next((tensor.device for tensor in _tensors_in(self.args, self.kwargs)), torch.device("cpu"))
+        device = next((tensor.device for tensor in trees.tensors((self.args, self.kwargs))), torch.device("cpu"))
         clones: dict[int, Any] = {}
         recorder = Recorder(twin, is_leaf, real, lambda path: self._clone(path, clones).train(training), device)
         bound, signature = self._bind(twin)
         for name, value in bound.items():
             kind = signature.parameters[name].kind
             star = "*" if kind is kind.VAR_POSITIONAL else "**" if kind is kind.VAR_KEYWORD else ""
-            recorder.placeholder(star + name, _to_meta(value), value)
+            recorder.placeholder(star + name, trees.map_tensors(meta_like, value), value)
         try:
             with recording(recorder), _said_to_export(self.exporting):
                 positional, named = _call_arguments(recorder.adopt_placeholders(), signature)
@@ -297,10 +209,10 @@ class _Source:
             return self.record(leaves, kept, training=True)
         except FxpruneError:
             # BatchNorm cannot train on a single value per channel, as there is at the end of a network in a batch of 1.
-            tensors = list(_tensors_in(self.args, self.kwargs))
+            tensors = trees.tensors((self.args, self.kwargs))
             if not all(tensor.ndim and len(tensor) == 1 for tensor in tensors):
                 raise
-            args, kwargs = _doubled(self.args), _doubled(self.kwargs)
+            args, kwargs = trees.map_tensors(lambda x: torch.cat([x, x]), (self.args, self.kwargs))
             return replace(self, args=args, kwargs=kwargs).record(leaves, kept, training=True)
 
     def _bind(self, twin: nn.Module) -> tuple[dict[str, Any], inspect.Signature]:
@@ -313,7 +225,7 @@ class _Source:
             ) from error
 
     def _clone(self, path: str, memo: dict[int, Any]) -> nn.Module:
-        with _TensorCopies(self._converted):
+        with TensorCopies(self._converted):
             return cloned(self.model.get_submodule(path), memo)
 
     def _converted(self, tensor: Tensor) -> Tensor:
@@ -326,7 +238,7 @@ class _Source:
     def assemble(self, recorded: Recorder) -> TracedModule:
         """The graph with the modules that it calls and everything that has state."""
         memo: dict[int, Any] = {}
-        for tensor in _tensors_of(self.model):
+        for tensor in tensors_of(self.model):
             memo[id(tensor)] = self._converted(tensor)
         called = {id(self.model.get_submodule(node.target)) for node in recorded.graph.nodes
                   if node.op == "call_module" and node.target in recorded.original_paths}  # fmt: skip
@@ -337,8 +249,8 @@ class _Source:
                 return converted[id(module)]
             result: nn.Module | None
             if id(module) in called or (module is not self.model and _is_library_module(module)):
-                has_state = any(True for _ in _tensors_of(module))
-                with _TensorCopies(self._converted):
+                has_state = any(True for _ in tensors_of(module))
+                with TensorCopies(self._converted):
                     result = cloned(module, memo) if id(module) in called or has_state else None
             else:
                 result = nn.Module()
@@ -413,34 +325,6 @@ def _makes_its_weights(module: nn.Module) -> bool:
     return "parametrizations" in module._modules or any(
         isinstance(hook, (WeightNorm, SpectralNorm, BasePruningMethod)) for hook in hooks
     )
-
-
-def _tensors_in(*values: Any) -> Iterable[Tensor]:
-    for value in values:
-        if isinstance(value, Tensor):
-            yield value
-        elif isinstance(value, dict):
-            yield from _tensors_in(*value.values())
-        elif isinstance(value, (tuple, list)):
-            yield from _tensors_in(*value)
-
-
-def _to_meta(value: Any) -> Any:
-    if isinstance(value, Tensor):
-        return _meta_like(value)
-    if isinstance(value, dict):
-        return {key: _to_meta(item) for key, item in value.items()}
-    if type(value) in (tuple, list):
-        return type(value)(map(_to_meta, value))
-    return value
-
-
-def _doubled(value: Any) -> Any:
-    if isinstance(value, Tensor):
-        return torch.cat([value, value])
-    if isinstance(value, dict):
-        return {key: _doubled(item) for key, item in value.items()}
-    return type(value)(map(_doubled, value)) if type(value) in (tuple, list) else value
 
 
 # --- tidying ----------------------------------------------------------------------------------------------------------

@@ -16,13 +16,13 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from fxprune.copies import cloned
 from fxprune.data import Batch, check_labels, run_model
 from fxprune.errors import FxpruneError
 from fxprune.losses import class_loss, distillation_loss, number_of_classes
 from fxprune.progress import Progress, shown
 from fxprune.sharding import Shards, own_randomness
 from fxprune.snapshots import load_run, save_snapshot
-from fxprune.tracing import cloned
 
 __all__ = ["DivergenceError", "Epoch", "digest", "finetune", "frozen", "make_accelerator"]
 

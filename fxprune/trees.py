@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-__all__ = ["leaves", "tensors"]
+__all__ = ["leaves", "map_tensors", "tensors"]
 
 
 def leaves(value: Any) -> list[Any]:
@@ -31,3 +32,14 @@ def tensors(value: Any) -> list[Tensor]:
         [(2,), (3,)]
     """
     return [leaf for leaf in leaves(value) if isinstance(leaf, Tensor)]
+
+
+def map_tensors(function: Callable[[Tensor], Any], value: Any) -> Any:
+    """A value with what a function makes of the tensors in its tuples, lists and dicts; all else is the same object."""
+    if isinstance(value, Tensor):
+        return function(value)
+    if type(value) in (tuple, list):
+        return type(value)(map_tensors(function, item) for item in value)
+    if isinstance(value, dict):
+        return {key: map_tensors(function, item) for key, item in value.items()}
+    return value

@@ -15,13 +15,14 @@ from torch.utils import _pytree as pytree
 
 from fxprune import trees
 from fxprune.analysis import analyze
+from fxprune.copies import cloned
 from fxprune.errors import FxpruneError
 from fxprune.flops import call_arguments
 from fxprune.models import example_inputs as default_inputs
 from fxprune.patching import packages_of, uncached
 from fxprune.plan import Plan
 from fxprune.rewriting import plan_of, rewrite
-from fxprune.tracing import cloned, trace
+from fxprune.tracing import trace
 
 __all__ = ["mask", "verify"]
 

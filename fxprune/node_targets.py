@@ -1,0 +1,76 @@
+"""How the graph writes the call of a torch function: as an operator, a method or a function, each under one name."""
+
+from __future__ import annotations
+
+import functools
+import operator
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+__all__ = ["is_random", "is_reflected", "node_target"]
+
+# Tensor methods that an operator writes: recorded as the operator, which is what fx users look for.
+_OPERATORS: dict[str, Callable[..., Any]] = {
+    "add": operator.add, "sub": operator.sub, "mul": operator.mul, "div": operator.truediv, "pow": operator.pow,
+    "matmul": operator.matmul, "neg": operator.neg, "add_": operator.iadd, "sub_": operator.isub,
+    "mul_": operator.imul, "div_": operator.itruediv, "eq": operator.eq, "__eq__": operator.eq, "ne": operator.ne,
+    "__ne__": operator.ne, "lt": operator.lt, "le": operator.le, "gt": operator.gt, "ge": operator.ge,
+    "__and__": operator.and_, "__or__": operator.or_, "__xor__": operator.xor, "__invert__": operator.invert,
+    "__floordiv__": operator.floordiv, "remainder": operator.mod, "__getitem__": operator.getitem,
+    "__setitem__": operator.setitem,
+}  # fmt: skip
+_REFLECTED: dict[str, Callable[..., Any]] = {
+    "__rsub__": operator.sub, "__rdiv__": operator.truediv, "__rpow__": operator.pow,
+    "__rfloordiv__": operator.floordiv, "__rmod__": operator.mod, "__rmatmul__": operator.matmul,
+}  # fmt: skip
+_UNARY = frozenset({"neg", "__invert__"})
+_RANDOM = frozenset({
+    "rand", "randn", "randint", "randperm", "rand_like", "randn_like", "randint_like", "bernoulli", "bernoulli_",
+    "multinomial", "normal", "normal_", "uniform_", "exponential_", "random_", "dropout", "dropout1d", "dropout2d",
+    "dropout3d", "alpha_dropout", "feature_alpha_dropout", "feature_dropout", "gumbel_softmax", "poisson", "rrelu",
+    "scaled_dot_product_attention",
+})  # fmt: skip
+
+
+def is_random(node: fx.Node) -> bool:
+    """Whether the node draws random numbers; of modules it is not known."""
+    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+    return node.op != "call_module" and name in _RANDOM
+
+
+def is_reflected(func: Any, target: Any) -> bool:
+    """Whether the graph has the operands of a function the other way round, with `target` between them."""
+    return target in _REFLECTED.values() and func.__name__ in _REFLECTED
+
+
+@functools.cache
+def _canonical(func: Any) -> tuple[str, Any]:
+    """The op and target of a torch function; builtin functions of torch have several objects under one name."""
+    name = func.__name__
+    if name == "__get__":
+        return "attribute", func.__self__.__name__
+    # Not every method is in torch's list: `unflatten` was not in 2.6.
+    if torch.overrides.is_tensor_method_or_property(func) or getattr(Tensor, name, None) is func:
+        return "call_method", name
+    for namespace in (torch, nn.functional):
+        if getattr(namespace, name, None) == func:
+            return "call_function", getattr(namespace, name)
+    return "call_function", func
+
+
+def node_target(func: Any, args: Any, kwargs: Any) -> tuple[str, Any, Any, Any]:
+    """Op, target, arguments and keyword arguments of the node for a call of a torch function."""
+    op, target = _canonical(func)
+    if op == "attribute":
+        return "call_function", getattr, (args[0], target), kwargs
+    if op == "call_method":
+        if not kwargs and len(args) == (1 if target in _UNARY else 3 if target == "__setitem__" else 2):
+            if target in _OPERATORS:
+                return "call_function", _OPERATORS[target], args, kwargs
+            if target in _REFLECTED:
+                return "call_function", _REFLECTED[target], (args[1], args[0]), kwargs
+        return op, target, args, kwargs
+    return op, target, args, kwargs

@@ -1,0 +1,128 @@
+"""Calls that are not simply recorded: they ask for sizes, types or values, or do not run on the meta device."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.utils import _pytree as pytree
+
+from fxprune.meta_results import META
+from fxprune.sizes import TracedSize
+from fxprune.user_code import user_frame
+
+if TYPE_CHECKING:
+    from fxprune.recording import Recorder
+
+__all__ = ["META_RUNS", "SPECIAL_CALLS"]
+
+
+def _shape(recorder: Recorder, func: Any, tensor: Tensor, *_: Any) -> Any:
+    if recorder.running_leaf or not recorder.active:
+        return func(tensor)
+    node = recorder.node_of(tensor)
+    return TracedSize(recorder.size(node, i, size) for i, size in enumerate(tensor.shape))
+
+
+def _size(recorder: Recorder, func: Any, tensor: Tensor, dim: int | None = None) -> Any:
+    shape = _shape(recorder, lambda t: t.shape, tensor)
+    return shape if dim is None else shape[dim]
+
+
+def _numel(recorder: Recorder, func: Any, tensor: Tensor) -> Any:
+    if recorder.running_leaf or not recorder.active:
+        return func(tensor)
+    return recorder.number_of_elements(tensor)
+
+
+def _as_is(recorder: Recorder, func: Any, *args: Any, **kwargs: Any) -> Any:
+    return func(*args, **kwargs)
+
+
+def _dtype(recorder: Recorder, func: Any, tensor: Tensor, *_: Any) -> Any:
+    dtype = func(tensor)
+    if not recorder.running_leaf and recorder.active:
+        frame = user_frame()
+        if frame is not None:
+            recorder.dtypes[dtype] = (frame.f_code, recorder.node_of(tensor))
+    return dtype
+
+
+def _device(recorder: Recorder, func: Any, tensor: Tensor, *_: Any) -> Any:
+    if recorder.running_leaf or not recorder.active:
+        return func(tensor)
+    # A device object of its own for each reading: its identity tells which tensor it was read from.
+    device = torch.device(recorder.device.type, recorder.device.index)
+    node = recorder.node_of(tensor)
+    recorder.known[id(device)] = (device, node)
+    part: fx.Node = recorder.part(getattr, node, "device", device)
+    recorder.known[id(device)] = (device, part)
+    return device
+
+
+def _set_grad_enabled(recorder: Recorder, func: Any, enabled: bool) -> None:
+    recorder.set_grad_enabled(func, enabled)
+
+
+def _read_value(recorder: Recorder, func: Any, tensor: Tensor, *args: Any) -> Any:
+    return recorder.read_value(func, tensor, *args)
+
+
+def _open(recorder: Recorder, func: Any, *args: Any, **kwargs: Any) -> Any:
+    """Record what a function of torch that is written in Python does, rather than the call of it."""
+    if recorder.running_leaf or not recorder.active:
+        return func(*args, **kwargs)
+    namespace = func.__globals__
+    ask = namespace["has_torch_function"]
+    namespace["has_torch_function"] = lambda _: False
+    try:
+        with recorder:
+            return func(*args, **kwargs)
+    finally:
+        namespace["has_torch_function"] = ask
+
+
+def _getter(name: str) -> Any:
+    return getattr(Tensor, name).__get__
+
+
+# What is done instead of recording the call, by function: called with the recorder, the function and its arguments.
+SPECIAL_CALLS: dict[Any, Callable[..., Any]] = {
+    _getter("shape"): _shape, Tensor.size: _size, Tensor.numel: _numel, Tensor.nelement: _numel,
+    _getter("dtype"): _dtype, _getter("device"): _device, _getter("ndim"): _as_is, Tensor.dim: _as_is,
+    torch._C._set_grad_enabled: _set_grad_enabled, torch.numel: _numel,
+    nn.functional.multi_head_attention_forward: _open,
+    **dict.fromkeys([_getter(name) for name in (
+        "is_cuda", "is_meta", "requires_grad", "layout", "is_sparse", "is_quantized", "grad", "grad_fn", "is_leaf",
+        "is_cpu", "is_mps", "is_nested", "itemsize", "_version",
+    )], _as_is),
+    Tensor.is_contiguous: _as_is, Tensor.is_floating_point: _as_is, Tensor.is_complex: _as_is,
+    Tensor.requires_grad_: _as_is, torch.is_floating_point: _as_is,
+    **dict.fromkeys([
+        Tensor.__bool__, Tensor.item, Tensor.__int__, Tensor.__float__, Tensor.__index__, Tensor.tolist, Tensor.numpy,
+        torch.is_nonzero, Tensor.__contains__,
+    ], _read_value),
+}  # fmt: skip
+
+
+def _any_number(value: Any) -> Any:
+    """A number of the type of a tensor that is filled with, whose value the meta device does not have."""
+    return torch.zeros((), dtype=value.dtype).item() if isinstance(value, Tensor) else value
+
+
+def _istft(*args: Any, **kwargs: Any) -> Tensor:
+    """On the meta device: of the window, values are asked, whether it overlaps with itself enough; ones always do."""
+    args, kwargs = pytree.tree_map_only(Tensor, lambda x: torch.ones(x.shape, dtype=x.dtype), (args, kwargs))
+    return torch.istft(*args, **kwargs).to(META)
+
+
+# What runs on the meta device for functions that cannot run there as they are.
+META_RUNS: dict[Any, Callable[..., Any]] = {
+    Tensor.cpu: lambda tensor, **_: tensor, Tensor.cuda: lambda tensor, *_, **__: tensor,
+    Tensor.pin_memory: lambda tensor, *_, **__: tensor, torch.istft: _istft, Tensor.istft: _istft,
+    torch.full: lambda size, fill_value, **named: torch.full(size, _any_number(fill_value), **named),
+    torch.full_like: lambda tensor, fill_value, **named: torch.full_like(tensor, _any_number(fill_value), **named),
+    Tensor.new_full: lambda tensor, size, fill_value, **named: tensor.new_full(size, _any_number(fill_value), **named),
+}  # fmt: skip
