@@ -13,6 +13,7 @@ from fxprune.gating import insert_gates, remove_gates
 from fxprune.latency import Latency, measure_latency
 from fxprune.learning import Gates, learn_gates
 from fxprune.optimizers import prune_optimizer
+from fxprune.own_class import restore_class
 from fxprune.plan import Plan
 from fxprune.planning import make_plan
 from fxprune.reporting import Report, report
@@ -49,6 +50,7 @@ __all__ = [
     "prune_optimizer",
     "remove_gates",
     "report",
+    "restore_class",
     "rewrite",
     "save",
     "scores",

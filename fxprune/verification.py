@@ -24,7 +24,7 @@ from fxprune.plan import Plan
 from fxprune.rewriting import plan_of, rewrite
 from fxprune.tracing import trace
 
-__all__ = ["mask", "verify"]
+__all__ = ["largest_difference", "mask", "outputs_in_double", "verify"]
 
 
 def verify(model: nn.Module, pruned: nn.Module, example_inputs: Any = None) -> float:
@@ -54,18 +54,26 @@ def verify(model: nn.Module, pruned: nn.Module, example_inputs: Any = None) -> f
         if not all(map(_is_finite, pruned.state_dict().values())):
             return float("inf")
         pruned = _as_cut(model, pruned, plan, dict(kwargs) or args)
-    args, kwargs = pytree.tree_map(_to_double, (args, kwargs))
     with uncached(packages_of(model)):
         try:
-            expected = _outputs(mask(model, plan), args, kwargs)
+            expected = outputs_in_double(mask(model, plan), args, kwargs)
         except RuntimeError as error:
             raise FxpruneError(
                 f"{type(model).__name__} does not run in float64, in which models are compared: {error}"
             ) from error
-        got = _outputs(copy.deepcopy(pruned), args, kwargs)
+        got = outputs_in_double(copy.deepcopy(pruned), args, kwargs)
         if not all(map(_is_finite, expected)) and all(map(_is_finite, got)):
             # What is divided by its own norm, as in weight_norm, is 0 / 0 where all of it was removed.
-            expected = _outputs(mask(cloned(model, {}).double(), plan, fill=_ALMOST_ZERO), args, kwargs)
+            expected = outputs_in_double(mask(cloned(model, {}).double(), plan, fill=_ALMOST_ZERO), args, kwargs)
+    return largest_difference(expected, got)
+
+
+def largest_difference(expected: list[torch.Tensor], got: list[torch.Tensor]) -> float:
+    """The largest difference of any entry, divided by the largest entry of its tensor.
+
+    Raises:
+        FxpruneError: the shapes are others.
+    """
     return max((_relative_error(a, b) for a, b in zip(expected, got, strict=True)), default=0.0)
 
 
@@ -87,7 +95,9 @@ def _as_cut(model: nn.Module, pruned: nn.Module, plan: Plan, inputs: Any) -> nn.
 _ALMOST_ZERO = 1e-150
 
 
-def _outputs(model: nn.Module, args: Any, kwargs: Any) -> list[torch.Tensor]:
+def outputs_in_double(model: nn.Module, args: Any, kwargs: Any) -> list[torch.Tensor]:
+    """The tensors that a model returns in float64; the model is changed to it, and to eval."""
+    args, kwargs = pytree.tree_map(_to_double, (args, kwargs))
     model.double().eval()
     for module in model.modules():
         # `double` does not know of a tensor that is a plain attribute.
