@@ -23,7 +23,6 @@ from safetensors.torch import save as to_bytes
 from torch import Tensor, fx, nn
 
 from fxprune.analysis import analyze
-from fxprune.channels import ChannelGraph
 from fxprune.copies import cloned
 from fxprune.errors import FxpruneError
 from fxprune.files import replace_file
@@ -132,11 +131,7 @@ def load(path: str | Path, model: nn.Module | None = None, *, strict: bool = Tru
         record = _Record.read(path, file)
         with torch.random.fork_rng(devices=[]):
             inputs = record.example_inputs(path)
-            graph = _fresh(path, record, model, inputs, strict)
-        try:
-            pruned = rewrite(graph, record.plan)
-        except FxpruneError as error:
-            raise FxpruneError(f"{str(path)!r}: its plan does not fit the model: {error}") from error
+            pruned = _fresh(path, record, file, model, inputs, strict)
         _put_tensors(path, record, pruned, _read_tensors(path, record, pruned, file))
     for name, module in pruned.named_modules(remove_duplicate=False):
         module.training = name in record.training
@@ -259,36 +254,43 @@ def _example(shape: tuple[int, ...], dtype: torch.dtype, generator: torch.Genera
 
 
 def _fresh(
-    path: Path, record: _Record, model: nn.Module | None, inputs: tuple[tuple[Any, ...], dict[str, Any]], strict: bool
-) -> ChannelGraph:
-    """The original, without weights."""
+    path: Path,
+    record: _Record,
+    file: Any,
+    model: nn.Module | None,
+    inputs: tuple[tuple[Any, ...], dict[str, Any]],
+    strict: bool,
+) -> fx.GraphModule:
+    """The original without weights, pruned."""
     if model is not None:
-        return _traced(path, record, model, type(model).__name__, inputs, strict)
+        return _pruned(path, record, file, model, type(model).__name__, inputs, strict)
     source = trusted_source(path, record.source)
     try:
         with torch.device("meta"):
             model = load_model(source.spec, **source.arguments)
-        return _traced(path, record, model, source.spec, inputs, strict)
+        return _pruned(path, record, file, model, source.spec, inputs, strict)
     except FxpruneError:
         # Some models compute with their buffers when they are built or traced.
-        return _traced(path, record, load_model(source.spec, **source.arguments), source.spec, inputs, strict)
+        model = load_model(source.spec, **source.arguments)
+        return _pruned(path, record, file, model, source.spec, inputs, strict)
 
 
-def _traced(
+def _pruned(
     path: Path,
     record: _Record,
+    file: Any,
     model: nn.Module,
     name: str,
     inputs: tuple[tuple[Any, ...], dict[str, Any]],
     strict: bool,
-) -> ChannelGraph:
+) -> fx.GraphModule:
     args, kwargs = inputs
     if args and kwargs:
         raise FxpruneError(f"{str(path)!r}: its record is damaged: the example inputs are given in two ways")
     # Of weights that do not fit more can be said than of a call that fails.
     difference = record.original.misfit(named_tensors(model))
     if not difference:
-        traced = trace(_without_weights(model, record.original), kwargs or args, copy=False)
+        traced = trace(_without_weights(model, record, file), kwargs or args, copy=False)
         difference = record.original.difference(fingerprint(traced), operations=strict)
     if difference:
         theirs = ", ".join(f"{library} {version}" for library, version in record.versions.items())
@@ -296,11 +298,18 @@ def _traced(
             f"{str(path)!r} is of a {record.original.model}, and {name} is another model: {difference}. Give the "
             f"original, built as it was, as model=; the file was written with {theirs}"
         )
-    return analyze(traced)
+    try:
+        return rewrite(analyze(traced), record.plan)
+    except FxpruneError as error:
+        raise FxpruneError(f"{str(path)!r}: its plan does not fit the model: {error}") from error
 
 
-def _without_weights(model: nn.Module, original: Fingerprint) -> nn.Module:
-    """A copy of the model with the dtypes that the original had, its parameters on the meta device."""
+def _without_weights(model: nn.Module, record: _Record, file: Any) -> nn.Module:
+    """A copy of the model with the dtypes that the original had, its parameters on the meta device.
+
+    Buffers of integers are the file's: by a permutation that was drawn at random, channels are tied to other ones.
+    """
+    original, there = record.original, set(file.keys())
     memo: dict[int, Any] = {}
     for name, tensor in named_tensors(model).items():
         if id(tensor) in memo:
@@ -310,7 +319,12 @@ def _without_weights(model: nn.Module, original: Fingerprint) -> nn.Module:
             data = torch.empty_strided(tensor.shape, tensor.stride(), dtype=dtype, device="meta")
             memo[id(tensor)] = nn.Parameter(data, data.is_floating_point() and tensor.requires_grad)
         else:
-            memo[id(tensor)] = tensor.detach().to(dtype)
+            stored = record.aliases.get(name, name)
+            is_index = dtype in (torch.int32, torch.int64) and tensor.ndim and stored in there
+            if is_index and file.get_slice(stored).get_shape() == list(tensor.shape):
+                memo[id(tensor)] = file.get_tensor(stored)
+            else:
+                memo[id(tensor)] = tensor.detach().to(dtype)
     return cloned(model, memo)
 
 

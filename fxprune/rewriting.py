@@ -18,6 +18,7 @@ from fxprune.errors import FxpruneError
 from fxprune.fingerprint import fingerprint
 from fxprune.plan import Plan
 from fxprune.rules import find_rule
+from fxprune.rules.known_index import computes_indices
 from fxprune.rules.registry import Rewrite
 
 __all__ = ["alive_channels", "plan_of", "rewrite"]
@@ -204,16 +205,18 @@ def _put(node: fx.Node, replacement: Any, users: list[fx.Node] | None = None) ->
 
 
 def _tidy(graph: fx.Graph) -> None:
-    """Fold arithmetic on literals, and drop what computes sizes that nothing needs any more."""
+    """Fold arithmetic on literals, and drop what computes sizes and indices that nothing needs any more."""
     for node in list(graph.nodes):
         folds = node.op == "call_function" and getattr(node.target, "__module__", "") == "_operator"
         if folds and not node.all_input_nodes and isinstance(node.meta.get("value"), (int, float)):
             _put(node, node.meta["value"])
     for node in reversed(list(graph.nodes)):
-        if not node.users and _is_size_only(node):
+        if not node.users and (_is_size_only(node) or computes_indices(node)):
             graph.erase_node(node)
 
 
 def _is_size_only(node: fx.Node) -> bool:
     value = node.meta.get("value")
-    return node.op in ("call_function", "call_method") and isinstance(value, (int, float, tuple, torch.Size))
+    return node.op in ("call_function", "call_method") and isinstance(
+        value, (int, float, tuple, torch.Size, torch.device)
+    )

@@ -237,6 +237,21 @@ class Malice:
         return os.mkdir, (str(self.path),)
 
 
+def test_channels_in_an_order_that_was_drawn_at_random_come_back(tmp_path: Path) -> None:
+    def shuffled(seed: int) -> nn.Module:
+        order = torch.randperm(16, generator=torch.Generator().manual_seed(seed))
+        return randomise(net(
+            lambda self, x: self.out(self.a(x)[:, self.order].relu() + self.a(x)),
+            a=nn.Conv2d(3, 16, 1), order=order, out=nn.Conv2d(16, 2, 1),
+        )).float()  # fmt: skip
+
+    small = fxprune.prune(shuffled(0), 0.6, example_inputs=image(), compensate=False)
+    fxprune.save(small, tmp_path / "small.safetensors")
+    loaded = fxprune.load(tmp_path / "small.safetensors", shuffled(1))
+    assert_same(small, loaded)
+    assert torch.equal(small(image()), loaded(image()))
+
+
 @pytest.mark.parametrize("write", ["torch", "old torch", "pickle"])
 def test_a_pickle_is_refused_and_not_executed(tmp_path: Path, write: str) -> None:
     path, trace_of_it = tmp_path / "small.safetensors", tmp_path / "executed"

@@ -10,6 +10,7 @@ import torch
 from torch import fx
 
 from fxprune.channels import Dim, Labels, is_labelled, size_of
+from fxprune.rules.known_index import known_index, places, renumbered
 from fxprune.rules.registry import Call, Op, Rewrite, freeze_labels, rule
 
 __all__ = ["getitem"]
@@ -77,10 +78,12 @@ def _unite_steps(op: Op, dim: Dim, entry: slice) -> None:
 
 
 def _index_by_tensors(op: Op, x: Labels, entries: list[Any]) -> Labels:
-    """Indexed dimensions stay whole; the others keep their labels where numpy's rules put them."""
+    """What is indexed stays whole, unless the index is known; the rest keeps its labels where numpy's rules put it."""
     d = 0
     plain: list[tuple[Dim, bool]] = []
     first = None
+    indexed = [k for k, e in enumerate(entries) if not isinstance(e, slice) and e is not None]
+    taken: list[tuple[Dim, bool]] = []
     for k, entry in enumerate(entries):
         if entry is None:
             plain.append((1, False))
@@ -91,21 +94,32 @@ def _index_by_tensors(op: Op, x: Labels, entries: list[Any]) -> Labels:
         if _is_whole(entry):
             plain.append((x.dims[d], x.zero[d]))
         else:
-            op.freeze(x.dims[d], "indexed by a tensor")
             if isinstance(entry, Labels):
                 op.freeze(entry, "used as an index")
+            if indexed == [k]:
+                taken = _taken(op, x, d, _spelt(op.node.args[1], len(x.dims))[k])
+            if indexed != [k] or not taken:
+                op.freeze(x.dims[d], "indexed by a tensor")
             if isinstance(entry, slice):
                 plain.append((len(range(*entry.indices(x.shape[d]))), False))
             elif first is None:
                 first = len(plain)
         d += 1
-    indexed = [k for k, e in enumerate(entries) if not isinstance(e, slice) and e is not None]
     adjacent = indexed[-1] - indexed[0] + 1 == len(indexed)
     at = first if adjacent and first is not None else 0
     width = len(op.shape) - len(plain)
-    new = [(n, False) for n in op.shape[at : at + width]]
+    new = taken or [(n, False) for n in op.shape[at : at + width]]
     merged = plain[:at] + new + plain[at:]
     return Labels(tuple(dim for dim, _ in merged), tuple(z for _, z in merged))
+
+
+def _taken(op: Op, x: Labels, d: int, index: Any) -> list[tuple[Dim, bool]]:
+    """What a known index takes of a dimension, and whether it is zero; nothing where the index is not known."""
+    values = known_index(op, index)
+    if values is None:
+        return []
+    dim = op.part(x.dims[d], places(values, size_of(x.dims[d])))
+    return [(dim, x.zero[d] and is_labelled(dim))]
 
 
 def _is_mask(op: Op, position: int) -> bool:
@@ -151,9 +165,30 @@ def _index_left(op: Rewrite, container: Any, index: Any) -> tuple[Any, ...] | No
         if isinstance(entry, slice):
             start, stop, step = entry.indices(len(kept))
             new[k] = slice(int(kept[:start].sum()), int(kept[:stop].sum())) if step == 1 else slice(start, None, step)
+        elif isinstance(entry, (torch.Tensor, list, tuple)):
+            new[k] = renumbered(op, new[k], kept)
         else:
             new[k] = int(kept[: entry % len(kept)].sum())
     return tuple(new) if touched else None
+
+
+@rule("index_select")
+def index_select(op: Op, input: Labels, dim: int, index: Labels) -> Labels:
+    dim %= len(input.dims)
+    op.freeze(index, "used as an index")
+    taken = _taken(op, input, dim, op.node.kwargs.get("index", op.node.args[-1]))
+    if not taken:
+        op.freeze(input.dims[dim], "selected by an index tensor")
+        return input.replace(dim, op.shape[dim], zero=False)
+    return input.replace(dim, *taken[0])
+
+
+@index_select.rewrite
+def _(op: Rewrite, input: Any, dim: Any, index: Any) -> Call | None:
+    ids = op.labels(input).dims[op.number(dim)]
+    if isinstance(ids, int) or not op.changed(ids):
+        return None
+    return Call((input, dim, renumbered(op, index, op.kept(ids))))
 
 
 @rule(operator.setitem)

@@ -12,6 +12,7 @@ the nodes and literals of the graph that is being rewritten.
 
 from __future__ import annotations
 
+import itertools
 import operator
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -118,10 +119,10 @@ class Op:
         if not isinstance(dim, int):
             self.ids.mark_reluctant(dim, reason)
 
-    def part(self, dim: Dim, which: slice) -> Dim:
-        """A run of a dimension's indices; a single index is not a channel dimension any more."""
+    def part(self, dim: Dim, which: slice | npt.NDArray[np.int64]) -> Dim:
+        """Some of a dimension's indices; a single index is not a channel dimension any more."""
         if isinstance(dim, int):
-            return len(range(*which.indices(dim)))
+            return len(range(*which.indices(dim))) if isinstance(which, slice) else len(which)
         cut = dim[which]
         if len(cut) > 1:
             return cut
@@ -231,6 +232,15 @@ class Rewrite:
             return None
         with self.node.graph.inserting_before(self.node):
             return self.node.graph.get_attr(f"{self.node.target}.{name}")
+
+    def insert_buffer(self, name: str, tensor: torch.Tensor) -> fx.Node:
+        """A new node for a new buffer, which is no part of the state dict."""
+        root = self.node.graph.owning_module
+        assert root is not None
+        free = next(made for k in itertools.count() if not hasattr(root, made := f"_{name}{k}"))
+        root.register_buffer(free, tensor, persistent=False)
+        with self.node.graph.inserting_before(self.node):
+            return self.node.graph.get_attr(free)
 
     def take_apart(self, argument: fx.Node) -> list[Any]:
         """The entries of a node that holds a size."""

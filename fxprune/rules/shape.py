@@ -259,10 +259,3 @@ def _(op: Rewrite, input: Any, dim: Any, index: Any) -> Call | None:
     if isinstance(ids, int) or not op.changed(ids):
         return None
     return Call((input, dim, int(op.kept(ids)[: op.number(index) % len(ids)].sum())))
-
-
-@rule("index_select")
-def index_select(op: Op, input: Labels, dim: int, index: Labels) -> Labels:
-    op.freeze(input.dims[dim], "selected by an index tensor")
-    op.freeze(index, "used as an index")
-    return input.replace(dim % len(input.dims), op.shape[dim], zero=False)

@@ -19,6 +19,7 @@ from fxprune.rules import (
     conv,
     elementwise,
     indexing,
+    known_index,
     linear,
     norm,
     recurrent,
@@ -220,6 +221,21 @@ MUTATIONS: dict[str, tuple[Patch, nn.Module, Any]] = {
     "slices are not cut at new places": (
         no_rewrite(indexing.getitem),
         images(lambda self, x: torch.cat([x[:, :3].relu(), x[:, 3:]], 1)),
+        image(),
+    ),
+    "an index is not renumbered": (
+        no_rewrite(indexing.index_select),
+        images(lambda self, x: x.index_select(1, self.i), i=torch.arange(8).flip(0)),
+        image(),
+    ),
+    "an index keeps its order": (
+        attribute(indexing, "places", lambda index, size: np.arange(size)),
+        images(lambda self, x: x[:, [3, 1, 0, 2, 7, 6, 5, 4]].relu() * x),
+        image(),
+    ),
+    "what is written into an index is not seen": (
+        attribute(known_index, "_written", lambda op: frozenset()),
+        images(lambda self, x: (i := torch.arange(8), i.__setitem__(0, 3), x[:, i])[-1]),
         image(),
     ),
     "narrow is not cut at new places": (
