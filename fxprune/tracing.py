@@ -381,15 +381,21 @@ def _explained(model: nn.Module, recorder: Recorder, error: Exception) -> Fxprun
     module = f"`{path}`" if path else "the model itself"
     if path:
         module += f" ({type(model.get_submodule(path)).__name__})"
+        way_out = f"`trace(..., leaves=({path!r},))` keeps that module whole."
+    else:
+        way_out = "Move it into a submodule, which `trace(..., leaves=...)` can keep whole."
     if isinstance(error, DataDependentError):
         cure = (
             "What depends on the values of the input cannot be part of a graph. Prune a part of the model that has "
             "nothing of the kind, as a detector's backbone: `model.backbone = prune(model.backbone, example_inputs=x)`."
         )
+    elif line.startswith(("assert", "raise", "torch._assert", "_assert")):
+        shapes = ", ".join(str(tuple(tensor.shape)) for tensor in trees.tensors(list(recorder.example.values())))
+        cure = f"The model refuses what it is given: pass example_inputs that it accepts; these are of shape {shapes}."
+        way_out = f"If it accepts them when it is called as it is: {way_out}" if path else ""
     else:
         cure = "Check that the model runs on the example inputs."
-    way_out = f"`trace(..., leaves=({path!r},))` keeps that module whole." if path else "Move it into a submodule."
-    return FxpruneError(
-        f"Cannot trace `{type(model).__name__}`: in {module}, {place}: `{line}`: {type(error).__name__}: {error}."
-        f" {cure} {way_out}"
-    )
+        way_out = f"If it does: {way_out}"
+    said = f"{type(error).__name__}: {error}".rstrip(":. ")
+    message = f"Cannot trace `{type(model).__name__}`: in {module}, {place}: `{line}`: {said}. {cure} {way_out}"
+    return FxpruneError(message.rstrip())

@@ -141,6 +141,41 @@ def test_control_flow_on_values_tells_module_line_and_way_out() -> None:
     )
 
 
+class Particular(nn.Module):
+    def __init__(self, refuse: str) -> None:
+        super().__init__()
+        self.a = nn.Conv2d(3, 8, 1)
+        self.refuse = refuse
+
+    def forward(self, x: Tensor) -> Tensor:
+        wrong = x.shape[-1] != 32
+        if self.refuse == "assert":
+            assert not wrong
+        elif self.refuse == "torch._assert":
+            torch._assert(x.shape[-1] == 32, "the images are too small.")
+        elif wrong:
+            raise ValueError("the images are too small")
+        return self.a(x)
+
+
+@pytest.mark.parametrize(
+    ("refuse", "said"),
+    [
+        ("assert", r"`assert not wrong`: AssertionError.*\. "),
+        ("torch._assert", r"`torch\._assert\(.*`: AssertionError: the images are too small\. "),
+        ("raise", r"`raise ValueError.*`: ValueError: the images are too small\. "),
+    ],
+)
+def test_what_the_model_itself_refuses_is_told_with_the_shapes_it_was_given(refuse: str, said: str) -> None:
+    advice = r"The model refuses what .*: pass example_inputs that it accepts; these are of shape \(2, 3, 6, 6\)\."
+    model = Particular(refuse)
+    message = rf"Cannot trace `Particular`: in the model itself, .*test_errors\.py:\d+: {said}{advice}$"
+    untouched(model, lambda: fxprune.prune(model, 0.5, example_inputs=image()), message)
+    nested = nn.Sequential(model)
+    message = rf"in `0` \(Particular\), .*{said}{advice} If it accepts them when .*: `trace\(\.\.\., leaves=\('0',\)\)`"
+    untouched(nested, lambda: fxprune.prune(nested, 0.5, example_inputs=image()), message)
+
+
 def test_a_module_that_cannot_be_traced_works_as_a_leaf_and_is_frozen() -> None:
     model = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 4), Branching(), nn.Linear(8, 6), nn.Linear(6, 2))
     graph = fxprune.analyze(fxprune.trace(model, tokens(), leaves=(Branching,)))
