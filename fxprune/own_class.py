@@ -51,8 +51,9 @@ def restore_class(pruned: nn.Module, model: nn.Module, example_inputs: Any = Non
     try:
         difference = largest_difference(expected, outputs_in_double(cloned(own, {}), args, kwargs))
     except Exception as error:
+        place, line = place_of(error)
         raise FxpruneError(
-            f"{type(model).__name__} does not run with the pruned weights ({place_of(error)}: {error}): {advice}"
+            f"{type(model).__name__} does not run with the pruned weights ({place}: `{line}`: {error}): {advice}"
         ) from error
     if not difference <= _TOLERANCE:
         raise FxpruneError(

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import functools
 import inspect
-import linecache
-import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -26,7 +24,7 @@ from fxprune.modes import compare, insert_modes, small_readers
 from fxprune.patching import recording
 from fxprune.recording import DataDependentError, Recorder
 from fxprune.traced_module import ApplyFunction, ByMode, TracedModule
-from fxprune.user_code import LIBRARY_FILES
+from fxprune.user_code import place_of
 
 __all__ = ["TracedModule", "trace"]
 
@@ -373,10 +371,7 @@ def _is_pure(recorded: Recorder, path: str) -> bool:
 
 
 def _explained(model: nn.Module, recorder: Recorder, error: Exception) -> FxpruneError:
-    stack = traceback.extract_tb(error.__traceback__)
-    frames = [frame for frame in stack if not frame.filename.startswith(LIBRARY_FILES)]
-    place = f"{frames[-1].filename}:{frames[-1].lineno}" if frames else "unknown source"
-    line = linecache.getline(frames[-1].filename, frames[-1].lineno or 0).strip() if frames else ""
+    place, line = place_of(error)
     path = recorder.failed_in or ""
     module = f"`{path}`" if path else "the model itself"
     if path:

@@ -10,25 +10,25 @@ from types import FrameType
 
 import torch
 
-__all__ = ["LIBRARY_FILES", "place_of", "user_frame"]
+__all__ = ["place_of", "user_frame"]
 
 # How the names of files start that are not the user's code; "<" is for generated code.
-LIBRARY_FILES = (str(Path(torch.__file__).parent / "_")[:-1], str(Path(__file__).parent / "_")[:-1], "<")
+_LIBRARY_FILES = (str(Path(torch.__file__).parent / "_")[:-1], str(Path(__file__).parent / "_")[:-1], "<")
 
 
 def user_frame() -> FrameType | None:
     """The innermost frame that is neither torch's nor ours."""
     frame: FrameType | None = sys._getframe(1)
-    while frame is not None and frame.f_code.co_filename.startswith(LIBRARY_FILES):
+    while frame is not None and frame.f_code.co_filename.startswith(_LIBRARY_FILES):
         frame = frame.f_back
     return frame
 
 
-def place_of(error: BaseException) -> str:
-    """Where an error was raised: file, line and source of the innermost frame that is neither torch's nor ours."""
+def place_of(error: BaseException) -> tuple[str, str]:
+    """Where an error was raised, of the frames that are neither torch's nor ours: "file:line", and the source there."""
     stack = traceback.extract_tb(error.__traceback__)
-    frames = [frame for frame in stack if not frame.filename.startswith(LIBRARY_FILES)]
+    frames = [frame for frame in stack if not frame.filename.startswith(_LIBRARY_FILES)]
     if not frames:
-        return "unknown source"
-    line = linecache.getline(frames[-1].filename, frames[-1].lineno or 0).strip()
-    return f"{frames[-1].filename}:{frames[-1].lineno}: `{line}`"
+        return "unknown source", ""
+    line = linecache.getline(frames[-1].filename, frames[-1].lineno or 0)
+    return f"{frames[-1].filename}:{frames[-1].lineno}", line.strip()
