@@ -21,7 +21,7 @@ from fxprune.polynomial import Term, build_polynomial
 from fxprune.rules import find_rule
 from fxprune.rules.indexing import getitem
 from fxprune.rules.probe import probe
-from fxprune.rules.registry import Op, Parameters
+from fxprune.rules.registry import Op, Parameters, Splits
 from fxprune.rules.size import attribute, map_values, size
 
 __all__ = ["analyze"]
@@ -51,6 +51,17 @@ def analyze(traced: fx.GraphModule) -> ChannelGraph:
     Returns:
         The groups of channels, the frozen ones with their reasons, and the FLOPs as a polynomial.
     """
+    graph, stuck = _analyze(traced, Splits())
+    if stuck:
+        # Where the width of attention heads has to stay, whole heads may go.
+        other, _ = _analyze(traced, Splits(avoided=stuck))
+        if _prunable_indices(other) > _prunable_indices(graph):
+            return other
+    return graph
+
+
+def _analyze(traced: fx.GraphModule, splits: Splits) -> tuple[ChannelGraph, frozenset[Any]]:
+    """The channels, and the splits that gave nothing: those where all channels of the factor taken are frozen."""
     ids = IdTable()
     parameters = Parameters(traced, ids)
     modules = dict(traced.named_modules())
@@ -65,7 +76,7 @@ def analyze(traced: fx.GraphModule) -> ChannelGraph:
         if "value" not in node.meta:
             raise FxpruneError(f"node {node.name} has no value: pass what fxprune.trace returned, not another graph")
         module = modules[str(node.target)] if node.op == "call_module" else None
-        op = Op(node, ids, parameters, module, labels_of, entering=contractions, root=root)
+        op = Op(node, ids, parameters, module, labels_of, entering=contractions, root=root, splits=splits)
         labels, cost = _propagate(op)
         labels_of[node.name] = labels
         for written in node.meta.get("mutates", ()):
@@ -76,7 +87,18 @@ def analyze(traced: fx.GraphModule) -> ChannelGraph:
             costs[node.name] = cost
         if entering := _entering(op):
             contractions[node.name] = tuple(dict.fromkeys((*contractions.get(node.name, ()), *entering)))
-    return _collect(traced, ids, parameters, labels_of, costs, contractions)
+    resolved = ids.resolve()
+    channel_of, frozen, _ = resolved
+    stuck = (split for split, taken in splits.chosen.items() if frozen.keys() >= {*channel_of[taken].flat})
+    return _collect(traced, resolved, parameters, labels_of, costs, contractions), frozenset(stuck)
+
+
+def _prunable_indices(graph: ChannelGraph) -> int:
+    """How many indices of parameters channels that can be pruned take."""
+    free = np.zeros(graph.num_channels, dtype=bool)
+    for group in graph.groups:
+        free[group.channels] = True
+    return sum(int(free[dim].sum()) for dims in graph.parameters.values() for dim in dims if not isinstance(dim, int))
 
 
 def _roots(graph: fx.Graph, modules: dict[str, nn.Module]) -> dict[fx.Node, fx.Node]:
@@ -273,14 +295,14 @@ def _freeze_tree(op: Op, tree: Any, reason: str) -> None:
 
 def _collect(
     traced: fx.GraphModule,
-    ids: IdTable,
+    resolved: tuple[Ids, dict[int, str], dict[int, str]],
     parameters: Parameters,
     labels_of: dict[str, Any],
     costs: dict[str, list[Term]],
     contractions: dict[str, tuple[tuple[str, int], ...]],
 ) -> ChannelGraph:
     """Turn ids into channel numbers, and gather the channels that live on the same dimensions."""
-    channel_of, frozen_reasons, reluctant_reasons = ids.resolve()
+    channel_of, frozen_reasons, reluctant_reasons = resolved
     num_channels = int(channel_of.max()) + 1 if len(channel_of) else 0
     converted: dict[int, Ids] = {}
 

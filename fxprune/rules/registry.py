@@ -27,7 +27,7 @@ from torch import fx, nn
 from fxprune.channels import Dim, Ids, IdTable, Labels, Size, is_labelled, size_of
 from fxprune.polynomial import Term, term
 
-__all__ = ["Call", "Op", "Parameters", "Rewrite", "Rule", "find_rule", "freeze_labels", "rule"]
+__all__ = ["Call", "Op", "Parameters", "Rewrite", "Rule", "Splits", "find_rule", "freeze_labels", "rule"]
 
 
 class Parameters:
@@ -64,6 +64,17 @@ class Parameters:
 
 
 @dataclass(frozen=True, eq=False)
+class Splits:
+    """Which factor carries the channels where a dimension is split, as heads x width; `avoided` ones are not taken.
+
+    A split is known by its node, the factors of its shape, the dimension, and the factor.
+    """
+
+    avoided: frozenset[Any] = frozenset()
+    chosen: dict[Any, Ids] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, eq=False)
 class Op:
     """One node while its ids are being propagated."""
 
@@ -75,6 +86,7 @@ class Op:
     contractions: list[tuple[Labels, int]] = field(default_factory=list)
     entering: dict[str, tuple[tuple[str, int], ...]] = field(default_factory=dict)
     root: dict[fx.Node, fx.Node] = field(default_factory=dict)
+    splits: Splits = field(default_factory=Splits)
 
     @property
     def value(self) -> Any:

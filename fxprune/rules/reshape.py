@@ -86,11 +86,11 @@ def _reshape_block(op: Op, x: Labels, shape: Sequence[int]) -> Labels:
         return Labels.plain(shape)
     factors, old, new = refined
     carried: dict[int, tuple[Any, bool]] = {}
-    for dim, is_zero, positions in zip(x.dims, x.zero, old, strict=True):
+    for d, (dim, is_zero, positions) in enumerate(zip(x.dims, x.zero, old, strict=True)):
         if isinstance(dim, int) or not positions:
             continue
         ids = dim.reshape([factors[k] for k in positions])
-        axis = max(range(len(positions)), key=lambda k: (_units(ids, k), k))
+        axis = _carrying_axis(op, ids, (op.node.name, tuple(factors), d))
         carried[positions[axis]] = (op.unite_axis(ids, axis), is_zero)
     dims: list[Dim] = list(shape)
     zero = [False] * len(shape)
@@ -105,6 +105,17 @@ def _reshape_block(op: Op, x: Labels, shape: Sequence[int]) -> Labels:
             after = math.prod(factors[p] for p in positions if p > k)
             dims[d] = np.tile(np.repeat(ids, after), before)
     return Labels(tuple(dims), tuple(zero))
+
+
+def _carrying_axis(op: Op, ids: Ids, split: tuple[Any, ...]) -> int:
+    """The axis with the most units, of those that are not to be avoided."""
+    units = [_units(ids, k) for k in range(ids.ndim)]
+    axes = [k for k in range(ids.ndim) if units[k] > 1 and (*split, k) not in op.splits.avoided] or range(ids.ndim)
+    axis = max(axes, key=lambda k: (units[k], k))
+    if sum(n > 1 for n in units) > 1:
+        key = (*split, axis)
+        op.splits.chosen[key] = ids
+    return axis
 
 
 def _units(ids: Ids, axis: int) -> int:

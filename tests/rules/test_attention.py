@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from invariant import check_invariant, net, tokens
+from invariant import check_invariant, net, parameter, tokens
 from torch import Tensor, nn
 
 
@@ -34,7 +34,20 @@ def grouped_query(self: Any, x: Tensor) -> Tensor:
     return self.o(F.scaled_dot_product_attention(q, k, v, enable_gqa=True).transpose(1, 2).flatten(2))
 
 
+def over_the_width(self: Any, x: Tensor) -> Tensor:
+    """Attention between the features of a head, as in XCiT: they are normalised over, so the width stays."""
+    b, n, _ = x.shape
+    q, k, v = self.qkv(x).reshape(b, n, 3, 4, 6).permute(2, 0, 3, 4, 1)
+    weights = (F.normalize(q, dim=-1) @ F.normalize(k, dim=-1).mT * self.temperature).softmax(-1)
+    return self.o((weights @ v).permute(0, 3, 1, 2).reshape(b, n, -1))
+
+
 NETS = {
+    "heads go as wholes where their width has to stay": (
+        lambda: net(over_the_width, qkv=nn.Linear(4, 72), o=nn.Linear(24, 2), temperature=parameter(4, 1, 1)),
+        tokens(),
+        4,
+    ),
     "one head whose width shrinks keeps its scale": (
         lambda: net(
             lambda self, x: F.scaled_dot_product_attention(self.q(x), self.k(x), x),

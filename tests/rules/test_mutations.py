@@ -13,6 +13,7 @@ from invariant import check_invariant, image, net, parameter, prunable, tokens
 from torch import nn
 from torchvision.ops import deform_conv2d
 
+from fxprune import analysis
 from fxprune.channels import IdTable, Labels
 from fxprune.rules import (
     attention,
@@ -161,6 +162,11 @@ MUTATIONS: dict[str, tuple[Patch, nn.Module, Any]] = {
     # attention
     "the scale of attention is dropped": (no_rewrite(attention.attention), scaled(), tokens()),
     "attention is free": (no_flops(attention.attention), scaled(), tokens()),
+    "heads whose width has to stay are not tried as wholes": (
+        attribute(analysis, "_prunable_indices", lambda graph: 0),
+        vectors(lambda self, x: x.unflatten(-1, (2, 4)).softmax(-1).flatten(-2)),
+        tokens(),
+    ),
     # norm
     "layer norm forgets the zeros": (
         no_rewrite(norm.layer_norm_module),
