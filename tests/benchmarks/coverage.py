@@ -31,7 +31,7 @@ import time
 import traceback
 import warnings
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
@@ -41,6 +41,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 import fxprune
+from fxprune.flops import call_arguments
 from fxprune.models import example_inputs, load_model
 
 HERE = Path(__file__).resolve().parent
@@ -48,11 +49,14 @@ sys.path.append(str(HERE))
 import on_meta  # noqa: E402
 
 MAX_ERROR = 1e-9
-LOWEST, HIGHEST = 0.4975, 0.5
+SLACK = 0.0025
 Result = dict[str, Any]
+Checks = Mapping[str, Callable[[str, dict[str, Any], Result], None]]
 
 
-def check(spec: str, say: Callable[[str], None] = lambda stage: None, reraise: bool = False) -> Result:
+def check(
+    spec: str, say: Callable[[str], None] = lambda stage: None, reraise: bool = False, checks: Checks | None = None
+) -> Result:
     """Prune one model to half of its FLOPs and check all that it must reach.
 
     Args:
@@ -60,21 +64,23 @@ def check(spec: str, say: Callable[[str], None] = lambda stage: None, reraise: b
             `on_meta`.
         say: called with the name of each check before it starts.
         reraise: let the first failure's exception through, for its traceback.
+        checks: what to do, instead of what the name asks for.
 
     Returns:
         what can be written as JSON: `ok`, `failed` (check -> reason) and the measurements.
     """
     torch.set_num_threads(1)
+    torch.manual_seed(0)
     result: Result = {"model": spec, "ok": False, "failed": {}}
     state: dict[str, Any] = {}
     began = time.perf_counter()
     on_the_meta_device = spec.startswith(on_meta.PREFIX)
-    checks = on_meta.CHECKS if on_the_meta_device else CHECKS
+    chosen: Checks = checks or (on_meta.CHECKS if on_the_meta_device else CHECKS)
     # What is left to check after a failure of these needs what they make.
     needed = on_meta.NEEDED if on_the_meta_device else {"build", "prune"}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        for name, run_check in checks.items():
+        for name, run_check in chosen.items():
             if needed & result["failed"].keys():
                 break
             say(name)
@@ -91,12 +97,16 @@ def check(spec: str, say: Callable[[str], None] = lambda stage: None, reraise: b
 
 
 def _check_build(spec: str, state: dict[str, Any], result: Result) -> None:
-    torch.manual_seed(0)
     name, *shapes = spec.split()
-    model = on_meta.backbone_of_detector(load_model(name)).eval()
-    _randomise(model)
+    model = on_meta.backbone_of_detector(load_model(name))
     given = tuple(torch.randn([int(size) for size in shape.split(",")]) for shape in shapes)
-    state["model"], state["inputs"] = model, given or example_inputs(model)
+    set_up(state, model, given or example_inputs(model))
+
+
+def set_up(state: dict[str, Any], model: nn.Module, inputs: Any) -> None:
+    """Keep model and inputs for the checks that follow."""
+    _randomise(model.eval())
+    state["model"], state["inputs"] = model, inputs
     state["before"] = _fingerprint(model)
 
 
@@ -131,8 +141,8 @@ def _check_untouched(spec: str, state: dict[str, Any], result: Result) -> None:
 
 def _check_shape(spec: str, state: dict[str, Any], result: Result) -> None:
     with torch.no_grad():
-        before = _shapes(state["model"].eval()(*state["inputs"]))
-        after = _shapes(state["pruned"].eval()(*state["inputs"]))
+        before = _shapes(call(state["model"].eval(), state["inputs"]))
+        after = _shapes(call(state["pruned"].eval(), state["inputs"]))
     _require(before == after, f"output shape {before} became {after}")
 
 
@@ -140,7 +150,8 @@ def _check_flops(spec: str, state: dict[str, Any], result: Result) -> None:
     before = fxprune.count_flops(state["model"], state["inputs"])
     after = fxprune.count_flops(state["pruned"], state["inputs"])
     result.update(flops_before=before, flops_after=after, ratio=round(after / before, 6))
-    _require(LOWEST * before <= after <= HIGHEST * before, f"FLOPs ratio {after / before:.5f}")
+    budget = result.get("budget", 0.5)
+    _require((budget - SLACK) * before <= after <= budget * before, f"FLOPs ratio {after / before:.5f}")
 
 
 def _check_predicted(spec: str, state: dict[str, Any], result: Result) -> None:
@@ -162,7 +173,7 @@ def _check_verify(spec: str, state: dict[str, Any], result: Result) -> None:
 def _check_backward(spec: str, state: dict[str, Any], result: Result) -> None:
     pruned = state["pruned"].eval()
     pruned.zero_grad(set_to_none=True)
-    torch.autograd.backward(_loss(pruned(*state["inputs"])))
+    torch.autograd.backward(_loss(call(pruned, state["inputs"])))
     gradients = [p.grad for p in pruned.parameters() if p.grad is not None]
     _require(bool(gradients), "no parameter has a gradient")
     _require(all(bool(g.isfinite().all()) for g in gradients), "a gradient is not finite")
@@ -191,7 +202,7 @@ def _check_reload(spec: str, state: dict[str, Any], result: Result) -> None:
         for parameter in fresh.parameters():
             parameter.zero_()
         fresh.load_state_dict(torch.load(file, weights_only=True))
-        same = zip(_tensors(fresh(*state["inputs"])), _tensors(pruned(*state["inputs"])), strict=True)
+        same = zip(*(_tensors(call(net, state["inputs"])) for net in (fresh, pruned)), strict=True)
         _require(all(torch.equal(a, b) for a, b in same), "outputs differ after save and reload")
 
 
@@ -240,6 +251,12 @@ def _fingerprint(model: nn.Module) -> list[tuple[Any, ...]]:
     return [*tensors, *((name, module.training) for name, module in model.named_modules())]
 
 
+def call(model: nn.Module, inputs: Any) -> Any:
+    """The model's outputs: for a tensor, a tuple of positional or a dict of keyword arguments."""
+    args, kwargs = call_arguments(inputs)
+    return model(*args, **kwargs)
+
+
 def _tensors(output: Any) -> list[Tensor]:
     return [leaf for leaf in pytree.tree_leaves(output) if isinstance(leaf, Tensor)]
 
@@ -273,7 +290,16 @@ def _where(error: BaseException) -> str:
 # Everything below runs the checks over many models.
 
 
-def run(specs: Sequence[str], output: Path, *, workers: int, seconds: float, gib: float, source: str) -> None:
+def run(
+    specs: Sequence[str],
+    output: Path,
+    *,
+    workers: int,
+    seconds: float,
+    gib: float,
+    source: str,
+    checks: Checks | None = None,
+) -> None:
     """Check the models in forked processes, at most `workers` at a time; append a line to `output` for each."""
     context = multiprocessing.get_context("fork")
     waiting = list(reversed(specs))
@@ -283,7 +309,7 @@ def run(specs: Sequence[str], output: Path, *, workers: int, seconds: float, gib
         while waiting and len(running) < workers:
             spec = waiting.pop()
             here, there = context.Pipe(duplex=False)
-            process = context.Process(target=_child, args=(spec, there, gib, seconds))
+            process = context.Process(target=_child, args=(spec, there, gib, seconds, checks))
             process.start()
             there.close()
             # It may wait for a processor much longer than it computes.
@@ -318,12 +344,12 @@ def run(specs: Sequence[str], output: Path, *, workers: int, seconds: float, gib
                 )
 
 
-def _child(spec: str, connection: Connection, gib: float, seconds: float) -> None:
+def _child(spec: str, connection: Connection, gib: float, seconds: float, checks: Checks | None) -> None:
     limit = int(gib * 2**30)
     resource.setrlimit(resource.RLIMIT_CPU, (math.ceil(seconds), math.ceil(seconds) + 5))
     # Of data, not of addresses: torch's libraries alone map many GiB that they never touch.
     resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
-    connection.send(check(spec, say=connection.send))
+    connection.send(check(spec, say=connection.send, checks=checks))
 
 
 def _lost(spec: str, stage: str, reason: str) -> Result:
@@ -380,7 +406,7 @@ def table(results: Sequence[Result]) -> str:
     return "\n".join(lines)
 
 
-def _source() -> str:
+def source_of_fxprune() -> str:
     files = sorted(Path(fxprune.__file__).parent.rglob("*.py"))
     return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()[:16]
 
@@ -419,7 +445,7 @@ def main() -> int:
     torch.set_num_threads(1)
     for library in ("timm", "torchvision"):
         importlib.import_module(library)  # once, for all that are forked
-    specs, source = _specs(options.models), _source()
+    specs, source = _specs(options.models), source_of_fxprune()
     options.output.parent.mkdir(parents=True, exist_ok=True)
     if options.fresh:
         options.output.unlink(missing_ok=True)

@@ -1,0 +1,115 @@
+"""The page of what `libraries.py` has measured."""
+
+from __future__ import annotations
+
+import datetime as dt
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+__all__ = ["write_report"]
+
+Row = dict[str, Any]
+PASSED, REFUSED, FAILED = "passed", "refused", "failed"
+LESS, NOT_RUN = "less than 50 % possible", "does not run itself"
+HEAD = """# Other libraries
+
+Models of libraries that fxprune does not know by name, pruned to half of their FLOPs with `fxprune.prune(model, 0.5,
+example_inputs=..., compensate=False)`: nothing was told to fxprune, and nothing in the models was changed.
+**The weights are random and most configurations small** (two layers, 32 channels, 64 pixels): this shows which code of
+the libraries fxprune understands, not how accurate a pruned model is. [Models](models.md) has timm and torchvision.
+"""
+MEANING = """- *passed*: traced; 0.4975 to 0.5 of the FLOPs, as fvcore counts them; the plan says the same numbers;
+  outputs of the same shapes; equal to the zero-masked original within 1e-9 in float64; gradients in the
+  backward pass, if the original has them.
+- *less than 50 % possible*: the same, but too many channels are frozen; pruned to 0.6, 0.7, 0.8 or 0.9
+  of the FLOPs instead.
+- *refused*: `fxprune.prune` raised a `FxpruneError`.
+- *failed*: anything else; the reason says what.
+"""
+
+
+def write_report(rows: Sequence[Row], page: Path) -> None:
+    """Write the page: a table of the libraries, then what did not pass and why."""
+    of: dict[str, list[Row]] = {}
+    for row in rows:
+        of.setdefault(row["model"].partition(":")[0], []).append(row)
+    of = dict(sorted(of.items(), key=lambda item: -len(item[1])))
+    page.write_text(f"{HEAD}\n{_table(of)}\n{MEANING}\n{_remarks(rows)}\n{_reasons(rows)}")
+    print(f"{page}: {len(rows)} models")
+
+
+def _table(of: dict[str, list[Row]]) -> str:
+    kinds = (PASSED, LESS, REFUSED, FAILED)
+    lines = [f"| library | version | tried | {' | '.join(kinds)} |", "|---" * (3 + len(kinds)) + "|"]
+    for library, rows in of.items():
+        version = max(row.get("version", "") for row in rows)
+        lines.append(f"| {library} | {version} | {_counts(rows)} |")
+    lines.append(f"| all | | {_counts([row for rows in of.values() for row in rows])} |")
+    return "\n".join(lines) + "\n"
+
+
+def _counts(rows: Iterable[Row]) -> str:
+    kinds = [_kind(row) for row in rows]
+    tried = len(kinds) - kinds.count(NOT_RUN)
+    return " | ".join(map(str, [tried, *(kinds.count(kind) or "" for kind in (PASSED, LESS, REFUSED, FAILED))]))
+
+
+def _remarks(rows: Sequence[Row]) -> str:
+    errors = [row["error"] for row in rows if "error" in row]
+    without = sum("no_backward" in row for row in rows)
+    not_run = sum(_kind(row) == NOT_RUN for row in rows)
+    return (
+        f"Made on {dt.date.today().isoformat()} by `python tests/benchmarks/libraries.py`, which has the "
+        f"configurations. The largest error of the {len(errors)} models that were compared with their masked originals "
+        f"is {max(errors):.1e}. "
+        f"{without} have no backward pass in evaluation mode, the original neither. {not_run} of the script's models "
+        "do not run themselves with these versions, or not without the network, and are not counted.\n"
+    )
+
+
+def _reasons(rows: Sequence[Row]) -> str:
+    parts = ["## What did not pass\n"]
+    for kind in (FAILED, REFUSED, LESS):
+        mine = sorted((row for row in rows if _kind(row) == kind), key=lambda row: str(row["model"]))
+        if mine:
+            lines = "\n".join(f"- `{row['model']}`: {_why(row)}" for row in mine)
+            parts.append(f"{kind.capitalize()}:\n\n{lines}\n")
+    return "\n".join(parts)
+
+
+def _kind(row: Row) -> str:
+    if row["ok"]:
+        return PASSED if row["budget"] == 0.5 else LESS
+    check, reason = next(iter(row["failed"].items()))
+    if check == "build":
+        return NOT_RUN
+    return REFUSED if check in ("analyze", "prune") and reason.startswith("FxpruneError") else FAILED
+
+
+def _why(row: Row) -> str:
+    """In a few words, without the paths of the machine."""
+    if row["ok"]:
+        text, place = row["limit"], f"{row['ratio']:.2f} of the FLOPs; "
+    else:
+        check, text = next(iter(row["failed"].items()))
+        place = "" if _kind(row) == REFUSED else f"{check}: "
+    lowest = re.search(r"the lowest is \S+ \((\S+?%)\)", text)
+    if lowest:
+        reasons: dict[str, int] = {}
+        for reason, count in row["frozen"].items():
+            if reason != "model output":
+                name = reason.partition(" (")[0]
+                reasons[name] = reasons.get(name, 0) + count
+        most = sorted(reasons, key=lambda name: -reasons[name])[:2]
+        return (
+            f"{place}the lowest is {lowest[1]}; frozen are above all channels for: {', '.join(most) or 'model output'}"
+        )
+    text = re.sub(r"^FxpruneError: ", "", text.partition(" [fxprune/")[0])
+    traced = re.match(r"Cannot trace `\w+`: in (.*?), \S*?([\w.]+:\d+): `(.*?)`: (.*)", text)
+    if traced:
+        module, line, code, reason = traced.groups()
+        reason = re.split(r"\. (?:What depends|Check that|Move it|Prune a)| \.\.\. ", reason.partition(": ")[2])[0]
+        text = f"in {module}, {line}, `{code}`: {reason}"
+    return place + re.sub(r"(?:/[\w.+-]+)+/(?=[\w.-]+)", "", text)
