@@ -183,7 +183,7 @@ def _torchaudio() -> None:
     rest = (0.1, 64, 0.1, 0.1, False, 0.1, 10)
     torchaudio("wav2vec2_model", (2, 1600), *encoder, *rest)
     torchaudio("wavlm_model", (2, 1600), *encoder, 16, 32, *rest)
-    torchaudio("WaveRNN", [(2, 1, 96), (2, 1, 8, 10)], [4, 4], 16, 16, 2, 16, 16, 3, 8, 8, 8)
+    torchaudio("WaveRNN", [(2, 1, 96), (2, 1, 8, 10)], [4, 4], 16, 16, 2, 16, 16, 5, 8, 8, 8)
     torchaudio(
         "Tacotron2",
         lambda: (torch.randint(0, 20, (2, 5)), torch.tensor([5, 5]), torch.randn(2, 8, 6), torch.tensor([6, 6])),
@@ -291,18 +291,17 @@ def _kornia() -> None:
     kornia("KeyNet", (1, 1, 48, 48), pretrained=False)
     kornia("DISK", picture)
     kornia("DISK", picture, part="unet")
-    kornia("XFeat", picture, part="model")
+    kornia("XFeat", picture, part="net")
     kornia("ALIKED", picture)
     kornia("LoFTR", lambda: {"data": dict(zip(("image0", "image1"), shaped(grey, grey), strict=True))}, pretrained=None)
     kornia("LoFTR", grey, pretrained=None, part="backbone")
     kornia("SOLD2_detector", grey, pretrained=False)
     kornia("SOLD2_detector", grey, pretrained=False, part="model")
-    kornia = partial(add, "kornia", "models")
-    kornia("dexined.DexiNed", picture, pretrained=False)
-    kornia("vit.VisionTransformer", picture, image_size=64, embed_dim=96, depth=3, num_heads=3)
-    kornia("vit_mobile.MobileViT", (1, 3, 256, 256), mode="xxs")
-    kornia("tiny_vit.TinyViT", picture, img_size=64)
-    kornia("efficient_vit.backbone.efficientvit_backbone_b0", picture)
+    add("kornia", "models.dexined", "DexiNed", picture, pretrained=False)
+    add("kornia", "models.vit", "VisionTransformer", picture, image_size=64, embed_dim=96, depth=3, num_heads=3)
+    add("kornia", "models.vit_mobile", "MobileViT", (1, 3, 256, 256), mode="xxs")
+    add("kornia", "models.tiny_vit", "TinyViT", picture, img_size=64)
+    add("kornia", "models.efficient_vit.backbone", "efficientvit_backbone_b0", picture)
 
 
 def _efficientnet_pytorch() -> None:
