@@ -129,13 +129,14 @@ def main() -> None:
         print(json.dumps(result, indent=2))
         return
     specs, source = _wanted(options.models), source_of_fxprune()
-    for library in {spec.partition(":")[0] for spec in specs}:
-        importlib.import_module(library)  # once, for all that are forked
     options.output.parent.mkdir(parents=True, exist_ok=True)
     known = read(options.output)
     current = {spec for spec, result in known.items() if options.any_source or result["source"] == source}
+    todo = [spec for spec in specs if spec not in current]
+    for library in {spec.partition(":")[0] for spec in todo}:
+        importlib.import_module(library)  # once, for all that are forked
     run(
-        [spec for spec in specs if spec not in current],
+        todo,
         options.output,
         workers=options.workers,
         seconds=options.seconds,

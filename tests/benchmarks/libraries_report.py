@@ -65,9 +65,9 @@ def _remarks(rows: Sequence[Row]) -> str:
     today = dt.date.today().isoformat()
     return (
         f"Made on {today} by `python tests/benchmarks/libraries.py`, where the models are listed. The largest error\n"
-        f"of the {len(errors)} models that were compared with their masked originals is {max(errors):.1e}. Without finite "
-        f"gradients in\nevaluation mode, like the original: {without}. Not counted, for they do not run themselves with "
-        f"these versions,\nor not without the network: {not_run}.\n"
+        f"of the {len(errors)} models that were compared with their masked originals is {max(errors):.1e}. "
+        f"Without finite gradients in\nevaluation mode, like the original: {without}. Not counted, for they do not run "
+        f"themselves with these versions,\nor not without the network: {not_run}.\n"
     )
 
 
