@@ -121,7 +121,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.report:
         known = read(options.output)
-        write_report([known[name] for name in MODELS if name in known], DOCS / "libraries.md")
+        write_report([known[name] for name in MODELS if name in known], len(MODELS), DOCS / "libraries.md")
         return
     torch.set_num_threads(1)
     if options.one:

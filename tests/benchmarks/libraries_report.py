@@ -32,13 +32,13 @@ MEANING = """- *passed*: traced; 0.4975 to 0.5 of the FLOPs, as fvcore counts th
 """
 
 
-def write_report(rows: Sequence[Row], page: Path) -> None:
-    """Write the page: a table of the libraries, then what did not pass and why."""
+def write_report(rows: Sequence[Row], listed: int, page: Path) -> None:
+    """Write the page: a table of the libraries, then what did not pass and why; `listed` models there are to try."""
     of: dict[str, list[Row]] = {}
     for row in rows:
         of.setdefault(row["model"].partition(":")[0], []).append(row)
     of = dict(sorted(of.items(), key=lambda item: -len(item[1])))
-    page.write_text(f"{HEAD}\n{_table(of)}\n{MEANING}\n{_remarks(rows)}\n{_reasons(rows)}")
+    page.write_text(f"{HEAD}\n{_table(of)}\n{MEANING}\n{_remarks(rows, listed)}\n{_reasons(rows)}")
     print(f"{page}: {len(rows)} models")
 
 
@@ -58,7 +58,7 @@ def _counts(rows: Iterable[Row]) -> str:
     return " | ".join(map(str, [tried, *(kinds.count(kind) or "" for kind in (PASSED, LESS, REFUSED, FAILED))]))
 
 
-def _remarks(rows: Sequence[Row]) -> str:
+def _remarks(rows: Sequence[Row], listed: int) -> str:
     errors = [row["error"] for row in rows if "error" in row]
     without = sum("no_backward" in row for row in rows)
     not_run = sum(_kind(row) == NOT_RUN for row in rows)
@@ -67,7 +67,8 @@ def _remarks(rows: Sequence[Row]) -> str:
         f"Made on {today} by `python tests/benchmarks/libraries.py`, where the models are listed. The largest error\n"
         f"of the {len(errors)} models that were compared with their masked originals is {max(errors):.1e}. "
         f"Without finite gradients in\nevaluation mode, like the original: {without}. Not counted, for they do not run "
-        f"themselves with these versions,\nor not without the network: {not_run}.\n"
+        f"themselves with these versions,\nor not without the network: {not_run}. In the list, but not tried yet: "
+        f"{listed - len(rows)}.\n"
     )
 
 
