@@ -68,7 +68,8 @@ def _remarks(rows: Sequence[Row], listed: int) -> str:
         f"of the {len(errors)} models that were compared with their masked originals is {max(errors):.1e}. "
         f"Without finite gradients in\nevaluation mode, like the original: {without}. Not counted, for they do not run "
         f"themselves with these versions,\nor not without the network: {not_run}. In the list, but not tried yet: "
-        f"{listed - len(rows)}.\n"
+        f"{listed - len(rows)}.\nStates of fxprune's source that the rows are from: "
+        f"{len({row['source'] for row in rows})}.\n"
     )
 
 
