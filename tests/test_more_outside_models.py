@@ -835,7 +835,7 @@ class MaskMadeOfLengths(nn.Module):
         return self.h(self.c(x.transpose(1, 2)).transpose(1, 2).relu())
 
 
-@model(tokens(), 5)
+@model(tokens(), 11)
 class VariablesOfOldCode(nn.Module):
     """`Variable(x)` is `x.detach()` since torch 0.4; no tracer of torch sees it."""
 
