@@ -65,6 +65,8 @@ def _analyze(traced: fx.GraphModule, splits: Splits) -> tuple[ChannelGraph, froz
     ids = IdTable()
     parameters = Parameters(traced, ids)
     modules = dict(traced.named_modules())
+    # What is computed from the entries of the model's input, not from its size.
+    fed: set[fx.Node] = set()
     labels_of: dict[str, Any] = {}
     costs: dict[str, list[Term]] = {}
     contractions: dict[str, tuple[tuple[str, int], ...]] = {}
@@ -76,7 +78,9 @@ def _analyze(traced: fx.GraphModule, splits: Splits) -> tuple[ChannelGraph, froz
         if "value" not in node.meta:
             raise FxpruneError(f"node {node.name} has no value: pass what fxprune.trace returned, not another graph")
         module = modules[str(node.target)] if node.op == "call_module" else None
-        op = Op(node, ids, parameters, module, labels_of, entering=contractions, root=root, splits=splits)
+        if node.op == "placeholder" or any(x in fed and _has_tensor(x.meta["value"]) for x in node.all_input_nodes):
+            fed.add(node)
+        op = Op(node, ids, parameters, module, labels_of, entering=contractions, root=root, fed=fed, splits=splits)
         labels, cost = _propagate(op)
         labels_of[node.name] = labels
         for written in node.meta.get("mutates", ()):

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from fxprune.flops import call_arguments
 from fxprune.models import example_inputs as default_inputs
 
-__all__ = ["Call", "call_of", "first_dimension", "has_batch", "with_batch"]
+__all__ = ["Call", "call_arguments", "call_of", "first_dimension", "has_batch", "with_batch"]
 
 Call: TypeAlias = tuple[tuple[Any, ...], dict[str, Any]]
+
+
+def call_arguments(inputs: Any) -> Call:
+    """Positional and keyword arguments: of a tuple or list the entries, of a mapping the values by name."""
+    if isinstance(inputs, Mapping):
+        return (), dict(inputs)
+    return (tuple(inputs) if isinstance(inputs, (tuple, list)) else (inputs,)), {}
 
 
 def call_of(model: nn.Module, example_inputs: Any = None) -> Call:

@@ -29,6 +29,7 @@ from fxprune.channels import ChannelGraph
 from fxprune.contraction import Contraction, contraction_of, find_parameter, rows_of
 from fxprune.data import Batch, read_batch, run_model
 from fxprune.errors import FxpruneError
+from fxprune.eval_mode import in_eval
 from fxprune.lockstep import Lockstep
 from fxprune.losses import distillation_loss, float_outputs
 from fxprune.progress import Progress, silent
@@ -137,7 +138,7 @@ def _split(original: fx.GraphModule, samples: Batch, holdout: float, seed: int) 
 def _likeness(original: fx.GraphModule, samples: Batch) -> Tensor:
     """How alike the model's answers to each two samples are: the cosine of their differences from the mean answer."""
     answers = []
-    with torch.no_grad(), _eval(original):
+    with torch.no_grad(), in_eval(original):
         for batch in samples.split(_CHUNK):
             answer = [torch.zeros(batch.size, 1)]
             for output in float_outputs(run_model(original, batch)):
@@ -154,25 +155,10 @@ def _error(original: fx.GraphModule, pruned: fx.GraphModule, batches: Sequence[B
     """How far the outputs are from each other, per sample."""
     total, count = 0.0, 0
     for batch in batches:
-        with torch.no_grad(), _eval(original), _eval(pruned):
+        with torch.no_grad(), in_eval(original, pruned):
             loss = distillation_loss(run_model(pruned, batch), run_model(original, batch), temperature=1.0)
         total, count = total + float(loss) * batch.size, count + batch.size
     return total / max(count, 1)
-
-
-class _eval:  # noqa: N801
-    """Within it, a module is in eval; afterwards as before."""
-
-    def __init__(self, module: nn.Module) -> None:
-        self._modes = {part: part.training for part in module.modules()}
-        self._module = module
-
-    def __enter__(self) -> None:
-        self._module.eval()
-
-    def __exit__(self, *_: object) -> None:
-        for part, mode in self._modes.items():
-            part.training = mode
 
 
 @dataclass(frozen=True, eq=False)
@@ -201,7 +187,7 @@ class _Pass:
         uses = _uses(self.pruned)
         modules = dict(self.pruned.named_modules())
         total = len(self.pruned.graph.nodes)
-        with torch.no_grad(), _eval(self.graph.module), _eval(self.pruned):
+        with torch.no_grad(), in_eval(self.graph.module, self.pruned):
             for number, (partner, node) in enumerate(lockstep):
                 module = modules[str(node.target)] if node.op == "call_module" else None
                 if partner is not None and _is_batch_norm(module) and uses[id(module)] == 1:

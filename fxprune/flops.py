@@ -31,7 +31,9 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from fxprune import trees
+from fxprune.calls import call_arguments
 from fxprune.errors import FxpruneError
+from fxprune.eval_mode import in_eval
 from fxprune.models import example_inputs as default_inputs
 
 with warnings.catch_warnings():
@@ -123,14 +125,6 @@ def _letters(operand: str, rank: int) -> list[str]:
     return [*before, *(f".{i}" for i in range(covered, 0, -1) if dots), *after]
 
 
-def call_arguments(inputs: Inputs) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    if isinstance(inputs, Tensor):
-        return (inputs,), {}
-    if isinstance(inputs, Mapping):
-        return (), dict(inputs)
-    return tuple(inputs), {}
-
-
 class _Call(nn.Module):
     """A model's call as torch.jit's tracer wants it: tensors in, tensors out.
 
@@ -140,7 +134,7 @@ class _Call(nn.Module):
 
     def __init__(self, model: nn.Module, arguments: list[Any], spec: pytree.TreeSpec) -> None:
         super().__init__()
-        self.call = model.eval().__call__
+        self.call = model.__call__
         self.arguments = arguments
         self.spec = spec
         for number, tensor in enumerate((*model.parameters(), *model.buffers())):
@@ -166,22 +160,17 @@ def _count(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> i
 
 @contextmanager
 def _as_is(model: nn.Module) -> Iterator[None]:
-    """Undo what counting does: eval mode, the unfused attention, and that torch checks sizes which the tracer records.
-
-    Those are tensors, which `torch._check` does not take.
-    """
-    modules = [(module, module.training) for module in model.modules()]
+    """In eval, with unfused attention, and with torch's checks of sizes: these are tensors here, which they refuse."""
     check = torch._check_with
     torch._check_with = lambda error_type, cond, message: check(error_type, bool(cond), message)
     fast_path = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
-        yield
+        with in_eval(model):
+            yield
     finally:
         torch._check_with = check
         torch.backends.mha.set_fastpath_enabled(fast_path)
-        for module, training in modules:
-            module.training = training
 
 
 def _shape(value: Any) -> list[int]:

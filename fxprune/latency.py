@@ -17,6 +17,7 @@ from torch.utils import _pytree as pytree
 from fxprune.calls import Call, call_of, first_dimension, with_batch
 from fxprune.copies import cloned
 from fxprune.errors import FxpruneError
+from fxprune.eval_mode import in_eval
 
 __all__ = ["Latency", "measure_latency"]
 
@@ -164,7 +165,7 @@ class _Run:
         if there != here:
             with torch.inference_mode(False):
                 model = cloned(model, {}).to(there)
-        stack.enter_context(_eval(model))
+        stack.enter_context(in_eval(model))
         weights = [p for p in model.parameters() if p.is_floating_point()]
         dtype = weights[0].dtype if weights else torch.get_default_dtype()
         images = [p for p in weights if p.dim() == 4]
@@ -242,17 +243,6 @@ def _threads(count: int | None) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-@contextmanager
-def _eval(model: nn.Module) -> Iterator[None]:
-    modes = {part: part.training for part in model.modules()}
-    model.eval()
-    try:
-        yield
-    finally:
-        for part, mode in modes.items():
-            part.training = mode
 
 
 @contextmanager

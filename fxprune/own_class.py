@@ -6,9 +6,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from fxprune.calls import call_of
 from fxprune.copies import cloned
 from fxprune.errors import FxpruneError
-from fxprune.flops import call_arguments
+from fxprune.fingerprint import named_tensors
 from fxprune.rewriting import plan_of
 from fxprune.user_code import place_of
 from fxprune.verification import largest_difference, outputs_in_double
@@ -38,11 +39,14 @@ def restore_class(pruned: nn.Module, model: nn.Module, example_inputs: Any = Non
     Raises:
         FxpruneError: `pruned` has no plan, the copy does not run, or its outputs are others.
     """
-    plan_of(pruned)
+    unknown = plan_of(pruned).kept.keys() - named_tensors(model).keys()
+    if unknown:
+        raise FxpruneError(
+            f"{type(model).__name__} has no {min(unknown)}, which was pruned: give the model that was pruned"
+        )
     own = cloned(model, {})
     _take_over(own, pruned)
-    recorded: Any = pruned.meta
-    args, kwargs = recorded["example_inputs"] if example_inputs is None else call_arguments(example_inputs)
+    args, kwargs = call_of(pruned, example_inputs)
     expected = outputs_in_double(cloned(pruned, {}), args, kwargs)
     advice = (
         "its forward supposes widths that pruning has changed; have it read them from its tensors (x.shape[1]), prune "
@@ -64,7 +68,7 @@ def restore_class(pruned: nn.Module, model: nn.Module, example_inputs: Any = Non
 
 def _take_over(own: nn.Module, pruned: nn.Module) -> None:
     """Put the pruned weights, and what layers say of their widths, into a model."""
-    tensors = dict(pruned.named_parameters(remove_duplicate=False)) | dict(pruned.named_buffers(remove_duplicate=False))
+    tensors = named_tensors(pruned)
     layers = dict(pruned.named_modules(remove_duplicate=False))
     copies: dict[int, Tensor] = {}
     for path, module in own.named_modules(remove_duplicate=False):

@@ -14,6 +14,7 @@ from torch import Tensor, fx, nn
 from fxprune.channels import ChannelGraph, Scores
 from fxprune.data import Batch, Batches, check_labels, placeholder_values, running_on
 from fxprune.errors import FxpruneError
+from fxprune.eval_mode import in_eval
 from fxprune.gating import gate_places
 from fxprune.losses import are_class_labels, class_loss, float_outputs, main_output, number_of_classes
 from fxprune.progress import Progress, silent
@@ -116,18 +117,15 @@ def per_flop(graph: ChannelGraph, scores: Scores, power: float) -> Scores:
 @contextmanager
 def evaluated(module: nn.Module) -> Iterator[None]:
     """In eval, and without gradients of the weights; afterwards as before."""
-    mode = {part: part.training for part in module.modules()}
     wanted = [parameter for parameter in module.parameters() if parameter.requires_grad]
-    module.eval()
     for parameter in wanted:
         parameter.requires_grad_(False)
     try:
-        yield
+        with in_eval(module):
+            yield
     finally:
         for parameter in wanted:
             parameter.requires_grad_(True)
-        for part, training in mode.items():
-            part.training = training
 
 
 class _GateReader(fx.Interpreter):

@@ -16,6 +16,7 @@ from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
 from fxprune import trees
+from fxprune.calls import call_arguments
 from fxprune.copies import TensorCopies, cloned, meta_like, meta_twin, tensors_of
 from fxprune.errors import FxpruneError
 from fxprune.models import example_inputs as default_inputs
@@ -60,7 +61,7 @@ def trace(
         raise FxpruneError(
             f"model (a {type(model).__name__}) is no nn.Module: build it first, as timm.create_model('resnet50') does"
         )
-    args, kwargs = _example_arguments(model, example_inputs)
+    args, kwargs = call_arguments(default_inputs(model) if example_inputs is None else example_inputs)
     _refuse_reserved_names(model)
     source = _Source(model, args, kwargs, copy)
     notes: list[str] = []
@@ -133,16 +134,6 @@ def _refuse_reserved_names(model: nn.Module) -> None:
                 f"Cannot trace `{type(model).__name__}`: its part `{name}` has the name of an attribute that every "
                 "torch.fx.GraphModule has. Rename it, or trace the model inside another: `nn.Sequential(model)`."
             )
-
-
-def _example_arguments(model: nn.Module, example_inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    if example_inputs is None:
-        example_inputs = default_inputs(model)
-    if isinstance(example_inputs, dict):
-        return (), dict(example_inputs)
-    if isinstance(example_inputs, (tuple, list)):
-        return tuple(example_inputs), {}
-    return (example_inputs,), {}
 
 
 @contextmanager

@@ -15,10 +15,10 @@ from torch.utils import _pytree as pytree
 
 from fxprune import trees
 from fxprune.analysis import analyze
+from fxprune.calls import call_of
 from fxprune.copies import cloned
 from fxprune.errors import FxpruneError
-from fxprune.flops import call_arguments
-from fxprune.models import example_inputs as default_inputs
+from fxprune.fingerprint import named_tensors
 from fxprune.patching import packages_of, uncached
 from fxprune.plan import Plan
 from fxprune.rewriting import plan_of, rewrite
@@ -45,11 +45,8 @@ def verify(model: nn.Module, pruned: nn.Module, example_inputs: Any = None) -> f
         FxpruneError: `pruned` has no plan, its outputs have other shapes, or its weights are not those of its plan.
     """
     plan = plan_of(pruned)
-    recorded = getattr(pruned, "meta", {}).get("example_inputs")
-    if example_inputs is None and recorded is not None:
-        args, kwargs = recorded
-    else:
-        args, kwargs = call_arguments(default_inputs(model) if example_inputs is None else example_inputs)
+    traced = "example_inputs" in getattr(pruned, "meta", {})
+    args, kwargs = call_of(pruned if traced else model, example_inputs)
     if getattr(pruned, "meta", {}).get("compensated"):
         if not all(map(_is_finite, pruned.state_dict().values())):
             return float("inf")
@@ -167,7 +164,7 @@ def _relative_error(expected: torch.Tensor, got: torch.Tensor) -> float:
 def mask(model: nn.Module, plan: Plan, fill: float = 0.0) -> nn.Module:
     """A copy of the model in which every parameter and buffer entry that the plan removes is zero, or `fill`."""
     masked = cloned(model, {})
-    tensors = dict(masked.named_parameters(remove_duplicate=False)) | dict(masked.named_buffers(remove_duplicate=False))
+    tensors = named_tensors(masked)
     with torch.no_grad():
         for name, by_dim in plan.kept.items():
             if name not in tensors:

@@ -106,6 +106,11 @@ def test_a_forward_that_runs_and_gives_something_else_is_refused() -> None:
         fxprune.restore_class(_pruned(net), net)
 
 
+def test_another_model_than_was_pruned_is_refused() -> None:
+    with pytest.raises(FxpruneError, match=r"^Halves has no \S+, which was pruned: give the model that was pruned$"):
+        fxprune.restore_class(_pruned(Net().eval()), Halves())
+
+
 def test_what_has_no_plan_is_refused() -> None:
     with pytest.raises(FxpruneError, match="plan"):
         fxprune.restore_class(Net(), Net())

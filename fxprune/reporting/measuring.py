@@ -13,6 +13,7 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fxprune.calls import call_of
+from fxprune.eval_mode import in_eval
 from fxprune.fingerprint import named_tensors
 from fxprune.reporting.facts import Certificate, Memory
 from fxprune.verification import verify
@@ -54,14 +55,8 @@ def memory_of(model: nn.Module, example_inputs: Any = None, *, run: bool = True)
     if not run:
         return Memory(own, None)
     args, kwargs = call_of(model, example_inputs)
-    modes = {part: part.training for part in model.modules()}
-    model.eval()
-    try:
-        with torch.no_grad(), _Alive() as alive:
-            model(*args, **kwargs)
-    finally:
-        for part, mode in modes.items():
-            part.training = mode
+    with torch.no_grad(), in_eval(model), _Alive() as alive:
+        model(*args, **kwargs)
     return Memory(own, own + alive.peak)
 
 

@@ -78,7 +78,9 @@ def _stays_zero(op: Op, arguments: tuple[Any, ...], options: dict[str, Any], zer
 def _broadcast_to_tables(op: Op, operands: list[Labels]) -> tuple[Dim, ...]:
     """As `broadcast`; of what carries no channels, as angles of rotary embeddings, entries are taken for those left."""
     carrying = [x for x in operands if x.labelled]
-    if not carrying or "mutates" in op.node.meta or not _channels_of_activations(op):
+    fed = [op.labels_of[x.name] for x in op.node.all_input_nodes if x in op.fed]
+    # Of parameters alone there are no activations whose channels a table could follow.
+    if "mutates" in op.node.meta or not any(isinstance(x, Labels) and x.labelled for x in fed):
         return broadcast(op, operands)
     dims = list(broadcast(op, carrying))
     for x in operands:
@@ -87,20 +89,6 @@ def _broadcast_to_tables(op: Op, operands: list[Labels]) -> tuple[Dim, ...]:
             if size_of(dims[-d]) == 1:
                 dims[-d] = x.dims[-d]
     return tuple(dims)
-
-
-def _channels_of_activations(op: Op) -> bool:
-    """Whether the channels at the node come from what the input went through, not from parameters alone."""
-    stack = [x for x in op.node.all_input_nodes if isinstance(y := op.labels_of[x.name], Labels) and y.labelled]
-    seen: set[fx.Node] = set()
-    while stack:
-        node = stack.pop()
-        if node.op == "placeholder":
-            return True
-        if node not in seen:
-            seen.add(node)
-            stack.extend(node.all_input_nodes)
-    return False
 
 
 def _elementwise(op: Op, *arguments: Any, **options: Any) -> Labels:

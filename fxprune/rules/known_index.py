@@ -33,20 +33,13 @@ def known_index(op: Op | Rewrite, index: Any) -> torch.Tensor | None:
     if not isinstance(index, fx.Node):
         return None
     with torch.no_grad():
-        value = _value(op, index, _written(op) if isinstance(op, Op) else frozenset())
+        value = _value(op, index, op.written(op.node.graph.nodes) if isinstance(op, Op) else set())
     if not isinstance(value, torch.Tensor) or value.is_meta or value.ndim != 1 or value.dtype not in _INDEX_TYPES:
         return None
     return value
 
 
-def _written(op: Op) -> frozenset[fx.Node]:
-    """What is written into somewhere in the graph, each by the node that its memory is of."""
-    nodes = op.node.graph.nodes
-    names = {name for node in nodes for name in node.meta.get("mutates", ())}
-    return frozenset(op.root[node] for node in nodes if node.name in names)
-
-
-def _value(op: Op | Rewrite, node: fx.Node, written: frozenset[fx.Node]) -> Any:
+def _value(op: Op | Rewrite, node: fx.Node, written: set[fx.Node]) -> Any:
     """The value of a node; None where it is not known."""
     value = node.meta["value"]
     if isinstance(value, (torch.device, torch.dtype)) or (isinstance(value, int) and op.is_static(node)):

@@ -86,6 +86,7 @@ class Op:
     contractions: list[tuple[Labels, int]] = field(default_factory=list)
     entering: dict[str, tuple[tuple[str, int], ...]] = field(default_factory=dict)
     root: dict[fx.Node, fx.Node] = field(default_factory=dict)
+    fed: set[fx.Node] = field(default_factory=set)
     splits: Splits = field(default_factory=Splits)
 
     @property
@@ -125,6 +126,11 @@ class Op:
         """As `enters`, at a node before this one, or this one."""
         if not isinstance(self.labels_of[x.name].dims[d], int):
             self.entering[user.name] = tuple(dict.fromkeys((*self.entering.get(user.name, ()), (x.name, d))))
+
+    def written(self, nodes: Iterable[fx.Node]) -> set[fx.Node]:
+        """What these nodes change in place, each by the first node that shares its memory."""
+        names = {name for node in nodes for name in node.meta.get("mutates", ())}
+        return {first for node, first in self.root.items() if node.name in names}
 
     def mark_reluctant(self, dim: Dim, reason: str) -> None:
         """These channels are pruned only when the budget cannot be met without."""

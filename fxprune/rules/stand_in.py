@@ -7,6 +7,7 @@ it of zeros, without the channel.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from typing import Any
 
@@ -26,7 +27,9 @@ def enter_completed(op: Op, x: fx.Node, d: int) -> bool:
     made = _made_of(x, d - rank, op.labels_of)
     if made is None or not _unwritten(op.node, [node for node, _, _ in made]):
         return False
-    if _written_after(op.node, op.root) & {op.root[source] for _, source, _ in made}:
+    # Of what is changed in place later, the zeros are not there when the graph is rewritten.
+    later = itertools.dropwhile(lambda node: node is not op.node, op.node.graph.nodes)
+    if op.written(later) & {op.root[source] for _, source, _ in made}:
         return False
     for user, source, dim in made:
         op.enters_at(user or op.node, source, dim)
@@ -38,7 +41,7 @@ def completed(op: Rewrite, x: fx.Node, d: int) -> fx.Node | None:
     labels = op.labels(x)
     if _made_of(x, d - len(labels.dims), op.labels_of) is None:
         return None
-    removed = _removed_entry(op, x, d - len(labels.dims))
+    removed = _removed_entry(op, x, d - len(labels.dims), {})
     lost = size_of(labels.dims[d]) - op.size(labels.dims[d])
     sizes = [lost if k == d else -1 for k in range(len(labels.dims))]
     return op.insert(torch.cat, ((x, op.insert(torch.Tensor.expand, (removed, *sizes))), d))
@@ -47,22 +50,24 @@ def completed(op: Rewrite, x: fx.Node, d: int) -> fx.Node | None:
 Made = list[tuple[fx.Node | None, fx.Node, int]]
 
 
-def _made_of(x: fx.Node, d: int, labels_of: dict[str, Any], user: fx.Node | None = None) -> Made | None:
+def _made_of(x: fx.Node, d: int, labels_of: dict[str, Any]) -> Made | None:
     """The ops that make `x` of what is zero in removed channels: (op, operand, dimension), with None for no op.
 
     `d` counts from the end, as dimensions do when they broadcast. None if `x` is made in other ways.
     """
-    labels = labels_of[x.name]
-    if labels.zero[d]:
-        return [(user, x, d % len(labels.dims))]
-    if x.op not in ("call_function", "call_method") or find_rule(x, None) not in (elementwise, unchanged):
-        return None
     found: Made = []
-    for operand in _per_channel(x, d, labels_of):
-        made = _made_of(operand, d, labels_of, x)
-        if made is None:
+    seen: set[fx.Node] = set()
+    stack: Made = [(None, x, d)]
+    while stack:
+        user, node, _ = stack.pop()
+        labels = labels_of[node.name]
+        if labels.zero[d]:
+            found.append((user, node, d % len(labels.dims)))
+        elif node.op not in ("call_function", "call_method") or find_rule(node, None) not in (elementwise, unchanged):
             return None
-        found += made
+        elif node not in seen:
+            seen.add(node)
+            stack.extend((node, operand, d) for operand in _per_channel(node, d, labels_of))
     return found
 
 
@@ -80,27 +85,20 @@ def _unwritten(end: fx.Node, ops: list[fx.Node | None]) -> bool:
     node = end
     while waiting:
         node = node.prev
-        name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
-        if "mutates" in node.meta or (node in waiting and "dropout" in name):
+        if "mutates" in node.meta or (node in waiting and "random" in node.meta):
             return False
         waiting.discard(node)
     return True
 
 
-def _written_after(node: fx.Node, root: dict[fx.Node, fx.Node]) -> set[fx.Node]:
-    """What is changed in place later, of each the first node that shares its memory: zeros in it are not there then."""
-    by_name = {other.name: other for other in root}
-    nodes = list(root)
-    later = nodes[nodes.index(node) + 1 :]
-    return {root[by_name[name]] for other in later for name in other.meta.get("mutates", ())}
-
-
-def _removed_entry(op: Rewrite, x: fx.Node, d: int) -> fx.Node:
-    """The entry of a removed channel, of size 1 along `d`."""
-    if op.labels(x).zero[d]:
-        return op.insert(torch.zeros_like, (op.insert(torch.narrow, (x, d, 0, 1)),))
-    entries = {operand: _removed_entry(op, operand, d) for operand in _per_channel(x, d, op.labels_of)}
-    with op.node.graph.inserting_before(op.node):
-        made = op.node.graph.node_copy(x, lambda operand: entries.get(operand, operand))
-    made.meta = {}
-    return made
+def _removed_entry(op: Rewrite, x: fx.Node, d: int, entries: dict[fx.Node, fx.Node]) -> fx.Node:
+    """The entry of a removed channel, of size 1 along `d`; `entries` has those that are there already."""
+    if x not in entries and op.labels(x).zero[d]:
+        entries[x] = op.insert(torch.zeros_like, (op.insert(torch.narrow, (x, d, 0, 1)),))
+    elif x not in entries:
+        for operand in _per_channel(x, d, op.labels_of):
+            _removed_entry(op, operand, d, entries)
+        with op.node.graph.inserting_before(op.node):
+            entries[x] = op.node.graph.node_copy(x, lambda operand: entries.get(operand, operand))
+        entries[x].meta = {}
+    return entries[x]

@@ -41,7 +41,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 import fxprune
-from fxprune.flops import call_arguments
+from fxprune.calls import call_arguments
 from fxprune.models import example_inputs, load_model
 
 HERE = Path(__file__).resolve().parent

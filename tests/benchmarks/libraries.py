@@ -86,12 +86,22 @@ def _backward(spec: str, state: dict[str, Any], result: Result) -> None:
             raise
 
 
+def _own_class(spec: str, state: dict[str, Any], result: Result) -> None:
+    """Whether the model's own class can have the pruned weights; a model passes without."""
+    try:
+        fxprune.restore_class(state["pruned"], state["model"], state["inputs"])
+        result["own_class"] = True
+    except FxpruneError:
+        result["own_class"] = False
+
+
 OWN_CHECKS = {
     "build": _build,
     "analyze": CHECKS["analyze"],
     "prune": _prune,
     **{name: CHECKS[name] for name in ("untouched", "shape", "flops", "predicted", "verify")},
     "backward": _backward,
+    "own class": _own_class,
 }
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,8 @@ MEANING = """- *passed*: traced; 0.4975 to 0.5 of the FLOPs, as fvcore counts th
 - *refused*: `fxprune.prune` raised a `FxpruneError`.
 - *failed*: anything else; the reason says what. A ratio a little below 0.4975 meets the budget, but not as closely as
   the check demands: in a small model a channel is a large step.
+- *own class*: of those that passed, how many [`fxprune.restore_class`](elsewhere.md#keep-your-class) gives back as an
+  object of the model's own class, without any settings.
 """
 
 
@@ -44,7 +46,7 @@ def write_report(rows: Sequence[Row], listed: int, page: Path) -> None:
 
 def _table(of: dict[str, list[Row]]) -> str:
     kinds = (PASSED, LESS, REFUSED, FAILED)
-    lines = [f"| library | version | tried | {' | '.join(kinds)} |", "|---" * (3 + len(kinds)) + "|"]
+    lines = [f"| library | version | tried | {' | '.join(kinds)} | own class |", "|---" * (4 + len(kinds)) + "|"]
     for library, rows in of.items():
         version = max(row.get("version", "") for row in rows)
         lines.append(f"| {library} | {version} | {_counts(rows)} |")
@@ -52,10 +54,11 @@ def _table(of: dict[str, list[Row]]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _counts(rows: Iterable[Row]) -> str:
+def _counts(rows: Sequence[Row]) -> str:
     kinds = [_kind(row) for row in rows]
     tried = len(kinds) - kinds.count(NOT_RUN)
-    return " | ".join(map(str, [tried, *(kinds.count(kind) or "" for kind in (PASSED, LESS, REFUSED, FAILED))]))
+    own = sum(row.get("own_class", False) for row in rows if _kind(row) == PASSED)
+    return " | ".join(map(str, [tried, *(kinds.count(kind) or "" for kind in (PASSED, LESS, REFUSED, FAILED)), own]))
 
 
 def _remarks(rows: Sequence[Row], listed: int) -> str:
