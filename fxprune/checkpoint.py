@@ -8,12 +8,8 @@ file's metadata: the plan, how the original is built if that is known, and its f
 from __future__ import annotations
 
 import json
-import math
-import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -23,27 +19,18 @@ from safetensors.torch import save as to_bytes
 from torch import Tensor, fx, nn
 
 from fxprune.analysis import analyze
+from fxprune.checkpoint_record import FORMAT, KEY, OWN_META, Record, trusted_source, version_of
 from fxprune.copies import cloned
 from fxprune.errors import FxpruneError
 from fxprune.files import replace_file
 from fxprune.fingerprint import Fingerprint, fingerprint, named_tensors
 from fxprune.models import Source, load_model
-from fxprune.plan import Plan, plan_from_json, plan_to_json
+from fxprune.plan import plan_to_json
 from fxprune.rewriting import plan_of, rewrite
-from fxprune.snapshots import pack, unpack
+from fxprune.snapshots import pack
 from fxprune.tracing import trace
 
-__all__ = ["load", "save", "trusted_source"]
-
-_KEY = "fxprune"
-FORMAT = 1
-# What a file may ask the libraries for: no argument of these names a file or an address.
-_ARGUMENTS = ("num_classes", "in_chans", "img_size", "image_size", "global_pool", "drop_rate", "drop_path_rate",
-              "dropout", "aux_logits", "transform_input", "dynamic_img_size", "reg_tokens", "class_token")  # fmt: skip
-_SPEC = re.compile(r"(timm|torchvision):[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*")
-# A file cannot make its reader allocate more than this for the example inputs (8 GiB in float32).
-_MOST_ELEMENTS = 2**31
-_OWN_META = ("plan", "original", "source", "example_inputs")
+__all__ = ["load", "save"]
 
 
 def save(pruned: nn.Module, path: str | Path, *, source: str | None = None, **arguments: Any) -> None:
@@ -78,7 +65,7 @@ def save(pruned: nn.Module, path: str | Path, *, source: str | None = None, **ar
     inputs = pack(meta["example_inputs"], sizes, "inputs")
     record = {
         "format": FORMAT,
-        "versions": {name: _version(name) for name in ("fxprune", "torch", "timm", "torchvision")},
+        "versions": {name: version_of(name) for name in ("fxprune", "torch", "timm", "torchvision")},
         "source": _source_to_json(source, arguments, meta.get("source")),
         "original": {
             "model": original.model,
@@ -96,9 +83,9 @@ def save(pruned: nn.Module, path: str | Path, *, source: str | None = None, **ar
         "strides": {name: strides for name, x in stored.items() if (strides := _unusual_strides(x)) is not None},
         "frozen": [name for name, x in tensors.items() if isinstance(x, nn.Parameter) and not x.requires_grad],
         "training": [name for name, module in pruned.named_modules(remove_duplicate=False) if module.training],
-        "meta": _plain({key: value for key, value in meta.items() if key not in _OWN_META}),
+        "meta": _plain({key: value for key, value in meta.items() if key not in OWN_META}),
     }
-    header = {"format": "pt", _KEY: json.dumps(record, separators=(",", ":"))}
+    header = {"format": "pt", KEY: json.dumps(record, separators=(",", ":"))}
     try:
         content = to_bytes({name: x.cpu().contiguous() for name, x in _unshared(stored).items()}, metadata=header)
         replace_file(path, content)
@@ -128,7 +115,7 @@ def load(path: str | Path, model: nn.Module | None = None, *, strict: bool = Tru
     """
     path = Path(path)
     with _opened(path) as file:
-        record = _Record.read(path, file)
+        record = Record.read(path, file)
         with torch.random.fork_rng(devices=[]):
             inputs = record.example_inputs(path)
             pruned = _fresh(path, record, file, model, inputs, strict)
@@ -139,123 +126,12 @@ def load(path: str | Path, model: nn.Module | None = None, *, strict: bool = Tru
     return pruned
 
 
-# --- the record -------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class _Record:
-    """What the file says, checked."""
-
-    plan: Plan
-    original: Fingerprint
-    source: Source | None
-    versions: Mapping[str, str]
-    inputs: Mapping[str, Any]
-    aliases: Mapping[str, str]
-    strides: Mapping[str, list[int]]
-    frozen: frozenset[str]
-    training: frozenset[str]
-    meta: Mapping[str, Any]
-
-    @classmethod
-    def read(cls, path: Path, file: Any) -> _Record:
-        text = (file.metadata() or {}).get(_KEY)
-        if text is None:
-            raise FxpruneError(
-                f"{str(path)!r} is a safetensors file, but not one that fxprune.save wrote: load it with "
-                "safetensors.torch.load_file, or prune the model anew"
-            )
-        try:
-            value = json.loads(text)
-            version = value["format"]
-            if type(version) is int and version > FORMAT:
-                raise FxpruneError(
-                    f"{str(path)!r} has format {version} of fxprune {value.get('versions', {}).get('fxprune')}; "
-                    f"fxprune {_version('fxprune')} reads formats up to {FORMAT}: upgrade fxprune"
-                )
-            if type(version) is not int or version != FORMAT:
-                raise ValueError(f"its format is {version!r}")
-            return cls.checked(value)
-        except FxpruneError:
-            raise
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError) as error:
-            reason = f"{error} is missing" if isinstance(error, KeyError) else str(error)
-            raise FxpruneError(
-                f"{str(path)!r}: its record is damaged: {reason[:200]}; take another copy of the file"
-            ) from error
-
-    @classmethod
-    def checked(cls, value: dict[str, Any]) -> _Record:
-        """The record, if all of it is what it should be; any other error than these three says that it is not."""
-        original = value["original"]
-        tensors = {_text(name): _tensor_kind(entry) for name, entry in original["tensors"].items()}
-        architecture = Fingerprint(
-            _text(original["model"]),
-            {name: (shape, dtype) for name, (shape, dtype) in tensors.items()},
-            tuple(tuple(map(_text, names)) for names in original["ties"]),
-            _text(original["operations"]),
-        )
-        inputs = value["inputs"]
-        source = value["source"]
-        return cls(
-            plan_from_json(value["plan"], {name: shape for name, (shape, _) in tensors.items()}),
-            architecture,
-            None if source is None else Source(_text(source["spec"]), dict(source["arguments"])),
-            {_text(name): str(version) for name, version in value["versions"].items() if version is not None},
-            {
-                "structure": inputs["structure"],
-                "tensors": {_text(name): _tensor_kind(entry) for name, entry in inputs["tensors"].items()},
-            },
-            {_text(name): _text(other) for name, other in value["aliases"].items()},
-            {_text(name): [int(n) for n in strides] for name, strides in value["strides"].items()},
-            frozenset(map(_text, value["frozen"])),
-            frozenset(map(_text, value["training"])),
-            {_text(key): unpack(item, {}) for key, item in value["meta"].items() if key not in _OWN_META},
-        )
-
-    def example_inputs(self, path: Path) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Inputs of the recorded shapes: standard normal from a fixed seed; zeros and trues where no float is asked."""
-        generator = torch.Generator().manual_seed(0)
-        kinds: Mapping[str, tuple[tuple[int, ...], str]] = self.inputs["tensors"]
-        if sum(math.prod(shape) for shape, _ in kinds.values()) > _MOST_ELEMENTS:
-            raise FxpruneError(f"{str(path)!r}: its record is damaged: the example inputs do not fit into memory")
-        tensors = {name: _example(shape, getattr(torch, dtype), generator) for name, (shape, dtype) in kinds.items()}
-        try:
-            args, kwargs = unpack(self.inputs["structure"], tensors)
-            return tuple(args), dict(kwargs)
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            raise FxpruneError(
-                f"{str(path)!r}: its record is damaged: the example inputs make no call; take another copy of the file"
-            ) from error
-
-
-def _text(value: Any) -> str:
-    if not isinstance(value, str):
-        raise ValueError(f"{value!r:.40} stands where a name should")
-    return value
-
-
-def _tensor_kind(entry: Any) -> tuple[tuple[int, ...], str]:
-    shape, dtype = entry
-    if not isinstance(shape, list) or not all(type(n) is int and 0 <= n < 2**40 for n in shape) or len(shape) > 32:
-        raise ValueError(f"{shape!r:.40} is no shape")
-    if not isinstance(dtype, str) or not isinstance(getattr(torch, dtype, None), torch.dtype):
-        raise ValueError(f"{dtype!r:.40} is no dtype")
-    return tuple(shape), dtype
-
-
-def _example(shape: tuple[int, ...], dtype: torch.dtype, generator: torch.Generator) -> Tensor:
-    if dtype.is_floating_point or dtype.is_complex:
-        return torch.randn(shape, generator=generator).to(dtype)
-    return torch.ones(shape, dtype=dtype) if dtype == torch.bool else torch.zeros(shape, dtype=dtype)
-
-
 # --- the model that is pruned -----------------------------------------------------------------------------------------
 
 
 def _fresh(
     path: Path,
-    record: _Record,
+    record: Record,
     file: Any,
     model: nn.Module | None,
     inputs: tuple[tuple[Any, ...], dict[str, Any]],
@@ -277,7 +153,7 @@ def _fresh(
 
 def _pruned(
     path: Path,
-    record: _Record,
+    record: Record,
     file: Any,
     model: nn.Module,
     name: str,
@@ -304,7 +180,7 @@ def _pruned(
         raise FxpruneError(f"{str(path)!r}: its plan does not fit the model: {error}") from error
 
 
-def _without_weights(model: nn.Module, record: _Record, file: Any) -> nn.Module:
+def _without_weights(model: nn.Module, record: Record, file: Any) -> nn.Module:
     """A copy of the model with the dtypes that the original had, its parameters on the meta device.
 
     Buffers of integers are the file's: by a permutation that was drawn at random, channels are tied to other ones.
@@ -326,36 +202,6 @@ def _without_weights(model: nn.Module, record: _Record, file: Any) -> nn.Module:
             else:
                 memo[id(tensor)] = tensor.detach().to(dtype)
     return cloned(model, memo)
-
-
-def trusted_source(path: Path, source: Source | None) -> Source:
-    """What a file says of the original's source, if that is a name of timm or torchvision and harmless arguments.
-
-    Raises:
-        FxpruneError: it is not, or the file does not say.
-    """
-    if source is None:
-        raise FxpruneError(f"{str(path)!r} does not say how the original is built: give it as model=")
-    if not _SPEC.fullmatch(source.spec):
-        raise FxpruneError(
-            f"{str(path)!r} is of the model {source.spec!r}; only timm:NAME and torchvision:NAME are built on the word "
-            "of a file: give the original as model="
-        )
-    for key, value in source.arguments.items():
-        if key not in _ARGUMENTS or not _is_harmless(value):
-            raise FxpruneError(
-                f"{str(path)!r} asks for {source.spec} with {key}={value!r:.60}, which is not passed on on the word of "
-                "a file: give the original as model="
-            )
-    return source
-
-
-def _is_harmless(value: Any) -> bool:
-    if isinstance(value, list):
-        return len(value) <= 4 and all(type(item) is int and 0 < item < 2**16 for item in value)
-    if type(value) is int:
-        return 0 <= value < 2**24
-    return value is None or isinstance(value, (bool, float)) or (isinstance(value, str) and value.isidentifier())
 
 
 # --- tensors ----------------------------------------------------------------------------------------------------------
@@ -388,7 +234,7 @@ def _is_pickle(path: Path) -> bool:
     return head.startswith((b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"))
 
 
-def _read_tensors(path: Path, record: _Record, pruned: nn.Module, file: Any) -> dict[str, Tensor]:
+def _read_tensors(path: Path, record: Record, pruned: nn.Module, file: Any) -> dict[str, Tensor]:
     """The file's tensors, if they are those that the model has."""
     wanted, there = named_tensors(pruned), set(file.keys())
     names = {name: record.aliases.get(name, name) for name in wanted}
@@ -413,7 +259,7 @@ def _read_tensors(path: Path, record: _Record, pruned: nn.Module, file: Any) -> 
     return read
 
 
-def _put_tensors(path: Path, record: _Record, pruned: nn.Module, read: Mapping[str, Tensor]) -> None:
+def _put_tensors(path: Path, record: Record, pruned: nn.Module, read: Mapping[str, Tensor]) -> None:
     parameters: dict[str, nn.Parameter] = {}
     for prefix, module in pruned.named_modules(remove_duplicate=False):
         for entries in (module._parameters, module._buffers):
@@ -504,13 +350,6 @@ def _plain(meta: Mapping[str, Any]) -> dict[str, Any]:
         if not tensors:
             plain[key] = packed
     return plain
-
-
-def _version(distribution: str) -> str | None:
-    try:
-        return metadata.version(distribution)
-    except metadata.PackageNotFoundError:
-        return None
 
 
 def _dtype_name(dtype: torch.dtype) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from fxprune.checkpoint import trusted_source
+from fxprune.checkpoint_record import trusted_source
 from fxprune.errors import FxpruneError
 from fxprune.fingerprint import Fingerprint, named_tensors
 from fxprune.models import load_model

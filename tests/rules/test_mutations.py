@@ -20,7 +20,6 @@ from fxprune.rules import (
     conv,
     elementwise,
     indexing,
-    known_index,
     linear,
     norm,
     recurrent,
@@ -240,7 +239,7 @@ MUTATIONS: dict[str, tuple[Patch, nn.Module, Any]] = {
         image(),
     ),
     "what is written into an index is not seen": (
-        attribute(known_index, "_written", lambda op: frozenset()),
+        attribute(Op, "written", lambda op, nodes: set()),
         images(lambda self, x: (i := torch.arange(8), i.__setitem__(0, 3), x[:, i])[-1]),
         image(),
     ),
