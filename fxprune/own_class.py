@@ -47,7 +47,10 @@ def restore_class(pruned: nn.Module, model: nn.Module, example_inputs: Any = Non
     own = cloned(model, {})
     _take_over(own, pruned)
     args, kwargs = call_of(pruned, example_inputs)
-    expected = outputs_in_double(cloned(pruned, {}), args, kwargs)
+    try:
+        expected = outputs_in_double(cloned(pruned, {}), args, kwargs)
+    except Exception as error:
+        raise FxpruneError(f"the pruned graph does not run on these inputs in float64: {error}") from error
     advice = (
         "its forward supposes widths that pruning has changed; have it read them from its tensors (x.shape[1]), prune "
         "with ignore= for the layers that make them, or use the pruned graph, which needs neither"

@@ -383,5 +383,6 @@ def _explained(model: nn.Module, recorder: Recorder, error: Exception) -> Fxprun
         cure = "Check that the model runs on the example inputs."
         way_out = f"If it does: {way_out}"
     said = f"{type(error).__name__}: {error}".rstrip(":. ")
-    message = f"Cannot trace `{type(model).__name__}`: in {module}, {place}: `{line}`: {said}. {cure} {way_out}"
+    where = f"{module}, {place}: `{line}`" if place else module
+    message = f"Cannot trace `{type(model).__name__}`: in {where}: {said}. {cure} {way_out}"
     return FxpruneError(message.rstrip())

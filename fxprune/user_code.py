@@ -25,10 +25,13 @@ def user_frame() -> FrameType | None:
 
 
 def place_of(error: BaseException) -> tuple[str, str]:
-    """Where an error was raised, of the frames that are neither torch's nor ours: "file:line", and the source there."""
+    """Where an error was raised, of the frames that are neither torch's nor ours: "file:line", and the source there.
+
+    Both are empty where there is no such frame.
+    """
     stack = traceback.extract_tb(error.__traceback__)
     frames = [frame for frame in stack if not frame.filename.startswith(_LIBRARY_FILES)]
     if not frames:
-        return "unknown source", ""
+        return "", ""
     line = linecache.getline(frames[-1].filename, frames[-1].lineno or 0)
     return f"{frames[-1].filename}:{frames[-1].lineno}", line.strip()

@@ -56,7 +56,7 @@ def verify(model: nn.Module, pruned: nn.Module, example_inputs: Any = None) -> f
             expected = outputs_in_double(mask(model, plan), args, kwargs)
         except RuntimeError as error:
             raise FxpruneError(
-                f"{type(model).__name__} does not run in float64, in which models are compared: {error}"
+                f"{type(model).__name__} does not run on these inputs in float64, in which models are compared: {error}"
             ) from error
         got = outputs_in_double(copy.deepcopy(pruned), args, kwargs)
         if not all(map(_is_finite, expected)) and all(map(_is_finite, got)):

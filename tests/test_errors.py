@@ -185,6 +185,11 @@ def test_a_module_that_cannot_be_traced_works_as_a_leaf_and_is_frozen() -> None:
     assert fxprune.verify(model, pruned, tokens()) <= 1e-9
 
 
+def test_an_error_in_a_layer_of_torch_names_the_layer_only() -> None:
+    model = small()
+    untouched(model, lambda: fxprune.trace(model, 5), r"^Cannot trace `Sequential`: in `0` \(Conv2d\): TypeError: ")
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_weights_that_are_no_numbers_are_named(value: float) -> None:
     model = small()

@@ -111,6 +111,12 @@ def test_another_model_than_was_pruned_is_refused() -> None:
         fxprune.restore_class(_pruned(Net().eval()), Halves())
 
 
+def test_inputs_that_do_not_fit_are_refused() -> None:
+    net = Net().eval()
+    with pytest.raises(FxpruneError, match="the pruned graph does not run on these inputs"):
+        fxprune.restore_class(_pruned(net), net, torch.zeros(1, 4, 8, 8))
+
+
 def test_what_has_no_plan_is_refused() -> None:
     with pytest.raises(FxpruneError, match="plan"):
         fxprune.restore_class(Net(), Net())
