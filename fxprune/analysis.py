@@ -14,6 +14,7 @@ import numpy.typing as npt
 import torch
 from torch import fx, nn
 
+from fxprune import trees
 from fxprune.channels import ChannelGraph, Dim, Dimension, Frozen, Group, Ids, IdTable, Labels, Size, map_labels
 from fxprune.errors import FxpruneError
 from fxprune.flops import count_flops
@@ -78,7 +79,9 @@ def _analyze(traced: fx.GraphModule, splits: Splits) -> tuple[ChannelGraph, froz
         if "value" not in node.meta:
             raise FxpruneError(f"node {node.name} has no value: pass what fxprune.trace returned, not another graph")
         module = modules[str(node.target)] if node.op == "call_module" else None
-        if node.op == "placeholder" or any(x in fed and _has_tensor(x.meta["value"]) for x in node.all_input_nodes):
+        if node.op == "placeholder" or any(
+            x in fed and trees.has_tensor(x.meta["value"]) for x in node.all_input_nodes
+        ):
             fed.add(node)
         op = Op(node, ids, parameters, module, labels_of, entering=contractions, root=root, fed=fed, splits=splits)
         labels, cost = _propagate(op)
@@ -168,7 +171,7 @@ def _propagate(op: Op) -> tuple[Any, list[Term]]:
     if _makes_container(node):
         return {given.name: op.labels_of[given.name] for given in node.all_input_nodes}, []
     found = find_rule(node, op.module)
-    is_number = op.value is not None and not _has_tensor(op.value)
+    is_number = op.value is not None and not trees.has_tensor(op.value)
     if is_number and found not in _SIZE_RULES and node.op != "call_module":
         if str(node.target) not in _HARMLESS:
             for given in node.all_input_nodes:
@@ -256,19 +259,11 @@ def _to_real(tree: Any) -> Any:
     return tree
 
 
-def _has_tensor(value: Any) -> bool:
-    if isinstance(value, torch.Tensor):
-        return True
-    if isinstance(value, (tuple, list)):
-        return any(_has_tensor(item) for item in value)
-    return isinstance(value, dict) and any(_has_tensor(item) for item in value.values())
-
-
 def _arguments(op: Op) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """The node's arguments as rules take them: labels for tensors, values for all else."""
 
     def load(node: fx.Node) -> Any:
-        return op.labels_of[node.name] if _has_tensor(node.meta["value"]) else node.meta["value"]
+        return op.labels_of[node.name] if trees.has_tensor(node.meta["value"]) else node.meta["value"]
 
     def convert(argument: Any) -> Any:
         if isinstance(argument, fx.Node):

@@ -132,18 +132,18 @@ class Recorder(TorchFunctionMode):
             number = traced_number(self, operator.pos, (value,), value)
             number.cached = node
             return number
-        if isinstance(value, (tuple, list)) and _has_tensor(value):
+        if isinstance(value, (tuple, list)) and trees.has_tensor(value):
             items = [self.adopt(item, self.part(operator.getitem, node, i, item)) for i, item in enumerate(value)]
             # Named tuples cannot be rebuilt from their items in general; their tensors are known all the same.
             return type(value)(items) if type(value) in (tuple, list) else value
-        if isinstance(value, dict) and _has_tensor(list(value.values())):
+        if isinstance(value, dict) and trees.has_tensor(value):
             for key, item in value.items():
                 self.adopt(item, self.part(operator.getitem, node, key, item))
             return value
         if dataclasses.is_dataclass(value) and not isinstance(value, type):
             for field in dataclasses.fields(value):
                 item = getattr(value, field.name)
-                if _has_tensor((item,)):
+                if trees.has_tensor(item):
                     self.adopt(item, self.part(getattr, node, field.name, item))
         return value
 
@@ -362,7 +362,7 @@ class Recorder(TorchFunctionMode):
         finally:
             torch._C._set_grad_enabled(grad)
         mutated = [tensor for tensor, version in zip(tensors, versions, strict=True) if tensor._version != version]
-        if not mutated and op != "call_module" and not _has_tensor((value,)) and (value is not None):
+        if not mutated and op != "call_module" and not trees.has_tensor(value) and (value is not None):
             if origin < _INPUTS and _tensors_in(inputs) and isinstance(value, (bool, int, float)):
                 return self.concrete(self.create_node(op, target, args, kwargs, value, origin))
             return value
@@ -625,16 +625,3 @@ def _tensors_in(values: Any) -> list[Tensor]:
         elif isinstance(value, dict):
             found.extend(_tensors_in(value.values()))
     return found
-
-
-def _has_tensor(values: Any) -> bool:
-    for value in values:
-        if isinstance(value, Tensor):
-            return True
-        if isinstance(value, (tuple, list)) and _has_tensor(value):
-            return True
-        if isinstance(value, dict) and _has_tensor(value.values()):
-            return True
-        if dataclasses.is_dataclass(value) and not isinstance(value, type) and _has_tensor(vars(value).values()):
-            return True
-    return False

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-__all__ = ["leaves", "map_tensors", "tensors"]
+__all__ = ["has_tensor", "leaves", "map_tensors", "tensors"]
 
 
 def leaves(value: Any) -> list[Any]:
@@ -32,6 +32,17 @@ def tensors(value: Any) -> list[Tensor]:
         [(2,), (3,)]
     """
     return [leaf for leaf in leaves(value) if isinstance(leaf, Tensor)]
+
+
+def has_tensor(value: Any) -> bool:
+    """Whether there is a tensor in tuples, lists, dicts and dataclasses; quicker than `tensors`."""
+    if isinstance(value, Tensor):
+        return True
+    if isinstance(value, (tuple, list)):
+        return any(map(has_tensor, value))
+    if isinstance(value, dict):
+        return any(map(has_tensor, value.values()))
+    return dataclasses.is_dataclass(value) and not isinstance(value, type) and has_tensor(vars(value))
 
 
 def map_tensors(function: Callable[[Tensor], Any], value: Any) -> Any:
