@@ -95,7 +95,8 @@ _ALMOST_ZERO = 1e-150
 def outputs_in_double(model: nn.Module, args: Any, kwargs: Any) -> list[torch.Tensor]:
     """The tensors that a model returns in float64; the model is changed to it, and to eval."""
     args, kwargs = pytree.tree_map(_to_double, (args, kwargs))
-    model.double().eval()
+    # Going through training, models forget what they keep of an earlier pass in eval.
+    model.double().train().eval()
     for module in model.modules():
         # `double` does not know of a tensor that is a plain attribute.
         vars(module).update({name: _to_double(value) for name, value in vars(module).items()})

@@ -150,3 +150,33 @@ def test_of_a_compensated_model_the_structure_is_verified() -> None:
     with torch.no_grad():
         pruned.get_parameter("3.bias")[0] = float("inf")
     assert fxprune.verify(model, pruned) == float("inf")
+
+
+class Remembers(nn.Module):
+    """Keeps in eval what it has computed of its weights, until it trains, as attention with a table of biases does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(4, 8), nn.Linear(8, 2)
+        self.bias = nn.Parameter(torch.randn(8))
+        self.kept: dict[str, torch.Tensor] = {}
+
+    def train(self, mode: bool = True) -> Remembers:
+        if mode:
+            self.kept = {}
+        return super().train(mode)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if not self.training and "bias" not in self.kept:
+            self.kept["bias"] = self.bias.detach() / 3
+        return self.last(self.first(x) + (self.bias / 3 if self.training else self.kept["bias"]))
+
+
+def test_what_a_model_keeps_of_an_earlier_pass_is_not_compared() -> None:
+    torch.manual_seed(0)
+    model, x = Remembers().eval(), torch.randn(1, 5, 4)
+    pruned = fxprune.prune(model, 0.6, example_inputs=x, compensate=False)
+    model(x)
+    assert model.kept
+    assert fxprune.verify(model, pruned, x) < 1e-12
+    assert model.kept
