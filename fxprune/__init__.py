@@ -2,6 +2,7 @@
 
 from fxprune.analysis import analyze
 from fxprune.api import prune
+from fxprune.channel_latency import time_channels
 from fxprune.channels import ChannelGraph, Dimension, Frozen, Group
 from fxprune.checkpoint import load, save
 from fxprune.compensation import compensate
@@ -54,6 +55,7 @@ __all__ = [
     "rewrite",
     "save",
     "scores",
+    "time_channels",
     "trace",
     "verify",
 ]

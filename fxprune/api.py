@@ -11,11 +11,14 @@ import torch
 from torch import fx, nn
 
 from fxprune.analysis import analyze
+from fxprune.channel_latency import time_channels
 from fxprune.channels import ChannelGraph, Scores
 from fxprune.compensation import compensate as compensated
+from fxprune.copies import cloned
 from fxprune.criteria import FROM_DATA, check_method, scores
 from fxprune.data import Batch, calibration_batch, check_labels, run_model
 from fxprune.errors import FxpruneError, FxpruneWarning
+from fxprune.latency_budget import plan_for_latency
 from fxprune.learning import learn_gates
 from fxprune.losses import are_class_labels, number_of_classes
 from fxprune.planning import make_plan
@@ -30,8 +33,9 @@ __all__ = ["prune"]
 
 def prune(
     model: nn.Module,
-    flops: float = 0.5,
+    flops: float | None = None,
     *,
+    latency: float | None = None,
     example_inputs: Any = None,
     data: Any = None,
     method: str | Callable[[ChannelGraph], Scores] | None = None,
@@ -42,7 +46,7 @@ def prune(
     seed: int = 0,
     progress: bool | Progress = True,
 ) -> fx.GraphModule:
-    """Make a model smaller, so that it costs at most `flops`.
+    """Make a model smaller, so that it costs at most `flops` or takes at most `latency`.
 
     Channels are scored, a plan is made that meets the budget, the model is rewritten, and the weights that stay are
     made to do what the whole model does on samples. Without data these are made from the model's own BatchNorm
@@ -51,6 +55,10 @@ def prune(
     Args:
         model: any traceable module; it is not changed.
         flops: the budget; up to 1 a fraction of the model's FLOPs, above 1 a number of FLOPs as fvcore counts them.
+            Default: 0.5, or where a latency is given, no limit.
+        latency: a budget of time, as a fraction of what the model takes on its device on the example, with as many
+            threads as torch is set to. Channels are then chosen by the time that they save, and the result is measured
+            beside the model. With ``latency=1`` and a budget of FLOPs, the result is as fast as these FLOPs allow.
         example_inputs: a tensor, a tuple of arguments or a dict of keyword arguments; the default is the first sample
             of `data`, and without data what timm and torchvision models are made for.
         data: a DataLoader or any iterable of batches, with or without labels, see `fxprune.data`.
@@ -85,7 +93,10 @@ def prune(
             _check_data(graph, batch)
         if method is not None:
             check_method(method, ("dagger",))
-        make_plan(graph, np.zeros(graph.num_channels), flops=flops, round_to=round_to, ignore=ignore)
+        if latency is not None:
+            graph = time_channels(graph)
+        settings: dict[str, Any] = {"flops": flops, "round_to": round_to, "ignore": ignore}
+        make_plan(graph, np.zeros(graph.num_channels), latency=latency, **settings)
         reads = method in ("dagger", *FROM_DATA)
         if batch is None and (reads or compensate):
             made = synthesize(graph, seed=seed, progress=show)
@@ -99,12 +110,16 @@ def prune(
         def pruned_by(method: str | Callable[[ChannelGraph], Scores], batch: Batch | None) -> fx.GraphModule:
             if method == "dagger":
                 assert batch is not None
-                share = flops if flops <= 1 else flops / graph.flops.total
                 given, epochs = (batch, 20) if data is None else (data, 1)
-                chosen = learn_gates(graph, given, flops=share, epochs=epochs, seed=seed, progress=show).scores
+                chosen = learn_gates(
+                    graph, given, flops=_share(graph, flops, latency), epochs=epochs, seed=seed, progress=show
+                ).scores
             else:
                 chosen = scores(graph, method, data=batch, seed=seed, progress=show)
-            plan = make_plan(graph, chosen, flops=flops, round_to=round_to, ignore=ignore)
+            if latency is None or latency == 1:
+                plan = make_plan(graph, chosen, **settings)
+            else:
+                plan = plan_for_latency(graph, chosen, cloned(model, {}), latency, **settings)
             pruned = rewrite(graph, plan)
             if not compensate or batch is None or plan.flops == plan.flops_before:
                 return pruned
@@ -120,6 +135,13 @@ def prune(
             reason = str(error).partition("\n")[0]
             warnings.warn(f"cut by relevance and not compensated: {reason}", FxpruneWarning, stacklevel=2)
             return pruned_by("relevance", None)
+
+
+def _share(graph: ChannelGraph, flops: float | None, latency: float | None) -> float:
+    """The budget as a fraction: the tightest, where there are two."""
+    if flops is None:
+        flops = 0.5 if latency is None else 1.0
+    return min(flops if flops <= 1 else flops / graph.flops.total, latency or 1.0)
 
 
 def _traced(model: nn.Module, example_inputs: Any, batch: Batch | None) -> fx.GraphModule:

@@ -11,7 +11,7 @@ from torch.utils import _pytree as pytree
 
 from fxprune.models import example_inputs as default_inputs
 
-__all__ = ["Call", "call_arguments", "call_of", "first_dimension", "has_batch", "with_batch"]
+__all__ = ["Call", "call_arguments", "call_of", "example_of", "first_dimension", "has_batch", "with_batch"]
 
 Call: TypeAlias = tuple[tuple[Any, ...], dict[str, Any]]
 
@@ -31,6 +31,12 @@ def call_of(model: nn.Module, example_inputs: Any = None) -> Call:
     else:
         args, kwargs = call_arguments(default_inputs(model) if example_inputs is None else example_inputs)
     return tuple(args), dict(kwargs)
+
+
+def example_of(model: nn.Module) -> Any:
+    """The same as `example_inputs` take it: a tuple of arguments or a dict of keyword arguments."""
+    args, kwargs = call_of(model)
+    return kwargs or args
 
 
 def first_dimension(call: Call) -> int | None:

@@ -236,6 +236,7 @@ class ChannelGraph:
         contractions: by node name, the arguments (node name, dimension) whose channels are summed over there. A gate
             that is zero at these places removes its channel exactly.
         remarks: what the tracer had to decide.
+        latency: time as a polynomial in the kept channels, in femtoseconds, where `fxprune.time_channels` measured it.
     """
 
     module: fx.GraphModule
@@ -248,6 +249,12 @@ class ChannelGraph:
     num_channels: int
     contractions: Mapping[str, tuple[tuple[str, int], ...]] = field(default_factory=dict)
     remarks: tuple[str, ...] = field(default=())
+    latency: Polynomial | None = None
+
+    @property
+    def price(self) -> Polynomial:
+        """What a channel's worth is set against: time where it was measured, else FLOPs."""
+        return self.flops if self.latency is None else self.latency
 
     def __str__(self) -> str:
         free, kept = sum(map(len, self.groups)), sum(map(len, self.frozen))

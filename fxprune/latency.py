@@ -19,7 +19,7 @@ from fxprune.copies import cloned
 from fxprune.errors import FxpruneError
 from fxprune.eval_mode import in_eval
 
-__all__ = ["Latency", "measure_latency"]
+__all__ = ["Latency", "Run", "measure_latency", "threads_set", "without_collection"]
 
 
 @dataclass(frozen=True)
@@ -124,11 +124,11 @@ def measure_latency(
         raise FxpruneError(f"model (={model!r:.60}) must be a module or a sequence of modules")
     with ExitStack() as stack:
         stack.enter_context(torch.inference_mode())
-        stack.enter_context(_threads(threads))
-        runs = [_Run.of(each, example_inputs, batch_size, device, stack) for each in models]
+        stack.enter_context(threads_set(threads))
+        runs = [Run.of(each, example_inputs, batch_size, device, stack) for each in models]
         for run in runs:
             run.warm_up(warmup)
-        stack.enter_context(_no_collection())
+        stack.enter_context(without_collection())
         for turn in range(repeats):
             # There and back, so that none always runs in the wake of the same other.
             for run in runs if turn % 2 else reversed(runs):
@@ -138,7 +138,7 @@ def measure_latency(
 
 
 @dataclass(frozen=True)
-class _Run:
+class Run:
     """One model's calls."""
 
     model: nn.Module
@@ -152,7 +152,8 @@ class _Run:
     @classmethod
     def of(
         cls, model: nn.Module, inputs: Any, batch_size: int | None, device: str | torch.device | None, stack: ExitStack
-    ) -> _Run:
+    ) -> Run:
+        """Put a model and its inputs in place, in eval until `stack` is left."""
         call = call_of(model, inputs)
         if batch_size is not None:
             size = first_dimension(call)
@@ -183,6 +184,7 @@ class _Run:
         return cls(model, pytree.tree_map(place, call), there, dtype, last, wait, [])
 
     def warm_up(self, calls: int) -> None:
+        """Calls that are not timed; the first tells whether the model runs at all."""
         args, kwargs = self.call
         try:
             for _ in range(calls):
@@ -195,6 +197,7 @@ class _Run:
             ) from error
 
     def time(self) -> None:
+        """One timed call."""
         args, kwargs = self.call
         self.wait()
         start = time.perf_counter()
@@ -203,6 +206,7 @@ class _Run:
         self.times.append(time.perf_counter() - start)
 
     def latency(self, warmup: int) -> Latency:
+        """What the timed calls say."""
         quartiles = (
             statistics.quantiles(self.times, n=4, method="inclusive") if len(self.times) > 1 else [0.0, 0.0, 0.0]
         )
@@ -235,7 +239,8 @@ def _is_channels_last(tensor: Tensor) -> bool:
 
 
 @contextmanager
-def _threads(count: int | None) -> Iterator[None]:
+def threads_set(count: int | None) -> Iterator[None]:
+    """Within it, torch computes with so many threads; None leaves them as they are."""
     before = torch.get_num_threads()
     try:
         if count is not None:
@@ -246,7 +251,8 @@ def _threads(count: int | None) -> Iterator[None]:
 
 
 @contextmanager
-def _no_collection() -> Iterator[None]:
+def without_collection() -> Iterator[None]:
+    """Within it, Python collects no garbage, which would be timed with what it interrupts."""
     enabled = gc.isenabled()
     gc.collect()
     gc.disable()

@@ -46,7 +46,7 @@ class Gates:
     Attributes:
         scores: one number per channel of the graph: the logits, open gates are positive; for `make_plan`.
         module: the gated model, binary gates in place; `fxprune.remove_gates` takes them out.
-        flops: FLOPs of the open gates, as a fraction of the model's.
+        flops: FLOPs, or time, of the open gates, as a fraction of the model's.
         losses: the task loss of each step.
     """
 
@@ -84,7 +84,7 @@ def learn_gates(
     Args:
         graph: the analysed model; neither it nor its module is changed.
         data: a DataLoader or any re-iterable of batches, see `fxprune.data`.
-        flops: the fraction of the model's FLOPs to reach.
+        flops: the fraction of the model's FLOPs to reach; of its time, where `fxprune.time_channels` measured that.
         epochs: passes over the data.
         start: the criterion whose order the gates start in, as for `fxprune.scores`; one that reads data gets the first
             512 samples.
@@ -210,7 +210,7 @@ class _Run:
         groups = gated_groups(graph, settings.reluctant)
         self.channels = np.concatenate([group.channels for group in groups])
         self.sizes = [len(group) for group in groups]
-        self.total = float(graph.flops.total)
+        self.price, self.total = graph.price, float(graph.price.total)
         self.step = 0
         self.balance = 0.0
         self.losses: list[float] = []
@@ -253,7 +253,7 @@ class _Run:
         logits = torch.cat([module(*read) for module, read in self.inputs])
         channels = torch.from_numpy(self.channels).to(logits.device)
         gates = logits.new_ones(self.graph.num_channels).index_copy(0, channels, straight_through(logits))
-        left = self.graph.flops.differentiable(gates) / self.total
+        left = self.price.differentiable(gates) / self.total
         pull, *pulls = torch.autograd.grad(left, [logits, *parameters])
         # Of one batch alone the balance is noise.
         self.balance += (flops_balance(task, pull) - self.balance) / min(self.step + 1, 10)
@@ -271,7 +271,7 @@ class _Run:
             while low < high:
                 middle = (low + high) // 2
                 alive[self.channels] = values > order[middle]
-                fits = self.graph.flops(alive) <= target * self.total
+                fits = self.price(alive) <= target * self.total
                 low, high = (low, middle) if fits else (middle + 1, high)
             # Between two logits, so that rounding cannot put one of them on the other side.
             padded = np.concatenate([[order[0] - 2 * _LAST], order, [order[-1] + 2 * _LAST]])
@@ -283,7 +283,7 @@ class _Run:
                 start += size
             logits = torch.cat([module(*read) for module, read in self.inputs])
             alive[self.channels] = (logits > 0).cpu().numpy()
-        return self.graph.flops(alive) / float(self.total)
+        return self.price(alive) / self.total
 
     def save(self, path: str | Path) -> None:
         """Write a snapshot, in the main process; the others wait."""
@@ -317,7 +317,7 @@ class _Run:
         gated.to(next(iter(self.graph.module.parameters())).device).train(self.graph.module.training)
         with torch.no_grad():
             logits = gate_logits(gated, self.graph, reluctant=self.settings.reluctant).double().cpu()
-        left = self.graph.flops((logits > 0).numpy()) / self.graph.flops.total
+        left = self.price((logits > 0).numpy()) / self.total
         finite = logits.clamp(-1e6, 1e6).numpy()
         return Gates(finite, gated, left, tuple(self.losses))
 

@@ -24,12 +24,14 @@ class Plan:
         flops: predicted FLOPs of the pruned model, equal to what fvcore counts.
         flops_before: FLOPs of the model that the plan is for.
         flops_target: the most FLOPs that were allowed.
+        latency_target: the most time that was allowed, as a fraction of the model's; 1 where there was no such budget.
     """
 
     kept: Mapping[str, Mapping[int, list[int]]]
     flops: int
     flops_before: int
     flops_target: int
+    latency_target: float = 1.0
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Plan):
@@ -66,6 +68,7 @@ def plan_to_json(plan: Plan) -> dict[str, Any]:
         "flops": plan.flops,
         "flops_before": plan.flops_before,
         "flops_target": plan.flops_target,
+        "latency_target": plan.latency_target,
         "indices": [list(stays) for stays in lists],
         "kept": kept,
     }
@@ -80,6 +83,9 @@ def plan_from_json(value: Any, shapes: Mapping[str, tuple[int, ...]]) -> Plan:
     if not isinstance(value, dict):
         raise ValueError(f"the plan is a {type(value).__name__}, not an object")
     flops, before, target = (_natural(value.get(key), key) for key in ("flops", "flops_before", "flops_target"))
+    latency = value.get("latency_target", 1.0)
+    if type(latency) not in (int, float) or not 0 < latency <= 1:
+        raise ValueError(f"latency_target is {latency!r}, not a fraction in (0, 1]")
     lists, by_name = value.get("indices"), value.get("kept")
     if not isinstance(lists, list) or not all(isinstance(stays, list) for stays in lists):
         raise ValueError("the plan's indices are no list of lists")
@@ -105,7 +111,7 @@ def plan_from_json(value: Any, shapes: Mapping[str, tuple[int, ...]]) -> Plan:
                     f"the plan keeps index {lists[number][-1]} of {name} in dimension {key} of size {shape[int(key)]}"
                 )
             kept.setdefault(name, {})[int(key)] = lists[number]
-    return Plan(kept, flops, before, target)
+    return Plan(kept, flops, before, target, float(latency))
 
 
 def _natural(value: Any, key: str) -> int:

@@ -18,10 +18,13 @@ from fxprune.alignment import preferred_multiple
 from fxprune.channels import ChannelGraph, Group, Ids, Scores
 from fxprune.errors import FxpruneError
 from fxprune.plan import Plan, kept_indices
+from fxprune.polynomial import Polynomial
 
 __all__ = ["make_plan"]
 
 _LEAST_USED = 0.995
+# Parts of the targets to try where two budgets bind.
+_TIGHTER = (1.0, 0.995, 0.98, 0.95, 0.9)
 _MOST_EXCHANGED, _STEPS, _ROUNDS = 30, 12, 3
 
 
@@ -48,7 +51,8 @@ def make_plan(
     graph: ChannelGraph,
     scores: Scores,
     *,
-    flops: float = 0.5,
+    flops: float | None = None,
+    latency: float | None = None,
     round_to: int | Literal["auto"] = 1,
     ignore: str | Iterable[str] = (),
 ) -> Plan:
@@ -57,19 +61,26 @@ def make_plan(
     Args:
         graph: the analysed model.
         scores: one number per channel, as from `fxprune.scores`.
-        flops: the budget; up to 1 a fraction of the model's FLOPs, above 1 a number of FLOPs.
+        flops: the budget; up to 1 a fraction of the model's FLOPs, above 1 a number of FLOPs. Default: half of them, or
+            where a latency is given, no limit.
+        latency: a budget of time, as a fraction of the model's, predicted from what `fxprune.time_channels` measured.
         round_to: widths that are changed become multiples of this; "auto" for what the device of the weights computes
             without waste (`fxprune.alignment`), or half of it, and so on, where the budget cannot be met so.
         ignore: names or glob patterns of modules to leave whole; a name covers all below it.
 
     Returns:
-        A plan with at most the budget's FLOPs, and no less than 99.5 % of it where channels are fine enough.
+        A plan within every budget, and no less than 99.5 % of the tightest where channels are fine enough.
 
     Raises:
-        FxpruneError: the budget is not a number, not positive, or cannot be reached; a pattern matches nothing.
+        FxpruneError: a budget is not a number, not positive, or cannot be reached; a pattern matches nothing.
     """
+    if flops is None:
+        flops = 0.5 if latency is None else 1.0
     total = graph.flops.total
     target = _target(flops, total)
+    budgets = [_Budget(graph.flops, target)]
+    if latency is not None:
+        budgets.append(_latency_budget(graph, latency))
     multiples = _multiples(graph, round_to)
     ignored = _ignored_channels(graph, [ignore] if isinstance(ignore, str) else list(ignore))
     groups = [group for group in graph.groups if not ignored[group.channels].any()]
@@ -77,10 +88,33 @@ def make_plan(
     alive = None
     for chosen, multiple in itertools.product((willing, groups), multiples):
         units = _units(chosen, scores, multiple)
-        alive = _choose(graph, units, target) if alive is None else alive
+        alive = _choose(budgets, units) if alive is None else alive
     if alive is None:
-        raise FxpruneError(_unreachable(graph, units, target, total, ignored))
-    return Plan(kept_indices(graph, alive), graph.flops(alive), total, target)
+        raise FxpruneError(_unreachable(graph, units, budgets, ignored))
+    return Plan(kept_indices(graph, alive), graph.flops(alive), total, target, latency or 1.0)
+
+
+@dataclass(frozen=True, eq=False)
+class _Budget:
+    """What the kept channels may cost."""
+
+    polynomial: Polynomial
+    target: int
+
+    def holds(self, alive: npt.NDArray[np.bool_]) -> bool:
+        return self.polynomial(alive) <= self.target
+
+
+def _latency_budget(graph: ChannelGraph, latency: Any) -> _Budget:
+    if isinstance(latency, bool) or not isinstance(latency, (int, float, np.integer, np.floating)):
+        raise FxpruneError(f"latency (={latency!r}) must be a number: a fraction of the model's in (0, 1]")
+    if not 0 < latency <= 1:
+        raise FxpruneError(f"latency (={latency!r}) must be a fraction of the model's in (0, 1]")
+    if graph.latency is None:
+        raise FxpruneError(
+            f"latency (={latency!r}) needs the time of channels: give what fxprune.time_channels returns"
+        )
+    return _Budget(graph.latency, math.floor(latency * graph.latency.total))
 
 
 def _target(flops: Any, total: int) -> int:
@@ -145,19 +179,19 @@ def _units(groups: Sequence[Group], scores: Scores, round_to: int) -> _Units:
 
 
 class _State:
-    """The kept channels, and their FLOPs kept up to date."""
+    """The kept channels, and what they cost kept up to date."""
 
-    def __init__(self, graph: ChannelGraph) -> None:
-        self._polynomial = polynomial = graph.flops
-        self.alive = np.ones(graph.num_channels, dtype=bool)
-        self._forms, self._forms_from = _index(polynomial.channel_of, polynomial.form_of, graph.num_channels)
+    def __init__(self, polynomial: Polynomial) -> None:
+        self._polynomial = polynomial
+        self.alive = np.ones(polynomial.num_channels, dtype=bool)
+        self._forms, self._forms_from = _index(polynomial.channel_of, polynomial.form_of, polynomial.num_channels)
         row = np.repeat(np.arange(len(polynomial.products)), polynomial.products.shape[1])
         self._terms, self._terms_from = _index(polynomial.products.ravel(), row, polynomial.num_forms)
         self._refresh()
 
     def _refresh(self) -> None:
         self._sizes = self._polynomial.sizes(self.alive)
-        self.flops = self._polynomial.of_sizes(self._sizes)
+        self.cost = self._polynomial.of_sizes(self._sizes)
 
     def remove_first(self, units: _Units, count: int) -> None:
         """All are kept but the channels of the first `count` units."""
@@ -166,13 +200,13 @@ class _State:
         self._refresh()
 
     def set_alive(self, alive: npt.NDArray[np.bool_]) -> int:
-        """These are kept; returns their FLOPs."""
+        """These are kept; returns their cost."""
         self.alive[:] = alive
         self._refresh()
-        return int(self.flops)
+        return int(self.cost)
 
     def try_change(self, channels: Ids, sign: int, lowest: float, highest: float) -> bool:
-        """Bring channels back (+1) or remove them (-1), if FLOPs are then within limits."""
+        """Bring channels back (+1) or remove them (-1), if the cost is then within limits."""
         forms = np.concatenate([self._forms[self._forms_from[c] : self._forms_from[c + 1]] for c in channels])
         touched = np.unique(forms)
         terms = [self._terms[self._terms_from[form] : self._terms_from[form + 1]] for form in touched]
@@ -180,12 +214,12 @@ class _State:
         products, coefficients = self._polynomial.products[rows], self._polynomial.coefficients[rows]
         before = self._sizes[products].prod(axis=1)
         np.add.at(self._sizes, forms, sign)
-        flops = self.flops + int((coefficients * (self._sizes[products].prod(axis=1) - before)).sum())
-        if not lowest <= flops <= highest:
+        cost = self.cost + int((coefficients * (self._sizes[products].prod(axis=1) - before)).sum())
+        if not lowest <= cost <= highest:
             np.add.at(self._sizes, forms, -sign)
             return False
         self.alive[channels] = sign > 0
-        self.flops = flops
+        self.cost = cost
         return True
 
 
@@ -195,27 +229,39 @@ def _index(keys: Ids, values: Ids, count: int) -> tuple[Ids, Ids]:
     return values[order], np.searchsorted(keys[order], np.arange(count + 1))
 
 
-def _choose(graph: ChannelGraph, units: _Units, target: int) -> npt.NDArray[np.bool_] | None:
-    """The channels that stay, or None when the target is out of reach."""
-    state = _State(graph)
+def _choose(budgets: Sequence[_Budget], units: _Units) -> npt.NDArray[np.bool_] | None:
+    """The channels that stay, or None when a target is out of reach."""
+    for share in _TIGHTER:
+        # Units go in the same order for all: what keeps the tightest keeps the others, but for what comes back.
+        for budget in budgets:
+            alive = _choose_one(budget.polynomial, units, math.floor(share * budget.target))
+            if alive is None:
+                return None
+            if all(other.holds(alive) for other in budgets):
+                return alive
+    return None
+
+
+def _choose_one(polynomial: Polynomial, units: _Units, target: int) -> npt.NDArray[np.bool_] | None:
+    state = _State(polynomial)
     low, high = 0, len(units)
     while low < high:
         middle = (low + high) // 2
         state.remove_first(units, middle)
-        low, high = (low, middle) if state.flops <= target else (middle + 1, high)
+        low, high = (low, middle) if state.cost <= target else (middle + 1, high)
     state.remove_first(units, low)
-    if state.flops > target:
+    if state.cost > target:
         return None
     _put_back(state, units, low, target)
-    if state.flops >= _LEAST_USED * target or low == 0:
+    if state.cost >= _LEAST_USED * target or low == 0:
         return state.alive
     best: npt.NDArray[np.bool_] = state.alive.copy()
-    best_flops = state.flops
+    best_cost = state.cost
     state.remove_first(units, low - 1)
     _step_around(state, units, low, target)
-    if best_flops < state.flops <= target:
-        best, best_flops = state.alive.copy(), state.flops
-    if best_flops < _LEAST_USED * target:
+    if best_cost < state.cost <= target:
+        best, best_cost = state.alive.copy(), state.cost
+    if best_cost < _LEAST_USED * target:
         best = _exchange(state, units, best, target)
     return best
 
@@ -224,10 +270,10 @@ def _exchange(state: _State, units: _Units, best: npt.NDArray[np.bool_], target:
     """Where channels are coarse: a few more units of one group go, and what that frees is filled from another."""
     queues = [np.flatnonzero(units.group == group).tolist() for group in np.unique(units.group)][:_MOST_EXCHANGED]
     for _ in range(_ROUNDS):
-        before = best_flops = state.set_alive(best)
+        before = best_cost = state.set_alive(best)
         base = best
         for giving, taking in itertools.permutations(range(len(queues)), 2):
-            if best_flops >= _LEAST_USED * target:
+            if best_cost >= _LEAST_USED * target:
                 return best
             going = [k for k in queues[giving] if base[units.of(k)].all()][:_STEPS]
             coming = [k for k in reversed(queues[taking]) if not base[units.of(k)].any()][:_STEPS]
@@ -238,9 +284,9 @@ def _exchange(state: _State, units: _Units, best: npt.NDArray[np.bool_], target:
                 for k in coming:
                     if not state.try_change(units.of(k), 1, 0, target):
                         break
-                if best_flops < state.flops <= target:
-                    best, best_flops = state.alive.copy(), state.flops
-        if best_flops == before:
+                if best_cost < state.cost <= target:
+                    best, best_cost = state.alive.copy(), state.cost
+        if best_cost == before:
             break
     return best
 
@@ -250,7 +296,7 @@ def _put_back(state: _State, units: _Units, removed: int, target: int) -> None:
     full: set[int] = set()
     groups = len(np.unique(units.group[:removed]))
     for k in reversed(range(removed)):
-        if state.flops >= (1 - 1e-4) * target or len(full) == groups:
+        if state.cost >= (1 - 1e-4) * target or len(full) == groups:
             return
         group = int(units.group[k])
         if group not in full and not state.try_change(units.of(k), 1, 0, target):
@@ -261,15 +307,15 @@ def _step_around(state: _State, units: _Units, following: int, target: int) -> N
     """From just above the target, remove only units that are fine enough not to fall short of it."""
     closed: set[int] = set()
     for k in range(following, len(units)):
-        if state.flops <= target:
+        if state.cost <= target:
             return
         group = int(units.group[k])
         if group not in closed and not state.try_change(units.of(k), -1, _LEAST_USED * target, math.inf):
             closed.add(group)
 
 
-def _unreachable(graph: ChannelGraph, units: _Units, target: int, total: int, ignored: npt.NDArray[np.bool_]) -> str:
-    state = _State(graph)
+def _unreachable(graph: ChannelGraph, units: _Units, budgets: Sequence[_Budget], ignored: npt.NDArray[np.bool_]) -> str:
+    state = _State(graph.flops)
     state.remove_first(units, len(units))
     reasons: Counter[str] = Counter()
     for frozen in graph.frozen:
@@ -277,8 +323,16 @@ def _unreachable(graph: ChannelGraph, units: _Units, target: int, total: int, ig
     listed = [f"{count} channels: {reason}" for reason, count in reasons.most_common(5)]
     if ignored.any():
         listed.append(f"{int(ignored.sum())} channels: ignored")
+    target, total = budgets[0].target, graph.flops.total
+    what, raised = f"{target:,} FLOPs ({target / total:.1%})", "flops"
+    lowest = f"{state.cost:,} ({state.cost / total:.1%})"
+    late = next((budget for budget in budgets[1:] if not budget.holds(state.alive)), None)
+    if late is not None:
+        total = late.polynomial.total
+        what, raised = f"{late.target / total:.1%} of the latency", "latency"
+        lowest = f"predicted to be {late.polynomial(state.alive) / total:.1%}"
     return (
-        f"a budget of {target:,} FLOPs ({target / total:.1%}) cannot be reached: the lowest is {state.flops:,} "
-        f"({state.flops / total:.1%}) with one channel left in each group. Frozen are {'; '.join(listed) or 'none'}. "
-        "Raise flops, or ignore less." + (f" If {target} % was meant, give {target / 100:g}." if target <= 100 else "")
+        f"a budget of {what} cannot be reached: the lowest is {lowest} with one channel left in each group. "
+        f"Frozen are {'; '.join(listed) or 'none'}. Raise {raised}, or ignore less."
+        + (f" If {target} % was meant, give {target / 100:g}." if target <= 100 and late is None else "")
     )

@@ -45,7 +45,7 @@ def relevance_scores(graph: ChannelGraph) -> _Vector:
             np.maximum.at(relevance, channels, values)
     # What is on no activation that could be followed goes last.
     relevance[relevance < 0] = relevance.max(initial=0.0)
-    cost = graph.flops.marginal(np.ones(graph.num_channels, dtype=bool))
+    cost = graph.price.marginal(np.ones(graph.num_channels, dtype=bool))
     scores: _Vector = relevance / np.maximum(cost / max(float(cost.mean()), 1e-30), 1e-9)
     return scores
 

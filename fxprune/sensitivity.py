@@ -24,7 +24,7 @@ __all__ = [
     "fisher_scores",
     "gate_gradients",
     "output_losses",
-    "per_flop",
+    "per_cost",
     "taylor_scores",
 ]
 
@@ -61,7 +61,7 @@ def fisher_scores(
     for gradients in gate_gradients(graph, data, probes=probes, seed=seed, progress=progress):
         total += gradients.square().sum(0).cpu().numpy()
         count += len(gradients)
-    return per_flop(graph, total / count, flops_power)
+    return per_cost(graph, total / count, flops_power)
 
 
 def taylor_scores(
@@ -79,7 +79,7 @@ def taylor_scores(
     for gradients in gate_gradients(graph, data, probes=0, seed=seed, progress=progress):
         total += gradients.sum(0).cpu().numpy()
         count += len(gradients)
-    return per_flop(graph, np.abs(total) / count, flops_power)
+    return per_cost(graph, np.abs(total) / count, flops_power)
 
 
 def gate_gradients(
@@ -105,11 +105,11 @@ def gate_gradients(
                 progress("score", done, done, {})
 
 
-def per_flop(graph: ChannelGraph, scores: Scores, power: float) -> Scores:
-    """Scores over a power of the FLOPs that each channel costs; the mean cost is 1."""
+def per_cost(graph: ChannelGraph, scores: Scores, power: float) -> Scores:
+    """Scores over a power of the FLOPs, or the time, that each channel costs; the mean cost is 1."""
     if not power:
         return scores
-    cost = np.maximum(graph.flops.marginal(np.ones(graph.num_channels, dtype=bool)), 1.0)
+    cost = np.maximum(graph.price.marginal(np.ones(graph.num_channels, dtype=bool)), 1.0)
     divided: Scores = scores / (cost / cost.mean()) ** power
     return divided
 

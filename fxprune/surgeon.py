@@ -16,7 +16,7 @@ from fxprune.contraction import Contraction, contraction_of, find_parameter
 from fxprune.data import Batch, Batches, placeholder_values, running_on
 from fxprune.gating import GatePlace, gate_places
 from fxprune.progress import Progress, silent
-from fxprune.sensitivity import evaluated, fisher_scores, output_losses, per_flop
+from fxprune.sensitivity import evaluated, fisher_scores, output_losses, per_cost
 
 __all__ = ["surgeon_scores"]
 
@@ -62,7 +62,7 @@ def surgeon_scores(
     walk = _walked(graph, data, seed)
     # Either half judges what was fitted to the other.
     first, second = (_judged(graph, list(walk.readers(damping, turned)), scores) for turned in (False, True))
-    return per_flop(graph, (first + second) / 2, flops_power)
+    return per_cost(graph, (first + second) / 2, flops_power)
 
 
 def _judged(graph: ChannelGraph, readers: list[_Reader], fisher: Scores) -> Scores:

@@ -40,7 +40,7 @@ def untouched(model: nn.Module, act: Callable[[], Any], message: str) -> None:
         (float("inf"), "flops (=inf) must be positive and finite: a fraction in (0, 1], or a count above 1"),
         ("0.5", "flops (='0.5') must be a number: a fraction in (0, 1], or a count above 1"),
         (True, "flops (=True) must be a number: a fraction in (0, 1], or a count above 1"),
-        (None, "flops (=None) must be a number: a fraction in (0, 1], or a count above 1"),
+        ([0.5], "flops (=[0.5]) must be a number: a fraction in (0, 1], or a count above 1"),
     ],
 )
 def test_a_budget_that_is_no_positive_number_is_refused(flops: Any, message: str) -> None:

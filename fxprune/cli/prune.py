@@ -51,7 +51,14 @@ def prune(
     output: Annotated[
         Path, typer.Option("-o", "--output", metavar="FILE", help="where the result goes, a .safetensors file")
     ],
-    flops: Annotated[float, typer.Option(help="budget: a fraction of the FLOPs in (0, 1], or a count above 1")] = 0.5,
+    flops: Annotated[
+        float | None,
+        typer.Option(help="budget: a fraction of the FLOPs in (0, 1], or a count above 1", show_default="0.5"),
+    ] = None,
+    latency: Annotated[
+        float | None,
+        typer.Option(help="budget: a fraction of the time that the model takes here, measured", show_default=False),
+    ] = None,
     data: Data = None,
     samples: Annotated[int, typer.Option(min=1, help="how many images of the data are looked at")] = 128,
     method: Annotated[
@@ -88,7 +95,7 @@ def prune(
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
-    """Prune a model to a FLOPs budget and save it.
+    """Prune a model to a budget of FLOPs or time, and save it.
 
     Data is optional: images without labels, a hundred of them, make the result much better. Without any, images are
     made from what the model's BatchNorm layers remember. The file is loaded with `fxprune.load`.
@@ -110,6 +117,7 @@ def prune(
             small = prune_model(
                 network,
                 flops,
+                latency=latency,
                 example_inputs=inputs,
                 data=batches,
                 method=method,
@@ -136,7 +144,16 @@ def prune(
         facts = report(small, network, measure=False)
         if as_json:
             error = None if certificate is None else certificate.error
-            names = ("model", "flops", "flops_target", "parameters", "compensated", "groups", "frozen")
+            names = (
+                "model",
+                "flops",
+                "flops_target",
+                "latency_target",
+                "parameters",
+                "compensated",
+                "groups",
+                "frozen",
+            )
             shown = {name: value for name, value in facts.to_dict().items() if name in names}
             print_json({**shown, "error": error, "seconds": stages.seconds, "output": str(output)})
         else:

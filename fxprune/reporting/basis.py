@@ -11,7 +11,7 @@ import numpy.typing as npt
 from torch import Tensor, fx, nn
 
 from fxprune.analysis import analyze
-from fxprune.calls import call_of
+from fxprune.calls import example_of
 from fxprune.channels import ChannelGraph, Group
 from fxprune.errors import FxpruneError
 from fxprune.fingerprint import Fingerprint, fingerprint, named_tensors
@@ -86,14 +86,14 @@ def make_basis(pruned: nn.Module, original: nn.Module | None) -> Basis:
     architecture = meta.get("original")
     if not isinstance(architecture, Fingerprint):
         raise FxpruneError(f"{type(pruned).__name__} has no fingerprint of its original: prune the model again")
-    args, kwargs = call_of(pruned)
+    example = example_of(pruned)
     tensors = named_tensors(pruned)
     if original is None:
         assert isinstance(pruned, fx.GraphModule)
-        graph = analyze(trace(pruned, kwargs or args, copy=False))
+        graph = analyze(trace(pruned, example, copy=False))
         return Basis(graph, np.ones(graph.num_channels, dtype=bool), tensors, architecture, whole=False)
     misfit = architecture.misfit(named_tensors(original))
-    traced = None if misfit else trace(original, kwargs or args, copy=False)
+    traced = None if misfit else trace(original, example, copy=False)
     difference = misfit if traced is None else architecture.difference(fingerprint(traced))
     if difference or traced is None:
         raise FxpruneError(

@@ -57,9 +57,9 @@ def _section(name: str, content: str) -> str:
 
 
 def _tiles(report: Report) -> str:
-    target = report.flops_target / max(report.flops.before or 1, 1)
+    flops = report.flops_target / max(report.flops.before or 1, 1)
     tiles = [
-        _tile("FLOPs", *_result(report.flops), report.flops.share, target, f"budget {percent(target)}"),
+        _tile("FLOPs", *_result(report.flops), report.flops.share, *_budget(flops)),
         _tile("Parameters", *_result(report.parameters), report.parameters.share),
     ]
     if report.latency is not None:
@@ -68,7 +68,7 @@ def _tiles(report: Report) -> str:
         now = milliseconds(second.seconds)
         before = "" if first is None else f"{milliseconds(first.seconds)} → {now}"
         big = now if first is None else f"{first.seconds / second.seconds:.2f}{TIMES} as fast"
-        tiles.append(_tile("Latency", big, before, share))
+        tiles.append(_tile("Latency", big, before, share, *_budget(report.latency_target or 1.0)))
     else:
         before_memory, memory = report.memory
         share = None if before_memory is None else memory.weights / max(before_memory.weights, 1)
@@ -80,6 +80,11 @@ def _tiles(report: Report) -> str:
         verdict = '<span class="good">holds</span>' if certificate.holds else '<span class="bad">FAILS</span>'
         tiles.append(_tile("Certificate", verdict, f"{certificate.of}, error {certificate.error:.1e}"))
     return f'<div class="tiles">{"".join(tiles)}</div>'
+
+
+def _budget(target: float) -> tuple[float, str] | tuple[()]:
+    """Where the mark of a budget is, and what is said of it; nothing where there is none."""
+    return (target, f"budget {percent(target)}") if target < 1 else ()
 
 
 def _result(change: Change) -> tuple[str, str]:

@@ -11,7 +11,7 @@ from rich.console import RenderableType
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from fxprune.calls import call_of
+from fxprune.calls import call_of, example_of
 from fxprune.errors import FxpruneError
 from fxprune.files import replace_file
 from fxprune.latency import Latency, measure_latency
@@ -36,7 +36,7 @@ class Report:
         model: how the original is built, or the name of its class.
         inputs: the shapes that FLOPs, latency and memory are for.
         flops: before and after, as fvcore counts them.
-        flops_target: the most that were allowed.
+        flops_target: the most that were allowed; as many as before where the budget was one of time alone.
         parameters: before and after.
         groups: channels that are pruned together, each with the layers that write them.
         frozen: channels that cannot be pruned, by reason.
@@ -45,6 +45,7 @@ class Report:
         compensated: which corrections were made to the weights after the cut.
         certificate: the comparison with the zero-masked original; None without the original, or if not asked for.
         latency: of the original and the pruned model, measured in turns; None if not asked for.
+        latency_target: the most time that was allowed, as a fraction of the original's; None without such a budget.
         memory: of the original and the pruned model.
         remarks: what the tracer had to decide.
         source: how the original can be built again.
@@ -62,6 +63,7 @@ class Report:
     compensated: tuple[str, ...]
     certificate: Certificate | None
     latency: tuple[Latency | None, Latency] | None
+    latency_target: float | None
     memory: tuple[Memory | None, Memory]
     remarks: tuple[str, ...]
     source: Source | None
@@ -128,7 +130,7 @@ def report(pruned: nn.Module, original: nn.Module | None = None, *, measure: boo
     certificate: Certificate | None = None
     latency: tuple[Latency | None, Latency] | None = None
     memory = (
-        None if original is None else memory_of(original, _inputs(pruned), run=measure),
+        None if original is None else memory_of(original, example_of(pruned), run=measure),
         memory_of(pruned, run=measure),
     )
     if measure:
@@ -136,7 +138,7 @@ def report(pruned: nn.Module, original: nn.Module | None = None, *, measure: boo
             latency = (None, measure_latency(pruned, repeats=repeats))
         else:
             certificate = certify(original, pruned)
-            first, second = measure_latency([original, pruned], _inputs(pruned), repeats=repeats)
+            first, second = measure_latency([original, pruned], example_of(pruned), repeats=repeats)
             latency = (first, second)
     return Report(
         model=source.spec if source is not None else basis.original.model,
@@ -151,6 +153,7 @@ def report(pruned: nn.Module, original: nn.Module | None = None, *, measure: boo
         compensated=tuple(map(str, meta.get("compensated") or ())),
         certificate=certificate,
         latency=latency,
+        latency_target=plan.latency_target if plan.latency_target < 1 else None,
         memory=memory,
         remarks=basis.graph.remarks if basis.whole else (),
         source=source,
@@ -159,11 +162,6 @@ def report(pruned: nn.Module, original: nn.Module | None = None, *, measure: boo
 
 def _parameters(pruned: nn.Module, basis: Basis) -> Change:
     return total(basis.size(name) for name, _ in pruned.named_parameters())
-
-
-def _inputs(pruned: nn.Module) -> Any:
-    args, kwargs = call_of(pruned)
-    return kwargs or args
 
 
 def _shapes(pruned: nn.Module) -> str:

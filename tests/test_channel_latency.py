@@ -1,0 +1,189 @@
+"""Time is measured node by node, channels are chosen by it, and a budget of time is kept as measured."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from invariant import image, randomise
+from torch import Tensor, nn
+
+import fxprune
+from fxprune import FxpruneError
+from fxprune.channels import Group
+
+SECONDS = 5e-4  # that the slow op takes for each of its channels
+
+
+@torch.library.custom_op("fxprune_tests::slow", mutates_args=())
+def slow(x: Tensor) -> Tensor:
+    if x.shape[-1] > 1:  # not where it is probed
+        time.sleep(SECONDS * x.shape[1])
+    return x.clone()
+
+
+@slow.register_fake
+def _(x: Tensor) -> Tensor:
+    return torch.empty_like(x)
+
+
+slow.register_autograd(lambda context, gradient: gradient)
+
+
+class TwoBranches(nn.Module):
+    """Alike in FLOPs; the one waits for each of its channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.waits, self.runs = nn.Conv2d(3, 32, 3, padding=1), nn.Conv2d(3, 32, 3, padding=1)
+        self.head = nn.Conv2d(64, 8, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(torch.cat([torch.ops.fxprune_tests.slow(self.waits(x)), self.runs(x)], 1))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Threads that wait for a processor would be measured."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def model() -> nn.Module:
+    return randomise(TwoBranches()).float()
+
+
+@pytest.fixture(scope="module")
+def graph(model: nn.Module) -> fxprune.ChannelGraph:
+    return fxprune.time_channels(fxprune.analyze(fxprune.trace(model, image(batch=1, size=8))), repeats=5)
+
+
+def group_of(graph: fxprune.ChannelGraph, name: str) -> Group:
+    return next(g for g in graph.groups if any(d.parameter.startswith(name) for d in g.dimensions))
+
+
+def kept(pruned: nn.Module, name: str) -> int:
+    return int(pruned.get_submodule(name).weight.shape[0])  # type: ignore[union-attr,index]
+
+
+def test_a_channel_costs_the_time_of_the_nodes_that_it_passes(graph: fxprune.ChannelGraph) -> None:
+    assert graph.latency is not None
+    every = np.ones(graph.num_channels, dtype=bool)
+    assert 32 * SECONDS <= graph.latency.total / 1e15 < 1
+    femtoseconds = graph.latency.marginal(every)
+    waiting, running = group_of(graph, "waits").channels, group_of(graph, "runs").channels
+    assert femtoseconds[waiting].min() / 1e15 >= SECONDS
+    assert femtoseconds[running].max() < femtoseconds[waiting].min() / 4
+    few = every.copy()
+    few[waiting[1:]] = False
+    assert graph.latency(few) / 1e15 == pytest.approx(graph.latency.total / 1e15 - 31 * SECONDS, rel=0.5)
+
+
+def test_measuring_changes_nothing_and_flops_stay(model: nn.Module) -> None:
+    traced = fxprune.trace(model.train(), image(batch=1, size=8))
+    before = {name: value.clone() for name, value in traced.state_dict().items()}
+    graph = fxprune.analyze(traced)
+    timed = fxprune.time_channels(graph, batch_size=2, threads=1, repeats=1, warmup=0)
+    assert graph.latency is None
+    assert timed.flops is graph.flops
+    assert timed.module is traced
+    assert traced.training
+    assert all(torch.equal(value, before[name]) for name, value in traced.state_dict().items())
+    assert timed.price is timed.latency
+    assert graph.price is graph.flops
+
+
+@pytest.mark.parametrize("method", ["relevance", "fisher", "surgeon"])
+def test_what_waits_goes_first(model: nn.Module, graph: fxprune.ChannelGraph, method: str) -> None:
+    data = None if method == "relevance" else image(batch=16, size=8)
+    plain = fxprune.analyze(graph.module)
+    widths = []
+    for each in (plain, graph):
+        plan = fxprune.make_plan(each, fxprune.scores(each, method, data=data), flops=0.6)
+        pruned = fxprune.rewrite(each, plan)
+        assert plan.flops <= 0.6 * plan.flops_before
+        widths.append((kept(pruned, "waits"), kept(pruned, "runs")))
+    assert widths[1][0] < min(widths[0][0], 8)
+    assert widths[1][1] > widths[0][1]
+
+
+def test_a_plan_keeps_both_budgets(graph: fxprune.ChannelGraph) -> None:
+    assert graph.latency is not None
+    scores = fxprune.scores(graph)
+    for flops, latency in ((None, 0.5), (0.5, 0.9), (0.9, 0.4), (0.6, 0.35)):
+        plan = fxprune.make_plan(graph, scores, flops=flops, latency=latency)
+        alive = np.ones(graph.num_channels, dtype=bool)
+        for name, dims in plan.kept.items():
+            for d, stays in dims.items():
+                channels = graph.parameters[name][d]
+                assert not isinstance(channels, int)
+                alive[np.delete(channels, stays)] = False
+        assert graph.latency(alive) <= latency * graph.latency.total
+        assert plan.flops == graph.flops(alive) <= (flops or 1) * plan.flops_before
+        assert plan.latency_target == latency
+
+
+def test_a_budget_of_time_is_kept_as_measured(model: nn.Module) -> None:
+    small = fxprune.prune(model, latency=0.5, example_inputs=image(batch=1, size=8), compensate=False)
+    whole, part = fxprune.measure_latency([model, small], image(batch=1, size=8), repeats=9)
+    assert 0.4 < part.seconds / whole.seconds < 0.55
+    assert kept(small, "waits") <= 17
+    assert kept(small, "runs") == 32
+    assert fxprune.verify(model, small) <= 1e-9
+    assert fxprune.plan_of(small).latency_target == 0.5
+
+
+def test_with_all_the_time_the_flops_decide(model: nn.Module) -> None:
+    small = fxprune.prune(model, 0.6, latency=1, example_inputs=image(batch=1, size=8), compensate=False)
+    plan = fxprune.plan_of(small)
+    assert 0.59 * plan.flops_before < plan.flops <= 0.6 * plan.flops_before
+    assert kept(small, "waits") < 8
+
+
+def test_gates_are_learned_at_the_price_of_time(graph: fxprune.ChannelGraph) -> None:
+    gates = fxprune.learn_gates(graph, [image(batch=8, size=8)] * 4, flops=0.5, start="relevance", progress=False)
+    assert graph.latency is not None
+    open_gates = np.ones(graph.num_channels, dtype=bool)
+    for group in graph.groups:
+        open_gates[group.channels] = gates.scores[group.channels] > 0
+    assert gates.flops == graph.latency(open_gates) / graph.latency.total <= 0.5
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda graph: fxprune.make_plan(graph, fxprune.scores(graph), latency=0), r"latency \(=0\) must be a fract"),
+        (lambda graph: fxprune.make_plan(graph, fxprune.scores(graph), latency=60), r"latency \(=60\) must be a fract"),
+        (lambda graph: fxprune.make_plan(graph, fxprune.scores(graph), latency="fast"), "must be a number"),
+        (
+            lambda graph: fxprune.make_plan(graph, fxprune.scores(graph), latency=0.001),
+            r"0.1% of the latency cannot be reached: the lowest is predicted to be [\d.]+% with one channel left",
+        ),
+        (
+            lambda graph: fxprune.make_plan(fxprune.analyze(graph.module), fxprune.scores(graph), latency=0.5),
+            "needs the time of channels: give what fxprune.time_channels returns",
+        ),
+    ],
+)
+def test_errors_say_what_to_do(
+    graph: fxprune.ChannelGraph, call: Callable[[fxprune.ChannelGraph], Any], message: str
+) -> None:
+    with pytest.raises(FxpruneError, match=message):
+        call(graph)
+
+
+def test_times_that_vary_are_not_trusted_silently(model: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unsteady(*args: Any, **kwargs: Any) -> Any:
+        return tuple(replace(each, spread=each.seconds) for each in fxprune.measure_latency(*args, **kwargs))
+
+    monkeypatch.setattr("fxprune.latency_budget.measure_latency", unsteady)
+    with pytest.warns(fxprune.FxpruneWarning, match="interquartile range of 100% of it"):
+        fxprune.prune(model, latency=0.7, example_inputs=image(batch=1, size=8), compensate=False)
