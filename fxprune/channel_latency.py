@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
-from torch import fx
+from torch import fx, nn
 
+from fxprune.calls import Call
 from fxprune.channels import ChannelGraph, Labels
 from fxprune.data import Batch, placeholder_values
 from fxprune.latency import Run, threads_set, without_collection
@@ -36,8 +37,8 @@ def time_channels(
 ) -> ChannelGraph:
     """Measure what time channels cost on the machine at hand.
 
-    The model is run node by node. A node that has FLOPs takes time as its FLOPs go, any other as its output does; what
-    the whole model takes beyond its nodes stays. Criteria that set a channel's worth against its FLOPs set it against
+    The model is run node by node. A node that has FLOPs takes time as its FLOPs go, any other as its output does; the
+    calls as such take what they take. Criteria that set a channel's worth against its FLOPs set it against
     its time in the graph that is returned, and `make_plan` takes a budget of latency for it. (Of the kind of HALP, Shen
     et al., NeurIPS 2022, which looks latencies up in a table.)
 
@@ -62,22 +63,24 @@ def time_channels(
         run = Run.of(graph.module, example_inputs, batch_size, device, stack)
         run.warm_up(warmup)
         stack.enter_context(without_collection())
-        stepper = _Stepper(run)
+        assert isinstance(run.model, fx.GraphModule)
+        stepper = _Stepper(run.model, run.call, run.wait)
         for _ in range(repeats):
             run.time()
             stepper.run()
         whole = min(run.times)
-    return replace(graph, latency=_polynomial(graph, stepper.seconds, whole))
+        calling = _seconds_of_a_call(run.wait)
+    seconds = {name: max(took - calling, 0.0) for name, took in stepper.seconds.items()}
+    return replace(graph, latency=_polynomial(graph, seconds, whole))
 
 
 class _Stepper(fx.Interpreter):
     """Runs a model node by node and keeps the least time of each: what disturbs a node only makes it slower."""
 
-    def __init__(self, run: Run) -> None:
-        assert isinstance(run.model, fx.GraphModule)
-        super().__init__(run.model)
-        self.wait = run.wait
-        self.values = placeholder_values(run.model.graph, Batch(*run.call))
+    def __init__(self, module: fx.GraphModule, call: Call, wait: Callable[[], object]) -> None:
+        super().__init__(module)
+        self.wait = wait
+        self.values = placeholder_values(module.graph, Batch(*call))
         self.seconds: dict[str, float] = {}
 
     def run(self) -> Any:  # type: ignore[override]
@@ -90,6 +93,15 @@ class _Stepper(fx.Interpreter):
         self.wait()
         self.seconds[n.name] = min(self.seconds.get(n.name, math.inf), time.perf_counter() - start)
         return result
+
+
+def _seconds_of_a_call(wait: Callable[[], object]) -> float:
+    """How long it takes to step through a node that does nothing."""
+    nothing = fx.symbolic_trace(nn.Sequential(*(nn.Identity() for _ in range(20))))
+    stepper = _Stepper(nothing, ((torch.zeros(()),), {}), wait)
+    for _ in range(3):
+        stepper.run()
+    return min(stepper.seconds[node.name] for node in nothing.graph.nodes if node.op == "call_module")
 
 
 def _polynomial(graph: ChannelGraph, seconds: Mapping[str, float], whole: float) -> Polynomial:

@@ -1,31 +1,35 @@
-"""How much faster models at half of their FLOPs are, beside Torch-Pruning's at equal FLOPs.
+"""How much faster models at half of their FLOPs are, chosen by FLOPs or by time, beside Torch-Pruning's at equal FLOPs.
 
     pip install torch-pruning
     python tests/benchmarks/latency.py [MODEL ...] [--device cpu] [--threads 1] [--batch 1] [--dtype float32]
-        [--channels-last] [--rounding 1,8,16] [--repeats 30] [--no-peer]
+        [--channels-last] [--rounding 1,8,16] [--repeats 30] [--no-peer] [--output build/latency.jsonl]
+    python tests/benchmarks/latency.py --report        the page docs/latency.md, of these rows and latency_budget.py's
 
 The original and all of its pruned versions take turns in one measurement, since only such figures can be compared. For
 each the table has its part of the original's FLOPs, the median latency and its interquartile range, the speed-up, and
 that as a part of the ideal: what it were if time went by FLOPs. Weights are random, as are the widths' rank among them.
+"by time" is `prune(flops=0.5, latency=1)`.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import fxprune
 from fxprune.models import example_inputs, load_model
 
-try:
-    from benchmarks.peers import prune_with_peer
-except ImportError:
-    from peers import prune_with_peer
+sys.path.append(str(Path(__file__).resolve().parent))
+from latency_report import write_report
+from peers import prune_with_peer
 
 MODELS = (
     "timm:resnet50",
@@ -37,50 +41,76 @@ MODELS = (
 PEER = "tp-magnitude"
 
 
-def versions(spec: str, budget: float, rounding: Sequence[int], peer: bool) -> dict[str, nn.Module | str]:
-    """The original and its pruned versions by name; where one cannot be made, the reason."""
+def placed(spec: str, options: argparse.Namespace) -> tuple[nn.Module, Tensor]:
+    """The model and a batch where, and as, they are measured."""
     torch.manual_seed(0)
     model = load_model(spec).eval()
+    (image,) = example_inputs(model)
+    model.to(options.device, getattr(torch, options.dtype))
+    if options.channels_last:
+        model.to(memory_format=torch.channels_last)
+    return model, torch.randn(options.batch, *image.shape[1:]).to(options.device, getattr(torch, options.dtype))
+
+
+def versions(model: nn.Module, images: Tensor, options: argparse.Namespace) -> dict[str, nn.Module | str]:
+    """The original and its pruned versions by name; where one cannot be made, the reason."""
     found: dict[str, nn.Module | str] = {"original": model}
+    rounding = [int(multiple) for multiple in options.rounding.split(",")]
+    settings: dict[str, Any] = {"example_inputs": images, "compensate": False}
     for multiple in rounding:
+        for chosen_by, latency in (("FLOPs", None), ("time", 1.0)):
+            name = f"fxprune by {chosen_by}, {multiple}"
+            try:
+                found[name] = fxprune.prune(model, options.flops, latency=latency, round_to=multiple, **settings)
+            except fxprune.FxpruneError as error:
+                found[name] = _short(error)
+    for multiple in [] if options.no_peer else rounding:
+        name = f"Torch-Pruning, {multiple}"
         try:
-            found[f"fxprune, round_to={multiple}"] = fxprune.prune(model, budget, round_to=multiple, compensate=False)
-        except fxprune.FxpruneError as error:
-            found[f"fxprune, round_to={multiple}"] = _short(error)
-    for multiple in rounding if peer else ():
-        name = f"Torch-Pruning, round_to={multiple}"
-        try:
-            found[name] = prune_with_peer(PEER, model, budget, example_inputs(model)[0], (), round_to=multiple)
+            found[name] = prune_with_peer(PEER, model, options.flops, images, (), round_to=multiple)
         except Exception as error:
             found[name] = _short(error)
     return found
 
 
-def rows(spec: str, options: argparse.Namespace) -> list[str]:
-    """The lines of a model's table."""
-    found = versions(spec, options.flops, [int(k) for k in options.rounding.split(",")], not options.no_peer)
+def rows(spec: str, options: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """One for each version of a model."""
+    model, images = placed(spec, options)
+    found = versions(model, images, options)
     models = {name: model for name, model in found.items() if isinstance(model, nn.Module)}
-    (image,) = example_inputs(load_model(spec))
-    flops = {name: fxprune.count_flops(model, image) for name, model in models.items()}
-    for model in models.values():
-        model.to(options.device, getattr(torch, options.dtype))
-        if options.channels_last:
-            model.to(memory_format=torch.channels_last)
-    measured = fxprune.measure_latency(
-        list(models.values()), image, batch_size=options.batch, threads=options.threads, repeats=options.repeats
-    )
+    if options.channels_last:
+        for version in models.values():
+            # Torch-Pruning's slices of weights are contiguous.
+            version.to(memory_format=torch.channels_last)
+    flops = {name: fxprune.count_flops(model, images) for name, model in models.items()}
+    measured = fxprune.measure_latency(list(models.values()), images, repeats=options.repeats)
     times = dict(zip(models, measured, strict=True))
-    lines = [f"{spec} on {measured[0].device}, {measured[0]}"]
     for name in found:
+        row: dict[str, Any] = {"kind": "speed", "model": spec, "version": name}
         if name not in models:
-            lines.append(f"  {name:<28} fails: {found[name]}")
+            yield {**row, "fails": found[name]}
             continue
-        part, gain = flops[name] / flops["original"], times["original"].seconds / times[name].seconds
-        lines.append(
-            f"  {name:<28} {part:>7.3f} {times[name].seconds * 1e3:>10.2f} {times[name].spread * 1e3:>8.2f} "
-            f"{gain:>9.2f} {gain * part:>7.2f}"
-        )
-    return lines
+        time = times[name]
+        yield {
+            **row,
+            "flops": flops[name] / flops["original"],
+            "seconds": time.seconds,
+            "spread": time.spread,
+            "original": times["original"].seconds,
+            "batch": time.batch_size,
+            "how": f"{time.device}, {time.threads} threads, {time.dtype}, {time.memory_format}",
+        }
+
+
+def line(row: dict[str, Any]) -> str:
+    """A row to read."""
+    if "fails" in row:
+        return f"  {row['version']:<28} fails: {row['fails']}"
+    gain = row["original"] / row["seconds"]
+    return (
+        f"  {row['version']:<28} {row['flops']:>7.3f} {row['seconds'] * 1e3:>10.2f} {row['spread'] * 1e3:>8.2f} "
+        f"{gain:>9.2f} {gain * row['flops']:>7.2f}"
+    )
 
 
 def _short(error: Exception) -> str:
@@ -100,12 +130,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--channels-last", action="store_true")
     parser.add_argument("--repeats", type=int, default=30)
     parser.add_argument("--no-peer", action="store_true", help="without Torch-Pruning")
+    parser.add_argument("--output", type=Path, default=Path("build/latency.jsonl"))
+    parser.add_argument("--report", action="store_true", help="write the page of the results instead")
     options = parser.parse_args(arguments)
+    if options.report:
+        write_report([json.loads(text) for text in options.output.read_text().splitlines()])
+        return 0
+    options.output.parent.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(options.threads)
     warnings.simplefilter("ignore")
     print(f"  {'':<28} {'FLOPs':>7} {'median ms':>10} {'IQR ms':>8} {'speed-up':>9} {'ideal':>7}")
     for spec in options.models:
-        print("\n".join(rows(spec, options)), flush=True)
+        print(spec)
+        for row in rows(spec, options):
+            with options.output.open("a") as file:
+                file.write(json.dumps(row) + "\n")
+            print(line(row), flush=True)
     return 0
 
 

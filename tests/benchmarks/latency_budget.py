@@ -11,8 +11,10 @@ within the budget; only what a channel's worth is set against differs. All model
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 import warnings
+from pathlib import Path
 
 import torch
 from photographs import FOLDERS, agreement, class_scores, demo, split
@@ -29,7 +31,9 @@ def main() -> int:
     parser.add_argument("--method", default="surgeon")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--repeats", type=int, default=50)
+    parser.add_argument("--output", type=Path, default=Path("build/latency.jsonl"))
     given = parser.parse_args()
+    given.output.parent.mkdir(parents=True, exist_ok=True)
     warnings.simplefilter("ignore")
     torch.set_num_threads(given.threads)
     model = demo.trained_model()
@@ -49,11 +53,12 @@ def main() -> int:
     for (budget, chosen_by), latency in sorted(zip(made, times, strict=True), key=lambda row: row[0], reverse=True):
         small = made[budget, chosen_by]
         plan = fxprune.plan_of(small)
-        print(
-            f"{budget:>7.2f} {chosen_by:>10} {latency.seconds / whole.seconds:>8.3f} "
-            f"{plan.flops / plan.flops_before:>7.3f} {agreement(class_scores(small, judged), wanted):>10.3f}",
-            flush=True,
-        )
+        share, flops = latency.seconds / whole.seconds, plan.flops / plan.flops_before
+        agreed = agreement(class_scores(small, judged), wanted)
+        row = {"budget": budget, "by": chosen_by, "latency": share, "flops": flops, "agreement": agreed}
+        with given.output.open("a") as file:
+            file.write(json.dumps({"kind": "budget", **row, "judged": len(judged), "method": given.method}) + "\n")
+        print(f"{budget:>7.2f} {chosen_by:>10} {share:>8.3f} {flops:>7.3f} {agreed:>10.3f}", flush=True)
     return 0
 
 
