@@ -12,6 +12,7 @@ __all__ = ["write_report"]
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "latency.md"
 INTRODUCTION = """# Budgets of time
 
+<!-- not run: a machine that runs tests is too busy to time models -->
 ```python
 small = fxprune.prune(model, latency=0.6)             # at most 60 % of the time that the model takes here
 small = fxprune.prune(model, flops=0.5, latency=1)    # half of the FLOPs, and as fast as these allow
