@@ -88,7 +88,7 @@ def rows(spec: str, options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     for name in found:
         row: dict[str, Any] = {"kind": "speed", "model": spec, "version": name}
         if name not in models:
-            yield {**row, "fails": found[name]}
+            yield {**row, "batch": options.batch, "fails": found[name]}
             continue
         time = times[name]
         yield {
@@ -98,7 +98,7 @@ def rows(spec: str, options: argparse.Namespace) -> Iterator[dict[str, Any]]:
             "spread": time.spread,
             "original": times["original"].seconds,
             "batch": time.batch_size,
-            "how": f"{time.device}, {time.threads} threads, {time.dtype}, {time.memory_format}",
+            "how": f"{time.device}, {time.threads} thread(s), {time.dtype}, {time.memory_format}",
         }
 
 
