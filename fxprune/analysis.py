@@ -52,12 +52,14 @@ def analyze(traced: fx.GraphModule) -> ChannelGraph:
     Returns:
         The groups of channels, the frozen ones with their reasons, and the FLOPs as a polynomial.
     """
-    graph, stuck = _analyze(traced, Splits())
-    if stuck:
-        # Where the width of attention heads has to stay, whole heads may go.
-        other, _ = _analyze(traced, Splits(avoided=stuck))
-        if _prunable_indices(other) > _prunable_indices(graph):
-            return other
+    # Ops are tried, and some of them draw.
+    with torch.random.fork_rng(devices=[]):
+        graph, stuck = _analyze(traced, Splits())
+        if stuck:
+            # Where the width of attention heads has to stay, whole heads may go.
+            other, _ = _analyze(traced, Splits(avoided=stuck))
+            if _prunable_indices(other) > _prunable_indices(graph):
+                return other
     return graph
 
 

@@ -21,7 +21,7 @@ from fxprune.errors import FxpruneError, FxpruneWarning
 from fxprune.latency_budget import plan_for_latency
 from fxprune.learning import learn_gates
 from fxprune.losses import are_class_labels, number_of_classes
-from fxprune.planning import make_plan
+from fxprune.planning import flops_target, make_plan
 from fxprune.progress import Progress, shown
 from fxprune.rewriting import rewrite
 from fxprune.sensitivity import evaluated
@@ -111,9 +111,8 @@ def prune(
             if method == "dagger":
                 assert batch is not None
                 given, epochs = (batch, 20) if data is None else (data, 1)
-                chosen = learn_gates(
-                    graph, given, flops=_share(graph, flops, latency), epochs=epochs, seed=seed, progress=show
-                ).scores
+                share = min(flops_target(graph, flops, latency) / graph.flops.total, latency or 1.0)
+                chosen = learn_gates(graph, given, flops=share, epochs=epochs, seed=seed, progress=show).scores
             else:
                 chosen = scores(graph, method, data=batch, seed=seed, progress=show)
             if latency is None or latency == 1:
@@ -135,13 +134,6 @@ def prune(
             reason = str(error).partition("\n")[0]
             warnings.warn(f"cut by relevance and not compensated: {reason}", FxpruneWarning, stacklevel=2)
             return pruned_by("relevance", None)
-
-
-def _share(graph: ChannelGraph, flops: float | None, latency: float | None) -> float:
-    """The budget as a fraction: the tightest, where there are two."""
-    if flops is None:
-        flops = 0.5 if latency is None else 1.0
-    return min(flops if flops <= 1 else flops / graph.flops.total, latency or 1.0)
 
 
 def _traced(model: nn.Module, example_inputs: Any, batch: Batch | None) -> fx.GraphModule:

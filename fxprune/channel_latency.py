@@ -14,7 +14,7 @@ import torch
 from torch import fx, nn
 
 from fxprune.calls import Call
-from fxprune.channels import ChannelGraph, Labels
+from fxprune.channels import ChannelGraph, Labels, map_labels
 from fxprune.data import Batch, placeholder_values
 from fxprune.latency import Run, threads_set, without_collection
 from fxprune.polynomial import Polynomial, Term, build_polynomial, term
@@ -109,7 +109,7 @@ def _polynomial(graph: ChannelGraph, seconds: Mapping[str, float], whole: float)
     left = round(whole * _FEMTOSECONDS)
     every = np.ones(graph.num_channels, dtype=bool)
     for node in graph.module.graph.nodes:
-        if node.name not in seconds or node.op == "output":
+        if node.op not in ("call_module", "call_function", "call_method"):
             continue
         took = round(seconds[node.name] * _FEMTOSECONDS)
         left -= took
@@ -121,5 +121,7 @@ def _polynomial(graph: ChannelGraph, seconds: Mapping[str, float], whole: float)
 
 
 def _of_output(labels: Any) -> Term:
-    """In proportion to the entries of what the node gives; constant where that is no tensor."""
-    return term(*labels.dims) if isinstance(labels, Labels) else term(1)
+    """In proportion to the entries of the first tensor that the node gives; constant where there is none."""
+    tensors: list[Labels] = []
+    map_labels(lambda label: tensors.append(label) if isinstance(label, Labels) else None, labels)
+    return term(*tensors[0].dims) if tensors else term(1)

@@ -163,6 +163,8 @@ class Run:
         tensors = [*model.parameters(), *model.buffers()]
         here = tensors[0].device if tensors else torch.device("cpu")
         there = here if device is None else _device(device)
+        if "meta" in (here.type, there.type):
+            raise FxpruneError(f"{type(model).__name__} is on the meta device, where nothing takes time: load weights")
         if there != here:
             with torch.inference_mode(False):
                 model = cloned(model, {}).to(there)

@@ -20,7 +20,7 @@ from fxprune.errors import FxpruneError
 from fxprune.plan import Plan, kept_indices
 from fxprune.polynomial import Polynomial
 
-__all__ = ["make_plan"]
+__all__ = ["flops_target", "make_plan"]
 
 _LEAST_USED = 0.995
 # Parts of the targets to try where two budgets bind.
@@ -74,10 +74,8 @@ def make_plan(
     Raises:
         FxpruneError: a budget is not a number, not positive, or cannot be reached; a pattern matches nothing.
     """
-    if flops is None:
-        flops = 0.5 if latency is None else 1.0
     total = graph.flops.total
-    target = _target(flops, total)
+    target = flops_target(graph, flops, latency)
     budgets = [_Budget(graph.flops, target)]
     if latency is not None:
         budgets.append(_latency_budget(graph, latency))
@@ -117,7 +115,11 @@ def _latency_budget(graph: ChannelGraph, latency: Any) -> _Budget:
     return _Budget(graph.latency, math.floor(latency * graph.latency.total))
 
 
-def _target(flops: Any, total: int) -> int:
+def flops_target(graph: ChannelGraph, flops: Any, latency: Any) -> int:
+    """The most FLOPs that a budget allows: half of them by default, all where only the time is limited."""
+    if flops is None:
+        flops = 0.5 if latency is None else 1.0
+    total = graph.flops.total
     if isinstance(flops, bool) or not isinstance(flops, (int, float, np.integer, np.floating)):
         raise FxpruneError(f"flops (={flops!r}) must be a number: a fraction in (0, 1], or a count above 1")
     if not flops > 0 or math.isinf(flops):

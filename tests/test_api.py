@@ -209,3 +209,32 @@ def test_a_model_with_spectral_norm_is_its_own_teacher_and_its_own_original(tmp_
     again = fxprune.load(tmp_path / "small.safetensors", model)
     assert torch.equal(again.eval()(x), small.eval()(x))
     fxprune.finetune(small, [(x, torch.arange(6) % 2)], epochs=1, teacher=model)
+
+
+class CountsCalls(nn.Module):
+    """Changes a buffer in each call, in eval too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.convs = nn.Sequential(nn.Conv2d(3, 16, 3), nn.BatchNorm2d(16), nn.ReLU(), nn.Dropout(0.5))
+        self.head = nn.Linear(16, 4)
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        return self.head(self.convs(x).mean((2, 3)))
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"compensate": False}, {"data": True}, {"data": True, "method": "fisher"}, {"data": True, "method": "dagger"}, {}],
+    ids=str,
+)
+def test_neither_buffers_nor_random_states_are_touched(settings: dict[str, Any]) -> None:
+    model = CountsCalls()
+    state, before = torch.get_rng_state(), {name: value.clone() for name, value in model.state_dict().items()}
+    data = {"data": [torch.zeros(4, 3, 8, 8)]} if settings.pop("data", False) else {}
+    small = fxprune.prune(model, example_inputs=torch.zeros(1, 3, 8, 8), progress=False, **settings, **data)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert torch.equal(torch.get_rng_state(), state)
+    assert small.get_buffer("calls") == 0

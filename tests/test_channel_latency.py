@@ -17,13 +17,26 @@ import fxprune
 from fxprune import FxpruneError
 from fxprune.channels import Group
 
-SECONDS = 5e-4  # that the slow op takes for each of its channels
+SECONDS = 1e-3  # that the slow op takes for each of its channels
+
+
+class Clock:
+    """Goes on where it is looked at, and where an op says so: machines that run tests are too busy to time anything."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def perf_counter(self) -> float:
+        self.now += 1e-6
+        return self.now
+
+
+CLOCK = Clock()
 
 
 @torch.library.custom_op("fxprune_tests::slow", mutates_args=())
 def slow(x: Tensor) -> Tensor:
-    if x.shape[-1] > 1:  # not where it is probed
-        time.sleep(SECONDS * x.shape[1])
+    CLOCK.now += SECONDS * x.shape[1]
     return x.clone()
 
 
@@ -48,12 +61,11 @@ class TwoBranches(nn.Module):
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    """Threads that wait for a processor would be measured."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+def _clock() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        for module in ("latency", "channel_latency"):
+            patch.setattr(f"fxprune.{module}.time", CLOCK)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -77,14 +89,14 @@ def kept(pruned: nn.Module, name: str) -> int:
 def test_a_channel_costs_the_time_of_the_nodes_that_it_passes(graph: fxprune.ChannelGraph) -> None:
     assert graph.latency is not None
     every = np.ones(graph.num_channels, dtype=bool)
-    assert 32 * SECONDS <= graph.latency.total / 1e15 < 1
+    assert graph.latency.total / 1e15 == pytest.approx(32 * SECONDS, rel=0.01)
     femtoseconds = graph.latency.marginal(every)
     waiting, running = group_of(graph, "waits").channels, group_of(graph, "runs").channels
-    assert femtoseconds[waiting].min() / 1e15 >= SECONDS
-    assert femtoseconds[running].max() < femtoseconds[waiting].min() / 4
+    assert femtoseconds[waiting] / 1e15 == pytest.approx(SECONDS, rel=0.01)
+    assert femtoseconds[running].max() < femtoseconds[waiting].min() / 100
     few = every.copy()
     few[waiting[1:]] = False
-    assert graph.latency(few) / 1e15 == pytest.approx(graph.latency.total / 1e15 - 31 * SECONDS, rel=0.5)
+    assert graph.latency(few) / 1e15 == pytest.approx(SECONDS, rel=0.05)
 
 
 def test_measuring_changes_nothing_and_flops_stay(model: nn.Module) -> None:
@@ -134,8 +146,8 @@ def test_a_plan_keeps_both_budgets(graph: fxprune.ChannelGraph) -> None:
 def test_a_budget_of_time_is_kept_as_measured(model: nn.Module) -> None:
     small = fxprune.prune(model, latency=0.5, example_inputs=image(batch=1, size=8), compensate=False)
     whole, part = fxprune.measure_latency([model, small], image(batch=1, size=8), repeats=9)
-    assert 0.4 < part.seconds / whole.seconds < 0.55
-    assert kept(small, "waits") <= 17
+    assert part.seconds / whole.seconds == pytest.approx(15.5 / 32, abs=0.02)
+    assert kept(small, "waits") in (15, 16)
     assert kept(small, "runs") == 32
     assert fxprune.verify(model, small) <= 1e-9
     assert fxprune.plan_of(small).latency_target == 0.5
@@ -187,3 +199,25 @@ def test_times_that_vary_are_not_trusted_silently(model: nn.Module, monkeypatch:
     monkeypatch.setattr("fxprune.latency_budget.measure_latency", unsteady)
     with pytest.warns(fxprune.FxpruneWarning, match="interquartile range of 100% of it"):
         fxprune.prune(model, latency=0.7, example_inputs=image(batch=1, size=8), compensate=False)
+
+
+class Recurrent(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.lstm, self.head = nn.LSTM(8, 16, batch_first=True), nn.Linear(16, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.lstm(x)[0])
+
+
+def test_ops_that_give_several_tensors_take_the_time_of_their_channels(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fxprune.channel_latency.time", time)
+    graph = fxprune.analyze(fxprune.trace(Recurrent(), torch.zeros(2, 30, 8)))
+    timed = fxprune.time_channels(graph, repeats=3)
+    assert timed.latency is not None
+    lstm = next(name for name in timed.labels if name.startswith("lstm"))
+    assert lstm not in graph.costs
+    hidden = group_of(timed, "lstm").channels
+    alive = np.ones(timed.num_channels, dtype=bool)
+    alive[hidden[1:]] = False
+    assert timed.latency(alive) < 0.7 * timed.latency.total

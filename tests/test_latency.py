@@ -113,3 +113,11 @@ def test_a_copy_is_measured_on_another_device() -> None:
     latency = measure_latency(model, torch.ones(1, 3), device="cuda")
     assert latency.device.startswith("cuda:0 (")
     assert model.weight.device.type == "cpu"
+
+
+def test_a_model_without_weights_is_not_measured() -> None:
+    with torch.device("meta"):
+        model = nn.Conv2d(3, 4, 1)
+    for device in (None, "cpu"):
+        with pytest.raises(FxpruneError, match="Conv2d is on the meta device, where nothing takes time"):
+            measure_latency(model, torch.zeros(1, 3, 8, 8), device=device)

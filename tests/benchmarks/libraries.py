@@ -134,6 +134,9 @@ def main() -> None:
         write_report([known[name] for name in MODELS if name in known], len(MODELS), DOCS / "libraries.md")
         return
     torch.set_num_threads(1)
+    unknown = {*options.models, *filter(None, [options.one])} - {*MODELS, *LIBRARIES}
+    if unknown:
+        parser.error(f"{', '.join(sorted(unknown))}: no library and no model of the list in library_*.py")
     if options.one:
         result = check(options.one, lambda stage: print(f"{stage} ...", flush=True), reraise=True, checks=OWN_CHECKS)
         print(json.dumps(result, indent=2))
