@@ -2,8 +2,8 @@
 
     python tests/benchmarks/matrix_page.py
 
-Reads what `coverage.py` wrote: the matrix on the meta device of every model, and the one with weights of the models of
-`models.txt`, which gives the column with the error.
+Reads what `coverage.py` wrote: the matrix on the meta device of every model, and those with weights (of `models.txt`,
+of `models-torchvision-beyond.txt`, of any other list), which give the column with the error.
 """
 
 from __future__ import annotations
@@ -67,6 +67,7 @@ def summary(rows: list[Row], with_weights: dict[str, Row], date: str) -> str:
     seconds = [row["prune_seconds"] for row in passed]
     libraries = Counter(row["model"].removeprefix("meta:").partition(":")[0] for row in rows)
     errors = [row["error"] for row in with_weights.values() if "error" in row]
+    wrong = [row for row in with_weights.values() if not row["ok"]]
     lines = [
         f"As of {date}:",
         "",
@@ -75,14 +76,15 @@ def summary(rows: list[Row], with_weights: dict[str, Row], date: str) -> str:
         f"| looked at | {len(rows):,} ({', '.join(f'{n:,} of {library}' for library, n in libraries.most_common())}) |",
         f"| pass | {len(passed):,} |",
         f"| fail | {len(failures):,} |",
-        f"| with weights, too: outputs compared in float64 | {len(errors):,}, largest error {max(errors):.1e} |",
+        f"| with weights, too: run, compared in float64, trained a step, saved | {len(with_weights):,} |",
+        f"| of these pass | {len(with_weights) - len(wrong):,}, largest error {max(errors):.1e} |",
         "",
         f"FLOPs of the result: {min(ratios):.4f} to {max(ratios):.4f} of the original's; at most 0.5 was asked for.",
         f"Processor time of all steps: median {statistics.median(seconds):.1f} s, most {max(seconds):.1f} s.",
     ]
-    if failures:
+    if failures or wrong:
         lines += ["", "Failures:", ""]
-    for row in failures:
+    for row in [*failures, *wrong]:
         reason = "; ".join(f"{check}: {text.partition(' [')[0]}" for check, text in row["failed"].items())
         lines.append(f"- `{row['model'].removeprefix('meta:')}`: {reason}")
     frozen: Counter[str] = Counter(why for row in rows for why in row.get("frozen", {}))
@@ -97,9 +99,10 @@ def main() -> None:
     """Write both files."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--matrix", type=Path, default=Path("build/coverage-all.jsonl"))
-    parser.add_argument("--with-weights", type=Path, default=Path("build/coverage.jsonl"))
+    parser.add_argument("--with-weights", type=Path, nargs="+", default=[Path("build/coverage.jsonl")])
     options = parser.parse_args()
-    rows, with_weights = list(read(options.matrix).values()), read(options.with_weights)
+    rows = list(read(options.matrix).values())
+    with_weights = {spec.partition(" ")[0]: row for path in options.with_weights for spec, row in read(path).items()}
     if not rows:
         raise SystemExit(f"{options.matrix} has no results: nox -s coverage -- all --output {options.matrix}")
     data = compact(rows, with_weights)
