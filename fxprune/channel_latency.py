@@ -16,8 +16,9 @@ from torch import fx, nn
 from fxprune.calls import Call
 from fxprune.channels import ChannelGraph, Labels, map_labels
 from fxprune.data import Batch, placeholder_values
-from fxprune.latency import Run, threads_set, without_collection
+from fxprune.latency import Run, check_settings, threads_set, without_collection
 from fxprune.polynomial import Polynomial, Term, build_polynomial, term
+from fxprune.sharding import own_randomness
 
 __all__ = ["time_channels"]
 
@@ -57,17 +58,19 @@ def time_channels(
     Raises:
         FxpruneError: as `fxprune.measure_latency`.
     """
+    check_settings(repeats, warmup, threads, batch_size)
     with ExitStack() as stack:
         stack.enter_context(torch.inference_mode())
         stack.enter_context(threads_set(threads))
+        stack.enter_context(own_randomness())
         run = Run.of(graph.module, example_inputs, batch_size, device, stack)
         run.warm_up(warmup)
         stack.enter_context(without_collection())
         assert isinstance(run.model, fx.GraphModule)
-        stepper = _Stepper(run.model, run.call, run.wait)
+        stepper = _Stepper(run.model, run.wait)
         for _ in range(repeats):
             run.time()
-            stepper.run()
+            stepper.run_on(run.fresh_call())
         whole = min(run.times)
         calling = _seconds_of_a_call(run.wait)
     seconds = {name: max(took - calling, 0.0) for name, took in stepper.seconds.items()}
@@ -77,15 +80,16 @@ def time_channels(
 class _Stepper(fx.Interpreter):
     """Runs a model node by node and keeps the least time of each: what disturbs a node only makes it slower."""
 
-    def __init__(self, module: fx.GraphModule, call: Call, wait: Callable[[], object]) -> None:
+    def __init__(self, module: fx.GraphModule, wait: Callable[[], object]) -> None:
         super().__init__(module)
         self.wait = wait
-        self.values = placeholder_values(module.graph, Batch(*call))
         self.seconds: dict[str, float] = {}
 
-    def run(self) -> Any:  # type: ignore[override]
+    def run_on(self, call: Call) -> None:
+        """Run once on these arguments."""
+        values = placeholder_values(self.module.graph, Batch(*call))  # type: ignore[arg-type]
         self.wait()
-        return super().run(initial_env=dict(self.values), enable_io_processing=False)
+        self.run(initial_env=values, enable_io_processing=False)
 
     def run_node(self, n: fx.Node) -> Any:
         start = time.perf_counter()
@@ -98,9 +102,9 @@ class _Stepper(fx.Interpreter):
 def _seconds_of_a_call(wait: Callable[[], object]) -> float:
     """How long it takes to step through a node that does nothing."""
     nothing = fx.symbolic_trace(nn.Sequential(*(nn.Identity() for _ in range(20))))
-    stepper = _Stepper(nothing, ((torch.zeros(()),), {}), wait)
+    stepper = _Stepper(nothing, wait)
     for _ in range(3):
-        stepper.run()
+        stepper.run_on(((torch.zeros(()),), {}))
     return min(stepper.seconds[node.name] for node in nothing.graph.nodes if node.op == "call_module")
 
 

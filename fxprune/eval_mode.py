@@ -14,17 +14,25 @@ __all__ = ["in_eval"]
 @contextmanager
 def in_eval(*models: nn.Module) -> Iterator[None]:
     """Within it, models are in eval; afterwards modes and buffers are as they were, such as a counter of calls."""
-    modes = {module: module.training for model in models for module in model.modules()}
-    with torch.no_grad():
-        buffers = [(buffer, buffer.clone()) for model in models for buffer in model.buffers() if not buffer.is_meta]
+    modules = {module: module.training for model in models for module in model.modules()}
+    owners = [(module._buffers, dict(module._buffers)) for module in modules]
+    # A tensor of inference mode does not count its changes.
+    values = [
+        (buffer, buffer.detach().clone(), None if buffer.is_inference() else buffer._version)
+        for _, buffers in owners
+        for buffer in buffers.values()
+        if buffer is not None
+    ]
     for model in models:
         model.eval()
     try:
         yield
     finally:
-        for module, training in modes.items():
+        for module, training in modules.items():
             module.training = training
+        for buffers, before in owners:
+            buffers.update(before)
         with torch.no_grad():
-            for buffer, before in buffers:
-                if not torch.equal(buffer, before):
-                    buffer.copy_(before)
+            for buffer, value, version in values:
+                if version is None or buffer._version != version:
+                    buffer.copy_(value)

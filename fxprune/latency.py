@@ -18,8 +18,9 @@ from fxprune.calls import Call, call_of, first_dimension, with_batch
 from fxprune.copies import cloned
 from fxprune.errors import FxpruneError
 from fxprune.eval_mode import in_eval
+from fxprune.sharding import own_randomness
 
-__all__ = ["Latency", "Run", "measure_latency", "threads_set", "without_collection"]
+__all__ = ["Latency", "Run", "check_settings", "measure_latency", "threads_set", "without_collection"]
 
 
 @dataclass(frozen=True)
@@ -96,8 +97,8 @@ def measure_latency(
 
     A machine that is warm, shared or saving power changes its speed from minute to minute: compare only what was
     measured in one call, ``measure_latency([model, pruned])``. The models run in eval mode without gradients; mode,
-    threads and all else are afterwards as before. Floats among the inputs get the dtype of the weights, and images the
-    memory format of the convolutions.
+    buffers, inputs, random states, threads and all else are afterwards as before. Floats among the inputs get the dtype
+    of the weights, and images the memory format of the convolutions.
 
     Args:
         model: one model or a sequence of them. They are not changed.
@@ -115,16 +116,14 @@ def measure_latency(
     Raises:
         FxpruneError: an argument is out of range, the device is not there, or the model fails on the inputs.
     """
-    for name, value, least in (("repeats", repeats, 1), ("warmup", warmup, 0), ("threads", threads, 1),
-                               ("batch_size", batch_size, 1)):  # fmt: skip
-        if value is not None and value < least:
-            raise FxpruneError(f"{name} (={value}) must be at least {least}")
+    check_settings(repeats, warmup, threads, batch_size)
     models = [model] if isinstance(model, nn.Module) else list(model)
     if not models or not all(isinstance(each, nn.Module) for each in models):
         raise FxpruneError(f"model (={model!r:.60}) must be a module or a sequence of modules")
     with ExitStack() as stack:
         stack.enter_context(torch.inference_mode())
         stack.enter_context(threads_set(threads))
+        stack.enter_context(own_randomness())
         runs = [Run.of(each, example_inputs, batch_size, device, stack) for each in models]
         for run in runs:
             run.warm_up(warmup)
@@ -153,7 +152,7 @@ class Run:
     def of(
         cls, model: nn.Module, inputs: Any, batch_size: int | None, device: str | torch.device | None, stack: ExitStack
     ) -> Run:
-        """Put a model and its inputs in place, in eval until `stack` is left."""
+        """Put a model and its inputs in place, in eval until `stack` is left, when its buffers are as before."""
         call = call_of(model, inputs)
         if batch_size is not None:
             size = first_dimension(call)
@@ -164,7 +163,10 @@ class Run:
         here = tensors[0].device if tensors else torch.device("cpu")
         there = here if device is None else _device(device)
         if "meta" in (here.type, there.type):
-            raise FxpruneError(f"{type(model).__name__} is on the meta device, where nothing takes time: load weights")
+            raise FxpruneError(
+                f"{type(model).__name__} cannot be timed on the meta device, which computes nothing: load its weights, or "
+                "give another device"
+            )
         if there != here:
             with torch.inference_mode(False):
                 model = cloned(model, {}).to(there)
@@ -186,26 +188,31 @@ class Run:
         return cls(model, pytree.tree_map(place, call), there, dtype, last, wait, [])
 
     def warm_up(self, calls: int) -> None:
-        """Calls that are not timed; the first tells whether the model runs at all."""
-        args, kwargs = self.call
+        """Calls that are not timed."""
+        for _ in range(calls):
+            self._seconds()
+
+    def time(self) -> None:
+        """One timed call."""
+        self.times.append(self._seconds())
+
+    def fresh_call(self) -> Call:
+        """The inputs anew: a model may work in place on those that it gets."""
+        return pytree.tree_map_only(Tensor, torch.clone, self.call)  # type: ignore[no-any-return]
+
+    def _seconds(self) -> float:
+        args, kwargs = self.fresh_call()
         try:
-            for _ in range(calls):
-                self.model(*args, **kwargs)
             self.wait()
+            start = time.perf_counter()
+            self.model(*args, **kwargs)
+            self.wait()
+            return time.perf_counter() - start
         except Exception as error:
             shapes = [list(x.shape) for x in pytree.tree_leaves(self.call) if isinstance(x, Tensor)]
             raise FxpruneError(
                 f"{type(self.model).__name__} fails on inputs of shapes {shapes}: {type(error).__name__}: {error}"
             ) from error
-
-    def time(self) -> None:
-        """One timed call."""
-        args, kwargs = self.call
-        self.wait()
-        start = time.perf_counter()
-        self.model(*args, **kwargs)
-        self.wait()
-        self.times.append(time.perf_counter() - start)
 
     def latency(self, warmup: int) -> Latency:
         """What the timed calls say."""
@@ -226,6 +233,14 @@ class Run:
             str(self.dtype).removeprefix("torch."),
             "channels_last" if self.channels_last else "contiguous",
         )
+
+
+def check_settings(repeats: int, warmup: int, threads: int | None, batch_size: int | None) -> None:
+    """Check that these settings of a measurement are in range."""
+    for name, value, least in (("repeats", repeats, 1), ("warmup", warmup, 0), ("threads", threads, 1),
+                               ("batch_size", batch_size, 1)):  # fmt: skip
+        if value is not None and value < least:
+            raise FxpruneError(f"{name} (={value}) must be at least {least}")
 
 
 def _device(device: str | torch.device) -> torch.device:

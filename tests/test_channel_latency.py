@@ -183,6 +183,9 @@ def test_gates_are_learned_at_the_price_of_time(graph: fxprune.ChannelGraph) -> 
             lambda graph: fxprune.make_plan(fxprune.analyze(graph.module), fxprune.scores(graph), latency=0.5),
             "needs the time of channels: give what fxprune.time_channels returns",
         ),
+        (lambda graph: fxprune.time_channels(graph, repeats=0), r"repeats \(=0\) must be at least 1"),
+        (lambda graph: fxprune.time_channels(graph, threads=0), r"threads \(=0\) must be at least 1"),
+        (lambda graph: fxprune.time_channels(graph, device="meta"), "cannot be timed on the meta device"),
     ],
 )
 def test_errors_say_what_to_do(

@@ -96,7 +96,12 @@ def test_a_pruned_model_knows_its_inputs() -> None:
         ({"device": "cuda:99"}, r"device \(='cuda:99'\) cannot be used"),
         ({"device": "no such"}, r"device \(='no such'\) cannot be used"),
         ({"example_inputs": torch.ones(1, 2)}, r"Linear fails on inputs of shapes \[\[1, 2\]\]: RuntimeError"),
+        (
+            {"example_inputs": torch.ones(1, 2), "warmup": 0},
+            r"Linear fails on inputs of shapes \[\[1, 2\]\]: RuntimeError",
+        ),
         ({"example_inputs": {"input": torch.tensor(1.0)}, "batch_size": 2}, "the inputs have no first dimension"),
+        ({"device": "meta"}, "cannot be timed on the meta device"),
         ({"model": []}, "must be a module or a sequence of modules"),
     ],
 )
@@ -119,5 +124,38 @@ def test_a_model_without_weights_is_not_measured() -> None:
     with torch.device("meta"):
         model = nn.Conv2d(3, 4, 1)
     for device in (None, "cpu"):
-        with pytest.raises(FxpruneError, match="Conv2d is on the meta device, where nothing takes time"):
+        with pytest.raises(FxpruneError, match="Conv2d cannot be timed on the meta device"):
             measure_latency(model, torch.zeros(1, 3, 8, 8), device=device)
+
+
+class Meddler(nn.Module):
+    """Changes its buffers and its inputs, in eval too, and draws random numbers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 1)
+        self.register_buffer("in_place", torch.zeros(2))
+        self.register_buffer("replaced", torch.zeros(2))
+
+    def forward(self, x: Tensor, shift: Tensor) -> Tensor:
+        self.in_place += 1
+        self.replaced = self.replaced + 1
+        # After two calls on the same tensor there is no such channel.
+        shift.add_(1)
+        x.mul_(2)
+        return self.conv(x)[:, shift] + torch.randn(1, device=x.device)
+
+
+@pytest.mark.parametrize("graph", [False, True], ids=["measure_latency", "time_channels"])
+def test_buffers_inputs_and_random_states_are_left_as_they_were(graph: bool) -> None:
+    model, inputs = Meddler(), (torch.ones(1, 3, 4, 4), torch.tensor([1]))
+    measured: Any = fxprune.analyze(fxprune.trace(model, inputs, copy=False)) if graph else model
+    buffers, state = dict(model.named_buffers()), torch.get_rng_state()
+    versions = [parameter._version for parameter in model.parameters()]
+    (fxprune.time_channels if graph else measure_latency)(measured, inputs, warmup=2, repeats=2)
+    assert all(new is buffers[name] and not new.any() for name, new in model.named_buffers())
+    assert [parameter._version for parameter in model.parameters()] == versions
+    assert torch.equal(torch.get_rng_state(), state)
+    assert (inputs[0] == 1).all()
+    assert inputs[1].item() == 1
+    assert not any(value.is_inference() for value in model.state_dict().values())
