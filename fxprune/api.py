@@ -18,7 +18,7 @@ from fxprune.copies import cloned
 from fxprune.criteria import FROM_DATA, check_method, scores
 from fxprune.data import Batch, calibration_batch, check_labels, run_model
 from fxprune.errors import FxpruneError, FxpruneWarning
-from fxprune.latency_budget import plan_for_latency
+from fxprune.latency_budget import UnreachableLatencyError, plan_for_latency
 from fxprune.learning import learn_gates
 from fxprune.losses import are_class_labels, number_of_classes
 from fxprune.planning import flops_target, make_plan
@@ -130,6 +130,8 @@ def prune(
             return pruned_by("relevance", None)
         try:
             return pruned_by("surgeon", batch)
+        except UnreachableLatencyError:
+            raise
         except FxpruneError as error:
             reason = str(error).partition("\n")[0]
             warnings.warn(f"cut by relevance and not compensated: {reason}", FxpruneWarning, stacklevel=2)

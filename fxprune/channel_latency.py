@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 import torch
 from torch import fx, nn
+from torch.utils import _pytree as pytree
 
 from fxprune.calls import Call
-from fxprune.channels import ChannelGraph, Labels, map_labels
+from fxprune.channels import ChannelGraph, Labels
 from fxprune.data import Batch, placeholder_values
 from fxprune.latency import Run, check_settings, threads_set, without_collection
 from fxprune.polynomial import Polynomial, Term, build_polynomial, term
@@ -117,15 +118,14 @@ def _polynomial(graph: ChannelGraph, seconds: Mapping[str, float], whole: float)
             continue
         took = round(seconds[node.name] * _FEMTOSECONDS)
         left -= took
-        parts = graph.costs.get(node.name) or (_of_output(graph.labels.get(node.name)),)
+        parts = graph.costs.get(node.name) or _of_outputs(graph.labels.get(node.name))
         total = sum(part(every) for part in parts)
         terms.extend(Term(part.coefficient * took // max(total, 1), part.factors) for part in parts)
     terms.append(term(max(left, 0)))
     return build_polynomial(terms, graph.num_channels)
 
 
-def _of_output(labels: Any) -> Term:
-    """In proportion to the entries of the first tensor that the node gives; constant where there is none."""
-    tensors: list[Labels] = []
-    map_labels(lambda label: tensors.append(label) if isinstance(label, Labels) else None, labels)
-    return term(*tensors[0].dims) if tensors else term(1)
+def _of_outputs(labels: Any) -> Sequence[Term]:
+    """In proportion to the entries of the tensors that a node gives; constant where there are none."""
+    tensors = (leaf for leaf in pytree.tree_leaves(labels) if isinstance(leaf, Labels))
+    return [term(*leaf.dims) for leaf in tensors] or [term(1)]

@@ -163,9 +163,9 @@ class Run:
         here = tensors[0].device if tensors else torch.device("cpu")
         there = here if device is None else _device(device)
         if "meta" in (here.type, there.type):
+            name = type(model).__name__
             raise FxpruneError(
-                f"{type(model).__name__} cannot be timed on the meta device, which computes nothing: load its weights, or "
-                "give another device"
+                f"{name} cannot be timed on the meta device, which computes nothing: load weights, or give another device"
             )
         if there != here:
             with torch.inference_mode(False):

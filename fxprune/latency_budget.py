@@ -17,13 +17,17 @@ from fxprune.plan import Plan
 from fxprune.planning import make_plan
 from fxprune.rewriting import rewrite
 
-__all__ = ["plan_for_latency"]
+__all__ = ["UnreachableLatencyError", "plan_for_latency"]
 
 _ROUNDS = 6
-# How far below the budget is near enough, and what is aimed at.
-_NEAR, _AIM = 0.97, 0.985
+# How far below the budget is near enough, what is aimed at, and the least part of a target that the next one is.
+_NEAR, _AIM, _STEP = 0.97, 0.985, 0.5
 # The interquartile range, as a part of the median, above which a measurement says little.
 _UNSTEADY = 0.25
+
+
+class UnreachableLatencyError(FxpruneError):
+    """The budget of time cannot be reached as measured, whatever the scores."""
 
 
 def plan_for_latency(
@@ -74,7 +78,7 @@ def plan_for_latency(
             best, best_share = plan, share
         if _NEAR * latency <= share <= latency:
             break
-        target = min(target * _AIM * latency / share, 1.0)
+        target = _next_target(target, share, latency)
     if unsteady > _UNSTEADY:
         warnings.warn(
             f"the latency was measured with an interquartile range of {unsteady:.0%} of it: another process takes the "
@@ -83,8 +87,14 @@ def plan_for_latency(
             stacklevel=4,
         )
     if best is None:
-        raise FxpruneError(
+        raise UnreachableLatencyError(
             f"a latency of {latency:.1%} of the model's cannot be reached: the lowest that was measured is "
             f"{lowest:.1%}. Raise latency, ignore less, or measure on a machine that does nothing else"
         )
-    return replace(best, latency_target=latency)
+    return replace(best, latency_target=float(latency))
+
+
+def _next_target(target: float, share: float, latency: float) -> float:
+    """What to ask for next: as much more, or less, is predicted to be saved as the time saved must grow or shrink."""
+    lowest = _STEP * target
+    return lowest if share >= 1 else max(lowest, 1 - (1 - target) * (1 - _AIM * latency) / (1 - share))

@@ -89,7 +89,7 @@ def make_plan(
         alive = _choose(budgets, units) if alive is None else alive
     if alive is None:
         raise FxpruneError(_unreachable(graph, units, budgets, ignored))
-    return Plan(kept_indices(graph, alive), graph.flops(alive), total, target, latency or 1.0)
+    return Plan(kept_indices(graph, alive), graph.flops(alive), total, target, float(latency or 1.0))
 
 
 @dataclass(frozen=True, eq=False)
@@ -233,25 +233,39 @@ def _index(keys: Ids, values: Ids, count: int) -> tuple[Ids, Ids]:
 
 def _choose(budgets: Sequence[_Budget], units: _Units) -> npt.NDArray[np.bool_] | None:
     """The channels that stay, or None when a target is out of reach."""
+    # Units go in the same order for all: what keeps the tightest keeps the others, as long as nothing comes back.
+    fewest = min((_without_first(budget, units) for budget in budgets), key=np.count_nonzero)
+    if not all(budget.holds(fewest) for budget in budgets):
+        return None
     for share in _TIGHTER:
-        # Units go in the same order for all: what keeps the tightest keeps the others, but for what comes back.
         for budget in budgets:
             alive = _choose_one(budget.polynomial, units, math.floor(share * budget.target))
-            if alive is None:
-                return None
-            if all(other.holds(alive) for other in budgets):
+            if alive is not None and all(other.holds(alive) for other in budgets):
                 return alive
-    return None
+    return fewest
 
 
-def _choose_one(polynomial: Polynomial, units: _Units, target: int) -> npt.NDArray[np.bool_] | None:
-    state = _State(polynomial)
+def _without_first(budget: _Budget, units: _Units) -> npt.NDArray[np.bool_]:
+    """All but the first units, as few of them as the budget allows, if it can be kept."""
+    state = _State(budget.polynomial)
+    _remove_until(state, units, budget.target)
+    return state.alive
+
+
+def _remove_until(state: _State, units: _Units, target: int) -> int:
+    """Remove as few of the first units as the target allows, or all; returns how many."""
     low, high = 0, len(units)
     while low < high:
         middle = (low + high) // 2
         state.remove_first(units, middle)
         low, high = (low, middle) if state.cost <= target else (middle + 1, high)
     state.remove_first(units, low)
+    return low
+
+
+def _choose_one(polynomial: Polynomial, units: _Units, target: int) -> npt.NDArray[np.bool_] | None:
+    state = _State(polynomial)
+    low = _remove_until(state, units, target)
     if state.cost > target:
         return None
     _put_back(state, units, low, target)

@@ -16,6 +16,8 @@ from torch import Tensor, nn
 import fxprune
 from fxprune import FxpruneError
 from fxprune.channels import Group
+from fxprune.latency_budget import plan_for_latency
+from fxprune.polynomial import Term, build_polynomial
 
 SECONDS = 1e-3  # that the slow op takes for each of its channels
 
@@ -169,6 +171,74 @@ def test_gates_are_learned_at_the_price_of_time(graph: fxprune.ChannelGraph) -> 
     assert gates.flops == graph.latency(open_gates) / graph.latency.total <= 0.5
 
 
+def linear(*, overhead: float) -> Callable[..., tuple[fxprune.Latency, ...]]:
+    """A clock for which a part of the time does not depend on the FLOPs; in place of `measure_latency`."""
+
+    def measure(models: list[Any], *_: Any) -> tuple[fxprune.Latency, ...]:
+        plan = fxprune.plan_of(models[1])
+        seconds = overhead + (1 - overhead) * plan.flops / plan.flops_before
+        return tuple(fxprune.Latency(s, 0.0, 1, 0, 1, 1, "cpu", "float32", "contiguous") for s in (1.0, seconds))
+
+    return measure
+
+
+@pytest.mark.parametrize(("overhead", "latency"), [(0.0, 0.5), (0.3, 0.5), (0.6, 0.75), (-0.5, 0.5)])
+def test_a_few_measurements_suffice_where_the_prediction_is_far_off(
+    model: nn.Module, graph: fxprune.ChannelGraph, monkeypatch: pytest.MonkeyPatch, overhead: float, latency: float
+) -> None:
+    monkeypatch.setattr("fxprune.latency_budget.measure_latency", linear(overhead=overhead))
+    predicted = replace(graph, latency=graph.flops)
+    plan = plan_for_latency(predicted, fxprune.scores(predicted), model, latency)
+    assert 0.95 * latency <= overhead + (1 - overhead) * plan.flops / plan.flops_before <= latency
+
+
+def test_a_budget_that_is_out_of_reach_is_no_reason_to_score_otherwise(
+    model: nn.Module, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fxprune.latency_budget.measure_latency", linear(overhead=0.9))
+    with pytest.raises(FxpruneError, match=r"80.0% of the model's cannot be reached: the lowest that was measured"):
+        fxprune.prune(model, latency=0.8, data=image(batch=8, size=8))
+
+
+def test_the_time_of_what_gives_several_tensors_goes_by_all_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fxprune.channel_latency.time", time)
+
+    class Recurrent(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.lstm, self.head = nn.LSTM(4, 32, batch_first=True), nn.Linear(32, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.lstm(x)[0][:, -1])
+
+    graph = fxprune.time_channels(fxprune.analyze(fxprune.trace(Recurrent(), torch.randn(2, 100, 4))), repeats=3)
+    assert graph.latency is not None
+    one = np.zeros(graph.num_channels, dtype=bool)
+    one[[group.channels[0] for group in graph.groups]] = True
+    assert graph.latency(one) < 0.5 * graph.latency.total
+
+
+@pytest.mark.parametrize(("flops", "latency"), [(0.45, 0.71), (0.47, 0.65), (0.51, 0.7)])
+def test_two_budgets_are_met_where_what_comes_back_for_one_breaks_the_other(flops: float, latency: float) -> None:
+    layers = nn.Sequential(nn.Conv2d(3, 3, 3, padding=1), nn.Conv2d(3, 2, 3, padding=1), nn.Conv2d(2, 4, 1))
+    graph = fxprune.analyze(fxprune.trace(layers, image(batch=1, size=8)))
+    first, second = (group.channels for group in graph.groups)
+    terms = (Term(213, (first,)), Term(585, (second,)), Term(1, ()))
+    scores = np.ones(graph.num_channels)
+    scores[first], scores[second] = (0.54, 0.61, 0.33), (0.31, 0.89)
+    timed = replace(graph, latency=build_polynomial(terms, graph.num_channels))
+    plan = fxprune.make_plan(timed, scores, flops=flops, latency=latency)
+    kept = (len(plan.kept[name].get(0, range(width))) for name, width in (("0.weight", 3), ("1.weight", 2)))
+    assert plan.flops <= flops * plan.flops_before
+    assert sum(count * cost for count, cost in zip(kept, (213, 585), strict=True)) + 1 <= latency * 1810
+
+
+def test_the_budget_that_is_kept_is_a_plain_number(graph: fxprune.ChannelGraph) -> None:
+    for latency in (np.float32(0.5), 1):
+        plan = fxprune.make_plan(graph, fxprune.scores(graph), latency=latency)
+        assert type(plan.latency_target) is float
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
@@ -202,25 +272,3 @@ def test_times_that_vary_are_not_trusted_silently(model: nn.Module, monkeypatch:
     monkeypatch.setattr("fxprune.latency_budget.measure_latency", unsteady)
     with pytest.warns(fxprune.FxpruneWarning, match="interquartile range of 100% of it"):
         fxprune.prune(model, latency=0.7, example_inputs=image(batch=1, size=8), compensate=False)
-
-
-class Recurrent(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.lstm, self.head = nn.LSTM(8, 16, batch_first=True), nn.Linear(16, 3)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.lstm(x)[0])
-
-
-def test_ops_that_give_several_tensors_take_the_time_of_their_channels(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fxprune.channel_latency.time", time)
-    graph = fxprune.analyze(fxprune.trace(Recurrent(), torch.zeros(2, 30, 8)))
-    timed = fxprune.time_channels(graph, repeats=3)
-    assert timed.latency is not None
-    lstm = next(name for name in timed.labels if name.startswith("lstm"))
-    assert lstm not in graph.costs
-    hidden = group_of(timed, "lstm").channels
-    alive = np.ones(timed.num_channels, dtype=bool)
-    alive[hidden[1:]] = False
-    assert timed.latency(alive) < 0.7 * timed.latency.total
