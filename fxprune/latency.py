@@ -165,7 +165,7 @@ class Run:
         if "meta" in (here.type, there.type):
             name = type(model).__name__
             raise FxpruneError(
-                f"{name} cannot be timed on the meta device, which computes nothing: load weights, or give another device"
+                f"{name} cannot be timed on the meta device, which computes nothing: load weights or give another one"
             )
         if there != here:
             with torch.inference_mode(False):
