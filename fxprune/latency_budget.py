@@ -21,7 +21,7 @@ __all__ = ["UnreachableLatencyError", "plan_for_latency"]
 
 _ROUNDS = 6
 # How far below the budget is near enough, what is aimed at, and the least part of a target that the next one is.
-_NEAR, _AIM, _STEP = 0.97, 0.985, 0.5
+_NEAR, _AIM, _STEP = 0.97, 0.985, 0.7
 # The interquartile range, as a part of the median, above which a measurement says little.
 _UNSTEADY = 0.25
 
@@ -54,8 +54,10 @@ def plan_for_latency(
     Warns:
         FxpruneWarning: the times vary too much to tell.
     """
-    target, best, best_share, lowest, unsteady = latency, None, 0.0, 1.0, 0.0
+    target, best, lowest, unsteady = latency, None, 1.0, 0.0
     measured: list[tuple[Plan, float]] = []
+    within: float | None = None
+    beyond: float | None = None
     for _ in range(_ROUNDS):
         try:
             plan = make_plan(graph, scores, flops=flops, latency=target, round_to=round_to, ignore=ignore)
@@ -74,11 +76,18 @@ def plan_for_latency(
             break
         measured.append((plan, share))
         lowest = min(lowest, share)
-        if best_share < share <= latency:
-            best, best_share = plan, share
+        if share <= latency:
+            # Each such target is higher than the one before.
+            best, within = plan, target
+        else:
+            beyond = target
         if _NEAR * latency <= share <= latency:
             break
-        target = _next_target(target, share, latency)
+        # Time goes in steps of a few channels: between a target that was kept and one that was not, halving is safer.
+        if within is not None and beyond is not None:
+            target = (within + beyond) / 2
+        else:
+            target = _next_target(target, share, latency)
     if unsteady > _UNSTEADY:
         warnings.warn(
             f"the latency was measured with an interquartile range of {unsteady:.0%} of it: another process takes the "
@@ -95,6 +104,6 @@ def plan_for_latency(
 
 
 def _next_target(target: float, share: float, latency: float) -> float:
-    """What to ask for next: as much more, or less, is predicted to be saved as the time saved must grow or shrink."""
+    """What to ask for next, if the time saved is so many times what is predicted to be, here and there."""
     lowest = _STEP * target
     return lowest if share >= 1 else max(lowest, 1 - (1 - target) * (1 - _AIM * latency) / (1 - share))

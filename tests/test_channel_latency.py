@@ -171,22 +171,32 @@ def test_gates_are_learned_at_the_price_of_time(graph: fxprune.ChannelGraph) -> 
     assert gates.flops == graph.latency(open_gates) / graph.latency.total <= 0.5
 
 
-def linear(*, overhead: float) -> Callable[..., tuple[fxprune.Latency, ...]]:
-    """A clock for which a part of the time does not depend on the FLOPs; in place of `measure_latency`."""
+def clock(overhead: float, steps: int = 0) -> Callable[..., tuple[fxprune.Latency, ...]]:
+    """In place of `measure_latency`: a part of the time does not depend on the FLOPs, the rest goes by them."""
 
     def measure(models: list[Any], *_: Any) -> tuple[fxprune.Latency, ...]:
         plan = fxprune.plan_of(models[1])
-        seconds = overhead + (1 - overhead) * plan.flops / plan.flops_before
+        share = plan.flops / plan.flops_before
+        seconds = overhead + (1 - overhead) * (np.ceil(steps * share) / steps if steps else share)
         return tuple(fxprune.Latency(s, 0.0, 1, 0, 1, 1, "cpu", "float32", "contiguous") for s in (1.0, seconds))
 
     return measure
+
+
+def test_what_is_fast_enough_is_not_cut_far_below_a_step(
+    model: nn.Module, graph: fxprune.ChannelGraph, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fxprune.latency_budget.measure_latency", clock(0.0, steps=2))
+    predicted = replace(graph, latency=graph.flops)
+    plan = plan_for_latency(predicted, fxprune.scores(predicted), model, 0.9)
+    assert 0.46 < plan.flops / plan.flops_before <= 0.5
 
 
 @pytest.mark.parametrize(("overhead", "latency"), [(0.0, 0.5), (0.3, 0.5), (0.6, 0.75), (-0.5, 0.5)])
 def test_a_few_measurements_suffice_where_the_prediction_is_far_off(
     model: nn.Module, graph: fxprune.ChannelGraph, monkeypatch: pytest.MonkeyPatch, overhead: float, latency: float
 ) -> None:
-    monkeypatch.setattr("fxprune.latency_budget.measure_latency", linear(overhead=overhead))
+    monkeypatch.setattr("fxprune.latency_budget.measure_latency", clock(overhead))
     predicted = replace(graph, latency=graph.flops)
     plan = plan_for_latency(predicted, fxprune.scores(predicted), model, latency)
     assert 0.95 * latency <= overhead + (1 - overhead) * plan.flops / plan.flops_before <= latency
@@ -195,7 +205,7 @@ def test_a_few_measurements_suffice_where_the_prediction_is_far_off(
 def test_a_budget_that_is_out_of_reach_is_no_reason_to_score_otherwise(
     model: nn.Module, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("fxprune.latency_budget.measure_latency", linear(overhead=0.9))
+    monkeypatch.setattr("fxprune.latency_budget.measure_latency", clock(0.9))
     with pytest.raises(FxpruneError, match=r"80.0% of the model's cannot be reached: the lowest that was measured"):
         fxprune.prune(model, latency=0.8, data=image(batch=8, size=8))
 
