@@ -21,7 +21,7 @@ from fxprune.errors import FxpruneError, FxpruneWarning
 from fxprune.latency_budget import UnreachableLatencyError, plan_for_latency
 from fxprune.learning import learn_gates
 from fxprune.losses import are_class_labels, number_of_classes
-from fxprune.planning import flops_target, make_plan
+from fxprune.planning import check_latency, flops_target, make_plan
 from fxprune.progress import Progress, shown
 from fxprune.rewriting import rewrite
 from fxprune.sensitivity import evaluated
@@ -93,10 +93,13 @@ def prune(
             _check_data(graph, batch)
         if method is not None:
             check_method(method, ("dagger",))
-        if latency is not None:
-            graph = time_channels(graph)
         settings: dict[str, Any] = {"flops": flops, "round_to": round_to, "ignore": ignore}
-        make_plan(graph, np.zeros(graph.num_channels), latency=latency, **settings)
+        unscored = np.zeros(graph.num_channels)
+        if latency is not None:
+            check_latency(latency)
+            make_plan(graph, unscored, **{**settings, "flops": flops_target(graph, flops, latency)})
+            graph = time_channels(graph)
+        make_plan(graph, unscored, latency=latency, **settings)
         reads = method in ("dagger", *FROM_DATA)
         if batch is None and (reads or compensate):
             made = synthesize(graph, seed=seed, progress=show)

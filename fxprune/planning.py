@@ -20,7 +20,7 @@ from fxprune.errors import FxpruneError
 from fxprune.plan import Plan, kept_indices
 from fxprune.polynomial import Polynomial
 
-__all__ = ["flops_target", "make_plan"]
+__all__ = ["check_latency", "flops_target", "make_plan"]
 
 _LEAST_USED = 0.995
 # Parts of the targets to try where two budgets bind.
@@ -103,11 +103,16 @@ class _Budget:
         return self.polynomial(alive) <= self.target
 
 
-def _latency_budget(graph: ChannelGraph, latency: Any) -> _Budget:
+def check_latency(latency: Any) -> None:
+    """Check that a budget of time is a fraction."""
     if isinstance(latency, bool) or not isinstance(latency, (int, float, np.integer, np.floating)):
         raise FxpruneError(f"latency (={latency!r}) must be a number: a fraction of the model's in (0, 1]")
     if not 0 < latency <= 1:
         raise FxpruneError(f"latency (={latency!r}) must be a fraction of the model's in (0, 1]")
+
+
+def _latency_budget(graph: ChannelGraph, latency: Any) -> _Budget:
+    check_latency(latency)
     if graph.latency is None:
         raise FxpruneError(
             f"latency (={latency!r}) needs the time of channels: give what fxprune.time_channels returns"

@@ -282,3 +282,17 @@ def test_times_that_vary_are_not_trusted_silently(model: nn.Module, monkeypatch:
     monkeypatch.setattr("fxprune.latency_budget.measure_latency", unsteady)
     with pytest.warns(fxprune.FxpruneWarning, match="interquartile range of 100% of it"):
         fxprune.prune(model, latency=0.7, example_inputs=image(batch=1, size=8), compensate=False)
+
+
+@pytest.mark.parametrize(
+    "settings", [{"latency": 60}, {"latency": 0.5, "ignore": "nothing"}, {"latency": 1, "flops": -1}]
+)
+def test_what_cannot_be_is_said_before_anything_is_timed(
+    model: nn.Module, monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any]
+) -> None:
+    def time_nothing(*_: Any) -> None:
+        raise AssertionError("timed")
+
+    monkeypatch.setattr("fxprune.api.time_channels", time_nothing)
+    with pytest.raises(FxpruneError, match=r"=60|'nothing'|=-1"):
+        fxprune.prune(model, example_inputs=image(batch=1, size=8), **settings)
