@@ -5,7 +5,6 @@ from __future__ import annotations
 import gzip
 import importlib.util
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -80,10 +79,7 @@ def test_fashion_mnist_runs_on_two_processes(tmp_path):
         (tmp_path / f"{prefix}-images-idx3-ubyte.gz").write_bytes(gzip.compress(bytes(16) + images))
         (tmp_path / f"{prefix}-labels-idx1-ubyte.gz").write_bytes(gzip.compress(bytes(8) + labels))
     # On CPUs `accelerate launch` starts several processes only through MPI; torchrun sets the same environment.
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    launch = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", str(port)]
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     given = [
         "--data",
         str(tmp_path),
