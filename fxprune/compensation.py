@@ -187,7 +187,9 @@ class _Pass:
         uses = _uses(self.pruned)
         modules = dict(self.pruned.named_modules())
         total = len(self.pruned.graph.nodes)
-        with torch.no_grad(), in_eval(self.graph.module, self.pruned):
+        norms = [module for module in modules.values() if _is_batch_norm(module)]
+        moments = [moment for norm in norms for moment in (norm.running_mean, norm.running_var)]
+        with torch.no_grad(), in_eval(self.graph.module, self.pruned, changing=moments):
             for number, (partner, node) in enumerate(lockstep):
                 module = modules[str(node.target)] if node.op == "call_module" else None
                 if partner is not None and _is_batch_norm(module) and uses[id(module)] == 1:

@@ -2,26 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 __all__ = ["in_eval"]
 
 
 @contextmanager
-def in_eval(*models: nn.Module) -> Iterator[None]:
-    """Within it, models are in eval; afterwards modes and buffers are as they were, such as a counter of calls."""
+def in_eval(*models: nn.Module, changing: Iterable[Tensor] = ()) -> Iterator[None]:
+    """Within it, models are in eval; afterwards modes are as they were, and buffers, such as a counter of calls.
+
+    Buffers among `changing` are changed on purpose, and stay so.
+    """
     modules = {module: module.training for model in models for module in model.modules()}
     owners = [(module._buffers, dict(module._buffers)) for module in modules]
+    left = {id(buffer) for buffer in changing}
     # A tensor of inference mode does not count its changes.
     values = [
         (buffer, buffer.detach().clone(), None if buffer.is_inference() else buffer._version)
         for _, buffers in owners
         for buffer in buffers.values()
-        if buffer is not None
+        if buffer is not None and id(buffer) not in left
     ]
     for model in models:
         model.eval()

@@ -52,6 +52,20 @@ def test_outputs_come_closer_on_inputs_that_were_not_fitted(parts: dict[str, boo
     assert all(torch.equal(tensor, before[name]) for name, tensor in pruned.state_dict().items())
 
 
+def test_moments_are_matched_and_last() -> None:
+    net = _net()
+    pruned = fxprune.prune(net, flops=0.5, example_inputs=_images(1, 0), method="l2", compensate=False)
+    better = compensate(net, pruned, _images(64, 1), ridge=False)
+    assert better.meta["compensated"] == ("moments",)
+    assert _error(net, better, _images(256, 2)) < _error(net, pruned, _images(256, 2))
+    for name in ("running_mean", "running_var"):
+        assert any(
+            not torch.equal(buffer, pruned.get_buffer(path))
+            for path, buffer in better.named_buffers()
+            if path.endswith(name)
+        )
+
+
 def test_what_was_not_pruned_is_not_changed() -> None:
     net = _net()
     whole = fxprune.prune(net, flops=1.0, example_inputs=_images(1, 0), compensate=False)
