@@ -147,7 +147,7 @@ def main() -> None:
         print("".join(f"{cell:>{width}}" for cell, width in zip(row, widths, strict=True)))
     print(
         f"\nsame top-1: how often the pruned model names what the original names, on {len(unseen)} crops of the other\n"
-        "photographs, one of which is 3 %. KL: how far its class probabilities are from the original's, in nats, which\n"
+        "photographs, one of which is 3 %. KL: how far its class probabilities are from the original's, in nats; it\n"
         "depends less on chance. bare cut: the same without any data, and without compensation. error: the largest\n"
         "relative difference between the cut and the original with the same channels set to zero, in float64: nothing\n"
         "broke. seconds: what pruning took.\n"
