@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
-import statistics
 import time
 from pathlib import Path
 
@@ -77,19 +76,6 @@ def divergence(model: nn.Module, original: nn.Module, batch: Tensor) -> float:
     return float((wanted.exp() * (wanted - found)).sum(-1).mean())
 
 
-def latencies(models: list[nn.Module], example: Tensor, rounds: int = 30) -> list[float]:
-    """Median milliseconds of a forward pass; the models take turns, so that they share what the machine does."""
-    seconds: list[list[float]] = [[] for _ in models]
-    with torch.inference_mode():
-        for turn in range(rounds + 3):
-            for model, measured in zip(models, seconds, strict=True):
-                start = time.perf_counter()
-                model(example)
-                if turn >= 3:
-                    measured.append(time.perf_counter() - start)
-    return [1e3 * statistics.median(measured) for measured in seconds]
-
-
 def parameters(model: nn.Module) -> int:
     """The number of parameters."""
     return sum(parameter.numel() for parameter in model.parameters())
@@ -125,7 +111,7 @@ def main() -> None:
         networks.append(fxprune.prune(model, flops=budget, data=[data]))
         seconds.append(time.perf_counter() - start)
         cuts.append(fxprune.prune(model, flops=budget, compensate=False))
-    milliseconds = latencies(networks, example)
+    milliseconds = [1e3 * latency.seconds for latency in fxprune.measure_latency(networks, example)]
 
     widths = (9, 8, 10, 12, 12, 6, 10, 6, 9, 12)
     titles = ("budget", "MFLOPs", "params M", "latency ms", "same top-1", "KL", "bare cut", "KL", "error", "seconds")

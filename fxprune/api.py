@@ -58,7 +58,7 @@ def prune(
             Default: 0.5, or where a latency is given, no limit.
         latency: a budget of time, as a fraction of what the model takes on its device on the example, with as many
             threads as torch is set to. Channels are then chosen by the time that they save, and the result is measured
-            beside the model. With ``latency=1`` and a budget of FLOPs, the result is as fast as these FLOPs allow.
+            beside the model. With ``latency=1`` a budget of FLOPs is the limit, and time decides what goes.
         example_inputs: a tensor, a tuple of arguments or a dict of keyword arguments; the default is the first sample
             of `data`, and without data what timm and torchvision models are made for.
         data: a DataLoader or any iterable of batches, with or without labels, see `fxprune.data`.

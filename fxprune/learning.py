@@ -106,6 +106,7 @@ def learn_gates(
     """
     settings = _Settings(
         flops=float(flops),
+        price="FLOPs" if graph.latency is None else "time",
         epochs=epochs,
         start=start if isinstance(start, str) else "a function",
         lr=lr,
@@ -148,6 +149,7 @@ class _Settings:
     """What a run depends on: a checkpoint serves only a run with the same."""
 
     flops: float
+    price: str
     epochs: int
     start: str
     lr: float

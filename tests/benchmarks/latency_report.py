@@ -15,7 +15,7 @@ INTRODUCTION = """# Budgets of time
 <!-- not run: a machine that runs tests is too busy to time models -->
 ```python
 small = fxprune.prune(model, latency=0.6)             # at most 60 % of the time that the model takes here
-small = fxprune.prune(model, flops=0.5, latency=1)    # half of the FLOPs, and as fast as these allow
+small = fxprune.prune(model, flops=0.5, latency=1)    # half of the FLOPs; time decides what goes
 ```
 
 A model with half of the FLOPs seldom takes half of the time: depthwise convolutions, normalisation, activations and
