@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -296,3 +297,13 @@ def test_what_cannot_be_is_said_before_anything_is_timed(
     monkeypatch.setattr("fxprune.api.time_channels", time_nothing)
     with pytest.raises(FxpruneError, match=r"=60|'nothing'|=-1"):
         fxprune.prune(model, example_inputs=image(batch=1, size=8), **settings)
+
+
+def test_gates_that_were_learned_by_flops_do_not_go_on_by_time(graph: fxprune.ChannelGraph, tmp_path: Path) -> None:
+    def learn(given: fxprune.ChannelGraph) -> fxprune.Gates:
+        data = [image(batch=8, size=8)]
+        return fxprune.learn_gates(given, data, start="relevance", checkpoint=tmp_path / "gates", progress=False)
+
+    learn(replace(graph, latency=None))
+    with pytest.raises(FxpruneError, match="price"):
+        learn(graph)
