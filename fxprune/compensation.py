@@ -12,7 +12,6 @@ that each layer is fitted to the inputs that it will really have. Two correction
 from __future__ import annotations
 
 import copy
-import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -30,8 +29,9 @@ from fxprune.contraction import Contraction, contraction_of, find_parameter, row
 from fxprune.data import Batch, read_batch, run_model
 from fxprune.errors import FxpruneError
 from fxprune.eval_mode import in_eval
+from fxprune.holdout import split_apart
 from fxprune.lockstep import Lockstep
-from fxprune.losses import distillation_loss, float_outputs
+from fxprune.losses import distillation_loss
 from fxprune.progress import Progress, silent
 from fxprune.rewriting import alive_channels, plan_of
 from fxprune.tracing import trace
@@ -45,8 +45,6 @@ _NOTHING = 1e-10
 _MOST_GAIN = 4.0
 # Rows that a layer is fitted on, for each input of the weight; positions of a sample that moments are taken on.
 _ROWS_PER_INPUT, _GRID = 16, 196
-# About how many entries of an output tell how alike samples are.
-_ANSWER = 4096
 
 
 def compensate(
@@ -91,7 +89,8 @@ def compensate(
     if not choices or min(choices) <= 0:
         raise FxpruneError(f"damping (={damping!r}) must be positive")
     graph = original if isinstance(original, ChannelGraph) else analyze(trace(original, samples.example, copy=False))
-    fit, judge = _split(graph.module, samples, holdout, seed)
+    sides = split_apart(graph.module, samples, holdout, seed)
+    fit, judge = ([] if side is None else side.split(_CHUNK) for side in sides)
     alive = alive_channels(graph, plan_of(pruned))
     parts = [name for name, wanted in (("ridge", ridge), ("moments", moments)) if wanted]
     best = copy.deepcopy(pruned)
@@ -111,44 +110,6 @@ def compensate(
                 _Pass(graph, alive, best, fit + judge, [], trial, chosen, positions, seed, progress).run()
     best.meta["compensated"] = kept
     return best
-
-
-def _split(original: fx.GraphModule, samples: Batch, holdout: float, seed: int) -> tuple[list[Batch], list[Batch]]:
-    """Chunks to fit to and chunks to judge by; a single sample judges nothing.
-
-    Samples that are alike (frames of a film, crops of a photograph) are on the same side: judged by what it was as good
-    as fitted to, any fit is fine.
-    """
-    held = min(round(holdout * samples.size), samples.size - 1)
-    if not held:
-        return samples.split(_CHUNK), []
-    likeness = _likeness(original, samples).fill_diagonal_(-math.inf)
-    # Each with the one most like it, and so on from there.
-    cluster = torch.arange(samples.size)
-    for sample, nearest in enumerate(likeness.argmax(1).tolist()):
-        cluster[cluster == cluster[nearest]] = cluster[sample]
-    order = torch.randperm(samples.size, generator=torch.Generator().manual_seed(seed))
-    judging = torch.cat([(cluster == number).nonzero().flatten() for number in order])[:held]
-    judges = torch.zeros(samples.size, dtype=torch.bool)
-    judges[judging] = True
-    fit, judge = (samples.take(side.nonzero().flatten()) for side in (~judges, judges))
-    return fit.split(_CHUNK), judge.split(_CHUNK)
-
-
-def _likeness(original: fx.GraphModule, samples: Batch) -> Tensor:
-    """How alike the model's answers to each two samples are: the cosine of their differences from the mean answer."""
-    answers = []
-    with torch.no_grad(), in_eval(original):
-        for batch in samples.split(_CHUNK):
-            answer = [torch.zeros(batch.size, 1)]
-            for output in float_outputs(run_model(original, batch)):
-                if output.shape[:1] == (batch.size,):
-                    entries = output.reshape(batch.size, -1)
-                    answer.append(entries[:, :: entries.shape[1] // _ANSWER + 1].float().cpu())
-            answers.append(torch.cat(answer, 1))
-    differences = torch.cat(answers).nan_to_num()
-    directions = nn.functional.normalize(differences - differences.mean(0))
-    return directions @ directions.T
 
 
 def _error(original: fx.GraphModule, pruned: fx.GraphModule, batches: Sequence[Batch]) -> float:

@@ -94,8 +94,8 @@ class Dagger(nn.Module):
     def forward(self, *weights: Tensor) -> Tensor:
         """One number per channel; the gate is open where it is positive: (channels,)."""
         features = self.describe(*weights)
-        logits: Tensor = torch.relu(self.hidden(features)) @ self.out + features @ self.direct + self.bias
-        return logits
+        straight = torch.addmv(self.bias, features, self.direct)
+        return torch.addmv(straight, torch.relu(self.hidden(features)), self.out)
 
     def open(self, logits: Tensor) -> None:
         """Start from these logits: (channels,)."""

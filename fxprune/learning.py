@@ -280,11 +280,11 @@ class _Run:
             threshold = float(padded[low + (target < 1) :][:2].mean())
             start = 0
             for (module, _), size in zip(self.inputs, self.sizes, strict=True):
-                best = float(values[start : start + size].max())
-                module.bias.sub_(min(threshold, best - _LAST))
+                mine = slice(start, start + size)
+                shift = min(threshold, float(values[mine].max()) - _LAST)
+                module.bias.sub_(shift)
+                alive[self.channels[mine]] = values[mine] > shift
                 start += size
-            logits = torch.cat([module(*read) for module, read in self.inputs])
-            alive[self.channels] = (logits > 0).cpu().numpy()
         return self.price(alive) / self.total
 
     def save(self, path: str | Path) -> None:

@@ -316,6 +316,26 @@ class Recorder(TorchFunctionMode):
 
     def call(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Records the call of a torch function or tensor method."""
+        try:
+            return self._call(func, args, kwargs)
+        except RuntimeError as error:
+            if "cannot be called on meta tensors" not in str(error):
+                raise
+            # Whole numbers in tensors, among numbers: the paddings of `pad`, the sizes of `reshape`.
+            args, kwargs = self._with_numbers(args), self._with_numbers(kwargs)
+            return self._call(func, args, kwargs)
+
+    def _with_numbers(self, arg: Any, nested: bool = False) -> Any:
+        """The tensors of one whole number that are in tuples and lists of an argument, as numbers of the graph."""
+        if isinstance(arg, dict):
+            return {name: self._with_numbers(value, nested) for name, value in arg.items()}
+        if type(arg) in (tuple, list):
+            return type(arg)(self._with_numbers(item, True) for item in arg)
+        if nested and isinstance(arg, Tensor) and not arg.dim() and not (arg.is_floating_point() or arg.is_complex()):
+            return self._count(self.node_of(arg))
+        return arg
+
+    def _call(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         op, target, args, kwargs = node_target(func, args, kwargs)
         symbolic, values, origin = self.lower_all(args)
         names = list(kwargs)
@@ -528,9 +548,13 @@ class Recorder(TorchFunctionMode):
                 f" (node `{node.name}`, shape {tuple(tensor.shape)})"
             )
         if self.origin[node] == _PARAMETERS:
-            self.notes.append(f"`{func.__name__}` of `{node.name}` in `{self.scope[-1][0]}` was taken as a constant.")
+            self.notes.append(f"`{func.__name__}` of `{node.name}` in {self._where()} was taken as a constant.")
         with torch._C.DisableTorchFunction():
             return func(self.concrete(node), *args)
+
+    def _where(self) -> str:
+        """The module that is being run, for messages."""
+        return f"`{self.scope[-1][0]}`" if self.scope[-1][0] else "the model itself"
 
     def _is_count(self, node: fx.Node) -> bool:
         """Whether a whole number is computed from whole numbers only, as the longest of given lengths is."""
@@ -552,7 +576,7 @@ class Recorder(TorchFunctionMode):
         with torch._C.DisableTorchFunction():
             value = self.concrete(node).item()
         self.notes.append(
-            f"`{node.name}` in `{self.scope[-1][0]}` is a number that the input gives; "
+            f"`{node.name}` in {self._where()} is a number that the input gives; "
             "control flow that depends on it is that of the example input."
         )
         return self.adopt(value, self.create_node("call_method", "item", (node,), {}, value, _INPUTS))

@@ -15,6 +15,7 @@ from fxprune.channels import ChannelGraph, Group, Ids, Scores
 from fxprune.contraction import Contraction, contraction_of, find_parameter
 from fxprune.data import Batch, Batches, placeholder_values, running_on
 from fxprune.gating import GatePlace, gate_places
+from fxprune.holdout import split_apart
 from fxprune.progress import Progress, silent
 from fxprune.sensitivity import evaluated, fisher_scores, output_losses, per_cost
 
@@ -43,9 +44,9 @@ def surgeon_scores(
     sum there. Each group is taken apart greedily; a channel's score is its cost at its turn. Covariances of a layer's
     inputs are shrunk to their diagonal by inputs / (inputs + samples): with fewer samples than inputs every channel
     would seem to be a sum of the others. For the same reason one half of the samples says what others take over, and
-    the other half what is lost then. Costs are scaled to `fisher_scores`, group by group; what no convolution or linear
-    layer reads keeps those. (Optimal Brain Surgeon: Hassibi and Stork, NeurIPS 1992; here for channels, output errors
-    weighted by their squared gradients.)
+    the other half, of samples that are not alike, what is lost then. Costs are scaled to `fisher_scores`, group by
+    group; what no convolution or linear layer reads keeps those. (Optimal Brain Surgeon: Hassibi and Stork, NeurIPS
+    1992; here for channels, output errors weighted by their squared gradients.)
 
     Args:
         graph: the analysed model.
@@ -169,8 +170,10 @@ def _walked(graph: ChannelGraph, data: Any, seed: int) -> _Walk:
     random = torch.Generator().manual_seed(seed)
     with evaluated(graph.module):
         for batch in Batches(data):
-            for part in batch.split(_CHUNK):
-                walk.read(part, random)
+            sides = split_apart(graph.module, batch, 0.5, seed)
+            for side, samples in enumerate(sides):
+                for part in [] if samples is None else samples.split(_CHUNK):
+                    walk.read(part, random, side if sides[1] is not None else None)
     return walk
 
 
@@ -206,13 +209,14 @@ class _Walk(fx.Interpreter):
         super().__init__(graph.module, garbage_collect_values=True)
         self._places = places
         self._samples = 0
+        self._side: int | None = None
         self._outputs: dict[str, Tensor] = {}
         self._halves: dict[str, tuple[_Moments, _Moments]] = {name: (_Moments(), _Moments()) for name in places}
         self._squares: dict[str, Tensor | float] = dict.fromkeys(places, 0.0)
 
-    def read(self, batch: Batch, random: torch.Generator) -> None:
-        """Add one batch."""
-        self._outputs = {}
+    def read(self, batch: Batch, random: torch.Generator, side: int | None) -> None:
+        """Add one batch to one half; the places of a single sample are shared out between both."""
+        self._outputs, self._side = {}, side
         self._samples += batch.size
         with torch.enable_grad():
             with running_on(batch):
@@ -235,9 +239,10 @@ class _Walk(fx.Interpreter):
         place, found = self._places[n.name]
         x: Tensor = self.env[found.input].detach().movedim(place.dim, -1)
         rows = x.reshape(-1, x.shape[-1])
-        fitted, judged = self._halves[n.name]
-        fitted.add(rows[: len(rows) // 2])
-        judged.add(rows[len(rows) // 2 :])
+        middle = len(rows) // 2
+        parts = {0: rows[:middle], 1: rows[middle:]} if self._side is None else {self._side: rows}
+        for side, part in parts.items():
+            self._halves[n.name][side].add(part)
         if not out.requires_grad:
             out = out.detach().requires_grad_(True)
         self._outputs[n.name] = out

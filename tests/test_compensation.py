@@ -10,8 +10,7 @@ from invariant import randomise
 from torch import Tensor, nn
 
 import fxprune
-from fxprune.compensation import _split, compensate
-from fxprune.data import Batch
+from fxprune.compensation import compensate
 from fxprune.losses import distillation_loss
 from fxprune.models import example_inputs, load_model
 
@@ -93,22 +92,6 @@ def test_models_of_other_kinds_keep_their_structure(spec: str) -> None:
     shapes = {name: tensor.shape for name, tensor in pruned.state_dict().items()}
     assert {name: tensor.shape for name, tensor in better.state_dict().items()} == shapes
     assert all(tensor.isfinite().all() for tensor in better.state_dict().values())
-
-
-def test_samples_that_are_alike_are_held_out_together() -> None:
-    net = _net()
-    images = _images(20, 1)
-    copies = images + 0.01 * _images(20, 2)
-    order = torch.randperm(40, generator=torch.Generator().manual_seed(3))
-    fit, judge = _split(fxprune.trace(net, images[:1]), Batch((torch.cat([images, copies])[order],), {}), 0.25, seed=0)
-    sides = [{_nearest(image, images) for batch in side for image in batch.args[0]} for side in (fit, judge)]
-    assert (sum(batch.size for batch in fit), sum(batch.size for batch in judge)) == (30, 10)
-    # The number to hold out may end amid a pair; samples by chance would part six of ten.
-    assert len(sides[0] & sides[1]) <= 2
-
-
-def _nearest(image: Tensor, images: Tensor) -> int:
-    return int((images - image).flatten(1).norm(dim=1).argmin())
 
 
 def test_a_holdout_that_is_no_part_is_refused() -> None:

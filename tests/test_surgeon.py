@@ -53,17 +53,13 @@ def test_what_is_learned_does_not_change_the_model() -> None:
     assert model.training
 
 
-def test_what_is_alike_in_one_half_of_the_samples_alone_is_not_cheap() -> None:
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(6, 6), nn.Linear(6, 4))
-    with torch.no_grad():
-        model[0].weight.copy_(torch.eye(6))
-    inputs = torch.randn(512, 6)
-    # Batches are read in sixteens.
-    inputs.view(32, 16, 6)[:, :8, 1] = inputs.view(32, 16, 6)[:, :8, 4]
-    graph = fxprune.analyze(fxprune.trace(model, inputs[:1]))
+def test_more_samples_of_the_same_scenes_do_not_make_channels_cheap() -> None:
+    torch.manual_seed(1)
+    model = nn.Sequential(nn.Linear(40, 64), nn.ReLU(), nn.Linear(64, 10))
+    scenes = torch.randn(24, 40)
+    again = (scenes.repeat(4, 1) + 0.01 * torch.randn(96, 40))[torch.randperm(96)]
+    graph = fxprune.analyze(fxprune.trace(model, scenes[:1]))
     (group,) = graph.groups
-    scores = surgeon_scores(graph, [inputs], flops_power=0.0)[group.channels]
-    plain = fisher_scores(graph, [inputs])[group.channels]
-    # Judged where it was fitted, the first of the two to go would cost half.
-    assert scores[[1, 4]].min() > 0.8 * plain[[1, 4]].min()
+    few, many = (surgeon_scores(graph, [data], flops_power=0.0)[group.channels].sum() for data in (scenes, again))
+    # Judged on the scenes that it was fitted to, this would be about half.
+    assert many > 0.75 * few

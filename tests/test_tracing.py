@@ -402,6 +402,28 @@ def test_control_flow_on_what_only_the_sizes_of_the_input_tell_is_taken_as_a_con
     assert any("was taken as a constant" in note for note in traced.meta["notes"])
 
 
+class PaddedByTensors(nn.Module):
+    """Computes its padding with buffers, as audio codecs do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv1d(3, 4, 4, 2)
+        self.register_buffer("kernel", torch.tensor(4))
+        self.register_buffer("stride", torch.tensor(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        frames = torch.ceil((x.shape[-1] - self.kernel) / self.stride + 1).to(torch.int64) - 1
+        missing = frames * self.stride + self.kernel - x.shape[-1]
+        return self.conv(functional.pad(x, (self.kernel - self.stride, missing)))
+
+
+def test_whole_numbers_in_tensors_are_computed_by_the_graph_where_torch_takes_numbers() -> None:
+    model = PaddedByTensors()
+    traced = trace(model, torch.randn(2, 3, 33))
+    for length in (33, 34, 35, 50):
+        assert_same(model, traced, torch.randn(2, 3, length))
+
+
 def test_what_was_traced_can_be_traced_again() -> None:
     """The second time its containers are bare modules, some with nothing in them but a pooling layer."""
     model = make("resnet18")
