@@ -19,7 +19,7 @@ from fxprune.channels import ChannelGraph, Labels
 from fxprune.data import Batch, placeholder_values
 from fxprune.latency import Run, check_settings, threads_set, without_collection
 from fxprune.polynomial import Polynomial, Term, build_polynomial, term
-from fxprune.sharding import own_randomness
+from fxprune.randomness import own_randomness
 
 __all__ = ["time_channels"]
 

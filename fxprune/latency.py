@@ -18,7 +18,7 @@ from fxprune.calls import Call, call_of, first_dimension, with_batch
 from fxprune.copies import cloned
 from fxprune.errors import FxpruneError
 from fxprune.eval_mode import in_eval
-from fxprune.sharding import own_randomness
+from fxprune.randomness import own_randomness
 
 __all__ = ["Latency", "Run", "check_settings", "measure_latency", "threads_set", "without_collection"]
 

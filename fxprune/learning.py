@@ -25,7 +25,8 @@ from fxprune.errors import FxpruneError
 from fxprune.gating import dagger_inputs, gate_logits, gated_groups, insert_gates
 from fxprune.losses import class_loss, distillation_loss, number_of_classes
 from fxprune.progress import Progress, shown
-from fxprune.sharding import Shards, own_randomness
+from fxprune.randomness import own_randomness
+from fxprune.sharding import Shards
 from fxprune.snapshots import load_run, save_snapshot
 from fxprune.training import digest, frozen, make_accelerator
 

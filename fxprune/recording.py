@@ -27,6 +27,7 @@ from fxprune import trees
 from fxprune.errors import FxpruneError
 from fxprune.meta_results import META, call_key, leaf_key, recall, remember
 from fxprune.node_targets import is_random, is_reflected, node_target
+from fxprune.real_values import RealValues, is_count, tensors_in
 from fxprune.sizes import TracedInt, TracedNumber, TracingInt, plain, traced_number
 from fxprune.special_calls import META_RUNS, SPECIAL_CALLS
 from fxprune.traced_module import ApplyFunction, ByMode, DivideBySpectralNorm
@@ -75,7 +76,6 @@ class Recorder(TorchFunctionMode):
         self.root = module
         self.is_leaf = is_leaf
         self.real = real
-        self.leaf_clone = leaf_clone
         self.device = device
         self.attributes = {id(tensor): name for name, tensor in _named_tensors(module)}
         # The tensor is kept with its node, so that its identity stays its own.
@@ -96,7 +96,7 @@ class Recorder(TorchFunctionMode):
         self._last_after: dict[fx.Node, fx.Node] = {}
         self._last_placeholder: fx.Node | None = None
         self.dtypes: dict[torch.dtype, tuple[CodeType | None, fx.Node]] = {}
-        self._values: dict[fx.Node, Any] = {}
+        self._real_values = RealValues(self.graph, self.example, self.constants, self.functions, real, leaf_clone)
         self._grad_region: tuple[fx.Node, fx.Node, int] | None = None
         self._differentiable = 0
 
@@ -357,7 +357,7 @@ class Recorder(TorchFunctionMode):
         key: Any = None,
     ) -> Any:  # fmt: skip
         """Makes a node whose value is `run()`, or that of an earlier call with the same key."""
-        tensors = _tensors_in(inputs)
+        tensors = tensors_in(inputs)
         recalled = recall(key)
         if recalled is not None:
             value = recalled.value if recalled.same_as is None else tensors[recalled.same_as]
@@ -383,7 +383,7 @@ class Recorder(TorchFunctionMode):
             torch._C._set_grad_enabled(grad)
         mutated = [tensor for tensor, version in zip(tensors, versions, strict=True) if tensor._version != version]
         if not mutated and op != "call_module" and not trees.has_tensor(value) and (value is not None):
-            if origin < _INPUTS and _tensors_in(inputs) and isinstance(value, (bool, int, float)):
+            if origin < _INPUTS and tensors_in(inputs) and isinstance(value, (bool, int, float)):
                 return self.concrete(self.create_node(op, target, args, kwargs, value, origin))
             return value
         node = self.create_node(op, target, args, kwargs, value, max(origin, _NOTHING))
@@ -500,40 +500,12 @@ class Recorder(TorchFunctionMode):
 
     def concrete(self, node: fx.Node) -> Any:
         """The real value of a node that depends on parameters, buffers and constants only."""
-        needed: dict[fx.Node, None] = {}
-        stack = [node]
-        while stack:
-            current = stack.pop()
-            if current not in needed and current not in self._values:
-                needed[current] = None
-                stack.extend(() if _is_layout(current) else current.all_input_nodes)
         self.running_leaf += 1
         try:
             with torch._C.DisableTorchFunction(), torch.no_grad():
-                for current in [n for n in self.graph.nodes if n in needed]:
-                    self._values[current] = self._evaluate(current)
+                return self._real_values.of(node)
         finally:
             self.running_leaf -= 1
-        return self._values[node]
-
-    def _evaluate(self, node: fx.Node) -> Any:
-        if _is_layout(node):
-            return node.meta["value"]
-        args, kwargs = fx.node.map_arg((node.args, node.kwargs), self._values.__getitem__)
-        if node.op == "placeholder":
-            return self.example[node]
-        if node.op == "get_attr":
-            name = cast(str, node.target)
-            value = self.constants[name] if name in self.constants else self.real[id(node.meta["value"])]
-            if value.is_meta:
-                raise FxpruneError(f"The value of `{name}` is needed, but the model is on the meta device.")
-            return value
-        if node.op == "call_module":
-            path = cast(str, node.target)
-            return (self.functions[path] if path in self.functions else self.leaf_clone(path))(*args, **kwargs)
-        if node.op == "call_method":
-            return getattr(args[0], cast(str, node.target))(*args[1:], **kwargs)
-        return cast(Callable[..., Any], node.target)(*args, **kwargs)
 
     def read_value(self, func: Any, tensor: Tensor, *args: Any) -> Any:
         """`bool(tensor)`, `tensor.item()`, ...: answered where the input has no part in it."""
@@ -541,7 +513,7 @@ class Recorder(TorchFunctionMode):
             return func(tensor, *args)
         node = self.node_of(tensor)
         if self.origin[node] >= _INPUTS:
-            if func is Tensor.item and self._is_count(node):
+            if func is Tensor.item and is_count(node):
                 return self._count(node)
             raise DataDependentError(
                 f"`{func.__name__}` asks for the value of a tensor that depends on the model's input"
@@ -555,21 +527,6 @@ class Recorder(TorchFunctionMode):
     def _where(self) -> str:
         """The module that is being run, for messages."""
         return f"`{self.scope[-1][0]}`" if self.scope[-1][0] else "the model itself"
-
-    def _is_count(self, node: fx.Node) -> bool:
-        """Whether a whole number is computed from whole numbers only, as the longest of given lengths is."""
-        seen: set[fx.Node] = set()
-        stack = [node]
-        while stack:
-            current = stack.pop()
-            if current in seen or _is_layout(current):
-                continue
-            seen.add(current)
-            tensors = _tensors_in([current.meta["value"]])
-            if any(tensor.is_floating_point() or tensor.is_complex() for tensor in tensors) or "random" in current.meta:
-                return False
-            stack.extend(current.all_input_nodes)
-        return node.meta["value"].dtype is not torch.bool
 
     def _count(self, node: fx.Node) -> Any:
         """The number in `node`, computed by the graph; Python sees that of the example, as it does with sizes."""
@@ -622,13 +579,6 @@ def _shape_is_unknown(error: Exception) -> bool:
 _SIZED_BY_VALUES = ("DynamicOutputShape", "nonzero", "masked_select", "unique", "bincount", "repeat_interleave", "nms")
 
 
-def _is_layout(node: fx.Node) -> bool:
-    """Whether the node reads what a tensor looks like, which is known without its values."""
-    if node.op == "call_method":
-        return node.target in ("size", "numel")
-    return node.target is getattr and node.args[1] in ("device", "dtype")
-
-
 @functools.cache
 def _constructors() -> frozenset[Any]:
     return frozenset(_device_constructors())
@@ -637,15 +587,3 @@ def _constructors() -> frozenset[Any]:
 def _named_tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
     yield from module.named_buffers()
     yield from module.named_parameters()
-
-
-def _tensors_in(values: Any) -> list[Tensor]:
-    found: list[Tensor] = []
-    for value in values:
-        if isinstance(value, Tensor):
-            found.append(value)
-        elif isinstance(value, (tuple, list)):
-            found.extend(_tensors_in(value))
-        elif isinstance(value, dict):
-            found.extend(_tensors_in(value.values()))
-    return found

@@ -6,19 +6,17 @@ draws what it would have drawn, and nothing about random states has to be saved.
 
 from __future__ import annotations
 
-import random
 from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
-import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
 from fxprune.data import Batch, Batches
 from fxprune.errors import FxpruneError
+from fxprune.randomness import mixed, reseed
 
-__all__ = ["Shards", "own_randomness", "reseed"]
+__all__ = ["Shards"]
 
 
 class Shards:
@@ -84,34 +82,7 @@ class Shards:
                 set_epoch(number)
             generator = getattr(place, "generator", None)
             if isinstance(generator, torch.Generator):
-                generator.manual_seed(_mixed(self.seed, number))
-
-
-@contextmanager
-def own_randomness() -> Iterator[None]:
-    """Whatever is seeded or drawn inside leaves the caller's random states as they were."""
-    python, numpy_state = random.getstate(), np.random.get_state()  # noqa: NPY002
-    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_available() else []
-    with torch.random.fork_rng(devices):
-        try:
-            yield
-        finally:
-            random.setstate(python)
-            np.random.set_state(numpy_state)  # noqa: NPY002
-
-
-def reseed(seed: int, *position: int) -> None:
-    """Seed the global generators of torch, numpy and Python for one position of a run."""
-    mixed = _mixed(seed, *position)
-    random.seed(mixed)
-    np.random.seed(mixed & 0xFFFFFFFF)  # noqa: NPY002
-    torch.manual_seed(mixed)
-
-
-def _mixed(*numbers: int) -> int:
-    # The length goes in, for SeedSequence takes [1] and [1, 0] for the same.
-    entropy = [len(numbers), *(number & 0xFFFFFFFFFFFFFFFF for number in numbers)]
-    return int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0]) >> 1
+                generator.manual_seed(mixed(self.seed, number))
 
 
 def _part(size: int, rank: int, processes: int) -> tuple[int, int]:

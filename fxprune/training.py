@@ -21,7 +21,8 @@ from fxprune.data import Batch, check_labels, run_model
 from fxprune.errors import FxpruneError
 from fxprune.losses import class_loss, distillation_loss, number_of_classes
 from fxprune.progress import Progress, shown
-from fxprune.sharding import Shards, own_randomness
+from fxprune.randomness import own_randomness
+from fxprune.sharding import Shards
 from fxprune.snapshots import load_run, save_snapshot
 
 __all__ = ["DivergenceError", "Epoch", "digest", "finetune", "frozen", "make_accelerator"]

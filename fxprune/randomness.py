@@ -1,0 +1,40 @@
+"""Random states: the caller's are kept, and those of a run are told by its seed and its position."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+
+__all__ = ["mixed", "own_randomness", "reseed"]
+
+
+@contextmanager
+def own_randomness() -> Iterator[None]:
+    """Whatever is seeded or drawn inside leaves the caller's random states as they were."""
+    python, numpy_state = random.getstate(), np.random.get_state()  # noqa: NPY002
+    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_available() else []
+    with torch.random.fork_rng(devices):
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(numpy_state)  # noqa: NPY002
+
+
+def reseed(seed: int, *position: int) -> None:
+    """Seed the global generators of torch, numpy and Python for one position of a run."""
+    number = mixed(seed, *position)
+    random.seed(number)
+    np.random.seed(number & 0xFFFFFFFF)  # noqa: NPY002
+    torch.manual_seed(number)
+
+
+def mixed(*numbers: int) -> int:
+    """One seed made from several numbers."""
+    # The length goes in, for SeedSequence takes [1] and [1, 0] for the same.
+    entropy = [len(numbers), *(number & 0xFFFFFFFFFFFFFFFF for number in numbers)]
+    return int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0]) >> 1
