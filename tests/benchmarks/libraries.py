@@ -1,6 +1,6 @@
 """Models of ten libraries that fxprune does not know: which of them it prunes to half of their FLOPs.
 
-    pip install transformers diffusers torchaudio open_clip_torch monai kornia efficientnet_pytorch ultralytics \
+    pip install transformers diffusers torchaudio open_clip_torch monai einops kornia efficientnet_pytorch ultralytics \
         segmentation_models_pytorch pytorchcv
     python tests/benchmarks/libraries.py                          all of `library_models` and `library_transformers`
     python tests/benchmarks/libraries.py monai diffusers:VQModel  these libraries and models
