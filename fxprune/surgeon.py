@@ -82,7 +82,7 @@ class _Reader:
     Attributes:
         channels: channel of each input; in a group, its place there, -1 for another group's.
         moments: mean squares of the inputs (inputs,).
-        covariance: of the inputs in one half of the samples (inputs, inputs).
+        covariance: of the inputs in one half of the samples (inputs, inputs), in float32.
         inverse: of the shrunk covariance in the other half (inputs, inputs).
         whole: the weight (outputs, inputs, taps), rows times the root of the output's mean squared gradient.
         weight: what refitting has made of it.
@@ -111,7 +111,8 @@ class _Reader:
 
     def error(self) -> float:
         """What all that was removed costs, on the samples."""
-        change = (self.whole - self.weight).movedim(1, 2).flatten(0, 1)
+        # Most of the time goes here, and a score needs no more digits.
+        change = (self.whole - self.weight).movedim(1, 2).flatten(0, 1).float()
         return float(((change @ self.covariance) * change).sum())
 
     def raw_cost(self) -> float:
@@ -266,4 +267,5 @@ class _Walk(fx.Interpreter):
             weight = weight.reshape(weight.shape[0], width, -1)
             rows = (squares / self._samples).sqrt()[:, None, None]
             whole = weight * rows
-            yield _Reader(place.channels, second, judged.about(mean), torch.linalg.inv(covariance), whole, whole)
+            covariances = judged.about(mean).float(), torch.linalg.inv(covariance)
+            yield _Reader(place.channels, second, *covariances, whole, whole)

@@ -21,7 +21,7 @@ def small() -> nn.Sequential:
     return nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.ReLU(), nn.Conv2d(8, 2, 1))
 
 
-def untouched(model: nn.Module, act: Callable[[], Any], message: str) -> None:
+def assert_refused(model: nn.Module, act: Callable[[], Any], message: str) -> None:
     """`act` raises an FxpruneError that reads so, and leaves the model as it was."""
     state, training = copy.deepcopy(model.state_dict()), [module.training for module in model.modules()]
     with pytest.raises(FxpruneError, match=message):
@@ -45,7 +45,7 @@ def untouched(model: nn.Module, act: Callable[[], Any], message: str) -> None:
 )
 def test_a_budget_that_is_no_positive_number_is_refused(flops: Any, message: str) -> None:
     model = small()
-    untouched(model, lambda: fxprune.prune(model, flops, example_inputs=image()), "^" + re.escape(message) + "$")
+    assert_refused(model, lambda: fxprune.prune(model, flops, example_inputs=image()), "^" + re.escape(message) + "$")
 
 
 def test_a_budget_out_of_reach_tells_the_lowest_and_what_is_frozen() -> None:
@@ -69,13 +69,13 @@ def test_a_budget_out_of_reach_tells_the_lowest_and_what_is_frozen() -> None:
 def test_what_is_ignored_is_told_when_the_budget_is_out_of_reach() -> None:
     model = small()
     message = r"\d+ channels: ignored"
-    untouched(model, lambda: fxprune.prune(model, 0.3, example_inputs=image(), ignore="0"), message)
+    assert_refused(model, lambda: fxprune.prune(model, 0.3, example_inputs=image(), ignore="0"), message)
 
 
 @pytest.mark.parametrize(("pattern", "names"), [("encodr", "encoder"), ("head.*.x", "head")])
 def test_a_pattern_that_matches_nothing_is_told_with_close_names(pattern: str, names: str) -> None:
     model = net(lambda self, x: self.head(self.encoder(x)), encoder=nn.Linear(4, 8), head=nn.Linear(8, 2))
-    untouched(
+    assert_refused(
         model,
         lambda: fxprune.prune(model, 0.5, example_inputs=tokens(), ignore=pattern),
         rf"^ignore pattern '{re.escape(pattern)}' matches no module of the model; close names are .*{names}",
@@ -86,7 +86,7 @@ def test_a_pattern_that_matches_nothing_is_told_with_close_names(pattern: str, n
 def test_a_multiple_that_is_no_whole_number_is_refused(value: Any) -> None:
     model = small()
     message = r"^round_to \(=.*\) must be a whole number of at least 1, or 'auto'$"
-    untouched(model, lambda: fxprune.prune(model, 0.5, example_inputs=image(), round_to=value), message)
+    assert_refused(model, lambda: fxprune.prune(model, 0.5, example_inputs=image(), round_to=value), message)
 
 
 def test_a_model_of_ones_own_needs_example_inputs() -> None:
@@ -94,15 +94,15 @@ def test_a_model_of_ones_own_needs_example_inputs() -> None:
     message = (
         r"no example inputs: Sequential is neither .* pass example_inputs=, a tensor, a tuple of tensors or a dict"
     )
-    untouched(model, lambda: fxprune.prune(model, 0.5), message)
+    assert_refused(model, lambda: fxprune.prune(model, 0.5), message)
 
 
 def test_example_inputs_that_do_not_fit_are_told() -> None:
     model = small()
-    untouched(
+    assert_refused(
         model, lambda: fxprune.prune(model, 0.5, example_inputs={"pixels": image()}), r"do not fit `Sequential\.forward"
     )
-    untouched(
+    assert_refused(
         model, lambda: fxprune.prune(model, 0.5, example_inputs=image(4)), "Cannot trace `Sequential`.*in `0` .Conv2d."
     )
 
@@ -112,7 +112,7 @@ def test_a_part_with_the_name_of_an_attribute_of_graph_modules_is_told_with_a_wa
     model = nn.Sequential()
     model.add_module(name, nn.Linear(4, 8))
     model.add_module("out", nn.Linear(8, 2))
-    untouched(
+    assert_refused(
         model,
         lambda: fxprune.prune(model, 0.5, example_inputs=tokens()),
         rf"its part `{name}` has the name of an attribute .* `nn.Sequential\(model\)`",
@@ -134,7 +134,7 @@ class Branching(nn.Module):
 
 def test_control_flow_on_values_tells_module_line_and_way_out() -> None:
     model = nn.Sequential(nn.Linear(4, 4), Branching())
-    untouched(
+    assert_refused(
         model,
         lambda: fxprune.prune(model, 0.5, example_inputs=tokens()),
         r"Cannot trace `Sequential`: in `1` \(Branching\), .*test_errors\.py:\d+: `if x\.sum.*leaves=\('1',\)",
@@ -170,10 +170,10 @@ def test_what_the_model_itself_refuses_is_told_with_the_shapes_it_was_given(refu
     advice = r"The model refuses what .*: pass example_inputs that it accepts; these are of shape \(2, 3, 6, 6\)\."
     model = Particular(refuse)
     message = rf"Cannot trace `Particular`: in the model itself, .*test_errors\.py:\d+: {said}{advice}$"
-    untouched(model, lambda: fxprune.prune(model, 0.5, example_inputs=image()), message)
+    assert_refused(model, lambda: fxprune.prune(model, 0.5, example_inputs=image()), message)
     nested = nn.Sequential(model)
     message = rf"in `0` \(Particular\), .*{said}{advice} If it accepts them when .*: `trace\(\.\.\., leaves=\('0',\)\)`"
-    untouched(nested, lambda: fxprune.prune(nested, 0.5, example_inputs=image()), message)
+    assert_refused(nested, lambda: fxprune.prune(nested, 0.5, example_inputs=image()), message)
 
 
 def test_a_module_that_cannot_be_traced_works_as_a_leaf_and_is_frozen() -> None:
@@ -187,7 +187,9 @@ def test_a_module_that_cannot_be_traced_works_as_a_leaf_and_is_frozen() -> None:
 
 def test_an_error_in_a_layer_of_torch_names_the_layer_only() -> None:
     model = small()
-    untouched(model, lambda: fxprune.trace(model, 5), r"^Cannot trace `Sequential`: in `0` \(Conv2d\): TypeError: ")
+    assert_refused(
+        model, lambda: fxprune.trace(model, 5), r"^Cannot trace `Sequential`: in `0` \(Conv2d\): TypeError: "
+    )
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
@@ -196,16 +198,16 @@ def test_weights_that_are_no_numbers_are_named(value: float) -> None:
     with torch.no_grad():
         model[2].weight[3, 0, 0, 0] = value
     message = r"^weight 2\.weight has NaN or infinite entries"
-    untouched(model, lambda: fxprune.prune(model, 0.5, example_inputs=image()), message)
+    assert_refused(model, lambda: fxprune.prune(model, 0.5, example_inputs=image()), message)
 
 
 def test_an_unknown_method_and_bad_scores_are_refused() -> None:
     model = small()
-    untouched(
+    assert_refused(
         model, lambda: fxprune.prune(model, 0.5, example_inputs=image(), method="l3"), r"^method \(='l3'\) is not known"
     )
     for bad, message in ((np.ones(3), "scores have shape"), (np.full(21, np.nan), "scores are not finite")):
-        untouched(
+        assert_refused(
             model, lambda bad=bad: fxprune.prune(model, 0.5, example_inputs=image(), method=lambda _: bad), message
         )
 

@@ -41,7 +41,7 @@ def pair(request: pytest.FixtureRequest) -> tuple[nn.Module, torch.fx.GraphModul
     return model, fxprune.prune(model, 0.5, example_inputs=x, compensate=False), x
 
 
-def same(expected: nn.Module, got: Callable[[Tensor], Tensor], x: Tensor, tolerance: float = 0.0) -> None:
+def assert_same(expected: nn.Module, got: Callable[[Tensor], Tensor], x: Tensor, tolerance: float = 0.0) -> None:
     with torch.no_grad():
         torch.testing.assert_close(got(x), expected(x), rtol=tolerance, atol=tolerance)
 
@@ -58,7 +58,7 @@ def test_half_of_the_flops_are_left_and_the_invariant_holds(
 def test_copies_and_pickles_are_the_same(pair: tuple[nn.Module, torch.fx.GraphModule, Tensor]) -> None:
     _, pruned, x = pair
     for other in (copy.deepcopy(pruned), pickle.loads(pickle.dumps(pruned))):
-        same(pruned, other, x)
+        assert_same(pruned, other, x)
         assert fxprune.plan_of(other) == fxprune.plan_of(pruned)
 
 
@@ -70,7 +70,7 @@ def test_torch_save_and_the_state_dict_bring_it_back(pair: tuple[nn.Module, torc
     graph = fxprune.analyze(fxprune.trace(model, x))
     again = fxprune.rewrite(graph, fxprune.plan_of(pruned))
     again.load_state_dict(torch.load(file, weights_only=True))
-    same(pruned, again, x)
+    assert_same(pruned, again, x)
 
 
 def test_it_compiles(pair: tuple[nn.Module, torch.fx.GraphModule, Tensor]) -> None:
@@ -78,7 +78,7 @@ def test_it_compiles(pair: tuple[nn.Module, torch.fx.GraphModule, Tensor]) -> No
     torch._dynamo.reset()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        same(pruned, torch.compile(pruned, backend="eager", fullgraph=True), x, 1e-5)
+        assert_same(pruned, torch.compile(pruned, backend="eager", fullgraph=True), x, 1e-5)
 
 
 def test_it_exports_with_a_free_batch(pair: tuple[nn.Module, torch.fx.GraphModule, Tensor]) -> None:
@@ -86,7 +86,7 @@ def test_it_exports_with_a_free_batch(pair: tuple[nn.Module, torch.fx.GraphModul
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         exported = torch.export.export(pruned, (x,), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},))
-        same(pruned, exported.module(), torch.cat([x, x * 0.5, x]), 1e-5)
+        assert_same(pruned, exported.module(), torch.cat([x, x * 0.5, x]), 1e-5)
 
 
 def test_a_step_of_training_moves_every_weight(pair: tuple[nn.Module, torch.fx.GraphModule, Tensor]) -> None:
