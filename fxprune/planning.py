@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fxprune.alignment import preferred_multiple
-from fxprune.channels import ChannelGraph, Group, Ids, Scores
+from fxprune.channels import ChannelGraph, Group, Ids, Scores, size_of
 from fxprune.errors import FxpruneError
 from fxprune.plan import Plan, kept_indices
 from fxprune.polynomial import Polynomial
@@ -335,13 +335,22 @@ def _step_around(state: _State, units: _Units, following: int, target: int) -> N
             closed.add(group)
 
 
+def _frozen_reasons(graph: ChannelGraph) -> list[tuple[str, int]]:
+    """Why channels are frozen, and how many; first what the most weights belong to."""
+    counts: Counter[str] = Counter()
+    tensors: dict[str, set[str]] = {}
+    for frozen in graph.frozen:
+        counts[frozen.reason] += len(frozen)
+        tensors.setdefault(frozen.reason, set()).update(dimension.parameter for dimension in frozen.dimensions)
+    sizes = {name: math.prod(map(size_of, dims)) for name, dims in graph.parameters.items()}
+    held = {reason: sum(sizes[name] for name in names) for reason, names in tensors.items()}
+    return sorted(counts.items(), key=lambda item: held[item[0]], reverse=True)
+
+
 def _unreachable(graph: ChannelGraph, units: _Units, budgets: Sequence[_Budget], ignored: npt.NDArray[np.bool_]) -> str:
     state = _State(graph.flops)
     state.remove_first(units, len(units))
-    reasons: Counter[str] = Counter()
-    for frozen in graph.frozen:
-        reasons[frozen.reason] += len(frozen)
-    listed = [f"{count} channels: {reason}" for reason, count in reasons.most_common(5)]
+    listed = [f"{count} channels: {reason}" for reason, count in _frozen_reasons(graph)[:5]]
     if ignored.any():
         listed.append(f"{int(ignored.sum())} channels: ignored")
     target, total = budgets[0].target, graph.flops.total

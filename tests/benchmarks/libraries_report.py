@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime as dt
 import re
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -98,22 +97,20 @@ def _kind(row: Row) -> str:
 def _why(row: Row) -> str:
     kind = _kind(row)
     if kind == LESS:
-        return f"{row['ratio']:.2f} of the FLOPs; {_short(row['limit'], row)}"
+        return f"{row['ratio']:.2f} of the FLOPs; {_short(row['limit'])}"
     if kind == REFUSED:
-        return _short(next(iter(row["failed"].values())), row)
-    return "; ".join(f"{check}: {_short(reason, row)}" for check, reason in row["failed"].items())
+        return _short(next(iter(row["failed"].values())))
+    return "; ".join(f"{check}: {_short(reason)}" for check, reason in row["failed"].items())
 
 
-def _short(text: str, row: Row) -> str:
+def _short(text: str) -> str:
     """An error in a few words, without the paths of the machine."""
     lowest = re.search(r"the lowest is \S+ \((\S+?%)\)", text)
     if lowest:
-        frozen: Counter[str] = Counter()
-        for reason, count in row["frozen"].items():
-            frozen[reason.partition(" (")[0]] += count
-        del frozen["model output"]
-        most = ", ".join(reason for reason, _ in frozen.most_common(2))
-        return f"the lowest is {lowest[1]}; frozen above all: {most or 'model output'}"
+        # The message names first what the most weights belong to.
+        named = re.search(r"Frozen are (.*?)\. Raise", text)
+        reasons = re.findall(r"\d+ channels: ([^;(]*[^;( ])", named[1]) if named else []
+        return f"the lowest is {lowest[1]}; frozen above all: {', '.join(list(dict.fromkeys(reasons))[:2])}"
     text = text.partition(" [fxprune/")[0].removeprefix("FxpruneError: ")
     traced = re.match(r"Cannot trace `\w+`: in (.*?), \S*?([\w.]+:\d+): `(.*?)`: (.*)", text)
     if traced:
