@@ -98,7 +98,8 @@ def outputs_in_double(model: nn.Module, args: Any, kwargs: Any) -> list[torch.Te
     # Going through training, models forget what they keep of an earlier pass in eval.
     model.double().train().eval()
     for module in model.modules():
-        # `double` does not know of a tensor that is a plain attribute.
+        # `double` does not know of complex numbers, nor of a tensor that is a plain attribute.
+        module._apply(_to_double, recurse=False)
         vars(module).update({name: _to_double(value) for name, value in vars(module).items()})
     # Both models draw the same random numbers.
     devices = range(torch.cuda.device_count())
@@ -111,7 +112,10 @@ def _is_finite(tensor: torch.Tensor) -> bool:
     return bool(tensor.isfinite().all())
 
 
-_NARROW = (torch.float32, torch.float16, torch.bfloat16)
+_WIDE = {
+    **dict.fromkeys((torch.float32, torch.float16, torch.bfloat16), torch.float64),
+    **dict.fromkeys((torch.complex64, torch.complex32), torch.complex128),
+}
 
 
 # One number for all entries, for there are fewer entries to draw where channels were removed.
@@ -128,12 +132,14 @@ class _WideCasts(TorchFunctionMode):
         func = _NOISE.get(func, func)
         if func in (torch.Tensor.float, torch.Tensor.half, torch.Tensor.bfloat16):
             func = torch.Tensor.double
+        elif func in (torch.Tensor.cfloat, torch.Tensor.chalf):
+            func = torch.Tensor.cdouble
         kwargs = {name: _widened(value) for name, value in (kwargs or {}).items()}
         return func(*(_widened(value) for value in args), **kwargs)
 
 
 def _widened(value: Any) -> Any:
-    return torch.float64 if isinstance(value, torch.dtype) and value in _NARROW else value
+    return _WIDE.get(value, value) if isinstance(value, torch.dtype) else value
 
 
 @contextmanager
@@ -148,7 +154,7 @@ def _in_double() -> Iterator[None]:
 
 
 def _to_double(value: Any) -> Any:
-    return value.double() if isinstance(value, torch.Tensor) and value.is_floating_point() else value
+    return value.to(_WIDE.get(value.dtype, value.dtype)) if isinstance(value, torch.Tensor) else value
 
 
 def _relative_error(expected: torch.Tensor, got: torch.Tensor) -> float:
@@ -156,8 +162,9 @@ def _relative_error(expected: torch.Tensor, got: torch.Tensor) -> float:
         raise FxpruneError(f"output has shape {tuple(got.shape)}, the original's has {tuple(expected.shape)}")
     if not expected.numel():
         return 0.0
-    difference = (expected.double() - got.double()).abs().max()
-    scale = expected.double().abs().max().clamp_min(torch.finfo(torch.float64).tiny)
+    expected, got = (tensor.cdouble() if tensor.is_complex() else tensor.double() for tensor in (expected, got))
+    difference = (expected - got).abs().max()
+    scale = expected.abs().max().clamp_min(torch.finfo(torch.float64).tiny)
     error = float(difference / scale)
     return error if error == error else float("inf")
 

@@ -23,9 +23,11 @@ def randomise(model: nn.Module, seed: int = 0) -> nn.Module:
     """The model in float64 and eval, no entry of its parameters and float buffers special: a zero would hide errors."""
     generator = torch.Generator().manual_seed(seed)
     model.double().eval()
+    model._apply(lambda tensor: tensor.cdouble() if tensor.is_complex() else tensor)
     with torch.no_grad():
         for tensor in model.parameters():
-            tensor.copy_(torch.randn(tensor.shape, generator=generator) * 0.3 + 0.2)
+            dtype = tensor.dtype if tensor.is_complex() else torch.float32
+            tensor.copy_(torch.randn(tensor.shape, generator=generator, dtype=dtype) * 0.3 + 0.2)
         for tensor in model.buffers():
             if tensor.is_floating_point():
                 tensor.copy_(torch.rand(tensor.shape, generator=generator) + 0.5)

@@ -851,6 +851,46 @@ class VariablesOfOldCode(nn.Module):
         return self.c(torch.autograd.Variable(self.b(x)).relu())
 
 
+@model(image(), 19)
+class KernelsOfEachSample(nn.Module):
+    """More channels than samples, so that a conv group is not taken for a channel."""
+
+    def __init__(self):
+        super().__init__()
+        self.s = nn.Conv2d(3, 16, 1)
+        self.r = nn.Linear(16, 3)
+        self.w = nn.Parameter(torch.randn(3, 15 * 16 * 9))
+        self.h = nn.Conv2d(15, 2, 1)
+
+    def forward(self, x):
+        x = self.s(x).relu()
+        b, c, h, w = x.shape
+        k = (self.r(x.mean((2, 3))).sigmoid() @ self.w).view(b * 15, c, 3, 3)
+        y = F.conv2d(x.reshape(1, b * c, h, w), k, padding=1, groups=b)
+        return self.h(y.view(b, 15, h, w))
+
+
+@model(image(), 14)
+class LayersOfFrequencies(nn.Module):
+    """Weights are complex numbers, as in Fourier neural operators."""
+
+    def __init__(self):
+        super().__init__()
+        self.a = nn.Conv2d(3, 6, 1)
+        self.w = nn.Parameter(torch.randn(6, 6, 3, 3, dtype=torch.cfloat))
+        self.c = nn.Conv2d(6, 6, 1)
+        self.p = nn.Conv2d(6, 8, 1)
+        self.q = nn.Conv2d(8, 2, 1)
+
+    def forward(self, x):
+        x = self.a(x)
+        f = torch.fft.rfft2(x)
+        low = torch.zeros_like(f)
+        low[:, :, :3, :3] = torch.einsum("bixy,ioxy->boxy", f[:, :, :3, :3], self.w)
+        x = F.gelu(torch.fft.irfft2(low, s=x.shape[-2:]) + self.c(x))
+        return self.q(F.gelu(self.p(x)))
+
+
 @pytest.mark.filterwarnings("ignore:.*weight_norm.*is deprecated:FutureWarning")
 @pytest.mark.parametrize("name", list(CASES))
 def test_another_model_from_outside_is_pruned_right(name: str) -> None:

@@ -175,7 +175,9 @@ def _(op: Rewrite, *args: Any, **kwargs: Any) -> Call | None:
         return None
     x, weight = given.get(0, given.get("input")), given.get(1, given.get("weight"))
     left: Any = _groups_left(op, x, groups, len(op.labels(weight).dims) - 2)
-    if left != groups and not op.is_static(given[key]):
+    if left == groups:
+        return None
+    if not op.is_static(given[key]):
         # One kernel for each sample of the batch: as many conv groups at any batch.
         left = op.insert(operator.floordiv, (op.insert(operator.mul, (given[key], left)), groups))
     given[key] = left
