@@ -99,7 +99,7 @@ def outputs_in_double(model: nn.Module, args: Any, kwargs: Any) -> list[torch.Te
     model.double().train().eval()
     for module in model.modules():
         # `double` does not know of complex numbers, nor of a tensor that is a plain attribute.
-        module._apply(_to_double, recurse=False)
+        module._apply(_to_double, recurse=False)  # type: ignore[no-untyped-call]
         vars(module).update({name: _to_double(value) for name, value in vars(module).items()})
     # Both models draw the same random numbers.
     devices = range(torch.cuda.device_count())
@@ -132,8 +132,6 @@ class _WideCasts(TorchFunctionMode):
         func = _NOISE.get(func, func)
         if func in (torch.Tensor.float, torch.Tensor.half, torch.Tensor.bfloat16):
             func = torch.Tensor.double
-        elif func in (torch.Tensor.cfloat, torch.Tensor.chalf):
-            func = torch.Tensor.cdouble
         kwargs = {name: _widened(value) for name, value in (kwargs or {}).items()}
         return func(*(_widened(value) for value in args), **kwargs)
 
@@ -162,7 +160,8 @@ def _relative_error(expected: torch.Tensor, got: torch.Tensor) -> float:
         raise FxpruneError(f"output has shape {tuple(got.shape)}, the original's has {tuple(expected.shape)}")
     if not expected.numel():
         return 0.0
-    expected, got = (tensor.cdouble() if tensor.is_complex() else tensor.double() for tensor in (expected, got))
+    wide = torch.complex128 if expected.is_complex() or got.is_complex() else torch.float64
+    expected, got = expected.to(wide), got.to(wide)
     difference = (expected - got).abs().max()
     scale = expected.abs().max().clamp_min(torch.finfo(torch.float64).tiny)
     error = float(difference / scale)
