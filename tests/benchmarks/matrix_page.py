@@ -1,6 +1,7 @@
 """The model matrix as a page: docs/models.json for its table, and the summary in docs/models.md.
 
     python tests/benchmarks/matrix_page.py
+    python tests/benchmarks/matrix_page.py --matrix docs/models.json --with-weights ROWS     more rows, into the page
 
 Reads what `coverage.py` wrote: the matrix on the meta device of every model, and those with weights (of `models.txt`,
 of `models-torchvision-beyond.txt`, of any other list), which give the column with the error.
@@ -20,7 +21,7 @@ from typing import Any
 
 HERE = Path(__file__).resolve().parent
 sys.path.append(str(HERE))
-from coverage import read  # noqa: E402
+from coverage import MAX_ERROR, read  # noqa: E402
 
 Row = dict[str, Any]
 DOCS = HERE.parent.parent / "docs"
@@ -57,6 +58,33 @@ def compact(rows: Iterable[Row], with_weights: dict[str, Row]) -> dict[str, Any]
             ]
         )
     return {"columns": COLUMNS, "reasons": list(reasons), "rows": table}
+
+
+def expand(data: dict[str, Any]) -> tuple[list[Row], dict[str, Row]]:
+    """The rows that `compact` made the table of, as far as the page needs them, and those with weights by name."""
+    rows, with_weights = [], {}
+    for values in data["rows"]:
+        entry = dict(zip(data["columns"], values, strict=True))
+        pairs = zip(entry["frozen"][::2], entry["frozen"][1::2], strict=True)
+        row: Row = {
+            "model": entry["model"],
+            "family": entry["family"],
+            "groups": entry["groups"],
+            "channels": entry["channels"],
+            "frozen": {data["reasons"][number]: count for number, count in pairs},
+            "ratio": entry["ratio"],
+            "prune_seconds": entry["seconds"],
+            "ok": not entry["failed"],
+            "failed": dict([entry["failed"].split(": ", 1)]) if entry["failed"] else {},
+        }
+        if entry["flops"] is not None:
+            row["flops_before"] = entry["flops"] * 1e6
+        rows.append(row)
+        error = entry["error"]
+        if error is not None:
+            failed = {} if error <= MAX_ERROR else {"verify": f"error {error:.3g} against the zero-masked original"}
+            with_weights[entry["model"]] = {"model": entry["model"], "error": error, "ok": not failed, "failed": failed}
+    return rows, with_weights
 
 
 def summary(rows: list[Row], with_weights: dict[str, Row], date: str) -> str:
@@ -101,8 +129,13 @@ def main() -> None:
     parser.add_argument("--matrix", type=Path, default=Path("build/coverage-all.jsonl"))
     parser.add_argument("--with-weights", type=Path, nargs="+", default=[Path("build/coverage.jsonl")])
     options = parser.parse_args()
-    rows = list(read(options.matrix).values())
-    with_weights = {spec.partition(" ")[0]: row for path in options.with_weights for spec, row in read(path).items()}
+    with_weights: dict[str, Row] = {}
+    if options.matrix.suffix == ".json":
+        rows, with_weights = expand(json.loads(options.matrix.read_text()))
+    else:
+        rows = list(read(options.matrix).values())
+    for path in options.with_weights:
+        with_weights |= {spec.partition(" ")[0]: row for spec, row in read(path).items()}
     if not rows:
         raise SystemExit(f"{options.matrix} has no results: nox -s coverage -- all --output {options.matrix}")
     data = compact(rows, with_weights)
