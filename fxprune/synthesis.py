@@ -135,10 +135,7 @@ class _StatisticsReader(fx.Interpreter):
             x = args[0] if args else kwargs["input"]
             dims = [d for d in range(x.dim()) if d != 1]
             scale = (module.running_var + module.eps).sqrt()
-            mean = x.mean(dims)
-            # Means are quick where `var` is not: half the time of a step.
-            variance = (x.square().mean(dims) - mean.square()).clamp_min(0)
-            shift = (mean - module.running_mean) / scale
-            deviation = (variance + module.eps).sqrt() / scale
-            self._found.append(shift.square().mean() + (deviation - 1).square().mean())
+            mean = (x.mean(dims) - module.running_mean) / scale
+            deviation = (x.var(dims, correction=0) + module.eps).sqrt() / scale
+            self._found.append(mean.square().mean() + (deviation - 1).square().mean())
         return super().call_module(target, args, kwargs)
