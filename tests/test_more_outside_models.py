@@ -891,6 +891,36 @@ class LayersOfFrequencies(nn.Module):
         return self.q(F.gelu(self.p(x)))
 
 
+@model(torch.arange(12).view(2, 6) % 9, 6)
+class TableReadAfterTheLookup(nn.Module):
+    """The rows of an embedding are numbers that the input gives, whatever else is made of its weight."""
+
+    def __init__(self):
+        super().__init__()
+        self.e = nn.Embedding(9, 6)
+        self.f = nn.Linear(6, 3)
+
+    def forward(self, t):
+        h = self.e(t)
+        return self.f(h + (h @ self.e.weight.t()).relu() @ self.e.weight)
+
+
+@model(image(), 11)
+class CentralDifferences(nn.Module):
+    """Kernel positions stay, though they are summed over elsewhere."""
+
+    def __init__(self):
+        super().__init__()
+        self.a = nn.Conv2d(3, 6, 3, padding=1)
+        self.c = nn.Conv2d(6, 5, 3, padding=1, bias=False)
+        self.f = nn.Conv2d(5, 3, 1)
+
+    def forward(self, x):
+        x = self.a(x)
+        y = self.c(x)
+        return self.f((y - 0.7 * F.conv2d(x, self.c.weight.sum(2).sum(2)[:, :, None, None])).relu())
+
+
 @pytest.mark.filterwarnings("ignore:.*weight_norm.*is deprecated:FutureWarning")
 @pytest.mark.parametrize("name", list(CASES))
 def test_another_model_from_outside_is_pruned_right(name: str) -> None:

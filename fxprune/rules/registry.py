@@ -43,17 +43,26 @@ class Parameters:
                 self._tensors[name] = tensor
                 self._canonical[name] = first.setdefault(id(tensor), name)
         self.dims: dict[str, list[Dim]] = {}
+        self._whole: set[tuple[str, int]] = set()
 
     def __contains__(self, name: str) -> bool:
         return name in self._tensors
 
     def labels(self, name: str, dims: Iterable[int] | None = None) -> Labels:
-        """The labels of a parameter; of its dimensions only `dims` (default: all) get ids, and none of size 1."""
+        """The labels of a parameter; of its dimensions only `dims` (default: all) get ids, and none of size 1.
+
+        The others are needed whole, also where the parameter is read elsewhere.
+        """
         tensor, name = self._tensors[name], self._canonical[name]
         known = self.dims.setdefault(name, list(tensor.shape))
-        for d in range(tensor.dim()) if dims is None else dims:
-            if not is_labelled(known[d]) and known[d] != 1:
+        given = set(range(tensor.dim()) if dims is None else dims)
+        for d in range(tensor.dim()):
+            if d in given and not is_labelled(known[d]) and known[d] != 1:
                 known[d] = self._ids.fresh(size_of(known[d]))
+            if d not in given:
+                self._whole.add((name, d))
+            if (name, d) in self._whole and is_labelled(known[d]):
+                self._ids.freeze(np.asarray(known[d]), f"{name} is needed whole in dimension {d}")
         # What the tracer made a buffer of is no buffer of the original: nothing is zero in it.
         zero = not name.rpartition(".")[2].startswith("_tensor_constant")
         return Labels(tuple(known), (zero,) * len(known))
