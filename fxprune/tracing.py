@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import keyword
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -128,6 +129,17 @@ def _unusual_train(model: nn.Module) -> list[str]:
 
 
 def _refuse_reserved_names(model: nn.Module) -> None:
+    if isinstance(model, torch.jit.ScriptModule):
+        raise FxpruneError(
+            "Cannot trace a scripted module: its code is no Python any more. Prune the model before `torch.jit.script`."
+        )
+    for path in (*dict(model.named_modules()), *dict(model.named_parameters())):
+        word = next((part for part in path.split(".") if keyword.iskeyword(part)), None)
+        if word is not None:
+            raise FxpruneError(
+                f"Cannot trace `{type(model).__name__}`: in `{path}`, {word!r} is a keyword of Python, which the code "
+                "of a torch.fx.GraphModule cannot have as a name. Rename it."
+            )
     for name in (*model._modules, *model._parameters, *model._buffers):
         if name in ("graph", "code", "meta"):
             raise FxpruneError(

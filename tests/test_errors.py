@@ -248,3 +248,16 @@ def test_an_op_without_a_rule_is_frozen_and_reported() -> None:
     model = net(lambda self, x: torch.linalg.qr(self.a(x))[0], a=nn.Linear(4, 6))
     graph = fxprune.analyze(fxprune.trace(model, tokens()))
     assert "no rule for linalg_qr (linalg_qr): 6 channels" in str(graph)
+
+
+def test_a_part_named_like_a_keyword_is_refused() -> None:
+    model = nn.ModuleDict({"in": nn.Linear(3, 4)})
+    message = r"^Cannot trace `ModuleDict`: in `in`, 'in' is a keyword of Python, .* Rename it\.$"
+    assert_refused(model, lambda: fxprune.trace(model, torch.randn(2, 3)), message)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script.*:DeprecationWarning")
+def test_a_scripted_model_is_refused() -> None:
+    model = torch.jit.script(nn.Sequential(nn.Linear(3, 4)))
+    with pytest.raises(FxpruneError, match=r"^Cannot trace a scripted module: .* before `torch.jit.script`\.$"):
+        fxprune.trace(model, torch.randn(2, 3))
