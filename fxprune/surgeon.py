@@ -171,10 +171,12 @@ def _walked(graph: ChannelGraph, data: Any, seed: int) -> _Walk:
     random = torch.Generator().manual_seed(seed)
     with evaluated(graph.module):
         for batch in Batches(data):
-            sides = split_apart(graph.module, batch, 0.5, seed)
-            for side, samples in enumerate(sides):
-                for part in [] if samples is None else samples.split(_CHUNK):
-                    walk.read(part, random, side if sides[1] is not None else None)
+            first, second = split_apart(graph.module, batch, 0.5, seed)
+            # The places of a single sample are shared out between both halves.
+            sides = {(0, 1): first} if second is None else {(0,): first, (1,): second}
+            for halves, samples in sides.items():
+                for part in samples.split(_CHUNK):
+                    walk.read(part, random, halves)
     return walk
 
 
@@ -210,14 +212,14 @@ class _Walk(fx.Interpreter):
         super().__init__(graph.module, garbage_collect_values=True)
         self._places = places
         self._samples = 0
-        self._side: int | None = None
+        self._into: tuple[int, ...] = ()
         self._outputs: dict[str, Tensor] = {}
         self._halves: dict[str, tuple[_Moments, _Moments]] = {name: (_Moments(), _Moments()) for name in places}
         self._squares: dict[str, Tensor | float] = dict.fromkeys(places, 0.0)
 
-    def read(self, batch: Batch, random: torch.Generator, side: int | None) -> None:
-        """Add one batch to one half; the places of a single sample are shared out between both."""
-        self._outputs, self._side = {}, side
+    def read(self, batch: Batch, random: torch.Generator, halves: tuple[int, ...]) -> None:
+        """Add one batch, its rows shared out between these halves."""
+        self._outputs, self._into = {}, halves
         self._samples += batch.size
         with torch.enable_grad():
             with running_on(batch):
@@ -240,10 +242,8 @@ class _Walk(fx.Interpreter):
         place, found = self._places[n.name]
         x: Tensor = self.env[found.input].detach().movedim(place.dim, -1)
         rows = x.reshape(-1, x.shape[-1])
-        middle = len(rows) // 2
-        parts = {0: rows[:middle], 1: rows[middle:]} if self._side is None else {self._side: rows}
-        for side, part in parts.items():
-            self._halves[n.name][side].add(part)
+        for half, part in zip(self._into, rows.tensor_split(len(self._into)), strict=True):
+            self._halves[n.name][half].add(part)
         if not out.requires_grad:
             out = out.detach().requires_grad_(True)
         self._outputs[n.name] = out

@@ -63,7 +63,7 @@ def trace(
             f"model (a {type(model).__name__}) is no nn.Module: build it first, as timm.create_model('resnet50') does"
         )
     args, kwargs = call_arguments(default_inputs(model) if example_inputs is None else example_inputs)
-    _refuse_reserved_names(model)
+    _refuse_what_cannot_be_written(model)
     source = _Source(model, args, kwargs, copy)
     notes: list[str] = []
     kept: set[str] = set()
@@ -128,12 +128,13 @@ def _unusual_train(model: nn.Module) -> list[str]:
 # --- what is traced ---------------------------------------------------------------------------------------------------
 
 
-def _refuse_reserved_names(model: nn.Module) -> None:
+def _refuse_what_cannot_be_written(model: nn.Module) -> None:
     if isinstance(model, torch.jit.ScriptModule):
         raise FxpruneError(
             "Cannot trace a scripted module: its code is no Python any more. Prune the model before `torch.jit.script`."
         )
-    for path in (*dict(model.named_modules()), *dict(model.named_parameters())):
+    names = (model.named_modules(), model.named_parameters(), model.named_buffers())
+    for path in (path for named in names for path, _ in named):
         word = next((part for part in path.split(".") if keyword.iskeyword(part)), None)
         if word is not None:
             raise FxpruneError(

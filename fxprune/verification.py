@@ -96,10 +96,9 @@ def outputs_in_double(model: nn.Module, args: Any, kwargs: Any) -> list[torch.Te
     """The tensors that a model returns in float64; the model is changed to it, and to eval."""
     args, kwargs = pytree.tree_map(_to_double, (args, kwargs))
     # Going through training, models forget what they keep of an earlier pass in eval.
-    model.double().train().eval()
+    model._apply(_to_double).train().eval()  # type: ignore[no-untyped-call]
     for module in model.modules():
-        # `double` does not know of complex numbers, nor of a tensor that is a plain attribute.
-        module._apply(_to_double, recurse=False)  # type: ignore[no-untyped-call]
+        # A tensor that is a plain attribute.
         vars(module).update({name: _to_double(value) for name, value in vars(module).items()})
     # Both models draw the same random numbers.
     devices = range(torch.cuda.device_count())

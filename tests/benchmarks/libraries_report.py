@@ -109,7 +109,8 @@ def _short(text: str) -> str:
     if lowest:
         # The message names first what the most weights belong to.
         named = re.search(r"Frozen are (.*?)\. Raise", text)
-        reasons = re.findall(r"\d+ channels: ([^;(]*[^;( ])", named[1]) if named else []
+        # Where the row has only the beginning of the message, its last reason may be cut.
+        reasons = [r for r in re.findall(r"\d+ channels: ([^;(]*[^;( ])", named[1]) if "..." not in r] if named else []
         return f"the lowest is {lowest[1]}; frozen above all: {', '.join(list(dict.fromkeys(reasons))[:2])}"
     text = text.partition(" [fxprune/")[0].removeprefix("FxpruneError: ")
     traced = re.match(r"Cannot trace `\w+`: in (.*?), \S*?([\w.]+:\d+): `(.*?)`: (.*)", text)
