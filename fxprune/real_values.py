@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, cast
 
 import torch
 from torch import Tensor, fx, nn
 
+from fxprune import trees
 from fxprune.errors import FxpruneError
 
-__all__ = ["RealValues", "is_count", "tensors_in"]
+__all__ = ["RealValues", "is_count"]
 
 
 @dataclass(eq=False)
@@ -81,24 +82,11 @@ def is_count(node: fx.Node) -> bool:
         if current in seen or _is_layout(current):
             continue
         seen.add(current)
-        tensors = tensors_in([current.meta["value"]])
+        tensors = trees.tensors([current.meta["value"]])
         if any(tensor.is_floating_point() or tensor.is_complex() for tensor in tensors) or "random" in current.meta:
             return False
         stack.extend(current.all_input_nodes)
     return node.meta["value"].dtype is not torch.bool
-
-
-def tensors_in(values: Iterable[Any]) -> list[Tensor]:
-    """The tensors in values, tuples, lists and dicts of them."""
-    found: list[Tensor] = []
-    for value in values:
-        if isinstance(value, Tensor):
-            found.append(value)
-        elif isinstance(value, (tuple, list)):
-            found.extend(tensors_in(value))
-        elif isinstance(value, dict):
-            found.extend(tensors_in(value.values()))
-    return found
 
 
 def _is_layout(node: fx.Node) -> bool:

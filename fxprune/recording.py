@@ -27,7 +27,7 @@ from fxprune import trees
 from fxprune.errors import FxpruneError
 from fxprune.meta_results import META, call_key, leaf_key, recall, remember
 from fxprune.node_targets import is_random, is_reflected, node_target
-from fxprune.real_values import RealValues, is_count, tensors_in
+from fxprune.real_values import RealValues, is_count
 from fxprune.sizes import TracedInt, TracedNumber, TracingInt, plain, traced_number
 from fxprune.special_calls import META_RUNS, SPECIAL_CALLS
 from fxprune.traced_module import ApplyFunction, ByMode, DivideBySpectralNorm
@@ -357,7 +357,7 @@ class Recorder(TorchFunctionMode):
         key: Any = None,
     ) -> Any:  # fmt: skip
         """Makes a node whose value is `run()`, or that of an earlier call with the same key."""
-        tensors = tensors_in(inputs)
+        tensors = trees.tensors(inputs)
         recalled = recall(key)
         if recalled is not None:
             value = recalled.value if recalled.same_as is None else tensors[recalled.same_as]
@@ -383,7 +383,7 @@ class Recorder(TorchFunctionMode):
             torch._C._set_grad_enabled(grad)
         mutated = [tensor for tensor, version in zip(tensors, versions, strict=True) if tensor._version != version]
         if not mutated and op != "call_module" and not trees.has_tensor(value) and (value is not None):
-            if origin < _INPUTS and tensors_in(inputs) and isinstance(value, (bool, int, float)):
+            if origin < _INPUTS and trees.tensors(inputs) and isinstance(value, (bool, int, float)):
                 return self.concrete(self.create_node(op, target, args, kwargs, value, origin))
             return value
         node = self.create_node(op, target, args, kwargs, value, max(origin, _NOTHING))
