@@ -26,9 +26,9 @@ from fxprune.gating import dagger_inputs, gate_logits, gated_groups, insert_gate
 from fxprune.losses import class_loss, distillation_loss, number_of_classes
 from fxprune.progress import Progress, shown
 from fxprune.randomness import own_randomness
+from fxprune.runs import digest, frozen, make_accelerator
 from fxprune.sharding import Shards
 from fxprune.snapshots import load_run, save_snapshot
-from fxprune.training import digest, frozen, make_accelerator
 
 __all__ = ["Gates", "learn_gates"]
 

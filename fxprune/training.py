@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 import itertools
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -16,16 +15,16 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from fxprune.copies import cloned
 from fxprune.data import Batch, check_labels, run_model
 from fxprune.errors import FxpruneError
 from fxprune.losses import class_loss, distillation_loss, number_of_classes
 from fxprune.progress import Progress, shown
 from fxprune.randomness import own_randomness
+from fxprune.runs import digest, frozen, make_accelerator
 from fxprune.sharding import Shards
 from fxprune.snapshots import load_run, save_snapshot
 
-__all__ = ["DivergenceError", "Epoch", "digest", "finetune", "frozen", "make_accelerator"]
+__all__ = ["DivergenceError", "Epoch", "finetune"]
 
 Model = TypeVar("Model", bound=nn.Module)
 _RATES = {"sgd": 0.01, "adamw": 1e-4}
@@ -345,34 +344,6 @@ class _Run:
         self.epoch, self.update, self.total = state["epoch"], state["update"], state["total"]
 
 
-@contextmanager
-def make_accelerator(mixed_precision: str | None = None) -> Iterator[Any]:
-    """An `accelerate.Accelerator` for one run.
-
-    Raises:
-        FxpruneError: accelerate is not installed, or has been set up for another precision.
-    """
-    try:
-        from accelerate import Accelerator
-        from accelerate.state import AcceleratorState
-        from accelerate.utils import GradientAccumulationPlugin
-    except ImportError as error:
-        raise FxpruneError("training needs Hugging Face Accelerate: pip install 'fxprune[train]'") from error
-    was_set_up = bool(AcceleratorState._shared_state)
-    # Accumulation is counted by the loops here, whatever the environment says.
-    plugin = GradientAccumulationPlugin(num_steps=1, sync_with_dataloader=False)
-    try:
-        accelerator = Accelerator(mixed_precision=mixed_precision, gradient_accumulation_plugin=plugin)
-    except (ValueError, RuntimeError) as error:
-        raise FxpruneError(f"mixed_precision (={mixed_precision!r}) cannot be had: {error}") from error
-    try:
-        yield accelerator
-    finally:
-        # Accelerate keeps the precision for the whole process; the next run may want another.
-        if not was_set_up:
-            AcceleratorState._reset_state()
-
-
 def _optimizer(model: nn.Module, choice: Any, settings: _Settings) -> torch.optim.Optimizer:
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     if not trained:
@@ -398,11 +369,6 @@ def _optimizer(model: nn.Module, choice: Any, settings: _Settings) -> torch.opti
     return torch.optim.SGD(groups, lr=lr, momentum=0.9, nesterov=True)
 
 
-def frozen(teacher: nn.Module | None, device: torch.device) -> nn.Module | None:
-    """A copy of a model that is only asked: in eval mode, without gradients."""
-    return None if teacher is None else cloned(teacher, {}).eval().requires_grad_(False).to(device)
-
-
 def _groups(batches: Iterator[tuple[int, Batch]], size: int) -> Iterator[list[Batch]]:
     while group := [batch for _, batch in itertools.islice(batches, size)]:
         yield group
@@ -413,16 +379,6 @@ def _with_weights(model: Model, weights: Mapping[str, Any]) -> Model:
     result = copy.deepcopy(model)
     result.load_state_dict(weights)
     return result
-
-
-def digest(model: nn.Module) -> str:
-    """A fingerprint of all weights."""
-    found = hashlib.sha256()
-    for name, value in model.state_dict().items():
-        if isinstance(value, Tensor):
-            found.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())
-            found.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    return found.hexdigest()[:16]
 
 
 def _diverged(

@@ -1,0 +1,59 @@
+"""What runs that train have in common, of weights and of gates: Accelerate, a teacher, a fingerprint to resume by."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fxprune.copies import cloned
+from fxprune.errors import FxpruneError
+
+__all__ = ["digest", "frozen", "make_accelerator"]
+
+
+@contextmanager
+def make_accelerator(mixed_precision: str | None = None) -> Iterator[Any]:
+    """An `accelerate.Accelerator` for one run.
+
+    Raises:
+        FxpruneError: accelerate is not installed, or has been set up for another precision.
+    """
+    try:
+        from accelerate import Accelerator
+        from accelerate.state import AcceleratorState
+        from accelerate.utils import GradientAccumulationPlugin
+    except ImportError as error:
+        raise FxpruneError("training needs Hugging Face Accelerate: pip install 'fxprune[train]'") from error
+    was_set_up = bool(AcceleratorState._shared_state)
+    # Accumulation is counted by the loops here, whatever the environment says.
+    plugin = GradientAccumulationPlugin(num_steps=1, sync_with_dataloader=False)
+    try:
+        accelerator = Accelerator(mixed_precision=mixed_precision, gradient_accumulation_plugin=plugin)
+    except (ValueError, RuntimeError) as error:
+        raise FxpruneError(f"mixed_precision (={mixed_precision!r}) cannot be had: {error}") from error
+    try:
+        yield accelerator
+    finally:
+        # Accelerate keeps the precision for the whole process; the next run may want another.
+        if not was_set_up:
+            AcceleratorState._reset_state()
+
+
+def frozen(teacher: nn.Module | None, device: torch.device) -> nn.Module | None:
+    """A copy of a model that is only asked: in eval mode, without gradients."""
+    return None if teacher is None else cloned(teacher, {}).eval().requires_grad_(False).to(device)
+
+
+def digest(model: nn.Module) -> str:
+    """A fingerprint of all weights."""
+    found = hashlib.sha256()
+    for name, value in model.state_dict().items():
+        if isinstance(value, Tensor):
+            found.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())
+            found.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return found.hexdigest()[:16]
