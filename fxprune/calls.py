@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, TypeAlias
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from fxprune.errors import FxpruneError
 from fxprune.models import example_inputs as default_inputs
 
 __all__ = ["Call", "call_arguments", "call_of", "example_of", "first_dimension", "has_batch", "with_batch"]
@@ -17,10 +19,25 @@ Call: TypeAlias = tuple[tuple[Any, ...], dict[str, Any]]
 
 
 def call_arguments(inputs: Any) -> Call:
-    """Positional and keyword arguments: of a tuple or list the entries, of a mapping the values by name."""
+    """Positional and keyword arguments: of a tuple or list the entries, of a mapping the values by name.
+
+    Raises:
+        FxpruneError: an array of numpy is among them.
+    """
+    inputs = pytree.tree_map(_without_history, inputs)
     if isinstance(inputs, Mapping):
         return (), dict(inputs)
     return (tuple(inputs) if isinstance(inputs, (tuple, list)) else (inputs,)), {}
+
+
+def _without_history(leaf: Any) -> Any:
+    """A tensor without what it was computed from, which is no part of an example and cannot be copied."""
+    if isinstance(leaf, np.ndarray):
+        raise FxpruneError(
+            f"the inputs hold an array of numpy, of shape {leaf.shape}: models take tensors, "
+            "give torch.from_numpy(array)"
+        )
+    return leaf.detach() if isinstance(leaf, Tensor) and leaf.grad_fn is not None else leaf
 
 
 def call_of(model: nn.Module, example_inputs: Any = None) -> Call:

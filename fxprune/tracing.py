@@ -36,6 +36,7 @@ _OPENED = (
     nn.MultiheadAttention, nn.Transformer, nn.TransformerEncoder, nn.TransformerDecoder, nn.TransformerEncoderLayer,
     nn.TransformerDecoderLayer,
 )  # fmt: skip
+_PARALLEL = (nn.DataParallel, nn.parallel.DistributedDataParallel)
 Leaves = tuple[str | type[nn.Module], ...]
 
 
@@ -63,7 +64,7 @@ def trace(
             f"model (a {type(model).__name__}) is no nn.Module: build it first, as timm.create_model('resnet50') does"
         )
     args, kwargs = call_arguments(default_inputs(model) if example_inputs is None else example_inputs)
-    _refuse_what_cannot_be_written(model)
+    _refuse_what_cannot_be_traced(model)
     source = _Source(model, args, kwargs, copy)
     notes: list[str] = []
     kept: set[str] = set()
@@ -128,10 +129,16 @@ def _unusual_train(model: nn.Module) -> list[str]:
 # --- what is traced ---------------------------------------------------------------------------------------------------
 
 
-def _refuse_what_cannot_be_written(model: nn.Module) -> None:
+def _refuse_what_cannot_be_traced(model: nn.Module) -> None:
     if isinstance(model, torch.jit.ScriptModule):
         raise FxpruneError(
             "Cannot trace a scripted module: its code is no Python any more. Prune the model before `torch.jit.script`."
+        )
+    inside = "module" if isinstance(model, _PARALLEL) else "_orig_mod" if hasattr(model, "_orig_mod") else None
+    if inside is not None:
+        raise FxpruneError(
+            f"Cannot trace `{type(model).__name__}`, which runs another model in its own way. "
+            f"Prune the model inside it, `model.{inside}`, and wrap the result again."
         )
     names = (model.named_modules(), model.named_parameters(), model.named_buffers())
     for path in (path for named in names for path, _ in named):

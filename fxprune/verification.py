@@ -42,7 +42,8 @@ def verify(model: nn.Module, pruned: nn.Module, example_inputs: Any = None) -> f
         The largest difference of any output entry, divided by the largest entry of that output; below 1e-9 when right.
 
     Raises:
-        FxpruneError: `pruned` has no plan, its outputs have other shapes, or its weights are not those of its plan.
+        FxpruneError: `pruned` has no plan, its outputs have other shapes, its weights are not those of its plan, or
+            `model` is not what was pruned.
     """
     plan = plan_of(pruned)
     traced = "example_inputs" in getattr(pruned, "meta", {})
@@ -94,7 +95,8 @@ _ALMOST_ZERO = 1e-150
 
 def outputs_in_double(model: nn.Module, args: Any, kwargs: Any) -> list[torch.Tensor]:
     """The tensors that a model returns in float64; the model is changed to it, and to eval."""
-    args, kwargs = pytree.tree_map(_to_double, (args, kwargs))
+    with torch.no_grad():
+        args, kwargs = pytree.tree_map(_to_double, (args, kwargs))
     # Going through training, models forget what they keep of an earlier pass in eval.
     model._apply(_to_double).train().eval()  # type: ignore[no-untyped-call]
     for module in model.modules():
@@ -168,7 +170,11 @@ def _relative_error(expected: torch.Tensor, got: torch.Tensor) -> float:
 
 
 def mask(model: nn.Module, plan: Plan, fill: float = 0.0) -> nn.Module:
-    """A copy of the model in which every parameter and buffer entry that the plan removes is zero, or `fill`."""
+    """A copy of the model in which every parameter and buffer entry that the plan removes is zero, or `fill`.
+
+    Raises:
+        FxpruneError: the plan keeps what the model does not have.
+    """
     masked = cloned(model, {})
     tensors = named_tensors(masked)
     with torch.no_grad():
@@ -177,6 +183,11 @@ def mask(model: nn.Module, plan: Plan, fill: float = 0.0) -> nn.Module:
                 continue
             tensor = tensors[name]
             for d, kept in by_dim.items():
+                if d >= tensor.dim() or kept[-1] >= tensor.shape[d]:
+                    raise FxpruneError(
+                        f"{name} has shape {tuple(tensor.shape)}, and the plan keeps index {kept[-1]} of its dimension "
+                        f"{d}: {type(model).__name__} is not the model that was pruned"
+                    )
                 lost = torch.ones(tensor.shape[d], dtype=torch.bool, device=tensor.device)
                 lost[kept] = False
                 tensor.index_fill_(d, torch.nonzero(lost).flatten(), fill)

@@ -261,3 +261,32 @@ def test_a_scripted_model_is_refused() -> None:
     model = torch.jit.script(nn.Sequential(nn.Linear(3, 4)))
     with pytest.raises(FxpruneError, match=r"^Cannot trace a scripted module: .* before `torch.jit.script`\.$"):
         fxprune.trace(model, torch.randn(2, 3))
+
+
+@pytest.mark.parametrize("wrap", [nn.DataParallel, torch.compile])
+def test_a_wrapped_model_is_refused_with_the_place_of_the_model_inside(wrap: Callable[[nn.Module], nn.Module]) -> None:
+    inside = "module" if wrap is nn.DataParallel else "_orig_mod"
+    with pytest.raises(FxpruneError, match=rf"Prune the model inside it, `model\.{inside}`, and wrap the result again"):
+        fxprune.prune(wrap(small()), 0.5, example_inputs=image())
+
+
+def test_an_array_of_numpy_is_no_input() -> None:
+    with pytest.raises(FxpruneError, match=r"an array of numpy, of shape \(.*\): models take tensors, give torch.from"):
+        fxprune.prune(small(), 0.5, example_inputs=image().numpy())
+
+
+def test_inputs_may_have_been_computed_with_gradients() -> None:
+    model = small()
+    computed = image().requires_grad_() * 1.0
+    for inputs in (computed, image().requires_grad_()):
+        pruned = fxprune.prune(model, 0.7, example_inputs=inputs, compensate=False)
+        assert fxprune.verify(model, pruned) < 1e-9
+        assert fxprune.verify(model, pruned, inputs) < 1e-9
+
+
+def test_another_model_than_the_one_that_was_pruned_is_not_verified() -> None:
+    wide = nn.Sequential(nn.Linear(3, 32), nn.ReLU(), nn.Linear(32, 2))
+    narrow = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
+    pruned = fxprune.prune(wide, 0.7, example_inputs=torch.randn(2, 3), compensate=False)
+    with pytest.raises(FxpruneError, match=r"^0\.weight has shape \(4, 3\), .* not the model that was pruned$"):
+        fxprune.verify(narrow, pruned)
