@@ -143,3 +143,21 @@ def test_a_detector_is_refused_and_its_backbone_pruned() -> None:
     )
     assert fxprune.verify(whole, model.backbone, image()) <= 1e-9
     assert [box.keys() for box in model([image(128)[0]])] == before
+
+
+class Regions(nn.Module):
+    """Crops boxes of any image out of the batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Conv2d(3, 64, 3, padding=1), nn.Conv2d(64, 8, 3), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor, boxes: Tensor) -> Tensor:
+        regions = torchvision.ops.roi_align(self.a(x), boxes, 4)
+        return self.c(self.b(regions).mean((2, 3)))
+
+
+def test_an_op_that_takes_numbers_for_indices_is_probed_with_indices_that_are_there() -> None:
+    """Others would make it read where no memory is; what happens then is another thing each time."""
+    boxes = torch.tensor([[0.0, 0, 0, 8, 8]] * 20)
+    check_invariant(Regions(), (torch.randn(1, 3, 32, 32), boxes), 72, other_batch=False)

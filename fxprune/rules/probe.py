@@ -7,7 +7,7 @@ through; otherwise they are frozen.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import numpy as np
@@ -27,12 +27,15 @@ _SMALL = 5
 class _Sample:
     """Real stand-ins for the tensors of one call; equal sizes stay equal when they are made small."""
 
-    def __init__(self, op: Op, small: bool) -> None:
+    def __init__(self, op: Op, labelled: Collection[fx.Node], small: bool) -> None:
         self._op = op
         self._random = torch.Generator().manual_seed(0)
         self._sizes: dict[int, int] = {1: 1}
         self._small = small
         self.tensors = {n: self._real(n.meta["value"]) for n in op.node.all_input_nodes if _is_float(n.meta["value"])}
+        for node in self.tensors.keys() - labelled:
+            # Foreign code may take these for indices, without a check, as `roi_align` does: below 1 they are 0.
+            self.tensors[node].uniform_(generator=self._random)
         self.state: dict[str, torch.Tensor] = {}
         if op.module is not None:
             named = (*op.module.named_parameters(), *op.module.named_buffers())
@@ -81,7 +84,7 @@ def probe(op: Op, labels: dict[fx.Node, Labels]) -> Any:
     out = Labels.plain(op.shape)
     with torch.no_grad():
         # Full-size samples cost most, and few ops need them.
-        make = functools.cache(lambda small: _Sample(op, small))
+        make = functools.cache(lambda small: _Sample(op, labelled.keys(), small))
         samples = [lambda: make(True), *([lambda: make(False)] if elements <= _LARGEST else [])]
         for d in range(max(len(x.dims) for x in labelled.values())):
             carrying = {node: x for node, x in labelled.items() if d < len(x.dims) and is_labelled(x.dims[d])}
