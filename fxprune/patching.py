@@ -41,12 +41,31 @@ def _patches(module: ModuleType) -> dict[str, Any]:
 
 
 def packages_of(model: nn.Module) -> set[str]:
-    """The packages that the classes of a model and of its parts come from, but for torch and fxprune."""
-    return {type(module).__module__.partition(".")[0] for module in model.modules()} - {"torch", "fxprune"}
+    """The packages of a model's code, but for torch and fxprune.
+
+    They are those that the classes of the model and of its parts come from, and those of the functions and modules that
+    the files of these classes name, as `einops` or a file of helpers.
+    """
+    files = {type(module).__module__ for module in model.modules()}
+    named = {_package(origin) for file in files if file in sys.modules for origin in _origins(sys.modules[file])}
+    return ({_package(file) for file in files} | (named - sys.stdlib_module_names)) - {"torch", "fxprune"}
+
+
+def _package(name: str) -> str:
+    return name.partition(".")[0]
+
+
+def _origins(module: ModuleType) -> Iterator[str]:
+    """Where the functions and modules come from that a file names."""
+    for value in list(vars(module).values()):
+        if isinstance(value, ModuleType):
+            yield value.__name__
+        elif isinstance(value, (FunctionType, functools._lru_cache_wrapper)):
+            yield value.__module__ or ""
 
 
 def _modules_of(packages: set[str]) -> list[ModuleType]:
-    loaded: list[Any] = [module for name, module in list(sys.modules.items()) if name.partition(".")[0] in packages]
+    loaded: list[Any] = [module for name, module in list(sys.modules.items()) if _package(name) in packages]
     return [module for module in loaded if isinstance(module, ModuleType)]
 
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import copy
 import functools
+import importlib
 import math
 import pickle
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -422,6 +424,46 @@ def test_whole_numbers_in_tensors_are_computed_by_the_graph_where_torch_takes_nu
     traced = trace(model, torch.randn(2, 3, 33))
     for length in (33, 34, 35, 50):
         assert_same(model, traced, torch.randn(2, 3, length))
+
+
+HELPERS = """
+import functools, torch
+
+@functools.lru_cache(None)
+def positions(length):
+    return torch.arange(length)[:, None] / length
+
+def joined(windows, height, width):
+    batch = int(windows.shape[0] / (height * width / 2 / 2))
+    return windows.view(batch, height * width, -1)
+"""
+MODEL = """
+import helpers_of_a_user, torch
+from helpers_of_a_user import joined
+
+class Net(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a = torch.nn.Linear(8, 6)
+
+    def forward(self, x):
+        batch, height, width, _ = x.shape
+        windows = self.a(x).reshape(-1, 2, 2, 6)
+        return joined(windows, height, width) + helpers_of_a_user.positions(height * width)
+"""
+
+
+def test_helpers_in_files_of_their_own_are_traced_and_keep_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What they cache must be none of what is made on the meta device, nor may `int` make a batch a constant."""
+    (tmp_path / "helpers_of_a_user.py").write_text(HELPERS)
+    (tmp_path / "model_of_a_user.py").write_text(MODEL)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    model = importlib.import_module("model_of_a_user").Net()
+    traced = trace(model, torch.randn(2, 4, 4, 8))
+    assert_same(model, traced, torch.randn(3, 4, 4, 8))
+    assert_same(model, trace(model, torch.randn(2, 4, 4, 8)), torch.randn(5, 4, 4, 8))
 
 
 def test_what_was_traced_can_be_traced_again() -> None:
