@@ -2,25 +2,25 @@
 
 from fxprune.analysis import analyze
 from fxprune.api import prune
-from fxprune.channel_latency import time_channels
 from fxprune.channels import ChannelGraph, Dimension, Frozen, Group
-from fxprune.checkpoint import load, save
 from fxprune.compensation import compensate
-from fxprune.criteria import scores
 from fxprune.errors import FxpruneError, FxpruneWarning
-from fxprune.exporting import export
+from fxprune.files.checkpoint import load, save
+from fxprune.files.exporting import export
 from fxprune.flops import count_flops
-from fxprune.gating import insert_gates, remove_gates
-from fxprune.latency import Latency, measure_latency
-from fxprune.learning import Gates, learn_gates
+from fxprune.gates.gating import insert_gates, remove_gates
+from fxprune.gates.learning import Gates, learn_gates
+from fxprune.latency.channels import time_channels
+from fxprune.latency.measure import Latency, measure_latency
 from fxprune.optimizers import prune_optimizer
 from fxprune.own_class import restore_class
 from fxprune.plan import Plan
 from fxprune.planning import make_plan
 from fxprune.reporting import Report, report
 from fxprune.rewriting import plan_of, rewrite
-from fxprune.tracing import trace
-from fxprune.training import DivergenceError, Epoch, finetune
+from fxprune.scoring.criteria import scores
+from fxprune.tracing.tracer import trace
+from fxprune.training.finetune import DivergenceError, Epoch, finetune
 from fxprune.verification import verify
 
 __all__ = [

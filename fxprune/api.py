@@ -11,22 +11,22 @@ import torch
 from torch import fx, nn
 
 from fxprune.analysis import analyze
-from fxprune.channel_latency import time_channels
 from fxprune.channels import ChannelGraph, Scores
 from fxprune.compensation import compensate as compensated
 from fxprune.copies import cloned
-from fxprune.criteria import FROM_DATA, check_method, scores
 from fxprune.data import Batch, calibration_batch, check_labels, run_model
 from fxprune.errors import FxpruneError, FxpruneWarning
-from fxprune.latency_budget import UnreachableLatencyError, plan_for_latency
-from fxprune.learning import learn_gates
+from fxprune.gates.learning import learn_gates
+from fxprune.latency.budget import UnreachableLatencyError, plan_for_latency
+from fxprune.latency.channels import time_channels
 from fxprune.losses import are_class_labels, number_of_classes
 from fxprune.planning import check_latency, flops_target, make_plan
 from fxprune.progress import Progress, shown
 from fxprune.rewriting import rewrite
-from fxprune.sensitivity import evaluated
+from fxprune.scoring.criteria import FROM_DATA, check_method, scores
+from fxprune.scoring.sensitivity import evaluated
 from fxprune.synthesis import synthesize
-from fxprune.tracing import trace
+from fxprune.tracing.tracer import trace
 
 __all__ = ["prune"]
 

@@ -34,7 +34,7 @@ from fxprune.lockstep import Lockstep
 from fxprune.losses import distillation_loss
 from fxprune.progress import Progress, silent
 from fxprune.rewriting import alive_channels, plan_of
-from fxprune.tracing import trace
+from fxprune.tracing.tracer import trace
 
 __all__ = ["compensate"]
 

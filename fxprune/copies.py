@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from fxprune.errors import FxpruneError
-from fxprune.meta_results import META
+from fxprune.tracing.meta_results import META
 
 __all__ = ["TensorCopies", "cloned", "meta_like", "meta_twin", "tensors_of"]
 

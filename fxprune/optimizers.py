@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from fxprune.errors import FxpruneError
-from fxprune.fingerprint import Fingerprint, named_tensors
+from fxprune.files.fingerprint import Fingerprint, named_tensors
 from fxprune.rewriting import plan_of
 
 __all__ = ["prune_optimizer"]

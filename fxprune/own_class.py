@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from fxprune.calls import call_of
 from fxprune.copies import cloned
 from fxprune.errors import FxpruneError
-from fxprune.fingerprint import named_tensors
+from fxprune.files.fingerprint import named_tensors
 from fxprune.rewriting import plan_of
-from fxprune.user_code import place_of
+from fxprune.tracing.user_code import place_of
 from fxprune.verification import largest_difference, outputs_in_double
 
 __all__ = ["restore_class"]

@@ -15,7 +15,7 @@ from torch import fx, nn
 from fxprune.channels import ChannelGraph, Labels, Size
 from fxprune.copies import cloned
 from fxprune.errors import FxpruneError
-from fxprune.fingerprint import fingerprint
+from fxprune.files.fingerprint import fingerprint
 from fxprune.plan import Plan
 from fxprune.rules import find_rule
 from fxprune.rules.known_index import computes_indices

@@ -12,7 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from fxprune.channels import ChannelGraph
 from fxprune.progress import Progress, silent
-from fxprune.sensitivity import evaluated
+from fxprune.scoring.sensitivity import evaluated
 
 __all__ = ["pink_noise", "synthesize"]
 

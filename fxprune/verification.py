@@ -18,11 +18,11 @@ from fxprune.analysis import analyze
 from fxprune.calls import call_of
 from fxprune.copies import cloned
 from fxprune.errors import FxpruneError
-from fxprune.fingerprint import named_tensors
-from fxprune.patching import packages_of, uncached
+from fxprune.files.fingerprint import named_tensors
 from fxprune.plan import Plan
 from fxprune.rewriting import plan_of, rewrite
-from fxprune.tracing import trace
+from fxprune.tracing.patching import packages_of, uncached
+from fxprune.tracing.tracer import trace
 
 __all__ = ["largest_difference", "mask", "outputs_in_double", "verify"]
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 import fxprune
 from fxprune import FxpruneError
 from fxprune.channels import Group
-from fxprune.latency_budget import plan_for_latency
+from fxprune.latency.budget import plan_for_latency
 from fxprune.polynomial import Term, build_polynomial
 
 SECONDS = 1e-3  # that the slow op takes for each of its channels
@@ -66,8 +66,8 @@ class TwoBranches(nn.Module):
 @pytest.fixture(scope="module", autouse=True)
 def _clock() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        for module in ("latency", "channel_latency"):
-            patch.setattr(f"fxprune.{module}.time", CLOCK)
+        for module in ("measure", "channels"):
+            patch.setattr(f"fxprune.latency.{module}.time", CLOCK)
         yield
 
 
@@ -187,7 +187,7 @@ def clock(overhead: float, steps: int = 0) -> Callable[..., tuple[fxprune.Latenc
 def test_what_is_fast_enough_is_not_cut_far_below_a_step(
     model: nn.Module, graph: fxprune.ChannelGraph, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("fxprune.latency_budget.measure_latency", clock(0.0, steps=2))
+    monkeypatch.setattr("fxprune.latency.budget.measure_latency", clock(0.0, steps=2))
     predicted = replace(graph, latency=graph.flops)
     plan = plan_for_latency(predicted, fxprune.scores(predicted), model, 0.9)
     assert 0.46 < plan.flops / plan.flops_before <= 0.5
@@ -197,7 +197,7 @@ def test_what_is_fast_enough_is_not_cut_far_below_a_step(
 def test_a_few_measurements_suffice_where_the_prediction_is_far_off(
     model: nn.Module, graph: fxprune.ChannelGraph, monkeypatch: pytest.MonkeyPatch, overhead: float, latency: float
 ) -> None:
-    monkeypatch.setattr("fxprune.latency_budget.measure_latency", clock(overhead))
+    monkeypatch.setattr("fxprune.latency.budget.measure_latency", clock(overhead))
     predicted = replace(graph, latency=graph.flops)
     plan = plan_for_latency(predicted, fxprune.scores(predicted), model, latency)
     assert 0.95 * latency <= overhead + (1 - overhead) * plan.flops / plan.flops_before <= latency
@@ -206,13 +206,13 @@ def test_a_few_measurements_suffice_where_the_prediction_is_far_off(
 def test_a_budget_that_is_out_of_reach_is_no_reason_to_score_otherwise(
     model: nn.Module, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("fxprune.latency_budget.measure_latency", clock(0.9))
+    monkeypatch.setattr("fxprune.latency.budget.measure_latency", clock(0.9))
     with pytest.raises(FxpruneError, match=r"80.0% of the model's cannot be reached: the lowest that was measured"):
         fxprune.prune(model, latency=0.8, data=image(batch=8, size=8))
 
 
 def test_the_time_of_what_gives_several_tensors_goes_by_all_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fxprune.channel_latency.time", time)
+    monkeypatch.setattr("fxprune.latency.channels.time", time)
 
     class Recurrent(nn.Module):
         def __init__(self) -> None:
@@ -280,7 +280,7 @@ def test_times_that_vary_are_not_trusted_silently(model: nn.Module, monkeypatch:
     def unsteady(*args: Any, **kwargs: Any) -> Any:
         return tuple(replace(each, spread=each.seconds) for each in fxprune.measure_latency(*args, **kwargs))
 
-    monkeypatch.setattr("fxprune.latency_budget.measure_latency", unsteady)
+    monkeypatch.setattr("fxprune.latency.budget.measure_latency", unsteady)
     with pytest.warns(fxprune.FxpruneWarning, match="interquartile range of 100% of it"):
         fxprune.prune(model, latency=0.7, example_inputs=image(batch=1, size=8), compensate=False)
 

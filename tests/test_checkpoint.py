@@ -19,9 +19,9 @@ from torch import Tensor, fx, nn
 
 import fxprune
 from fxprune import FxpruneError
-from fxprune.fingerprint import named_tensors
+from fxprune.files.fingerprint import named_tensors
 from fxprune.models import load_model
-from fxprune.snapshots import save_snapshot
+from fxprune.training.snapshots import save_snapshot
 
 
 class Block(nn.Module):

@@ -343,7 +343,7 @@ def test_an_interrupt_while_writing_leaves_the_previous_file(
     def interrupted(handle: int) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("fxprune.files.os.fsync", interrupted)
+    monkeypatch.setattr("fxprune.files.writing.os.fsync", interrupted)
     command = (*PRUNE, "--no-compensate") if verb == "prune" else ("report", small, "--model", MODEL, "--no-measure")
     result = run(*command, "-o", path)
     assert result.exit_code == 130

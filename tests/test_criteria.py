@@ -109,7 +109,7 @@ def test_relevance_is_handed_on_whole() -> None:
         nn.Flatten(), nn.Linear(32, 16), nn.GELU(), nn.Linear(16, 4),
     )  # fmt: skip
     graph = analysed(chain)
-    from fxprune.relevance import _Relevance
+    from fxprune.scoring.relevance import _Relevance
 
     with torch.no_grad():
         for channels, values in _Relevance(graph).by_channels():

@@ -9,8 +9,8 @@ from benchmarks.coverage import HERE, _randomise, check
 from torch.utils import _pytree as pytree
 
 import fxprune
-from fxprune.dagger import Dagger
-from fxprune.gating import gated_groups, insert_gates
+from fxprune.gates.dagger import Dagger
+from fxprune.gates.gating import gated_groups, insert_gates
 from fxprune.models import example_inputs, load_model
 from fxprune.rewriting import alive_channels
 

@@ -108,7 +108,7 @@ def test_what_cannot_be_exported_is_named(tmp_path: Path, monkeypatch: pytest.Mo
         other = io.BytesIO()
         args = (torch.ones(2, 3, 9, 9), torch.ones(2, 1))
         torch.export.save(torch.export.export(Net().eval(), args), other)
-        patch.setattr("fxprune.exporting._to_archive", lambda program: other.getvalue())
+        patch.setattr("fxprune.files.exporting._to_archive", lambda program: other.getvalue())
         with pytest.raises(FxpruneError, match=r"fails when it runs at batch size 1: .*dynamic_batch=False"):
             fxprune.export(pruned, tmp_path / "net.pt2")
     with monkeypatch.context() as patch:

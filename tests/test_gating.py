@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 import fxprune
-from fxprune.dagger import Dagger
-from fxprune.gating import gate, gate_logits, gate_places, gated_groups, insert_gates, remove_gates
+from fxprune.gates.dagger import Dagger
+from fxprune.gates.gating import gate, gate_logits, gate_places, gated_groups, insert_gates, remove_gates
 from fxprune.models import example_inputs, load_model
 from fxprune.rewriting import alive_channels
 

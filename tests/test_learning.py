@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import fxprune
-from fxprune.learning import Gates, learn_gates
+from fxprune.gates.learning import Gates, learn_gates
 
 
 def _trained() -> tuple[fxprune.ChannelGraph, list[tuple[torch.Tensor, torch.Tensor]]]:
@@ -62,7 +62,7 @@ def test_learned_gates_lose_less_than_the_order_they_start_from() -> None:
     graph, data = _trained()
     inputs, labels = torch.cat([x for x, _ in data]), torch.cat([y for _, y in data])
 
-    def loss(scores: fxprune.criteria.Scores) -> float:
+    def loss(scores: fxprune.channels.Scores) -> float:
         pruned = fxprune.rewrite(graph, fxprune.make_plan(graph, scores, flops=0.5)).eval()
         with torch.no_grad():
             return float(F.cross_entropy(pruned(inputs), labels))
@@ -120,7 +120,7 @@ def test_a_few_steps_on_one_batch_do_no_harm_and_no_group_is_emptied() -> None:
     graph, data = _trained()
     inputs = torch.cat([x for x, _ in data])
 
-    def distance(scores: fxprune.criteria.Scores) -> float:
+    def distance(scores: fxprune.channels.Scores) -> float:
         pruned = fxprune.rewrite(graph, fxprune.make_plan(graph, scores, flops=0.3)).eval()
         with torch.no_grad():
             return float((pruned(inputs).softmax(1) - graph.module(inputs).softmax(1)).abs().mean())

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import fxprune
-from fxprune.sensitivity import fisher_scores, gate_gradients, taylor_scores
+from fxprune.scoring.sensitivity import fisher_scores, gate_gradients, taylor_scores
 
 
 def _net() -> nn.Module:

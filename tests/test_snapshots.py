@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from fxprune import FxpruneError
-from fxprune.snapshots import load_snapshot, save_snapshot
+from fxprune.training.snapshots import load_snapshot, save_snapshot
 
 
 def test_any_nesting_comes_back_with_its_types(tmp_path):
@@ -96,7 +96,7 @@ def test_a_kill_while_writing_leaves_a_whole_one(tmp_path):
     path = tmp_path / "run.safetensors"
     code = (
         "import sys, torch\n"
-        "from fxprune.snapshots import save_snapshot\n"
+        "from fxprune.training.snapshots import save_snapshot\n"
         "tensor = torch.zeros(1_000_000)\n"
         "for step in range(10_000):\n"
         "    save_snapshot(sys.argv[1], {'step': step, 'tensor': tensor + step})\n"

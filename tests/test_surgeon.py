@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 
 import fxprune
-from fxprune.sensitivity import fisher_scores
-from fxprune.surgeon import surgeon_scores
+from fxprune.scoring.sensitivity import fisher_scores
+from fxprune.scoring.surgeon import surgeon_scores
 
 
 class InPlace(nn.Module):

@@ -22,7 +22,7 @@ from torch.nn import functional
 
 from fxprune import trees
 from fxprune.errors import FxpruneError
-from fxprune.tracing import trace
+from fxprune.tracing.tracer import trace
 
 
 @pytest.fixture(autouse=True)

@@ -17,8 +17,8 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 import fxprune
 from fxprune import FxpruneError
-from fxprune.sharding import Shards
-from fxprune.training import DivergenceError, finetune
+from fxprune.training.finetune import DivergenceError, finetune
+from fxprune.training.sharding import Shards
 
 QUIET = {"progress": False}
 

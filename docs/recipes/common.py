@@ -15,9 +15,9 @@ from torch.utils.data import DataLoader
 
 import fxprune
 from fxprune.data import calibration_batch
-from fxprune.learning import learn_gates
-from fxprune.sharding import Shards
-from fxprune.training import Epoch, finetune
+from fxprune.gates.learning import learn_gates
+from fxprune.training.finetune import Epoch, finetune
+from fxprune.training.sharding import Shards
 
 
 def arguments(description: str | None, **defaults: Any) -> argparse.ArgumentParser:

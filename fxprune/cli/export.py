@@ -9,7 +9,7 @@ import typer
 
 from fxprune.cli.common import Arguments, AsJson, Debug, File, OriginalModel, Stages, check_output, print_json, running
 from fxprune.cli.models import load_pruned
-from fxprune.exporting import export as export_model
+from fxprune.files.exporting import export as export_model
 
 __all__ = ["export"]
 

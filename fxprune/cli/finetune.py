@@ -11,7 +11,6 @@ import typer
 from torch import nn
 
 from fxprune.calls import call_of
-from fxprune.checkpoint import save
 from fxprune.cli.common import (
     Arguments,
     AsJson,
@@ -28,9 +27,10 @@ from fxprune.cli.common import (
 from fxprune.cli.images import Download, Mean, Std, open_images, preprocessing_for
 from fxprune.cli.models import load_original, load_pruned
 from fxprune.errors import FxpruneError
+from fxprune.files.checkpoint import save
 from fxprune.losses import main_output, number_of_classes
-from fxprune.training import Epoch
-from fxprune.training import finetune as finetune_model
+from fxprune.training.finetune import Epoch
+from fxprune.training.finetune import finetune as finetune_model
 
 __all__ = ["finetune"]
 

@@ -8,7 +8,7 @@ from fxprune.analysis import analyze
 from fxprune.cli.common import Arguments, AsJson, Debug, Input, Model, Stages, Weights, print_json, running
 from fxprune.cli.models import build, inputs_of
 from fxprune.models import example_inputs
-from fxprune.tracing import trace
+from fxprune.tracing.tracer import trace
 
 __all__ = ["inspect"]
 

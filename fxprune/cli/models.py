@@ -15,8 +15,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, fx, nn
 
-from fxprune.checkpoint import load
 from fxprune.errors import FxpruneError
+from fxprune.files.checkpoint import load
 from fxprune.models import load_model
 from fxprune.reporting.originals import rebuilt
 

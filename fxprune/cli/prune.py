@@ -11,7 +11,6 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from fxprune.api import prune as prune_model
-from fxprune.checkpoint import save
 from fxprune.cli.common import (
     Arguments,
     AsJson,
@@ -28,7 +27,8 @@ from fxprune.cli.common import (
 from fxprune.cli.images import Data, Download, Mean, Preprocessing, Std, open_images, preprocessing_for
 from fxprune.cli.models import build, inputs_of
 from fxprune.errors import FxpruneError
-from fxprune.files import replace_file
+from fxprune.files.checkpoint import save
+from fxprune.files.writing import replace_file
 from fxprune.losses import number_of_classes
 from fxprune.models import example_inputs
 from fxprune.reporting.measuring import certify

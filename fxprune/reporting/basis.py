@@ -14,11 +14,11 @@ from fxprune.analysis import analyze
 from fxprune.calls import example_of
 from fxprune.channels import ChannelGraph, Group
 from fxprune.errors import FxpruneError
-from fxprune.fingerprint import Fingerprint, fingerprint, named_tensors
+from fxprune.files.fingerprint import Fingerprint, fingerprint, named_tensors
 from fxprune.polynomial import Term
 from fxprune.reporting.facts import Change
 from fxprune.rewriting import alive_channels, plan_of
-from fxprune.tracing import trace
+from fxprune.tracing.tracer import trace
 
 __all__ = ["Basis", "make_basis"]
 

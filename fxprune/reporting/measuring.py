@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from fxprune.calls import call_of
 from fxprune.eval_mode import in_eval
-from fxprune.fingerprint import named_tensors
+from fxprune.files.fingerprint import named_tensors
 from fxprune.reporting.facts import Certificate, Memory
 from fxprune.verification import verify
 

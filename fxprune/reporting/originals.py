@@ -7,9 +7,9 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from fxprune.checkpoint_record import trusted_source
 from fxprune.errors import FxpruneError
-from fxprune.fingerprint import Fingerprint, named_tensors
+from fxprune.files.fingerprint import Fingerprint, named_tensors
+from fxprune.files.record import trusted_source
 from fxprune.models import load_model
 
 __all__ = ["rebuilt"]

@@ -13,7 +13,7 @@ from fxprune.reporting.numbers import TIMES, arrow, bytes_of, count, millisecond
 from fxprune.reporting.text import facts
 
 if TYPE_CHECKING:
-    from fxprune.latency import Latency
+    from fxprune.latency.measure import Latency
     from fxprune.reporting.report import Report
 
 __all__ = ["page"]

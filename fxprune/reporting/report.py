@@ -13,8 +13,8 @@ from torch.utils import _pytree as pytree
 
 from fxprune.calls import call_of, example_of
 from fxprune.errors import FxpruneError
-from fxprune.files import replace_file
-from fxprune.latency import Latency, measure_latency
+from fxprune.files.writing import replace_file
+from fxprune.latency.measure import Latency, measure_latency
 from fxprune.models import Source
 from fxprune.reporting import page, text
 from fxprune.reporting.basis import Basis, make_basis

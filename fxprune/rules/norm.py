@@ -20,7 +20,7 @@ from torch.nn.utils.parametrizations import _SpectralNorm
 from fxprune.channels import Labels, size_of
 from fxprune.polynomial import Term, term
 from fxprune.rules.registry import Call, Op, Rewrite, numel, rule
-from fxprune.traced_module import DivideBySpectralNorm
+from fxprune.tracing.traced_module import DivideBySpectralNorm
 
 __all__: list[str] = []
 

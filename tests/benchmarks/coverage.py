@@ -23,6 +23,7 @@ import io
 import json
 import math
 import multiprocessing
+import re
 import resource
 import signal
 import statistics
@@ -291,7 +292,8 @@ def _require(condition: bool, reason: str) -> None:
 
 
 def _reason(error: BaseException) -> str:
-    text = " ".join(str(error).split())
+    # Where the libraries lie is of no interest.
+    text = re.sub(r"\S*/site-packages/", "", " ".join(str(error).split()))
     text = text if len(text) <= 400 else f"{text[:300]} ... {text[-90:]}"
     return text if isinstance(error, AssertionError) and text else f"{type(error).__name__}: {text}"
 

@@ -30,7 +30,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import fxprune
-from fxprune.training import finetune
+from fxprune.training.finetune import finetune
 
 DATA = Path("/usr/share/datasets/fashion-mnist")
 OUT = Path(__file__).resolve().parents[2] / "build" / "fashion"

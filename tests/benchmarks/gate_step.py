@@ -22,7 +22,7 @@ from nets import NETS
 from torch import Tensor, nn
 
 import fxprune
-from fxprune.learning import learn_gates
+from fxprune.gates.learning import learn_gates
 from fxprune.models import load_model
 
 REAL = {"timm:resnet50": 8, "timm:mobilenetv2_100": 8}

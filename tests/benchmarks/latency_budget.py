@@ -20,7 +20,7 @@ import torch
 from photographs import FOLDERS, agreement, class_scores, demo, split
 
 import fxprune
-from fxprune.latency_budget import plan_for_latency
+from fxprune.latency.budget import plan_for_latency
 
 
 def main() -> int:

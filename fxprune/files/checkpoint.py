@@ -19,16 +19,16 @@ from safetensors.torch import save as to_bytes
 from torch import Tensor, fx, nn
 
 from fxprune.analysis import analyze
-from fxprune.checkpoint_record import FORMAT, KEY, OWN_META, Record, trusted_source, version_of
 from fxprune.copies import cloned
 from fxprune.errors import FxpruneError
-from fxprune.files import replace_file
-from fxprune.fingerprint import Fingerprint, fingerprint, named_tensors
+from fxprune.files.fingerprint import Fingerprint, fingerprint, named_tensors
+from fxprune.files.record import FORMAT, KEY, OWN_META, Record, trusted_source, version_of
+from fxprune.files.writing import replace_file
 from fxprune.models import Source, load_model
 from fxprune.plan import plan_to_json
 from fxprune.rewriting import plan_of, rewrite
-from fxprune.snapshots import pack
-from fxprune.tracing import trace
+from fxprune.tracing.tracer import trace
+from fxprune.training.snapshots import pack
 
 __all__ = ["load", "save"]
 

@@ -1,8 +1,8 @@
 """Learn the gates: task loss plus FLOPs-aware regularisation.
 
 The weight of the regularisation is not fixed: at each step it is what balances the pull of the task along the FLOPs
-(`fxprune.dagger.flops_balance`), and all logits are then shifted together until the open gates meet the target of the
-moment. So the budget is met whatever the scale of the loss, and what is learned is which channels use it best.
+(`fxprune.gates.dagger.flops_balance`), and all logits are then shifted together until the open gates meet the target of
+the moment. So the budget is met whatever the scale of the loss, and what is learned is which channels use it best.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ import torch
 from torch import Tensor, fx, nn
 
 from fxprune.channels import ChannelGraph, Scores
-from fxprune.criteria import FROM_DATA, scores
-from fxprune.dagger import Dagger, flops_balance, straight_through
 from fxprune.data import Batch, calibration_batch, check_labels, run_model
 from fxprune.errors import FxpruneError
-from fxprune.gating import dagger_inputs, gate_logits, gated_groups, insert_gates
+from fxprune.gates.dagger import Dagger, flops_balance, straight_through
+from fxprune.gates.gating import dagger_inputs, gate_logits, gated_groups, insert_gates
 from fxprune.losses import class_loss, distillation_loss, number_of_classes
 from fxprune.progress import Progress, shown
 from fxprune.randomness import own_randomness
-from fxprune.runs import digest, frozen, make_accelerator
-from fxprune.sharding import Shards
-from fxprune.snapshots import load_run, save_snapshot
+from fxprune.scoring.criteria import FROM_DATA, scores
+from fxprune.training.runs import digest, frozen, make_accelerator
+from fxprune.training.sharding import Shards
+from fxprune.training.snapshots import load_run, save_snapshot
 
 __all__ = ["Gates", "learn_gates"]
 

@@ -15,7 +15,7 @@ from fxprune.channels import ChannelGraph, Scores
 from fxprune.data import Batch, Batches, check_labels, placeholder_values, running_on
 from fxprune.errors import FxpruneError
 from fxprune.eval_mode import in_eval
-from fxprune.gating import gate_places
+from fxprune.gates.gating import gate_places
 from fxprune.losses import are_class_labels, class_loss, float_outputs, main_output, number_of_classes
 from fxprune.progress import Progress, silent
 

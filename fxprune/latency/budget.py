@@ -12,7 +12,7 @@ from torch import nn
 from fxprune.calls import example_of
 from fxprune.channels import ChannelGraph, Scores
 from fxprune.errors import FxpruneError, FxpruneWarning
-from fxprune.latency import measure_latency
+from fxprune.latency.measure import measure_latency
 from fxprune.plan import Plan
 from fxprune.planning import make_plan
 from fxprune.rewriting import rewrite

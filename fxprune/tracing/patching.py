@@ -15,8 +15,8 @@ import torch
 from torch import nn
 from torch.nn.utils.spectral_norm import SpectralNorm
 
-from fxprune.recording import Recorder
-from fxprune.sizes import BUILTINS, NUMBER_FUNCTIONS
+from fxprune.tracing.recording import Recorder
+from fxprune.tracing.sizes import BUILTINS, NUMBER_FUNCTIONS
 
 __all__ = ["packages_of", "recording", "uncached"]
 

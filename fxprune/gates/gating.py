@@ -20,10 +20,10 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from fxprune.channels import ChannelGraph, Group, Ids, Labels
-from fxprune.dagger import Dagger, Join, gate
 from fxprune.errors import FxpruneError
+from fxprune.gates.dagger import Dagger, Join, gate
+from fxprune.gates.weight_given import WEIGHT_GIVEN
 from fxprune.rules.recurrent import recurrent_weights
-from fxprune.weight_given import WEIGHT_GIVEN
 
 __all__ = ["GatePlace", "dagger_inputs", "gate_logits", "gate_places", "gated_groups", "insert_gates", "remove_gates"]
 

@@ -22,11 +22,11 @@ from fxprune.copies import TensorCopies, cloned, meta_like, meta_twin, tensors_o
 from fxprune.errors import FxpruneError
 from fxprune.models import example_inputs as default_inputs
 from fxprune.models import source_of
-from fxprune.modes import compare, insert_modes, small_readers
-from fxprune.patching import recording
-from fxprune.recording import DataDependentError, Recorder
-from fxprune.traced_module import ApplyFunction, ByMode, TracedModule
-from fxprune.user_code import place_of
+from fxprune.tracing.modes import compare, insert_modes, small_readers
+from fxprune.tracing.patching import recording
+from fxprune.tracing.recording import DataDependentError, Recorder
+from fxprune.tracing.traced_module import ApplyFunction, ByMode, TracedModule
+from fxprune.tracing.user_code import place_of
 
 __all__ = ["TracedModule", "trace"]
 

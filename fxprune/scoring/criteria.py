@@ -13,9 +13,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from fxprune.channels import ChannelGraph, Ids, Scores
 from fxprune.errors import FxpruneError
 from fxprune.progress import Progress, silent
-from fxprune.relevance import relevance_scores
-from fxprune.sensitivity import fisher_scores, taylor_scores
-from fxprune.surgeon import surgeon_scores
+from fxprune.scoring.relevance import relevance_scores
+from fxprune.scoring.sensitivity import fisher_scores, taylor_scores
+from fxprune.scoring.surgeon import surgeon_scores
 
 __all__ = [
     "FROM_DATA",

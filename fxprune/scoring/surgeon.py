@@ -14,10 +14,10 @@ from torch import Tensor, fx
 from fxprune.channels import ChannelGraph, Group, Ids, Scores
 from fxprune.contraction import Contraction, contraction_of, find_parameter
 from fxprune.data import Batch, Batches, placeholder_values, running_on
-from fxprune.gating import GatePlace, gate_places
+from fxprune.gates.gating import GatePlace, gate_places
 from fxprune.holdout import split_apart
 from fxprune.progress import Progress, silent
-from fxprune.sensitivity import evaluated, fisher_scores, output_losses, per_cost
+from fxprune.scoring.sensitivity import evaluated, fisher_scores, output_losses, per_cost
 
 __all__ = ["surgeon_scores"]
 

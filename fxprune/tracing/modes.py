@@ -9,8 +9,8 @@ from typing import Any, cast
 
 from torch import fx, nn
 
-from fxprune.recording import Recorder
-from fxprune.traced_module import ByMode
+from fxprune.tracing.recording import Recorder
+from fxprune.tracing.traced_module import ByMode
 
 __all__ = ["Differences", "compare", "insert_modes", "small_readers"]
 

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
-from fxprune.meta_results import META
-from fxprune.sizes import TracedSize
-from fxprune.user_code import user_frame
+from fxprune.tracing.meta_results import META
+from fxprune.tracing.sizes import TracedSize
+from fxprune.tracing.user_code import user_frame
 
 if TYPE_CHECKING:
-    from fxprune.recording import Recorder
+    from fxprune.tracing.recording import Recorder
 
 __all__ = ["META_RUNS", "SPECIAL_CALLS"]
 

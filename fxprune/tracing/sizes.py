@@ -12,7 +12,7 @@ import torch
 from torch import fx
 
 if TYPE_CHECKING:
-    from fxprune.recording import Recorder
+    from fxprune.tracing.recording import Recorder
 
 __all__ = [
     "BUILTINS", "NUMBER_FUNCTIONS", "TracedFloat", "TracedInt", "TracedNumber", "TracedSize", "TracingInt", "plain",

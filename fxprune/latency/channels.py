@@ -17,7 +17,7 @@ from torch.utils import _pytree as pytree
 from fxprune.calls import Call
 from fxprune.channels import ChannelGraph, Labels
 from fxprune.data import Batch, placeholder_values
-from fxprune.latency import Run, check_settings, threads_set, without_collection
+from fxprune.latency.measure import Run, check_settings, threads_set, without_collection
 from fxprune.polynomial import Polynomial, Term, build_polynomial, term
 from fxprune.randomness import own_randomness
 

@@ -20,9 +20,9 @@ from fxprune.errors import FxpruneError
 from fxprune.losses import class_loss, distillation_loss, number_of_classes
 from fxprune.progress import Progress, shown
 from fxprune.randomness import own_randomness
-from fxprune.runs import digest, frozen, make_accelerator
-from fxprune.sharding import Shards
-from fxprune.snapshots import load_run, save_snapshot
+from fxprune.training.runs import digest, frozen, make_accelerator
+from fxprune.training.sharding import Shards
+from fxprune.training.snapshots import load_run, save_snapshot
 
 __all__ = ["DivergenceError", "Epoch", "finetune"]
 

@@ -25,13 +25,13 @@ from torch.utils._device import _device_constructors
 
 from fxprune import trees
 from fxprune.errors import FxpruneError
-from fxprune.meta_results import META, call_key, leaf_key, recall, remember
-from fxprune.node_targets import is_random, is_reflected, node_target
-from fxprune.real_values import RealValues, is_count
-from fxprune.sizes import TracedInt, TracedNumber, TracingInt, plain, traced_number
-from fxprune.special_calls import META_RUNS, SPECIAL_CALLS
-from fxprune.traced_module import ApplyFunction, ByMode, DivideBySpectralNorm
-from fxprune.user_code import user_frame
+from fxprune.tracing.meta_results import META, call_key, leaf_key, recall, remember
+from fxprune.tracing.node_targets import is_random, is_reflected, node_target
+from fxprune.tracing.real_values import RealValues, is_count
+from fxprune.tracing.sizes import TracedInt, TracedNumber, TracingInt, plain, traced_number
+from fxprune.tracing.special_calls import META_RUNS, SPECIAL_CALLS
+from fxprune.tracing.traced_module import ApplyFunction, ByMode, DivideBySpectralNorm
+from fxprune.tracing.user_code import user_frame
 
 __all__ = ["DataDependentError", "Recorder"]
 

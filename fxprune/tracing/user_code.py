@@ -13,7 +13,7 @@ import torch
 __all__ = ["place_of", "user_frame"]
 
 # How the names of files start that are not the user's code; "<" is for generated code.
-_LIBRARY_FILES = (str(Path(torch.__file__).parent / "_")[:-1], str(Path(__file__).parent / "_")[:-1], "<")
+_LIBRARY_FILES = (str(Path(torch.__file__).parent / "_")[:-1], str(Path(__file__).parent.parent / "_")[:-1], "<")
 
 
 def user_frame() -> FrameType | None:

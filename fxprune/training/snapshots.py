@@ -17,7 +17,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from fxprune.errors import FxpruneError
-from fxprune.files import replace_file
+from fxprune.files.writing import replace_file
 
 __all__ = ["load_run", "load_snapshot", "pack", "save_snapshot", "unpack"]
 

@@ -19,7 +19,7 @@ from torch.utils import _pytree as pytree
 
 from fxprune.calls import Call, call_of, first_dimension, has_batch, with_batch
 from fxprune.errors import FxpruneError
-from fxprune.files import replace_file
+from fxprune.files.writing import replace_file
 
 __all__ = ["export"]
 

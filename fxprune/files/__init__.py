@@ -1,0 +1,1 @@
+"""Files: checkpoints, exports, and how they are written whole."""

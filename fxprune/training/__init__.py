@@ -1,0 +1,1 @@
+"""Training: the loop of `finetune`, and what it shares with the learning of gates."""
