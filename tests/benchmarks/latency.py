@@ -8,7 +8,8 @@
 The original and all of its pruned versions take turns in one measurement, since only such figures can be compared. For
 each the table has its part of the original's FLOPs, the median latency and its interquartile range, the speed-up, and
 that as a part of the ideal: what it were if time went by FLOPs. Weights are random, as are the widths' rank among them.
-"by time" is `prune(flops=0.5, latency=1)`.
+"by time" is `prune(flops=0.5, latency=1)`, "uniform" `prune(flops=0.5, method="uniform")`: all layers alike, as
+Torch-Pruning does it by default.
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ MODELS = (
     "timm:convnext_tiny",
 )
 PEER = "tp-magnitude"
+WAYS: dict[str, dict[str, Any]] = {"by FLOPs": {}, "by time": {"latency": 1.0}, "uniform": {"method": "uniform"}}
 
 
 def placed(spec: str, options: argparse.Namespace) -> tuple[nn.Module, Tensor]:
@@ -58,10 +60,10 @@ def versions(model: nn.Module, images: Tensor, options: argparse.Namespace) -> d
     rounding = [int(multiple) for multiple in options.rounding.split(",")]
     settings: dict[str, Any] = {"example_inputs": images, "compensate": False}
     for multiple in rounding:
-        for chosen_by, latency in (("FLOPs", None), ("time", 1.0)):
-            name = f"fxprune by {chosen_by}, {multiple}"
+        for way, asked in WAYS.items():
+            name = f"fxprune {way}, {multiple}"
             try:
-                found[name] = fxprune.prune(model, options.flops, latency=latency, round_to=multiple, **settings)
+                found[name] = fxprune.prune(model, options.flops, round_to=multiple, **settings, **asked)
             except fxprune.FxpruneError as error:
                 found[name] = _short(error)
     for multiple in [] if options.no_peer else rounding:

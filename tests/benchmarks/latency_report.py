@@ -66,8 +66,10 @@ def _speeds(rows: Sequence[dict[str, Any]]) -> str:
     head = f"""## Speed at half of the FLOPs
 
 The last column is the speed-up as a part of the ideal, which is what it were if time went by FLOPs: half of the FLOPs,
-twice as fast. *By time* is `prune(model, flops=0.5, latency=1)`; the number behind it is `round_to`. Torch-Pruning
-1.6.1 prunes with group magnitude, all layers alike, its default. Random weights; {how};
+twice as fast. *By time* is `prune(model, flops=0.5, latency=1)`, *uniform* is `prune(model, flops=0.5,
+method="uniform")`, all layers alike: what a score keeps whole for the sake of accuracy, as the residual stream of a
+ResNet, takes its whole time in additions and normalisation. The number behind is `round_to`. Torch-Pruning 1.6.1 prunes
+with group magnitude, all layers alike, its default. Random weights; {how};
 the versions of a model were timed in turns.
 
 | model | batch | version | FLOPs | median ms | interquartile range | speed-up | of the ideal |
