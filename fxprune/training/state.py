@@ -1,0 +1,213 @@
+"""The state of a fine-tuning run: what it depends on, one update, and its snapshots."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fxprune.data import Batch, check_labels, run_model
+from fxprune.errors import FxpruneError
+from fxprune.losses import class_loss, distillation_loss, number_of_classes
+from fxprune.training.snapshots import load_run, save_snapshot
+
+__all__ = ["Run", "Settings", "make_optimizer"]
+
+_RATES = {"sgd": 0.01, "adamw": 1e-4}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a run depends on: a checkpoint serves only a run with the same."""
+
+    epochs: int
+    lr: float | None
+    optimizer: str
+    schedule: str
+    warmup: float
+    weight_decay: float
+    label_smoothing: float
+    temperature: float
+    distill_weight: float
+    gradient_accumulation: int
+    seed: int
+    distilled: bool
+    weights: str
+
+    def __post_init__(self) -> None:
+        positive = ("epochs", "gradient_accumulation", "temperature")
+        for name in (*positive, "lr", "warmup", "weight_decay"):
+            value = getattr(self, name)
+            if value is not None and not (value > 0 if name in positive else value >= 0):
+                raise FxpruneError(f"{name} (={value}) must be {'positive' if name in positive else 'at least 0'}")
+        for name in ("label_smoothing", "distill_weight"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise FxpruneError(f"{name} (={getattr(self, name)}) must be from 0 to 1")
+        if self.schedule not in ("cosine", "constant"):
+            raise FxpruneError(f"schedule (={self.schedule!r}) is not known: use 'cosine' or 'constant'")
+
+
+class Run:
+    """The state of a run, and one step of it."""
+
+    def __init__(
+        self,
+        accelerator: Any,
+        settings: Settings,
+        model: nn.Module,
+        optimizer: Any,
+        teacher: nn.Module | None,
+        loss: Callable[[Any, Tensor], Tensor] | None,
+    ) -> None:
+        self.accelerator, self.settings = accelerator, settings
+        self.model, self.optimizer, self.teacher, self.loss = model, optimizer, teacher, loss
+        self.highest = [group["lr"] for group in optimizer.param_groups]
+        self.epoch, self.update, self.total = 0, 0, 0.0
+        self.rate: float = self.highest[0]
+
+    @property
+    def mean_loss(self) -> float:
+        """Over the epoch so far."""
+        return self.total / max(self.update, 1)
+
+    def set_rate(self, done: int, updates: int) -> float:
+        """Set the learning rate by how many updates are done, of so many an epoch."""
+        warm = round(self.settings.warmup * updates)
+        if done < warm:
+            factor = (done + 1) / (warm + 1)
+        elif self.settings.schedule == "constant":
+            factor = 1.0
+        else:
+            factor = 0.5 + 0.5 * math.cos(math.pi * (done - warm) / max(self.settings.epochs * updates - warm, 1))
+        for group, highest in zip(self.optimizer.param_groups, self.highest, strict=True):
+            group["lr"] = highest * factor
+        self.rate = self.highest[0] * factor
+        return self.rate
+
+    def step(self, batches: list[Batch]) -> float:
+        """One update by the mean loss over all samples of these batches, in all processes; returns that loss."""
+        device, processes = self.accelerator.device, self.accelerator.num_processes
+        here = torch.tensor(float(sum(batch.size for batch in batches)), device=device)
+        everywhere = self.accelerator.reduce(here, "sum")
+        total = torch.zeros((), device=device)
+        for batch in batches:
+            # Gradients are averaged over processes once, with the last batch.
+            last = batch is batches[-1]
+            with nullcontext() if last else self.accelerator.no_sync(self.model):
+                part = self._loss(batch) * (batch.size * processes / everywhere)
+                self.accelerator.backward(part)
+                total += part.detach()
+        value = float(self.accelerator.reduce(total, "mean"))
+        if math.isfinite(value):
+            self.optimizer.step()
+            self.total += value
+            self.update += 1
+        self.optimizer.zero_grad()
+        return value
+
+    def _loss(self, batch: Batch) -> Tensor:
+        there = batch.to(self.accelerator.device)
+        with self.accelerator.autocast():
+            outputs = run_model(self.model, there)
+            labelled = None
+            if there.labels is not None and self.loss is not None:
+                labelled = self.loss(outputs, there.labels)
+            elif there.labels is not None:
+                # On the batch as it came: asking a GPU for its labels would wait for it.
+                check_labels(batch, number_of_classes(outputs), self.update)
+                labelled = class_loss(outputs, there.labels, self.settings.label_smoothing)
+            if self.teacher is None:
+                if labelled is None:
+                    raise FxpruneError(
+                        "data has no labels and there is no teacher: give (inputs, labels), or teacher=model"
+                    )
+                return labelled
+            with torch.no_grad():
+                wanted = run_model(self.teacher, there)
+            distilled = distillation_loss(outputs, wanted, self.settings.temperature)
+        share = 1.0 if labelled is None else self.settings.distill_weight
+        return distilled * share if labelled is None else labelled * (1 - share) + distilled * share
+
+    def evaluate(self, function: Callable[[nn.Module], float]) -> float:
+        """Call a function on the model in eval mode, without gradients."""
+        model = self.accelerator.unwrap_model(self.model)
+        model.eval()
+        with torch.no_grad():
+            value = float(function(model))
+        model.train()
+        return value
+
+    def end_epoch(self) -> None:
+        """Go on to the next epoch."""
+        self.epoch, self.update, self.total = self.epoch + 1, 0, 0.0
+
+    def weights(self, clone: bool = False) -> dict[str, Any]:
+        """The model's `state_dict`."""
+        state = self.accelerator.unwrap_model(self.model).state_dict()
+        return {name: value.clone() if clone and isinstance(value, Tensor) else value for name, value in state.items()}
+
+    def is_finite(self) -> bool:
+        """Whether all weights are: the last update of an epoch is seen by no loss."""
+        floats = [value for value in self.weights().values() if isinstance(value, Tensor) and value.is_floating_point()]
+        return all(bool(value.isfinite().all()) for value in floats)
+
+    def save(self, path: str | Path) -> None:
+        """Write a snapshot, in the main process; the others wait."""
+        scaler = self.accelerator.scaler
+        if self.accelerator.is_main_process:
+            state = {
+                "settings": asdict(self.settings),
+                "epoch": self.epoch,
+                "update": self.update,
+                "total": self.total,
+                "model": self.weights(),
+                "optimizer": self.optimizer.state_dict(),
+                "scaler": None if scaler is None else scaler.state_dict(),
+            }
+            save_snapshot(path, state)
+        self.accelerator.wait_for_everyone()
+
+    def restore(self, path: str | Path) -> None:
+        """Go on from a snapshot.
+
+        Raises:
+            FxpruneError: it is of a run with other settings.
+        """
+        state = load_run(path, asdict(self.settings))
+        self.accelerator.unwrap_model(self.model).load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.accelerator.scaler is not None and state["scaler"] is not None:
+            self.accelerator.scaler.load_state_dict(state["scaler"])
+        self.epoch, self.update, self.total = state["epoch"], state["update"], state["total"]
+
+
+def make_optimizer(model: nn.Module, choice: Any, settings: Settings) -> torch.optim.Optimizer:
+    """The optimizer that a name, or a function of parameter groups, stands for."""
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    if not trained:
+        raise FxpruneError(f"{type(model).__name__} has no parameter that requires a gradient: nothing can be trained")
+    # BatchNorm makes the scale of a weight free, but not its own: decaying norms and biases only harms.
+    groups: list[dict[str, Any]] = [
+        {"params": [p for p in trained if p.dim() > 1], "weight_decay": settings.weight_decay},
+        {"params": [p for p in trained if p.dim() <= 1], "weight_decay": 0.0},
+    ]
+    groups = [group for group in groups if group["params"]]
+    if isinstance(choice, str) and choice not in _RATES:
+        raise FxpruneError(
+            f"optimizer (={choice!r}) is not known: use 'sgd', 'adamw' or a function of parameter groups"
+        )
+    if not isinstance(choice, str):
+        made: torch.optim.Optimizer = choice(groups)
+        for group in made.param_groups if settings.lr is not None else ():
+            group["lr"] = settings.lr
+        return made
+    lr = _RATES[choice] if settings.lr is None else settings.lr
+    if choice == "adamw":
+        return torch.optim.AdamW(groups, lr=lr)
+    return torch.optim.SGD(groups, lr=lr, momentum=0.9, nesterov=True)
