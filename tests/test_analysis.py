@@ -55,7 +55,7 @@ def test_flattening_repeats_each_channel_once_per_position() -> None:
     [
         (nn.Sequential(nn.Linear(4, 2)), tokens(), "model output"),
         (nn.Sequential(nn.Linear(4, 5), nn.Softmax(-1), nn.Linear(5, 2)), tokens(), "softmax (_1)"),
-        (nn.Sequential(nn.Linear(4, 5), nn.Linear(5, 4)), tokens(), "meets a dimension without channels (_0)"),
+        (nn.Sequential(nn.Linear(4, 5), nn.Linear(5, 4)), tokens(), "model input (_0)"),
         (net(lambda self, x: self.a(x).cumsum(-1), a=nn.Linear(4, 5)), tokens(), "cumsum mixes channels (cumsum)"),
     ],
 )  # fmt: skip
@@ -120,7 +120,7 @@ def test_the_printed_graph_tells_groups_members_and_reasons() -> None:
         "    1.bias[0]",
         "    2.weight[1]",
         "frozen:",
-        "  meets a dimension without channels (_0): 4 channels",
+        "  model input (_0): 4 channels",
         "    0.weight[1]",
         "  model output: 2 channels",
         "    2.weight[0]",

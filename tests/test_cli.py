@@ -2,8 +2,10 @@ from __future__ import annotations
 
 import json
 import os
+import runpy
 import shlex
 import shutil
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -425,3 +427,13 @@ def test_what_fxprune_warns_of_is_said_in_a_line(tmp_path: Path, monkeypatch: py
     result = run(*PRUNE, "-o", tmp_path / "small.safetensors")
     assert result.exit_code == 0, result.output
     assert "note: cut by relevance and not compensated: too small\n" in result.stderr
+
+
+def test_the_module_runs_as_the_command_does(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["fxprune", "--version"])
+    with pytest.raises(SystemExit) as stopped:
+        runpy.run_module("fxprune", run_name="__main__")
+    assert stopped.value.code == 0
+    assert capsys.readouterr().out == f"fxprune {metadata.version('fxprune')}\n"

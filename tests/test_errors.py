@@ -56,9 +56,7 @@ def test_a_budget_out_of_reach_tells_the_lowest_and_what_is_frozen() -> None:
     found = re.search(r"cannot be reached: the lowest is ([\d,]+) \(([\d.]+)%\)", str(caught.value))
     assert found, str(caught.value)
     lowest = int(found[1].replace(",", ""))
-    assert "Frozen are 3 channels: meets a dimension without channels (_0); 2 channels: model output." in str(
-        caught.value
-    )
+    assert "Frozen are 3 channels: model input (_0); 2 channels: model output." in str(caught.value)
     assert "Raise flops, or ignore less." in str(caught.value)
     reached = fxprune.prune(model, lowest, example_inputs=image())
     assert fxprune.count_flops(reached, image()) == lowest < total

@@ -163,7 +163,8 @@ class Op:
             left, right = right, left
         if not isinstance(left, int):
             if isinstance(right, int):
-                self.freeze(left, "meets a dimension without channels")
+                given = any(node.op == "placeholder" for node in self.node.all_input_nodes)
+                self.freeze(left, "model input" if given else "meets a dimension without channels")
             else:
                 self.ids.unite(left, right)
         return left

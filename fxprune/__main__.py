@@ -1,0 +1,5 @@
+"""`python -m fxprune`: the command line."""
+
+from fxprune.cli import main
+
+main()
