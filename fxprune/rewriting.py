@@ -20,6 +20,7 @@ from fxprune.plan import Plan
 from fxprune.rules import find_rule
 from fxprune.rules.known_index import computes_indices
 from fxprune.rules.registry import Rewrite
+from fxprune.tracing.guards import check_as_traced
 
 __all__ = ["alive_channels", "plan_of", "rewrite"]
 
@@ -210,6 +211,8 @@ def _tidy(graph: fx.Graph) -> None:
         folds = node.op == "call_function" and getattr(node.target, "__module__", "") == "_operator"
         if folds and not node.all_input_nodes and isinstance(node.meta.get("value"), (int, float)):
             _put(node, node.meta["value"])
+        if node.target is check_as_traced and not node.all_input_nodes:
+            graph.erase_node(node)
     for node in reversed(list(graph.nodes)):
         if not node.users and (_is_size_only(node) or computes_indices(node)):
             graph.erase_node(node)

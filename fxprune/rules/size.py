@@ -8,6 +8,7 @@ import torch
 
 from fxprune.channels import Dim, Labels, Size
 from fxprune.rules.registry import Op, freeze_labels, rule
+from fxprune.tracing.guards import check_as_traced
 
 __all__ = ["attribute", "map_values", "size"]
 
@@ -76,3 +77,8 @@ def factory(op: Op, *arguments: Any, **options: Any) -> Any:
     """New tensors carry no channels, whatever they were sized after."""
     freeze_labels(op, (arguments, options), "made into a new tensor")
     return map_values(op.value)
+
+
+@rule(check_as_traced)
+def check(op: Op, *arguments: Any) -> None:
+    """Looks at a size, and gives nothing."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+import operator
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -16,7 +17,7 @@ from torch import nn
 from torch.nn.utils.spectral_norm import SpectralNorm
 
 from fxprune.tracing.recording import Recorder
-from fxprune.tracing.sizes import BUILTINS, NUMBER_FUNCTIONS
+from fxprune.tracing.sizes import BUILTINS, NUMBER_FUNCTIONS, index
 
 __all__ = ["packages_of", "recording", "uncached"]
 
@@ -47,6 +48,8 @@ def packages_of(model: nn.Module) -> set[str]:
     the files of these classes name, as `einops` or a file of helpers.
     """
     files = {type(module).__module__ for module in model.modules()}
+    # A method may be put into a class from elsewhere.
+    files |= {getattr(type(module).forward, "__module__", None) or "" for module in model.modules()}
     named = {_package(origin) for file in files if file in sys.modules for origin in _origins(sys.modules[file])}
     return ({_package(file) for file in files} | (named - sys.stdlib_module_names)) - {"torch", "fxprune"}
 
@@ -162,6 +165,7 @@ def recording(recorder: Recorder) -> Iterator[None]:
                 vars(module)[name] = value
         for function, replacement in NUMBER_FUNCTIONS.items():
             replace(math, function.__name__, replacement)
+        replace(operator, "index", index)
         # Whether a mask is causal is asked of its values, for a faster way to the same result.
         replace(
             torch.nn.modules.transformer,

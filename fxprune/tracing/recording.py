@@ -25,10 +25,19 @@ from torch.utils._device import _device_constructors
 
 from fxprune import trees
 from fxprune.errors import FxpruneError
+from fxprune.tracing.guards import Guard
 from fxprune.tracing.meta_results import META, call_key, leaf_key, recall, remember
 from fxprune.tracing.node_targets import is_random, is_reflected, node_target
 from fxprune.tracing.real_values import RealValues, is_count
-from fxprune.tracing.sizes import TracedInt, TracedNumber, TracingInt, plain, traced_number
+from fxprune.tracing.sizes import (
+    TracedInt,
+    TracedNumber,
+    TracedPieces,
+    plain,
+    read_size,
+    traced_number,
+    untraced_type,
+)
 from fxprune.tracing.special_calls import META_RUNS, SPECIAL_CALLS
 from fxprune.tracing.traced_module import ApplyFunction, ByMode, DivideBySpectralNorm
 from fxprune.tracing.user_code import user_frame
@@ -49,6 +58,12 @@ class ForeignTypeError(FxpruneError):
 _GRAPH_LITERALS = frozenset(
     {int, float, str, bool, complex, type(None), type(...), torch.memory_format, torch.layout}
 )  # fmt: skip
+# What torch takes these types for.
+_DTYPES: dict[Any, torch.dtype] = {int: torch.int64, float: torch.float64, bool: torch.bool, complex: torch.complex128}
+# Functions that give as many tensors as a size says, and where they have the dimension.
+_CUTS = {"unbind": 1, "split": 2, "unsafe_split": 2}
+# Functions that take however many tensors there are.
+_JOINS = frozenset({torch.cat, torch.concat, torch.concatenate, torch.stack, torch.hstack, torch.vstack})
 # What a node is computed from; the highest of its inputs. Values up to PARAMETERS can be had without an input.
 _NOTHING, _PARAMETERS, _INPUTS = 0, 1, 2
 
@@ -88,8 +103,10 @@ class Recorder(TorchFunctionMode):
         self.scope: list[tuple[str, int]] = [("", 0)]
         self.failed_in: str | None = None
         self.notes: list[str] = []
+        self.guards: list[Guard] = []
         self.running_leaf = 0
         self._is_output = False
+        self._takes_pieces = False
         self.example: dict[fx.Node, Any] = {}
         self._calls: dict[str, int] = {}
         self._sizes: dict[tuple[fx.Node, int], TracedInt] = {}
@@ -134,6 +151,9 @@ class Recorder(TorchFunctionMode):
             return number
         if isinstance(value, (tuple, list)) and trees.has_tensor(value):
             items = [self.adopt(item, self.part(operator.getitem, node, i, item)) for i, item in enumerate(value)]
+            count = self._number_of_pieces(node)
+            if count is not None:
+                return TracedPieces.of(tuple(items), node, count)
             # Named tuples cannot be rebuilt from their items in general; their tensors are known all the same.
             return type(value)(items) if type(value) in (tuple, list) else value
         if isinstance(value, dict) and trees.has_tensor(value):
@@ -146,6 +166,39 @@ class Recorder(TorchFunctionMode):
                 if trees.has_tensor(item):
                     self.adopt(item, self.part(getattr, node, field.name, item))
         return value
+
+    def _number_of_pieces(self, node: fx.Node) -> Any:
+        """How many tensors the node gives, a traced number where the size of what it cuts says so; or None."""
+        name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+        if name not in _CUTS or not isinstance(node.args[0], fx.Node):
+            return None
+        at, source = _CUTS[name], node.args[0]
+        dim = node.kwargs.get("dim", node.args[at] if len(node.args) > at else 0)
+        length = node.kwargs.get("split_size", node.args[1] if at == 2 and len(node.args) > 1 else 1)
+        if not isinstance(dim, int) or not isinstance(length, (int, fx.Node)):
+            return None
+        shape = source.meta["value"].shape
+        size = self.size(source, dim % len(shape), shape[dim])
+        if isinstance(length, fx.Node):
+            number = length.meta["value"]
+            if not isinstance(number, int):
+                return None
+            length = traced_number(self, operator.pos, (number,), number)
+            length.cached = node.args[1] if at == 2 and len(node.args) > 1 else node.kwargs["split_size"]
+        return size if at == 1 else (size + (length - 1)) // length
+
+    def from_behind(self, node: fx.Node, value: Tensor, index: int) -> Any:
+        """A piece by its number from behind, which other sizes have too."""
+        return self.adopt(value.detach(), self.part(operator.getitem, node, index, value))
+
+    def guard(self, function: Callable[..., Any], operands: tuple[Any, ...], traced: Any) -> None:
+        """From here on the recording supposes that `function(*operands)` is `traced`."""
+        if self.active and not self.running_leaf and threading.get_ident() == self.thread:
+            self.guards.append(Guard(function, operands, traced, self.scope[-1]))
+
+    def create_check(self, check: Callable[..., Any], args: tuple[Any, ...]) -> None:
+        """A node that gives nothing and must not go."""
+        self.create_node("call_function", check, args, {}, None, _INPUTS).meta["check"] = True
 
     def part(self, function: Callable[..., Any], node: fx.Node, key: Any, value: Any) -> fx.Node:
         """A node for an entry or an attribute of what another node gives."""
@@ -189,7 +242,7 @@ class Recorder(TorchFunctionMode):
 
     def number_node(self, function: Callable[..., Any], operands: tuple[Any, ...], value: Any) -> fx.Node:
         """The node that computes a traced number."""
-        if function is _size_of:
+        if function is read_size:
             source, dim = operands
             after = self._last_after.get(source, source)
             if after.op == "placeholder":
@@ -206,7 +259,7 @@ class Recorder(TorchFunctionMode):
         """The size of `node` in dimension `dim`."""
         size = self._sizes.get((node, dim))
         if size is None:
-            size = self._sizes[node, dim] = traced_number(self, _size_of, (node, dim), value)
+            size = self._sizes[node, dim] = traced_number(self, read_size, (node, dim), value)
         return size
 
     def number_of_elements(self, tensor: Tensor) -> Any:
@@ -243,6 +296,8 @@ class Recorder(TorchFunctionMode):
             return (arg, META, _NOTHING) if entry is None else (entry[1], META, self.origin[entry[1]])
         if kind is torch.dtype:
             return self._dtype_argument(arg), arg, _NOTHING
+        if isinstance(arg, TracedPieces) and self._takes_pieces:
+            return arg.node, arg.untraced(), self.origin[arg.node]
         if isinstance(arg, (tuple, list)):
             items, values, origin = self.lower_all(arg)
             if hasattr(arg, "_fields"):
@@ -263,17 +318,16 @@ class Recorder(TorchFunctionMode):
             return self._lower_entries(arg)
         if kind is range:
             return self.lower(list(arg))
-        if arg is TracingInt:
-            return int, int, _NOTHING
-        if arg in (int, float, bool, complex):
-            return {int: torch.int64, float: torch.get_default_dtype(), bool: torch.bool}.get(arg, arg), arg, _NOTHING
+        arg = untraced_type(arg)
+        if arg in _DTYPES:
+            return _DTYPES[arg], arg, _NOTHING
         if isinstance(arg, np.generic):
             return self.lower(arg.item())
         raise ForeignTypeError(f"an object of type `{kind.__module__}.{kind.__qualname__}` cannot be part of a graph")
 
     def lower_output(self, output: Any) -> tuple[Any, Any, int]:
         """`lower` of what the model returns; named entries that cannot be part of a graph are left out, with a note."""
-        self._is_output = True
+        self._is_output = self._takes_pieces = True
         return self.lower(output)
 
     def _lower_entries(self, entries: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any], int]:
@@ -337,7 +391,9 @@ class Recorder(TorchFunctionMode):
 
     def _call(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         op, target, args, kwargs = node_target(func, args, kwargs)
+        self._takes_pieces = target in _JOINS
         symbolic, values, origin = self.lower_all(args)
+        self._takes_pieces = False
         names = list(kwargs)
         symbolic_kwargs, kwarg_values, kwarg_origin = self.lower_all(kwargs.values())
         value_kwargs = dict(zip(names, kwarg_values, strict=True))
@@ -559,10 +615,6 @@ class Recorder(TorchFunctionMode):
 
 
 # --- helpers ----------------------------------------------------------------------------------------------------------
-
-
-def _size_of(node: fx.Node, dim: int) -> int:
-    raise AssertionError("becomes a `size` node")
 
 
 def _memory(tensor: Tensor) -> tuple[Any, ...]:

@@ -22,6 +22,7 @@ from fxprune.copies import TensorCopies, cloned, meta_like, meta_twin, tensors_o
 from fxprune.errors import FxpruneError
 from fxprune.models import example_inputs as default_inputs
 from fxprune.models import source_of
+from fxprune.tracing.guards import insert_guards
 from fxprune.tracing.modes import compare, insert_modes, small_readers
 from fxprune.tracing.patching import recording
 from fxprune.tracing.recording import DataDependentError, Recorder
@@ -99,6 +100,7 @@ def trace(
                 break
             kept |= mode_dependent
     notes.extend(recorded.notes)
+    notes.extend(insert_guards(recorded))
     notes.extend(
         f"`train()` of `{path or type(model).__name__}` leaves a part as it is; the traced model has the usual one."
         for path in _unusual_train(model)
@@ -339,10 +341,14 @@ def _makes_its_weights(module: nn.Module) -> bool:
 # --- tidying ----------------------------------------------------------------------------------------------------------
 
 
+# Notes on nodes that do something else than to give a value.
+_STAYS = frozenset({"mutates", "random", "check"})
+
+
 def _remove_dead_nodes(recorded: Recorder) -> None:
     """Removes what nobody uses, unless it changes something: a tensor, a module's state, the random numbers."""
     for node in reversed(recorded.graph.nodes):
-        if node.users or node.op in ("placeholder", "output") or "mutates" in node.meta or "random" in node.meta:
+        if node.users or node.op in ("placeholder", "output") or node.meta.keys() & _STAYS:
             continue
         if node.op == "call_module" and not _is_pure(recorded, cast(str, node.target)):
             continue
@@ -351,6 +357,7 @@ def _remove_dead_nodes(recorded: Recorder) -> None:
         recorded.graph.erase_node(node)
     for node in recorded.graph.nodes:
         node.meta.pop("random", None)
+        node.meta.pop("check", None)
         if node.kwargs and inspect.isfunction(node.target) and node.target.__module__.startswith("torch."):
             # Functions of torch that are written in Python pass all their arguments on; keep those that say something.
             defaults = _defaults(node.target)

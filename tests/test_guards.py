@@ -1,0 +1,230 @@
+"""What a model does because of a size holds for that size: the graph works at others where it can, or refuses."""
+
+from __future__ import annotations
+
+import copy
+import math
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from invariant import check_invariant, net
+from torch import Tensor, nn
+
+import fxprune
+from fxprune import FxpruneError, trace
+from fxprune.tracing.guards import check_as_traced
+
+Forward = Callable[[Any, Tensor], Any]
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)
+    torch.set_num_threads(1)
+
+
+def by_range(self: Any, x: Tensor) -> Tensor:
+    return torch.stack([self.f(x[i]) for i in range(x.size(0))])
+
+
+def by_iteration(self: Any, x: Tensor) -> Tensor:
+    return torch.stack([self.f(y) for y in x])
+
+
+def by_unbind(self: Any, x: Tensor) -> Tensor:
+    return sum(self.f(y) for y in torch.unbind(x))  # type: ignore[return-value]
+
+
+def by_list(self: Any, x: Tensor) -> Tensor:
+    return torch.stack(list(self.f(x))[::-1])
+
+
+def by_zip(self: Any, x: Tensor) -> Tensor:
+    return torch.stack([a + b for a, b in zip(x, self.f(x), strict=True)])
+
+
+def by_split(self: Any, x: Tensor) -> Tensor:
+    return sum(self.f(y).sum(0) for y in x.split(2))  # type: ignore[return-value]
+
+
+def by_while(self: Any, x: Tensor) -> Tensor:
+    total, i = torch.zeros(8), 0
+    while i < x.size(0):
+        total = total + self.f(x[i])
+        i += 1
+    return total
+
+
+def by_repetition(self: Any, x: Tensor) -> Tensor:
+    return self.f(x) + torch.tensor([1.0] * x.size(0))[:, None]
+
+
+def by_lookup(self: Any, x: Tensor) -> Tensor:
+    return nn.ModuleList([self.f, nn.Identity(), nn.ReLU(), nn.Tanh(), nn.Sigmoid(), nn.GELU(), self.f])[x.size(0)](x)  # type: ignore[no-any-return]
+
+
+def by_numpy(self: Any, x: Tensor) -> Tensor:
+    return self.f(x) * float(np.tanh(x.size(0)))  # type: ignore[no-any-return]
+
+
+UNROLLED = (
+    by_range, by_iteration, by_unbind, by_list, by_zip, by_split, by_while, by_repetition, by_lookup, by_numpy,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("forward", UNROLLED, ids=lambda forward: forward.__name__)
+def test_what_a_size_has_unrolled_refuses_another_and_says_which(forward: Forward) -> None:
+    model = net(forward, f=nn.Linear(8, 8))
+    traced = trace(model, torch.randn(4, 8))
+    x = torch.randn(4, 8)
+    assert torch.equal(traced(x), model(x))
+    for size in (2, 6):
+        with pytest.raises(FxpruneError, match=r"\.size\(0\).*`Net`"):
+            traced(torch.randn(size, 8))
+    (note,) = traced.meta["notes"]
+    assert "Loops and branches that follow sizes" in note
+    assert ".size(0)" in note
+
+
+def first_and_last(self: Any, x: Tensor) -> Tensor:
+    pieces = self.f(x).unbind(0)
+    return pieces[0] * pieces[-1] / len(pieces)  # type: ignore[no-any-return]
+
+
+def joined(self: Any, x: Tensor) -> Tensor:
+    return torch.cat(self.f(x).split(2), 1)
+
+
+def returned(self: Any, x: Tensor) -> Any:
+    return self.f(x).unbind(0)
+
+
+def numbers(self: Any, x: Tensor) -> Tensor:
+    n = x.size(0)
+    whole, rest = divmod(n, 2)
+    scale = float(n) * math.log1p(n) + np.sqrt(n) + (whole & 3) + rest + +n
+    return self.f(x) / scale  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("forward", [first_and_last, joined, returned, numbers], ids=lambda forward: forward.__name__)
+def test_what_needs_no_loop_works_at_other_sizes(forward: Forward) -> None:
+    model = net(forward, f=nn.Linear(8, 8))
+    traced = trace(model, torch.randn(4, 8))
+    for size in (2, 4, 6):
+        x = torch.randn(size, 8)
+        torch.testing.assert_close(traced(x), model(x), rtol=1e-6, atol=0)
+    assert traced.meta["notes"] == []
+
+
+def branches(self: Any, x: Tensor) -> Tensor:
+    y = self.f(x)
+    return y * 2 if x.shape[0] > 4 else y  # type: ignore[no-any-return]
+
+
+def test_a_branch_on_a_size_holds_as_long_as_it_goes_the_same_way() -> None:
+    model = net(branches, f=nn.Linear(8, 8))
+    traced = trace(model, torch.randn(2, 8))
+    for size in (1, 4):
+        x = torch.randn(size, 8)
+        assert torch.equal(traced(x), model(x))
+    with pytest.raises(FxpruneError, match=r"`x\.size\(0\) > 4` is True here, and was False"):
+        traced(torch.randn(5, 8))
+    (note,) = traced.meta["notes"]
+    assert "`x.size(0) > 4` in `Net`" in note
+
+
+def on_channels(self: Any, x: Tensor) -> Tensor:
+    y = self.f(x)
+    assert y.size(1) == 8
+    q, k, v = self.g(y).reshape(x.size(0), 3, 2, 4).permute(1, 0, 2, 3).unbind(0)
+    halves = self.f(x).split(4, 1)
+    return self.h((q * k + v).flatten(1) + halves[0].repeat(1, 2) + torch.cat(halves, 1))  # type: ignore[no-any-return]
+
+
+def test_sizes_that_no_input_changes_are_not_checked() -> None:
+    model = net(on_channels, f=nn.Linear(8, 8), g=nn.Linear(8, 24), h=nn.Linear(8, 3))
+    traced = trace(model, torch.randn(2, 8))
+    assert check_as_traced not in [node.target for node in traced.graph.nodes]
+    assert traced.meta["notes"] == []
+
+
+def each_channel(self: Any, x: Tensor) -> Tensor:
+    y = self.f(x)
+    return self.h(torch.stack([y[:, i].relu() for i in range(y.size(1))], 1))  # type: ignore[no-any-return]
+
+
+def as_many_as_channels(self: Any, x: Tensor) -> Tensor:
+    # Through an op that is not known to keep sizes.
+    y = torch.cumsum(self.f(x), 0)
+    for _ in range(y.size(1)):
+        y = y + x[:, :1]
+    return self.h(y) if y.size(1) > 4 else y  # type: ignore[no-any-return]
+
+
+def steps(self: Any, x: Tensor) -> Tensor:
+    return self.h(sum(self.f(x[:, t]).relu() for t in range(x.size(1))))  # type: ignore[no-any-return]
+
+
+def windows(self: Any, x: Tensor) -> Tensor:
+    return self.h(torch.cat(self.f(x).split(2, 1), 0))  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize(
+    ("forward", "shape", "channels"),
+    [(each_channel, (3, 8), 0), (as_many_as_channels, (3, 8), 8), (steps, (3, 5, 8), 8), (windows, (3, 4, 8), 8)],
+    ids=["each_channel", "as_many_as_channels", "steps", "windows"],
+)
+def test_loops_over_channels_and_stages_are_pruned_right(
+    forward: Forward, shape: tuple[int, ...], channels: int
+) -> None:
+    check_invariant(net(forward, f=nn.Linear(8, 8), h=nn.Linear(8, 3)), torch.randn(shape), channels)
+
+
+def test_a_pruned_model_refuses_other_sizes_too_after_copying_pickling_and_loading(tmp_path: Path) -> None:
+    model, x = net(steps, f=nn.Linear(8, 8), h=nn.Linear(8, 3)), torch.randn(3, 5, 8)
+    pruned = fxprune.prune(model, 0.5, example_inputs=x, compensate=False)
+    fxprune.save(pruned, tmp_path / "model.safetensors")
+    loaded = fxprune.load(tmp_path / "model.safetensors", model)
+    again = trace(pruned, x)
+    for candidate in (pruned, copy.deepcopy(pruned), pickle.loads(pickle.dumps(pruned)), loaded, again):
+        assert torch.equal(candidate(x), pruned(x))
+        with pytest.raises(FxpruneError, match=r"x\.size\(1\).* is 6 here, and was 5"):
+            candidate(torch.randn(3, 6, 8))
+
+
+def test_dead_code_elimination_keeps_the_checks() -> None:
+    traced = trace(net(by_range, f=nn.Linear(8, 8)), torch.randn(4, 8))
+    traced.graph.eliminate_dead_code()
+    traced.recompile()
+    with pytest.raises(FxpruneError, match="is 5 here"):
+        traced(torch.randn(5, 8))
+
+
+@pytest.mark.parametrize("suffix", [".pt2", ".onnx"])
+def test_a_guarded_model_is_exported_with_a_free_batch_unless_it_was_unrolled_over_it(
+    suffix: str, tmp_path: Path
+) -> None:
+    if suffix == ".onnx":
+        pytest.importorskip("onnxruntime")
+    path = tmp_path / f"model{suffix}"
+    parts = {"f": nn.Linear(8, 8), "h": nn.Linear(8, 3)}
+    free = fxprune.prune(net(steps, **parts), 0.5, example_inputs=torch.randn(3, 5, 8), compensate=False)
+    assert fxprune.export(free, path) < 1e-5
+    bound = trace(net(by_range, **parts), torch.randn(3, 8))
+    with pytest.raises(FxpruneError, match=r"x\.size\(0\).*dynamic_batch=False exports it for one batch size"):
+        fxprune.export(bound, path)
+    assert fxprune.export(bound, path, dynamic_batch=False) < 1e-5
+
+
+def test_a_guarded_model_is_compiled() -> None:
+    x = torch.randn(4, 8)
+    traced = trace(net(branches, f=nn.Linear(8, 8)), torch.randn(2, 8))
+    compiled = torch.compile(traced, backend="eager", fullgraph=True)
+    assert torch.equal(compiled(x), traced(x))
+    with pytest.raises(Exception, match=r"size\(0\) > 4"):
+        compiled(torch.randn(5, 8))
