@@ -48,7 +48,8 @@ def trace(
 
     `example_inputs` is a tensor, a tuple or list of positional arguments or a dict of keyword arguments; if None, it is
     made by `fxprune.models.example_inputs`. No weight is computed with: the trace runs on the meta device. Sizes are
-    computed by the graph, so that other batch sizes and resolutions work where they do in the model.
+    computed by the graph, so that other batch sizes and resolutions work where they do in the model; where its code
+    follows a size in a loop or a branch, the graph raises FxpruneError at sizes for which it would go another way.
 
     Every node has `meta["value"]`, its value at the example inputs with tensors on the meta device, and
     `meta["module"]`, the path of the innermost module that it comes from. The result has `meta["example_inputs"]`,
