@@ -13,6 +13,7 @@ import onnxruntime
 import pytest
 import timm
 import torch
+import torch.nn.functional as F
 import torchvision
 from invariant import image, net, randomise, tokens
 from torch import Tensor, nn
@@ -60,6 +61,17 @@ def test_copies_and_pickles_are_the_same(pair: tuple[nn.Module, torch.fx.GraphMo
     for other in (copy.deepcopy(pruned), pickle.loads(pickle.dumps(pruned))):
         assert_same(pruned, other, x)
         assert fxprune.plan_of(other) == fxprune.plan_of(pruned)
+
+
+def test_functions_whose_own_name_is_not_where_they_live_are_pickled() -> None:
+    model = net(
+        lambda self, x: self.head(F.adaptive_max_pool2d(F.max_pool2d(self.a(x), 2), 1).flatten(1)),
+        a=nn.Conv2d(3, 8, 3),
+        head=nn.Linear(8, 2),
+    )
+    pruned = fxprune.prune(model.eval(), 0.5, example_inputs=image(), compensate=False)
+    assert_same(pruned, pickle.loads(pickle.dumps(pruned)), image())
+    assert_same(pruned, copy.deepcopy(pruned), image())
 
 
 def test_torch_save_and_the_state_dict_bring_it_back(pair: tuple[nn.Module, torch.fx.GraphModule, Tensor]) -> None:

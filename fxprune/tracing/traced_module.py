@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import importlib
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import SimpleNamespace
@@ -67,6 +69,24 @@ class _Ref:
     index: int
 
 
+@dataclass(frozen=True)
+class _Function:
+    module: str
+    name: str
+
+
+def _named(target: Any) -> Any:
+    """What can be pickled for a node's target: `F.max_pool2d` is a function of its module whose own name is not there."""
+    if "<locals>" not in getattr(target, "__qualname__", ""):
+        return target
+    found = getattr(sys.modules.get(target.__module__), target.__name__, None)
+    return _Function(target.__module__, target.__name__) if found is target else target
+
+
+def _of_name(target: Any) -> Any:
+    return getattr(importlib.import_module(target.module), target.name) if isinstance(target, _Function) else target
+
+
 class TracedModule(fx.GraphModule):
     """A GraphModule whose copies are complete.
 
@@ -113,7 +133,7 @@ def _dump_graph(graph: fx.Graph) -> list[tuple[Any, ...]]:
         return fx.node.map_aggregate(arg, lambda leaf: _Ref(index[leaf]) if isinstance(leaf, fx.Node) else leaf)  # type: ignore[arg-type, return-value]
 
     return [
-        (node.op, node.target, refer(node.args), refer(node.kwargs), node.name, node.type, dict(node.meta))
+        (node.op, _named(node.target), refer(node.args), refer(node.kwargs), node.name, node.type, dict(node.meta))
         for node in graph.nodes
     ]
 
@@ -129,7 +149,7 @@ def _load_graph(rows: list[tuple[Any, ...]]) -> fx.Graph:
         return fx.node.map_aggregate(arg, restore)
 
     for op, target, args, kwargs, name, type_expr, meta in rows:
-        node = graph.create_node(op, target, resolve(args), resolve(kwargs), name, type_expr)
+        node = graph.create_node(op, _of_name(target), resolve(args), resolve(kwargs), name, type_expr)
         node.meta.update(meta)
         nodes.append(node)
     return graph
