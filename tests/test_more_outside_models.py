@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from invariant import check_invariant
+from invariant import check_invariant, masks, plan_for
 from torch import Tensor, nn
 
 import fxprune
@@ -921,6 +921,40 @@ class CentralDifferences(nn.Module):
         return self.f((y - 0.7 * F.conv2d(x, self.c.weight.sum(2).sum(2)[:, :, None, None])).relu())
 
 
+class CausalMaskBuffers(nn.Module):
+    """Each layer has a mask for the longest sequence and takes as much of it as the sequence is long."""
+
+    def __init__(self):
+        super().__init__()
+        self.e = nn.Linear(8, 6)
+        self.k = nn.ModuleList(nn.Linear(6, 6) for _ in range(2))
+        self.h = nn.Linear(6, 3)
+        for i in range(2):
+            self.register_buffer(f"mask{i}", torch.tril(torch.ones(16, 16)).view(1, 16, 16))
+
+    def forward(self, x):
+        x = self.e(x)
+        for i, mask in enumerate((self.mask0, self.mask1)):
+            T = x.size(1)
+            k = self.k[i](x)
+            x = x + ((x @ k.mT).masked_fill(mask[:, :T, :T] == 0, -torch.inf)).softmax(-1) @ k
+        return self.h(x)
+
+
+@model(image(), 12)
+class CroppedInSpaceAndChannels(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a = nn.Conv2d(3, 12, 3, padding=1)
+        self.b = nn.Conv2d(6, 4, 1)
+        self.d = nn.Conv2d(12, 4, 3)
+
+    def forward(self, x):
+        x = self.a(x)
+        y = self.d(x)
+        return y + self.b(x[:, :6, : y.shape[2], : y.shape[3]])
+
+
 @pytest.mark.filterwarnings("ignore:.*weight_norm.*is deprecated:FutureWarning")
 @pytest.mark.parametrize("name", list(CASES))
 def test_another_model_from_outside_is_pruned_right(name: str) -> None:
@@ -928,3 +962,35 @@ def test_another_model_from_outside_is_pruned_right(name: str) -> None:
     torch.manual_seed(0)
     graph = check_invariant(make(), inputs, channels, other_batch=other_batch)
     assert np.isfinite(fxprune.scores(graph)).all()
+
+
+def test_masks_stay_as_long_as_the_longest_sequence() -> None:
+    model, x = CausalMaskBuffers(), tokens()
+    graph = check_invariant(model, x, 6)
+    pruned = fxprune.rewrite(graph, plan_for(graph, next(masks(graph, 1))))
+    assert fxprune.verify(model, pruned, tokens(11)) <= 1e-9
+
+
+class FixedFilterBanks(nn.Module):
+    """Spectra and bands of them by matrices that are buffers."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("waves", torch.randn(18, 1, 16))
+        self.register_buffer("bands", torch.rand(9, 9))
+        self.a = nn.Conv1d(9, 12, 3)
+        self.h = nn.Linear(12, 2)
+
+    def forward(self, x):
+        real, imaginary = F.conv1d(x[:, None], self.waves, stride=4).chunk(2, 1)
+        x = torch.log(self.bands @ (real**2 + imaginary**2) + 1e-6)
+        return self.h(self.a(x).mean(-1))
+
+
+def test_channels_that_live_on_buffers_alone_get_gates_too() -> None:
+    model, x = FixedFilterBanks(), torch.randn(2, 80, generator=torch.Generator().manual_seed(1))
+    graph = check_invariant(model.eval(), x, 30)
+    gated = fxprune.insert_gates(graph)
+    assert torch.equal(gated(x.double()), model(x.double()))
+    learned = fxprune.learn_gates(graph, [x.double()], flops=0.5, epochs=2)
+    assert learned.scores.shape == (graph.num_channels,)

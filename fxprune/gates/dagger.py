@@ -68,7 +68,7 @@ class Dagger(nn.Module):
             return self.features
         with torch.no_grad():
             columns = [self._sizes(number, weight) for number, weight in enumerate(weights)]
-            sizes = torch.stack(columns, dim=1).to(self.direct.dtype).clamp_min(1e-6).log()
+            sizes = torch.stack(columns, dim=1).clamp_min(1e-6).log()
             std, mean = torch.std_mean(sizes, dim=0, correction=0)
             self.features = (sizes - mean) / (std + 1e-5)
         self._described = state
@@ -83,6 +83,7 @@ class Dagger(nn.Module):
         """The root mean square of each channel's slice of a weight."""
         dim = self.dims[number]
         others = [d for d in range(weight.dim()) if d != dim]
+        weight = (weight.abs() if weight.is_complex() else weight).to(self.direct.dtype)
         size = weight.square().mean(others).sqrt() if others else weight.abs()
         if self._in_order[number]:
             return size

@@ -21,6 +21,7 @@ from torch import Tensor, fx, nn
 
 from fxprune.channels import ChannelGraph, Group, Ids, Labels
 from fxprune.errors import FxpruneError
+from fxprune.files.fingerprint import named_tensors
 from fxprune.gates.dagger import Dagger, Join, gate
 from fxprune.gates.weight_given import WEIGHT_GIVEN
 from fxprune.rules.recurrent import recurrent_weights
@@ -261,10 +262,11 @@ def gate_logits(gated: fx.GraphModule, graph: ChannelGraph, *, reluctant: bool =
 def dagger_inputs(gated: fx.GraphModule) -> list[tuple[Dagger, list[Tensor]]]:
     """The Dagger modules in the order of their groups, each with the weights that it reads."""
     modules = dict(gated.named_modules())
+    tensors = named_tensors(gated)
     found: list[tuple[Dagger, list[Tensor]]] = []
     for node in gated.graph.nodes:
         if node.op == "call_module" and isinstance(module := modules[str(node.target)], Dagger):
-            found.append((module, [gated.get_parameter(str(argument.target)) for argument in node.args]))
+            found.append((module, [tensors[str(argument.target)] for argument in node.args]))
     return found
 
 
@@ -273,10 +275,12 @@ def _dagger_of(graph: ChannelGraph, group: Group) -> tuple[list[str], Dagger]:
     local[group.channels] = np.arange(len(group))
     names: list[str] = []
     places: list[tuple[int, Tensor]] = []
-    parameters = dict(graph.module.named_parameters(remove_duplicate=False))
-    for dimension in group.dimensions:
+    learned = {name for name, _ in graph.module.named_parameters(remove_duplicate=False)}
+    # A group of buffers alone, as between two fixed filter banks, is described by these.
+    described = [d for d in group.dimensions if d.parameter in learned] or group.dimensions
+    for dimension in described:
         ids = graph.parameters[dimension.parameter][dimension.dim]
-        if dimension.parameter in parameters and not isinstance(ids, int):
+        if not isinstance(ids, int):
             names.append(dimension.parameter)
             places.append((dimension.dim, torch.from_numpy(local[ids])))
     return names, Dagger(len(group), places)

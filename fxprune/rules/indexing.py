@@ -37,17 +37,16 @@ def _index_tensor(op: Op, x: Labels, index: Any) -> Labels:
     dims: list[Dim] = []
     zero: list[bool] = []
     d = 0
-    for entry in entries:
+    for entry, given in zip(entries, _spelt(op.node.args[1], len(x.dims)), strict=True):
         if entry is None:
             dims.append(1)
             zero.append(False)
             continue
         dim = x.dims[d]
         if isinstance(entry, slice):
-            _freeze_if_moving(op, dim, entry)
-            _unite_steps(op, dim, entry)
-            dims.append(op.part(dim, entry))
-            zero.append(x.zero[d])
+            part, moves = _cut(op, dim, entry, given)
+            dims.append(part)
+            zero.append(x.zero[d] and not moves)
         else:
             if not isinstance(dim, int):
                 op.freeze(dim[[entry]], "selected by number")
@@ -57,12 +56,17 @@ def _index_tensor(op: Op, x: Labels, index: Any) -> Labels:
     return Labels(tuple(dims), tuple(zero))
 
 
-def _freeze_if_moving(op: Op, dim: Dim, entry: slice) -> None:
-    """Bounds that are computed from the batch or the resolution cannot be written as numbers."""
-    computed: list[fx.Node] = []
-    fx.node.map_arg(op.node.args[1], computed.append)
-    if not isinstance(dim, int) and not _is_whole(entry) and not all(map(op.is_static, computed)):
+def _cut(op: Op, dim: Dim, entry: slice, given: Any) -> tuple[Dim, bool]:
+    """What a slice, as `given` in the graph, leaves of a dimension, and whether that moves with the input.
+
+    Bounds that are computed from these cannot be written as numbers, and what they cut out is as long as they say.
+    """
+    bounds = (given.start, given.stop, given.step) if isinstance(given, slice) else (given,)
+    if not isinstance(dim, int) and not _is_whole(entry) and not all(map(op.is_static, bounds)):
         op.freeze(dim, "cut at a place that is computed from the batch or the resolution")
+        return len(dim[entry]), True
+    _unite_steps(op, dim, entry)
+    return op.part(dim, entry), False
 
 
 def _unite_steps(op: Op, dim: Dim, entry: slice) -> None:
@@ -204,12 +208,10 @@ def setitem(op: Op, container: Labels, index: Any, value: Any) -> None:
         return
     dims = iter(container.dims)
     region: list[Dim] = []
-    for entry in entries:
+    for entry, given in zip(entries, _spelt(op.node.args[1], len(container.dims)), strict=True):
         dim = 1 if entry is None else next(dims)
         if isinstance(entry, slice):
-            _freeze_if_moving(op, dim, entry)
-            _unite_steps(op, dim, entry)
-            region.append(op.part(dim, entry))
+            region.append(_cut(op, dim, entry, given)[0])
         elif entry is None:
             region.append(1)
         elif not isinstance(dim, int):

@@ -190,10 +190,15 @@ def stack(op: Op, tensors: Any, dim: int = 0) -> Labels:
     return Labels((*dims[:dim], len(tensors), *dims[dim:]), (*zero[:dim], False, *zero[dim:]))
 
 
-def _freeze_if_moving(op: Op, dim: Dim) -> None:
-    """What is cut at a place that is computed from the batch or the resolution cannot be written as a number."""
-    if not all(map(op.is_static, op.node.all_input_nodes[1:])):
-        op.freeze(dim, "cut at a place that is computed from the batch or the resolution")
+def _unmoved(op: Op, dim: Dim) -> Dim:
+    """A dimension to cut, without channels if the place is computed from the batch or the resolution.
+
+    That cannot be written as a number.
+    """
+    if isinstance(dim, int) or all(map(op.is_static, op.node.all_input_nodes[1:])):
+        return dim
+    op.freeze(dim, "cut at a place that is computed from the batch or the resolution")
+    return len(dim)
 
 
 @rule("split", "chunk", "tensor_split", "split_with_sizes")
@@ -201,8 +206,7 @@ def split(op: Op, tensor: Labels, *arguments: Any, dim: int = 0, **options: Any)
     dim = (arguments[1] if len(arguments) > 1 else dim) % len(tensor.dims)
     sizes = [part.shape[dim] for part in op.value]
     bounds = np.cumsum([0, *sizes])
-    ids = tensor.dims[dim]
-    _freeze_if_moving(op, ids)
+    ids = _unmoved(op, tensor.dims[dim])
     return tuple(
         tensor.replace(dim, op.part(ids, slice(start, start + size)))
         for start, size in zip(bounds[:-1], sizes, strict=True)
@@ -230,8 +234,7 @@ def unbind(op: Op, input: Labels, dim: int = 0) -> tuple[Labels, ...]:
 @rule("narrow")
 def narrow(op: Op, input: Labels, dim: int, start: int, length: int) -> Labels:
     start %= input.shape[dim]
-    _freeze_if_moving(op, input.dims[dim])
-    return input.replace(dim % len(input.dims), op.part(input.dims[dim], slice(start, start + length)))
+    return input.replace(dim % len(input.dims), op.part(_unmoved(op, input.dims[dim]), slice(start, start + length)))
 
 
 @narrow.rewrite
@@ -248,7 +251,7 @@ def select(op: Op, input: Labels, dim: int, index: int) -> Labels:
     dim %= len(input.dims)
     ids = input.dims[dim]
     if not isinstance(ids, int):
-        _freeze_if_moving(op, ids)
+        _unmoved(op, ids)
         op.freeze(ids[[index]], "selected by number")
     return input.take(d for d in range(len(input.dims)) if d != dim)
 

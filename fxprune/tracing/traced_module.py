@@ -76,11 +76,11 @@ class _Function:
 
 
 def _named(target: Any) -> Any:
-    """What can be pickled for a node's target: `F.max_pool2d` is a function of its module whose own name is not there."""
+    """What can be pickled for a node's target; the own name of `F.max_pool2d` is not where it lives."""
     if "<locals>" not in getattr(target, "__qualname__", ""):
         return target
-    found = getattr(sys.modules.get(target.__module__), target.__name__, None)
-    return _Function(target.__module__, target.__name__) if found is target else target
+    own = _Function(str(target.__module__), str(getattr(target, "__name__", "")))
+    return own if getattr(sys.modules.get(own.module), own.name, None) is target else target
 
 
 def _of_name(target: Any) -> Any:
