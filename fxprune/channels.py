@@ -258,7 +258,8 @@ class ChannelGraph:
 
     def __str__(self) -> str:
         free, kept = sum(map(len, self.groups)), sum(map(len, self.frozen))
-        lines = [f"{free} prunable channels in {len(self.groups)} groups, {kept} frozen, {self.flops.total:,} FLOPs"]
+        groups = "1 group" if len(self.groups) == 1 else f"{len(self.groups)} groups"
+        lines = [f"{free} prunable channels in {groups}, {kept} frozen, {self.flops.total:,} FLOPs"]
         for group in self.groups:
             repeated = f" x{group.repeats}" if group.repeats > 1 else ""
             reluctant = f", only if needed: {group.reluctant}" if group.reluctant else ""

@@ -112,7 +112,7 @@ def test_every_channel_of_a_parameter_is_in_one_group_or_frozen_once() -> None:
 def test_the_printed_graph_tells_groups_members_and_reasons() -> None:
     text = str(graph_of(nn.Sequential(nn.Linear(4, 6), nn.LayerNorm(6), nn.Linear(6, 2)), tokens()))
     assert text.splitlines() == [
-        "6 prunable channels in 1 groups, 6 frozen, 660 FLOPs",
+        "6 prunable channels in 1 group, 6 frozen, 660 FLOPs",
         "  0: 6 channels, only if needed: normalised over; zeros stand in for what is removed",
         "    0.weight[0]",
         "    0.bias[0]",

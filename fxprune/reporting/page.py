@@ -126,7 +126,7 @@ def _flops(report: Report) -> str:
         for layer in shown
     ]
     rest = len(costly) - len(shown)
-    hidden = f" {rest} layers of less than {percent(_SMALL)} of the FLOPs each are left out." if rest else ""
+    hidden = f" Left out: layers of less than {percent(_SMALL)} of the FLOPs each ({rest})." if rest else ""
     unknown = sum(layer.flops.before is None for layer in shown)
     missing = f" What {unknown} ops without weights cost before is not known without the original." if unknown else ""
     text = f"<p>Full height is {short(most)}.{hidden}{missing}</p>"
