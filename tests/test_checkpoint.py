@@ -224,6 +224,103 @@ def test_buffers_outside_of_the_state_dict_are_right_in_a_model_built_without_we
     assert torch.equal(loaded.eval()(x), pruned.eval()(x))
 
 
+class ReadsValues(nn.Module):
+    """Asks for values of a parameter, of a buffer and of what is computed from both, in a branch and as numbers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(8, 8), nn.Linear(8, 3)
+        self.gain = nn.Parameter(torch.tensor(2.5))
+        self.register_buffer("steps", torch.tensor(0.3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.gain.item() > 1:
+            x = x * 2
+        several = (self.first.bias * self.steps).abs()[:2].tolist()
+        return self.second(self.first(x).relu()) * self.gain.item() + several[0] + float(self.steps)
+
+
+def test_values_that_the_code_has_read_are_those_of_the_trace_whatever_the_weights_are_since(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model, x = ReadsValues(), torch.randn(2, 8)
+    pruned = fxprune.prune(model, 0.6, example_inputs=x, compensate=False)
+    with torch.no_grad():
+        pruned.gain.fill_(0.25)
+        pruned.first.bias.add_(1)
+    fxprune.save(pruned, tmp_path / "model.safetensors")
+    torch.manual_seed(1)
+    other = ReadsValues()
+    with torch.no_grad():
+        other.gain.fill_(0.5)
+    for original in (model, other):
+        loaded = fxprune.load(tmp_path / "model.safetensors", original)
+        assert_same(loaded, pruned)
+        assert torch.equal(loaded(x), pruned(x))
+    fxprune.save(loaded, tmp_path / "again.safetensors")
+    assert torch.equal(fxprune.load(tmp_path / "again.safetensors", other)(x), pruned(x))
+
+
+class ReadsAll(ReadsValues):
+    def forward(self, x: Tensor) -> Tensor:
+        wide = torch.outer(self.first.bias.repeat(20), self.first.bias.repeat(20))
+        return self.second(self.first(x).relu()) + sum(wide.tolist()[3])
+
+
+def test_a_model_that_reads_too_many_values_to_save_them_is_not_saved(tmp_path: Path) -> None:
+    pruned = fxprune.prune(ReadsAll(), 0.6, example_inputs=torch.randn(2, 8), compensate=False)
+    with pytest.raises(FxpruneError, match="the code of ReadsAll reads values of its parameters"):
+        fxprune.save(pruned, tmp_path / "model.safetensors")
+
+
+class Caching(nn.Module):
+    """Fills a cache of each usual kind when it runs first."""
+
+    default: Tensor | None = None
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(8, 8), nn.Linear(8, 3)
+        self.table: Tensor | None = None
+        self.tables: dict[tuple[int, str], Tensor] = {}
+        self.stack: list[Tensor] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        width = x.shape[1]
+        if self.table is None or self.table.shape[0] != width:
+            self.table = torch.arange(width) * 0.1
+        if self.default is None:
+            self.default = torch.arange(width) * 0.2
+        if (width, "x") not in self.tables:
+            self.tables[width, "x"] = torch.arange(width) * 0.3
+        if not self.stack:
+            self.stack.append(torch.arange(width) * 0.4)
+        if not hasattr(self, "late"):
+            self.late = torch.arange(width) * 0.5
+        tables = self.table + self.default + self.tables[width, "x"] + self.stack[0] + self.late
+        return self.second(self.first(x + tables).relu())
+
+
+@pytest.mark.parametrize("ran_before", [False, True])
+@pytest.mark.parametrize("runs_since", [False, True])
+def test_models_that_cache_tensors_come_back_whether_they_have_run_or_not(
+    tmp_path: Path, ran_before: bool, runs_since: bool
+) -> None:
+    torch.manual_seed(0)
+    model, fresh, x = Caching(), Caching(), torch.randn(2, 8)
+    if ran_before:
+        model(x)
+    pruned = fxprune.prune(model, 0.6, example_inputs=x, compensate=False)
+    fxprune.save(pruned, tmp_path / "model.safetensors")
+    if runs_since:
+        fresh(x)
+    before = dict(vars(fresh))
+    loaded = fxprune.load(tmp_path / "model.safetensors", fresh)
+    assert_same(loaded, pruned)
+    assert torch.equal(loaded(x), pruned(x))
+    assert vars(fresh).keys() == before.keys()
+    assert len(fresh.stack) == len(fresh.tables) == runs_since
+
+
 # --- what is refused --------------------------------------------------------------------------------------------------
 
 
@@ -413,6 +510,9 @@ def _with(*path: Any, value: Any) -> Any:
         _with("frozen", value=7),
         _with("training", value=[[]]),
         _with("meta", value={"compensated": {"$": "tensor", "name": "x"}}),
+        _with("meta", value={"values_read": 3}),
+        _with("meta", value={"constant_places": {"scale": 3}}),
+        _with("meta", value={"constant_places": {"no.such": ["", "cache"]}}),
     ],
 )
 def test_a_damaged_record_is_refused(tmp_path: Path, edit: Any) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,8 @@ from fxprune.files.writing import replace_file
 from fxprune.models import Source, load_model
 from fxprune.plan import plan_to_json
 from fxprune.rewriting import plan_of, rewrite
-from fxprune.tracing.tracer import trace
+from fxprune.tracing.constants import forget, put
+from fxprune.tracing.tracer import trace_knowing
 from fxprune.training.snapshots import pack
 
 __all__ = ["load", "save"]
@@ -55,6 +56,12 @@ def save(pruned: nn.Module, path: str | Path, *, source: str | None = None, **ar
     original = meta.get("original")
     if not isinstance(original, Fingerprint):
         raise FxpruneError(f"{type(pruned).__name__} has no fingerprint of its original: prune the model again")
+    unsaved = [key for key, value in meta.get("values_read", {}).items() if value is None]
+    if unsaved:
+        raise FxpruneError(
+            f"the code of {original.model} reads values of its parameters, too many or too special to be saved with "
+            "the model: it could not be loaded. Save it with torch.save, or read single numbers as tensor.item() does"
+        )
     tensors = named_tensors(pruned)
     _refuse_what_is_no_tensor(pruned, tensors)
     first: dict[int, str] = {}
@@ -166,8 +173,9 @@ def _pruned(
     # Of weights that do not fit more can be said than of a call that fails.
     difference = record.original.misfit(named_tensors(model))
     if not difference:
-        traced = trace(_without_weights(model, record, file), kwargs or args, copy=False)
-        difference = record.original.difference(fingerprint(traced), operations=strict)
+        bare = _without_weights(model, record, file)
+        _put_constants(path, record, bare, file)
+        traced, difference = _traced_as_saved(record, bare, kwargs or args, strict)
     if difference:
         theirs = ", ".join(f"{library} {version}" for library, version in record.versions.items())
         raise FxpruneError(
@@ -178,6 +186,35 @@ def _pruned(
         return rewrite(analyze(traced), record.plan)
     except FxpruneError as error:
         raise FxpruneError(f"{str(path)!r}: its plan does not fit the model: {error}") from error
+
+
+def _traced_as_saved(record: Record, bare: nn.Module, inputs: Any, strict: bool) -> tuple[fx.GraphModule, str]:
+    """The model traced, and in what it differs from the original."""
+
+    def attempt() -> tuple[fx.GraphModule, str]:
+        traced = trace_knowing(bare, inputs, record.meta.get("values_read", {}), copy=False)
+        return traced, record.original.difference(fingerprint(traced), operations=strict)
+
+    traced, difference = attempt()
+    known = record.meta.get("constant_places", {})
+    caches = [place for name, place in traced.meta.get("constant_places", {}).items() if name not in known]
+    if difference and caches:
+        # The model has run since it was pruned, and keeps what it did not keep then.
+        for place in caches:
+            forget(bare, place)
+        with suppress(FxpruneError):
+            return attempt()
+    return traced, difference
+
+
+def _put_constants(path: Path, record: Record, model: nn.Module, file: Any) -> None:
+    """What the original kept besides parameters and buffers, caches that it had filled among it."""
+    try:
+        dict(record.meta.get("values_read", {}))
+        for name, place in record.meta.get("constant_places", {}).items():
+            put(model, place, file.get_tensor(record.aliases.get(name, name)))
+    except (SafetensorError, ValueError, TypeError, AttributeError) as error:
+        raise FxpruneError(f"{str(path)!r}: its record is damaged: {error}; take another copy of the file") from error
 
 
 def _without_weights(model: nn.Module, record: Record, file: Any) -> nn.Module:

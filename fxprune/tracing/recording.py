@@ -12,8 +12,8 @@ import dataclasses
 import functools
 import operator
 import threading
-from collections.abc import Callable, Iterable, Iterator
-from types import CodeType
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from types import CodeType, MappingProxyType
 from typing import Any, cast
 
 import numpy as np
@@ -25,7 +25,9 @@ from torch.utils._device import _device_constructors
 
 from fxprune import trees
 from fxprune.errors import FxpruneError
+from fxprune.tracing.constants import Place, place_of_tensor
 from fxprune.tracing.guards import Guard
+from fxprune.tracing.known_values import in_plain_types, layout_in_plain_types, restored, spelling
 from fxprune.tracing.meta_results import META, call_key, leaf_key, recall, remember
 from fxprune.tracing.node_targets import is_random, is_reflected, node_target
 from fxprune.tracing.real_values import RealValues, is_count
@@ -71,7 +73,8 @@ _NOTHING, _PARAMETERS, _INPUTS = 0, 1, 2
 class Recorder(TorchFunctionMode):
     """Records what `module` (on the meta device) does under `recording(recorder)` into `graph`.
 
-    `real` gives the real tensor for the identity of a meta tensor, `leaf_clone` a real module for the path of a leaf.
+    `real` gives the real tensor for the identity of a meta tensor, `leaf_clone` a real module for the path of a leaf,
+    `values` what an earlier trace has read, which is not read again.
     """
 
     def __init__(
@@ -81,6 +84,7 @@ class Recorder(TorchFunctionMode):
         real: dict[int, Tensor],
         leaf_clone: Callable[[str], nn.Module],
         device: torch.device,
+        values: Mapping[str, Any] = MappingProxyType({}),
     ) -> None:
         super().__init__()
         self.graph = fx.Graph()
@@ -97,6 +101,11 @@ class Recorder(TorchFunctionMode):
         self.known: dict[int, tuple[Any, fx.Node]] = {}
         self.origin: dict[fx.Node, int] = {}
         self.constants: dict[str, Tensor] = {}
+        # Where the model keeps them, if it does.
+        self.constant_places: dict[str, Place] = {}
+        self.values = values
+        # None for what does not go into plain types.
+        self.values_read: dict[str, Any] = {}
         self.functions: dict[str, nn.Module] = {}
         self.training_readers: set[str] = set()
         self.scopes: dict[fx.Node, tuple[str, int]] = {}
@@ -219,6 +228,9 @@ class Recorder(TorchFunctionMode):
             name = f"_tensor_constant{len(self.constants)}"
             real = self.real.get(id(tensor), tensor)
             self.constants[name] = real.detach()
+            place = place_of_tensor(self.root, tensor)
+            if place is not None:
+                self.constant_places[name] = place
             value, origin = tensor.detach().to(META), _NOTHING
         else:
             value, origin = tensor, _PARAMETERS if isinstance(tensor, nn.Parameter) else _NOTHING
@@ -481,7 +493,7 @@ class Recorder(TorchFunctionMode):
     def _run_for_real(self, op: str, target: Any, args: Any, kwargs: Any) -> Any:
         node = self.create_node(op, target, args, kwargs, None, _NOTHING)
         try:
-            value = self.concrete(node)
+            value = self.concrete(node, only_layout=True)
         finally:
             self.graph.erase_node(node)
         return trees.map_tensors(lambda tensor: tensor.detach().to(META), value)
@@ -554,12 +566,19 @@ class Recorder(TorchFunctionMode):
 
     # -- real values --
 
-    def concrete(self, node: fx.Node) -> Any:
+    def concrete(self, node: fx.Node, only_layout: bool = False) -> Any:
         """The real value of a node that depends on parameters, buffers and constants only."""
+        key = spelling(node)
+        if self.values.get(key) is not None:
+            self.values_read[key] = self.values[key]
+            with torch._C.DisableTorchFunction():
+                return restored(self.values[key])
         self.running_leaf += 1
         try:
             with torch._C.DisableTorchFunction(), torch.no_grad():
-                return self._real_values.of(node)
+                value = self._real_values.of(node)
+                self.values_read[key] = (layout_in_plain_types if only_layout else in_plain_types)(value)
+                return value
         finally:
             self.running_leaf -= 1
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import keyword
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, cast
@@ -29,7 +29,7 @@ from fxprune.tracing.recording import DataDependentError, Recorder
 from fxprune.tracing.traced_module import ApplyFunction, ByMode, TracedModule
 from fxprune.tracing.user_code import place_of
 
-__all__ = ["TracedModule", "trace"]
+__all__ = ["TracedModule", "trace", "trace_knowing"]
 
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict, nn.ParameterList, nn.ParameterDict)
 # Modules of torch that are made of other modules and functions: traced through, so that what is in them can be pruned.
@@ -54,21 +54,31 @@ def trace(
     Every node has `meta["value"]`, its value at the example inputs with tensors on the meta device, and
     `meta["module"]`, the path of the innermost module that it comes from. The result has `meta["example_inputs"]`,
     a pair of positional and keyword arguments, `meta["notes"]`, remarks on what was taken as constant, and
-    `meta["source"]`, what is known of how to build the model, a `fxprune.models.Source` or None.
+    `meta["source"]`, what is known of how to build the model, a `fxprune.models.Source` or None; where there are any,
+    also what was read of the model's values, `meta["values_read"]`, and where tensors are that the graph has as
+    constants, `meta["constant_places"]`.
 
     `copy=False` shares the parameters and buffers with `model`; the modules are always new ones. `leaves` names modules
     (paths or types) that become one node each; those of `torch.nn` do anyway.
 
     Raises FxpruneError if the model's code depends on the values of the input, or fails.
     """
+    return trace_knowing(model, example_inputs, {}, copy=copy, leaves=leaves)
+
+
+def trace_knowing(
+    model: nn.Module, example_inputs: Any, values: Mapping[str, Any], *, copy: bool = True, leaves: Leaves = ()
+) -> TracedModule:
+    """As `trace`, with what an earlier trace of the same model has read of its values: its `meta["values_read"]`."""
     if not isinstance(model, nn.Module):
         raise FxpruneError(
             f"model (a {type(model).__name__}) is no nn.Module: build it first, as timm.create_model('resnet50') does"
         )
     args, kwargs = call_arguments(default_inputs(model) if example_inputs is None else example_inputs)
     _refuse_what_cannot_be_traced(model)
-    source = _Source(model, args, kwargs, copy)
+    source = _Source(model, args, kwargs, copy, values)
     notes: list[str] = []
+    values_read: dict[str, Any] = {}
     kept: set[str] = set()
     with torch.random.fork_rng(devices=[]):
         while True:
@@ -82,6 +92,7 @@ def trace(
                 notes.append(
                     "Traced as for torch.export: otherwise the model's control flow depends on the values of its input."
                 )
+            values_read |= recorded.values_read
             if not recorded.training_readers:
                 break
             try:
@@ -89,6 +100,7 @@ def trace(
             except FxpruneError as error:
                 notes.append(f"Control flow on the training mode is that of eval: training cannot be traced ({error})")
                 break
+            values_read |= trained.values_read
             differences = compare(recorded, trained)
             readers = recorded.training_readers | trained.training_readers
             mode_dependent = small_readers(model, readers, differences)
@@ -112,6 +124,10 @@ def trace(
     traced.meta["example_inputs"] = (args, kwargs)
     traced.meta["notes"] = list(dict.fromkeys(notes))
     traced.meta["source"] = source_of(model)
+    if values_read:
+        traced.meta["values_read"] = values_read
+    if recorded.constant_places:
+        traced.meta["constant_places"] = recorded.constant_places
     return traced
 
 
@@ -181,6 +197,7 @@ class _Source:
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     copy_tensors: bool
+    values: Mapping[str, Any]
     exporting: bool = False
 
     def record(self, leaves: Leaves, kept: set[str], training: bool) -> Recorder:
@@ -199,7 +216,8 @@ class _Source:
 
         device = next((tensor.device for tensor in trees.tensors((self.args, self.kwargs))), torch.device("cpu"))
         clones: dict[int, Any] = {}
-        recorder = Recorder(twin, is_leaf, real, lambda path: self._clone(path, clones).train(training), device)
+        leaf_clone = functools.partial(self._leaf_clone, clones, training)
+        recorder = Recorder(twin, is_leaf, real, leaf_clone, device, self.values)
         bound, signature = self._bind(twin)
         for name, value in bound.items():
             kind = signature.parameters[name].kind
@@ -236,9 +254,9 @@ class _Source:
                 f"The example inputs do not fit `{type(self.model).__name__}.forward{signature}`: {error}."
             ) from error
 
-    def _clone(self, path: str, memo: dict[int, Any]) -> nn.Module:
+    def _leaf_clone(self, memo: dict[int, Any], training: bool, path: str) -> nn.Module:
         with TensorCopies(self._converted):
-            return cloned(self.model.get_submodule(path), memo)
+            return cloned(self.model.get_submodule(path), memo).train(training)
 
     def _converted(self, tensor: Tensor) -> Tensor:
         if not self.copy_tensors:

@@ -1,0 +1,87 @@
+"""Tensors that a model keeps besides its parameters and buffers: where they are, and how to put them there again.
+
+Such a tensor is a table that `__init__` made, or a cache that `forward` has filled. A model that has run has more of
+them than a fresh one, and its graph has them as constants.
+"""
+
+from __future__ import annotations
+
+from typing import Any, TypeAlias
+
+from torch import Tensor, nn
+
+__all__ = ["Place", "forget", "place_of_tensor", "put"]
+
+# The path of a module, the name of its attribute, and the keys that lead from there to the tensor.
+Place: TypeAlias = "tuple[str, ...]"
+
+_OWN = frozenset(vars(nn.Module()))
+
+
+def place_of_tensor(root: nn.Module, tensor: Tensor) -> Place | None:
+    """Where a model has this very tensor, among its attributes or in the dicts and lists that are."""
+    for path, module in root.named_modules():
+        for name, value in vars(module).items():
+            keys = None if name in _OWN else _keys_to(tensor, value)
+            if keys is not None:
+                return (path, name, *keys)
+    return None
+
+
+def _keys_to(tensor: Tensor, value: Any) -> tuple[Any, ...] | None:
+    if value is tensor:
+        return ()
+    if not isinstance(value, (dict, list, tuple)):
+        return None
+    for key, item in value.items() if isinstance(value, dict) else enumerate(value):
+        keys = _keys_to(tensor, item)
+        if keys is not None:
+            return (key, *keys)
+    return None
+
+
+def put(model: nn.Module, place: Place, tensor: Tensor) -> None:
+    """Put a tensor where a model had it, unless what is there is not what such a tensor can take the place of."""
+    holder, key = _holder(model, place)
+    if isinstance(holder, list) and key == len(holder):
+        holder.append(tensor)
+    elif isinstance(holder, dict) or _has(holder, key):
+        present = holder.get(key) if isinstance(holder, dict) else holder[key]
+        if present is None or isinstance(present, Tensor):
+            holder[key] = tensor
+
+
+def forget(model: nn.Module, place: Place) -> None:
+    """Take a tensor away that the model has put there since it was made."""
+    holder, key = _holder(model, place)
+    if isinstance(holder, dict) and key in holder:
+        if len(place) == 2 and _is_made_by_init(model.get_submodule(place[0]), key):
+            # What else it may have been before, the trace will tell: it is compared with that of the original.
+            holder[key] = None
+        else:
+            del holder[key]
+    elif _has(holder, key):
+        del holder[key]
+
+
+def _is_made_by_init(module: nn.Module, name: str) -> bool:
+    codes = (getattr(vars(kind).get("__init__"), "__code__", None) for kind in type(module).__mro__)
+    return any(code is not None and name in code.co_names for code in codes)
+
+
+def _has(holder: Any, key: Any) -> bool:
+    return isinstance(holder, list) and isinstance(key, int) and 0 <= key < len(holder)
+
+
+def _holder(model: nn.Module, place: Place) -> tuple[Any, Any]:
+    """The dict or list that has the tensor at the end of the place, and the last key; None where there is none."""
+    path, name, *keys = place
+    modules = dict(model.named_modules())
+    if path not in modules or name in _OWN or hasattr(nn.Module, name):
+        return None, None
+    if callable(getattr(type(modules[path]), name, None)):
+        return None, None
+    holder: Any = vars(modules[path])
+    for key in (name, *keys)[:-1]:
+        holder = holder.get(key) if isinstance(holder, dict) else holder[key] if _has(holder, key) else None
+    return holder, (name, *keys)[-1]

@@ -1,0 +1,78 @@
+"""What a trace has read of the model's values, in plain types, so that it can be repeated without them.
+
+A checkpoint holds the weights of the pruned model, perhaps trained since. Where the code of the original asked for a
+value, as `self.scale.item()` does, the answer of that time is in the graph; it is kept by what was computed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+__all__ = ["in_plain_types", "layout_in_plain_types", "restored", "spelling"]
+
+# A model asks for numbers, not for its weights.
+_MOST_ENTRIES = 10_000
+
+
+def spelling(node: fx.Node) -> str:
+    """The same for two nodes, also of different traces, that are computed alike from parameters, buffers and inputs."""
+    spelt: dict[fx.Node, str] = {}
+    stack = [node]
+    while stack:
+        current = stack[-1]
+        missing = [given for given in current.all_input_nodes if given not in spelt]
+        stack.extend(missing)
+        if not missing:
+            stack.pop()
+            target = current.target if isinstance(current.target, str) else getattr(current.target, "__name__", "")
+            text = f"{current.op} {target} {_spelt((current.args, current.kwargs), spelt)}"
+            spelt[current] = hashlib.sha256(text.encode()).hexdigest()[:16]
+    return spelt[node]
+
+
+def _spelt(value: Any, known: dict[fx.Node, str]) -> str:
+    if isinstance(value, fx.Node):
+        return f"%{known[value]}"
+    if isinstance(value, (tuple, list)):
+        return f"({', '.join(_spelt(item, known) for item in value)})"
+    if isinstance(value, dict):
+        return f"({', '.join(f'{key}={_spelt(item, known)}' for key, item in value.items())})"
+    if isinstance(value, slice):
+        return f"slice{_spelt((value.start, value.stop, value.step), known)}"
+    # Where it runs is not what is computed.
+    return "device" if isinstance(value, torch.device) else repr(value)
+
+
+def in_plain_types(value: Any) -> Any:
+    """A value as numbers, strings, lists and dicts; None where it has too many entries, or other ones."""
+    if isinstance(value, Tensor):
+        plain = layout_in_plain_types(value)
+        if value.numel() > _MOST_ENTRIES or value.is_complex():
+            return None
+        return {**plain, "entries": value.detach().flatten().tolist()}
+    return {"number": value} if isinstance(value, (bool, int, float)) else None
+
+
+def layout_in_plain_types(value: Any) -> Any:
+    """The sizes and types of the tensors of a value, likewise."""
+    if isinstance(value, Tensor):
+        return {"dtype": str(value.dtype).removeprefix("torch."), "shape": list(value.shape)}
+    if isinstance(value, (tuple, list)):
+        return [layout_in_plain_types(item) for item in value]
+    return {"number": value} if isinstance(value, (bool, int, float)) else None
+
+
+def restored(plain: Any) -> Any:
+    """The value again; tensors of which only the layout is known are on the meta device."""
+    if isinstance(plain, list):
+        return tuple(map(restored, plain))
+    if "number" in plain:
+        return plain["number"]
+    dtype = getattr(torch, plain["dtype"])
+    if "entries" in plain:
+        return torch.tensor(plain["entries"], dtype=dtype).reshape(plain["shape"])
+    return torch.empty(plain["shape"], dtype=dtype, device="meta")
