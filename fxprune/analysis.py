@@ -136,10 +136,28 @@ def _used(graph: fx.Graph, root: dict[fx.Node, fx.Node]) -> set[fx.Node]:
             if node not in used:
                 used.add(node)
                 seen.add(root[node])
-                stack.extend(node.all_input_nodes)
+                stack.extend(_counted_with(node))
         # What is written into something that is seen later.
         stack = [node for node, roots in written.items() if node not in used and roots & seen]
     return used
+
+
+def _counted_with(node: fx.Node) -> list[fx.Node]:
+    """The inputs of a node that fvcore sees it depend on: types and devices are none, and sizes are tensors for it."""
+    if node.target is getattr and node.args[1] in ("dtype", "device"):
+        return []
+    if node.target in _NUMBERS_OF_SIZES or (callable(node.target) and getattr(node.target, "__module__", "") == "math"):
+        return []
+    if node.target in (min, max):
+        # Which of them it is does not stay a question.
+        given = [x.meta["value"] if isinstance(x, fx.Node) else x for x in node.args]
+        chosen = node.args[given.index(node.meta["value"])] if node.meta["value"] in given else None
+        return [chosen] if isinstance(chosen, fx.Node) else node.all_input_nodes if chosen is None else []
+    return node.all_input_nodes
+
+
+# What makes a number without history of a tensor.
+_NUMBERS_OF_SIZES = (int, float, round)
 
 
 def _forget_zeros(sharing: list[fx.Node], labels_of: dict[str, Any]) -> None:

@@ -160,16 +160,21 @@ def _count(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> i
 
 @contextmanager
 def _as_is(model: nn.Module) -> Iterator[None]:
-    """In eval, with unfused attention, and with torch's checks of sizes: these are tensors here, which they refuse."""
+    """In eval, with unfused attention, and with sizes, which are tensors here, checked and rounded as numbers."""
     check = torch._check_with
     torch._check_with = lambda error_type, cond, message: check(error_type, bool(cond), message)
     fast_path = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
+    has_round = hasattr(Tensor, "__round__")
+    if not has_round:
+        Tensor.__round__ = lambda size, *digits: round(size.item(), *digits)  # type: ignore[attr-defined]
     try:
         with in_eval(model):
             yield
     finally:
         torch._check_with = check
+        if not has_round:
+            del Tensor.__round__  # type: ignore[attr-defined]
         torch.backends.mha.set_fastpath_enabled(fast_path)
 
 

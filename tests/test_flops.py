@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
+from invariant import check_invariant, net
 from torch import Tensor, nn
 from torchvision.ops import deform_conv2d
 
@@ -189,3 +191,28 @@ def test_an_input_that_does_not_fit_is_an_error_that_names_it_and_leaves_no_hook
 def test_without_inputs_an_unknown_model_is_an_error_that_asks_for_them() -> None:
     with pytest.raises(FxpruneError, match=r"no example inputs: Linear .* pass example_inputs="):
         count_flops(nn.Linear(3, 4))
+
+
+@pytest.mark.parametrize(
+    ("use", "is_counted"),
+    [
+        (lambda x, y: x * math.sqrt(y.size(2)), False),
+        (lambda x, y: x / int(y.size(1) / 2), False),
+        (lambda x, y: x / float(y.size(2)), False),
+        (lambda x, y: x * round(y.size(2) / 3), False),
+        (lambda x, y: x * min(y.size(2), 3), False),
+        (lambda x, y: x * max(y.size(2), 3), True),
+        (lambda x, y: x.to(y.dtype) + torch.zeros(4, device=y.device, dtype=y.dtype), False),
+        (lambda x, y: x if y.size(2) > 2 else x.relu(), False),
+        (lambda x, y: x * y.size(2) ** 0.5, True),
+        (lambda x, y: x.reshape(y.size(0), -1, 4, 4), True),
+        (lambda x, y: x + torch.zeros(y.shape[2:], dtype=x.dtype), True),
+    ],
+)
+def test_a_layer_that_is_asked_for_its_size_alone_costs_what_fvcore_counts(use: Any, is_counted: bool) -> None:
+    model = net(
+        lambda self, x: self.last(use(self.body(x), self.asked(x))),
+        body=nn.Conv2d(3, 8, 1), asked=nn.Conv2d(3, 8, 3, padding=1), last=nn.Conv2d(8, 2, 1),
+    )  # fmt: skip
+    graph = check_invariant(model, torch.randn(2, 3, 4, 4), other_batch=False)
+    assert graph.flops.total == 2 * 16 * (3 * 8 + 8 * 2 + (3 * 8 * 9 if is_counted else 0))
