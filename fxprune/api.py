@@ -83,6 +83,7 @@ def prune(
 
     Warns:
         FxpruneWarning: no method was asked for, and the model cannot be scored on samples: it is cut by "relevance".
+            Or the model runs code in training that the result does not have.
     """
     with shown(progress) as show:
         # A generator would be used up by the first look.

@@ -21,7 +21,7 @@ from torch import Tensor, fx, nn
 from torch.nn import functional
 
 from fxprune import trees
-from fxprune.errors import FxpruneError
+from fxprune.errors import FxpruneError, FxpruneWarning
 from fxprune.tracing.guards import check_as_traced
 from fxprune.tracing.tracer import trace
 
@@ -481,14 +481,49 @@ def test_inputs_that_do_not_fit_are_an_error() -> None:
         trace(make("test_resnet"), torch.randn(1, 7, 64, 64))
 
 
-def test_auxiliary_heads_keep_their_keys_and_leave_a_note() -> None:
+def test_auxiliary_heads_keep_their_keys_and_their_loss_is_warned_of() -> None:
     model = torchvision.models.googlenet(weights=None, aux_logits=True, init_weights=False).eval()
     x = torch.randn(1, 3, 64, 64)
-    traced = trace(model, x)
+    with pytest.warns(FxpruneWarning, match="Only the code of eval is in the graph for `GoogLeNet`"):
+        traced = trace(model, x)
     assert list(traced.state_dict()) == list(model.state_dict())
     with torch.no_grad():
         assert torch.equal(traced(x), model(x))
-    assert traced.meta["notes"] == ["Control flow on the training mode in `GoogLeNet` is that of eval."]
+    (note,) = traced.meta["notes"]
+    assert "further outputs) is missing when the result is trained" in note
+
+
+class Averaging(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("average", torch.zeros(8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            with torch.no_grad():
+                self.average.mul_(0.9).add_(x.mean(0), alpha=0.1)
+        return x + torch.randn_like(x) if self.training else x - self.average
+
+
+def noisy(self: Any, x: Tensor) -> Tensor:
+    x = self.layer(x)
+    return x + torch.randn_like(x) if self.training else x
+
+
+def needs_targets(self: Any, x: Tensor) -> Tensor:
+    if self.training:
+        raise ValueError("no targets")
+    return self.layer(x)  # type: ignore[no-any-return]
+
+
+def test_code_for_training_alone_is_kept_in_a_module_of_its_own_and_warned_of_elsewhere() -> None:
+    kept = nn.Sequential(nn.Linear(8, 8), Averaging(), nn.Linear(8, 3))
+    traced = trace(kept, torch.randn(4, 8))
+    assert traced.meta["notes"] == []
+    assert_same(kept, traced, torch.randn(5, 8))
+    for forward, said in ((noisy, "for `Net`, which runs other code"), (needs_targets, "cannot be traced.*no targets")):
+        with pytest.warns(FxpruneWarning, match=said):
+            trace(net(forward, layer=nn.Linear(8, 8)), torch.randn(4, 8))
 
 
 class Square(torch.autograd.Function):

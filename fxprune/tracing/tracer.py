@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import keyword
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -19,7 +20,7 @@ from torch.nn.utils.weight_norm import WeightNorm
 from fxprune import trees
 from fxprune.calls import call_arguments
 from fxprune.copies import TensorCopies, cloned, meta_like, meta_twin, tensors_of
-from fxprune.errors import FxpruneError
+from fxprune.errors import FxpruneError, FxpruneWarning
 from fxprune.models import example_inputs as default_inputs
 from fxprune.models import source_of
 from fxprune.tracing.guards import insert_guards
@@ -61,9 +62,19 @@ def trace(
     `copy=False` shares the parameters and buffers with `model`; the modules are always new ones. `leaves` names modules
     (paths or types) that become one node each; those of `torch.nn` do anyway.
 
-    Raises FxpruneError if the model's code depends on the values of the input, or fails.
+    Raises FxpruneError if the model's code depends on the values of the input, or fails. Warns by FxpruneWarning where
+    a module with layers to prune runs other code in training, which the graph does not have; a module without such
+    layers is kept as it is.
     """
-    return trace_knowing(model, example_inputs, {}, copy=copy, leaves=leaves)
+    traced = trace_knowing(model, example_inputs, {}, copy=copy, leaves=leaves)
+    for note in traced.meta["notes"]:
+        if note.startswith(_ONLY_EVAL):
+            warnings.warn(note, FxpruneWarning, stacklevel=2)
+    return traced
+
+
+# How the notes start that are warned of: a model that learns with this graph does not learn as the original does.
+_ONLY_EVAL = "Only the code of eval is in the graph"
 
 
 def trace_knowing(
@@ -98,7 +109,7 @@ def trace_knowing(
             try:
                 trained = source.record_training(leaves, kept)
             except FxpruneError as error:
-                notes.append(f"Control flow on the training mode is that of eval: training cannot be traced ({error})")
+                notes.append(f"{_ONLY_EVAL}, for training cannot be traced: {error}")
                 break
             values_read |= trained.values_read
             differences = compare(recorded, trained)
@@ -107,7 +118,9 @@ def trace_knowing(
             if mode_dependent <= kept:
                 insert_modes(recorded, differences.literals)
                 notes.extend(
-                    f"Control flow on the training mode in `{path or type(model).__name__}` is that of eval."
+                    f"{_ONLY_EVAL} for `{path or type(model).__name__}`, which runs other code in training. What that "
+                    "does (noise, running averages, further outputs) is missing when the result is trained. To keep "
+                    "it, move it into a module of its own that has no layers to prune: such a module stays whole."
                     for path in sorted(differences.scopes & readers or (differences.scopes and {""}))
                 )
                 break
