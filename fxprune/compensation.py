@@ -26,12 +26,11 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from fxprune.analysis import analyze
 from fxprune.channels import ChannelGraph
 from fxprune.contraction import Contraction, contraction_of, find_parameter, rows_of
-from fxprune.data import Batch, read_batch, run_model
+from fxprune.data import Batch, read_batch
 from fxprune.errors import FxpruneError
 from fxprune.eval_mode import in_eval
-from fxprune.holdout import split_apart
+from fxprune.holdout import output_error, split_apart
 from fxprune.lockstep import Lockstep
-from fxprune.losses import distillation_loss
 from fxprune.progress import Progress, silent
 from fxprune.rewriting import alive_channels, plan_of
 from fxprune.tracing.tracer import trace
@@ -95,14 +94,14 @@ def compensate(
     parts = [name for name, wanted in (("ridge", ridge), ("moments", moments)) if wanted]
     best = copy.deepcopy(pruned)
     kept: tuple[str, ...] = ()
-    least = _error(graph.module, best, judge)
+    least = output_error(graph.module, best, judge)
     # All together first: where that helps, single parts are not tried.
     for trial in dict.fromkeys([tuple(parts), *((part,) for part in reversed(parts))]):
         if not trial or kept or alive.all():
             break
         fitted = copy.deepcopy(pruned)
         chosen = _Pass(graph, alive, fitted, fit, judge, trial, choices, positions, seed, progress).run()
-        if not judge or _error(graph.module, fitted, judge) < least:
+        if not judge or output_error(graph.module, fitted, judge) < least:
             best, kept = fitted, trial
             if judge:
                 # What was held out has decided; now it is fitted to as well.
@@ -110,16 +109,6 @@ def compensate(
                 _Pass(graph, alive, best, fit + judge, [], trial, chosen, positions, seed, progress).run()
     best.meta["compensated"] = kept
     return best
-
-
-def _error(original: fx.GraphModule, pruned: fx.GraphModule, batches: Sequence[Batch]) -> float:
-    """How far the outputs are from each other, per sample."""
-    total, count = 0.0, 0
-    for batch in batches:
-        with torch.no_grad(), in_eval(original, pruned):
-            loss = distillation_loss(run_model(pruned, batch), run_model(original, batch), temperature=1.0)
-        total, count = total + float(loss) * batch.size, count + batch.size
-    return total / max(count, 1)
 
 
 @dataclass(frozen=True, eq=False)

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, fx, nn
 
 from fxprune.data import Batch, run_model
 from fxprune.eval_mode import in_eval
-from fxprune.losses import float_outputs
+from fxprune.losses import distillation_loss, float_outputs
 
-__all__ = ["split_apart"]
+__all__ = ["output_error", "split_apart"]
 
 _CHUNK = 16
 # About how many entries of an output tell how alike samples are.
@@ -37,6 +38,16 @@ def split_apart(model: fx.GraphModule, samples: Batch, part: float, seed: int) -
     judges = torch.zeros(samples.size, dtype=torch.bool)
     judges[judging] = True
     return samples.take((~judges).nonzero().flatten()), samples.take(judges.nonzero().flatten())
+
+
+def output_error(original: fx.GraphModule, pruned: fx.GraphModule, batches: Sequence[Batch]) -> float:
+    """How far the outputs of both are from each other, per sample."""
+    total, count = 0.0, 0
+    for batch in batches:
+        with torch.no_grad(), in_eval(original, pruned):
+            loss = distillation_loss(run_model(pruned, batch), run_model(original, batch), temperature=1.0)
+        total, count = total + float(loss) * batch.size, count + batch.size
+    return total / max(count, 1)
 
 
 def _likeness(model: fx.GraphModule, samples: Batch) -> Tensor:

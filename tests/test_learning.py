@@ -130,6 +130,16 @@ def test_a_few_steps_on_one_batch_do_no_harm_and_no_group_is_emptied() -> None:
     assert all((gates.scores[group.channels] > 0).any() for group in graph.groups)
 
 
+def test_gates_that_learning_ruined_go_back_to_their_start() -> None:
+    graph, data = _trained()
+    start = fxprune.scores(graph, "surgeon", data=data)
+    # Half of the range of logits in a step.
+    gates = _learn(graph, data, start="surgeon", lr=2.0, epochs=1)
+    plans = [fxprune.make_plan(graph, scores, flops=0.5) for scores in (start, gates.scores)]
+    assert plans[0] == plans[1]
+    assert gates.flops <= 0.5
+
+
 def _work(rank: int, port: int, path: str) -> None:
     os.environ.update(
         RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)

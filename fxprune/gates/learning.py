@@ -20,6 +20,7 @@ from torch import Tensor, fx, nn
 from fxprune.channels import ChannelGraph, Scores
 from fxprune.data import Batch, calibration_batch, check_labels, run_model
 from fxprune.errors import FxpruneError
+from fxprune.gates.choosing import least_lossy
 from fxprune.gates.dagger import Dagger, flops_balance, straight_through
 from fxprune.gates.gating import dagger_inputs, gate_logits, gated_groups, insert_gates
 from fxprune.losses import class_loss, distillation_loss, number_of_classes
@@ -34,7 +35,7 @@ __all__ = ["Gates", "learn_gates"]
 
 _SPREAD = 4.0
 _RAMP = 0.7
-# Samples that the start's scores are taken from, where they need data.
+# Samples that the start's scores are taken from, where they need data, and that start and end are compared on.
 _START_SAMPLES = 512
 # The best channel of a group stays open by this much.
 _LAST = 1e-3
@@ -80,7 +81,10 @@ def learn_gates(
     The loss is the task's (cross-entropy where the data has labels, else distillation from the ungated model) plus the
     FLOPs of the gates times a weight that balances the two. Gates start open, in the order of a criterion; the target
     falls linearly from the whole model to the budget over the first part of the run. They are binary all along
-    (straight-through), meet the target at every step, and at least one of each group stays open.
+    (straight-through), meet the target at every step, and at least one of each group stays open. In the
+    end the gates of the start, at the budget, and the learned ones are compared on samples, each compensated on a
+    quarter of them (where weights are trained) and measured by its distance from the model on the others; the nearer
+    are kept.
 
     Args:
         graph: the analysed model; neither it nor its module is changed.
@@ -88,7 +92,7 @@ def learn_gates(
         flops: the fraction of the model's FLOPs to reach; of its time, where `fxprune.time_channels` measured that.
         epochs: passes over the data.
         start: the criterion whose order the gates start in, as for `fxprune.scores`; one that reads data gets the first
-            512 samples.
+            512 samples. Start and end are compared on these too, or else on the first batch.
         lr: learning rate of the Dagger modules, falling to zero by a cosine. The start spreads logits over a range of
             4: in few steps only gates near the threshold change sides.
         train_weights: train the gated model's weights along with the gates (SGD at `weight_lr`), so that channels are
@@ -123,8 +127,10 @@ def learn_gates(
         gated = insert_gates(graph, reluctant=reluctant)
         # The first of the first epoch, the same in every process.
         walk = (batch for _, batch in Shards(data, seed=seed).epoch(0))
-        first = calibration_batch(walk, _START_SAMPLES) if start in FROM_DATA else None
-        _set_order(gated, graph, scores(graph, start, data=first, seed=seed), reluctant)
+        # Batches of other shapes do not make one: what is not scored on samples is judged on those of the first.
+        first = calibration_batch(walk, _START_SAMPLES) if start in FROM_DATA else next(walk)
+        order = scores(graph, start, data=first if start in FROM_DATA else None, seed=seed)
+        _set_order(gated, graph, order, reluctant)
         shards = Shards(data, accelerator.process_index, accelerator.num_processes, seed=seed)
         steps = len(shards) * epochs
         run = _Run(accelerator, graph, gated, settings, steps)
@@ -142,6 +148,7 @@ def learn_gates(
                 show("learning gates", run.step, steps, {"loss": loss, "FLOPs": left})
                 if checkpoint is not None and (run.step % checkpoint_every == 0 or run.step == steps):
                     run.save(checkpoint)
+        run.choose(first)
         return run.result()
 
 
@@ -217,6 +224,7 @@ class _Run:
         self.step = 0
         self.balance = 0.0
         self.losses: list[float] = []
+        self.start = [{name: value.clone() for name, value in module.state_dict().items()} for module, _ in self.inputs]
         self.left = self._meet(self._target(0))
 
     def train(self, batch: Batch) -> tuple[float, float]:
@@ -314,12 +322,35 @@ class _Run:
             update.load_state_dict(theirs)
         self.step, self.losses, self.balance = state["step"], list(state["losses"]), state["balance"]
 
+    def choose(self, samples: Batch) -> None:
+        """Go back to the gates of the start, at the budget, where they lose less than the learned ones."""
+        learned = [{name: value.clone() for name, value in module.state_dict().items()} for module, _ in self.inputs]
+        states = (self.start, learned)
+        candidates = []
+        for state in states:
+            self._go_to(state)
+            candidates.append((self._logits() > 0).numpy())
+        if (candidates[0] != candidates[1]).any():
+            here = samples.to(next(iter(self.graph.module.parameters())).device)
+            repaired = self.settings.train_weights
+            self._go_to(states[least_lossy(self.graph, candidates, here, repaired=repaired, seed=self.settings.seed)])
+
+    def _go_to(self, state: list[dict[str, Tensor]]) -> None:
+        """Take another state of the Dagger modules, and meet the budget with it."""
+        for (module, _), values in zip(self.inputs, state, strict=True):
+            module.load_state_dict(values)
+        self.left = self._meet(self.settings.flops)
+
+    def _logits(self) -> Tensor:
+        gated: fx.GraphModule = self.accelerator.unwrap_model(self.objective).gated
+        with torch.no_grad():
+            return gate_logits(gated, self.graph, reluctant=self.settings.reluctant).double().cpu()
+
     def result(self) -> Gates:
         """The learned gates, on the device of the original."""
         gated: fx.GraphModule = self.accelerator.unwrap_model(self.objective).gated
         gated.to(next(iter(self.graph.module.parameters())).device).train(self.graph.module.training)
-        with torch.no_grad():
-            logits = gate_logits(gated, self.graph, reluctant=self.settings.reluctant).double().cpu()
+        logits = self._logits()
         left = self.price((logits > 0).numpy()) / self.total
         finite = logits.clamp(-1e6, 1e6).numpy()
         return Gates(finite, gated, left, tuple(self.losses))

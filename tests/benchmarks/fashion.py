@@ -222,9 +222,8 @@ def compensated(trial: Trial, base: nn.Module, pruned: nn.Module, train: Split) 
     return fxprune.compensate(base, pruned, train.images[rows])
 
 
-def run_trial(trial: Trial, train: Split, test: Split) -> Row:
+def run_trial(trial: Trial, base: nn.Module, base_accuracy: float, train: Split, test: Split) -> Row:
     """Prune, measure, repair, measure, fine-tune, measure."""
-    base = load_base(trial.net)
     order = torch.randperm(len(train.labels), generator=torch.Generator().manual_seed(100 + trial.seed))[: trial.images]
     train = Split(train.images[order], train.labels[order])
     began = time.perf_counter()
@@ -237,7 +236,7 @@ def run_trial(trial: Trial, train: Split, test: Split) -> Row:
         **trial.facts,
         "flops": flops,
         "share": flops / fxprune.count_flops(base, EXAMPLE),
-        "base": accuracy(base, test),
+        "base": base_accuracy,
         "raw": accuracy(pruned, test),
         "compensated": None if repaired is None else accuracy(repaired, test),
     }
@@ -267,8 +266,10 @@ def compare(trials: list[Trial], data: Path, results: Path) -> None:
     print(f"{len(trials) - len(waiting)} of {len(trials)} runs are there already", flush=True)
     train, test = read_split(data, "train"), read_split(data, "t10k")
     results.parent.mkdir(parents=True, exist_ok=True)
+    bases = {net: load_base(net) for net in dict.fromkeys(trial.net for trial in waiting)}
+    accuracies = {net: accuracy(base, test) for net, base in bases.items()}
     for trial in waiting:
-        row = run_trial(trial, train, test)
+        row = run_trial(trial, bases[trial.net], accuracies[trial.net], train, test)
         with results.open("a") as file:
             file.write(json.dumps(row) + "\n")
         figures = ", ".join(
