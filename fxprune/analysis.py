@@ -273,7 +273,8 @@ def _to_real(tree: Any) -> Any:
     if isinstance(tree, torch.Tensor):
         return torch.zeros(tree.shape, dtype=tree.dtype)
     if isinstance(tree, (tuple, list)):
-        return type(tree)(_to_real(item) for item in tree)
+        items = [_to_real(item) for item in tree]
+        return tree._make(items) if hasattr(tree, "_make") else type(tree)(items)
     if isinstance(tree, dict):
         return {key: _to_real(item) for key, item in tree.items()}
     return tree

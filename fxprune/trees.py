@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor
 from torch.utils import _pytree as pytree
@@ -46,9 +46,14 @@ def has_tensor(value: Any) -> bool:
 
 
 def map_tensors(function: Callable[[Tensor], Any], value: Any) -> Any:
-    """A value with what a function makes of the tensors in its tuples, lists and dicts; all else is the same object."""
+    """A value with what a function makes of the tensors in its tuples, lists and dicts; all else is the same object.
+
+    Named tuples are filled as they are, by whatever their own constructor asks for.
+    """
     if isinstance(value, Tensor):
         return function(value)
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return cast(Any, value)._make(map_tensors(function, item) for item in value)
     if type(value) in (tuple, list):
         return type(value)(map_tensors(function, item) for item in value)
     if isinstance(value, dict):

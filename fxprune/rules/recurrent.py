@@ -9,12 +9,13 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from torch import nn
+from torch import fx, nn
 
 from fxprune.channels import Dim, Labels, is_labelled, size_of
 from fxprune.polynomial import Term, term
 from fxprune.rules.linear import contract
 from fxprune.rules.registry import Call, Op, Rewrite, rule
+from fxprune.rules.size import map_values
 
 __all__ = ["recurrent_weights"]
 
@@ -96,15 +97,48 @@ def _shaped(op: Op, dim: Dim, shape: Any) -> Labels:
     return Labels((*shape[:-1], dim), (*(False,) * (len(shape) - 1), True))
 
 
+def _packed_data(op: Op) -> Labels:
+    """Of a packed sequence the tensor that holds the samples, step after step."""
+    packed = op.node.args[0]
+    assert isinstance(packed, fx.Node)
+    data = packed.args[0]
+    assert isinstance(data, fx.Node)
+    op.enters_at(packed, data, 1)
+    labels = op.labels_of[data.name]
+    assert isinstance(labels, Labels)
+    return labels
+
+
+@rule("_pack_padded_sequence")
+def pack(op: Op, input: Labels, lengths: Labels, batch_first: bool) -> Any:
+    """Steps and samples become one dimension, of a size that the lengths give."""
+    for dim in input.dims[:2]:
+        op.freeze(dim, "a step or a sample of a recurrence")
+    data, batch_sizes = op.value
+    return Labels((len(data), *input.dims[2:]), (False, *input.zero[2:])), Labels.plain(batch_sizes.shape)
+
+
+@rule("_pad_packed_sequence")
+def pad(op: Op, data: Labels, batch_sizes: Labels, batch_first: bool, padding_value: float, total_length: int) -> Any:
+    """The other way; between the end of a sample and that of the longest there is the padding."""
+    padded, lengths = op.value
+    zero = tuple(zero and padding_value == 0 for zero in data.zero[1:])
+    return Labels((*padded.shape[:2], *data.dims[1:]), (False, False, *zero)), Labels.plain(lengths.shape)
+
+
 @rule(nn.LSTM, nn.GRU, nn.RNN)
-def recurrent(op: Op, input: Labels, hx: Any = None) -> Any:
+def recurrent(op: Op, input: Any, hx: Any = None) -> Any:
     module: Any = op.module
+    is_packed = not isinstance(input, Labels)
+    data = _packed_data(op) if is_packed else input
     directions = 2 if module.bidirectional else 1
     suffixes = [f"_l{k}{end}" for k in range(module.num_layers) for end in ("", "_reverse")[:directions]]
     dims = _hidden(op, suffixes, directions)
-    _enter(op, input, suffixes[:directions], dims, _starts(hx))
+    _enter(op, data, suffixes[:directions], dims, _starts(hx))
     output, last = op.value
-    outer = _shaped(op, _times(dims[0], directions), output.shape)
+    outer: Any = _shaped(op, _times(dims[0], directions), (output.data if is_packed else output).shape)
+    if is_packed:
+        outer = (outer, *map_values(tuple(output)[1:]))
     if isinstance(last, tuple):
         return outer, tuple(_shaped(op, dim, state.shape) for dim, state in zip(dims, last, strict=True))
     return outer, _shaped(op, dims[0], last.shape)

@@ -7,10 +7,11 @@ value, as `self.scale.item()` does, the answer of that time is in the graph; it 
 from __future__ import annotations
 
 import hashlib
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, fx
+from torch.nn.utils.rnn import PackedSequence
 
 __all__ = ["in_plain_types", "layout_in_plain_types", "restored", "spelling"]
 
@@ -61,15 +62,20 @@ def layout_in_plain_types(value: Any) -> Any:
     """The sizes and types of the tensors of a value, likewise."""
     if isinstance(value, Tensor):
         return {"dtype": str(value.dtype).removeprefix("torch."), "shape": list(value.shape)}
+    if isinstance(value, PackedSequence):
+        return {"packed": [layout_in_plain_types(item) for item in value]}
     if isinstance(value, (tuple, list)):
         return [layout_in_plain_types(item) for item in value]
-    return {"number": value} if isinstance(value, (bool, int, float)) else None
+    return {"number": value} if value is None or isinstance(value, (bool, int, float)) else None
 
 
 def restored(plain: Any) -> Any:
     """The value again; tensors of which only the layout is known are on the meta device."""
     if isinstance(plain, list):
         return tuple(map(restored, plain))
+    if "packed" in plain:
+        # Its own constructor wants tensors with values.
+        return cast(Any, PackedSequence)._make(map(restored, plain["packed"]))
     if "number" in plain:
         return plain["number"]
     dtype = getattr(torch, plain["dtype"])

@@ -64,6 +64,8 @@ _GRAPH_LITERALS = frozenset(
 _DTYPES: dict[Any, torch.dtype] = {int: torch.int64, float: torch.float64, bool: torch.bool, complex: torch.complex128}
 # Functions that give as many tensors as a size says, and where they have the dimension.
 _CUTS = {"unbind": 1, "split": 2, "unsafe_split": 2}
+# What they give is laid out by the values of lengths; it is that of the example.
+_PACKING = frozenset({torch._VF._pack_padded_sequence, torch._VF._pad_packed_sequence})
 # Functions that take however many tensors there are.
 _JOINS = frozenset({torch.cat, torch.concat, torch.concatenate, torch.stack, torch.hstack, torch.vstack})
 # What a node is computed from; the highest of its inputs. Values up to PARAMETERS can be had without an input.
@@ -313,7 +315,7 @@ class Recorder(TorchFunctionMode):
         if isinstance(arg, (tuple, list)):
             items, values, origin = self.lower_all(arg)
             if hasattr(arg, "_fields"):
-                value = kind(*values)
+                value = cast(Any, kind)._make(values)
                 node = self.create_node("call_function", kind, items, {}, value, origin)
                 return node, value, origin
             if isinstance(arg, list):
@@ -439,7 +441,7 @@ class Recorder(TorchFunctionMode):
         try:
             value = run()
         except (NotImplementedError, RuntimeError) as error:
-            if op == "call_module" or origin < _INPUTS:
+            if op == "call_module" or origin < _INPUTS or target in _PACKING:
                 value = self._run_for_real(op, target, args, kwargs)
             elif _shape_is_unknown(error):
                 raise DataDependentError(

@@ -30,6 +30,8 @@ from fxprune.rules import (
     stand_in,
 )
 from fxprune.rules.registry import _RULES, Op, Rewrite, Rule
+from fxprune.rules.size import map_values
+from rules.test_recurrent import packed
 
 Patch = Callable[[pytest.MonkeyPatch], None]
 
@@ -299,6 +301,11 @@ MUTATIONS: dict[str, tuple[Patch, nn.Module, Any]] = {
     "a projecting LSTM keeps its sizes": (
         no_rewrite(recurrent.recurrent),
         recurrent_net(nn.LSTM(6, 8, proj_size=5)),
+        tokens(),
+    ),
+    "what is packed carries no channels": (
+        attribute(recurrent.pack, "propagate", lambda op, *arguments: map_values(op.value)),
+        packed(nn.GRU(6, 5, batch_first=True), 5),
         tokens(),
     ),
     "the vectors of spectral norm stay": (
