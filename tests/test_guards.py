@@ -153,6 +153,22 @@ def test_sizes_that_no_input_changes_are_not_checked() -> None:
     assert traced.meta["notes"] == []
 
 
+def in_other_words(self: Any, x: Tensor) -> Tensor:
+    y = self.p(self.f(x))
+    for part in torch.permute(input=y, dims=(1, 0)).unbind(dim=1):
+        y = y + part
+    assert torch.stack(tensors=[y, y]).shape[0] == 2
+    return torch.reshape(y, shape=(-1, 8))
+
+
+def test_calls_by_keyword_and_layers_of_any_kind_are_traced_on_the_way_to_a_check() -> None:
+    model = net(in_other_words, f=nn.Linear(8, 8), p=nn.PReLU(8))
+    traced, x = trace(model, torch.randn(2, 8)), torch.randn(2, 8)
+    assert torch.equal(traced(x), model(x))
+    # The stack is one check too many: it is not looked for by keyword.
+    assert [node.args[1] for node in traced.graph.nodes if node.target is check_as_traced] == [2, True]
+
+
 def each_channel(self: Any, x: Tensor) -> Tensor:
     y = self.f(x)
     return self.h(torch.stack([y[:, i].relu() for i in range(y.size(1))], 1))  # type: ignore[no-any-return]

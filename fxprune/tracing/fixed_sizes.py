@@ -62,7 +62,11 @@ def _fixed(recorded: Recorder, node: fx.Node, fixed: dict[fx.Node, Any]) -> Any:
     first = next((fixed[given] for given in node.all_input_nodes if trees.has_tensor(given.meta["value"])), None)
     if first is None or reads_values:
         return _fill(value, False)
-    known = _of_module(recorded, name, first) if node.op == "call_module" else _of_call(node, name, first, fixed)
+    try:
+        known = _of_module(recorded, name, first) if node.op == "call_module" else _of_call(node, name, first, fixed)
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError):
+        # A call written in a way that is not foreseen here.
+        known = None
     return _fill(value, False) if known is None else known
 
 
@@ -72,8 +76,9 @@ def _of_module(recorded: Recorder, path: str, first: tuple[bool, ...]) -> Any:
         return (*first[: -len(module.kernel_size) - 1], True, *first[-len(module.kernel_size) :])
     if isinstance(module, nn.Linear):
         return (*first[:-1], True)
-    activation = type(module).__module__ == "torch.nn.modules.activation" and not any(module.parameters())
-    return first if activation or isinstance(module, _SAME_SHAPE) else None
+    activation = type(module).__module__ == "torch.nn.modules.activation"
+    same_shape = isinstance(module, _SAME_SHAPE) or (activation and not isinstance(module, nn.MultiheadAttention))
+    return first if same_shape else None
 
 
 def _of_call(node: fx.Node, name: str, first: Any, fixed: dict[fx.Node, Any]) -> Any:
