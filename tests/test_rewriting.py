@@ -74,6 +74,18 @@ def test_functions_whose_own_name_is_not_where_they_live_are_pickled() -> None:
     assert_same(pruned, copy.deepcopy(pruned), image())
 
 
+def test_operators_of_other_libraries_are_pickled() -> None:
+    model = net(
+        lambda self, x: self.head(torchvision.ops.deform_conv2d(self.a(x), self.offset(x), self.weight, padding=1)),
+        a=nn.Conv2d(3, 8, 1),
+        offset=nn.Conv2d(3, 18, 3, padding=1),
+        weight=nn.Parameter(torch.randn(8, 8, 3, 3)),
+        head=nn.Conv2d(8, 2, 1),
+    )
+    pruned = fxprune.prune(model.eval(), 0.7, example_inputs=image(), compensate=False)
+    assert_same(pruned, pickle.loads(pickle.dumps(pruned)), image())
+
+
 def test_torch_save_and_the_state_dict_bring_it_back(pair: tuple[nn.Module, torch.fx.GraphModule, Tensor]) -> None:
     model, pruned, x = pair
     file = io.BytesIO()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import importlib
 import sys
 from collections.abc import Callable
@@ -75,8 +76,15 @@ class _Function:
     name: str
 
 
+@dataclass(frozen=True)
+class _Operator:
+    name: str
+
+
 def _named(target: Any) -> Any:
     """What can be pickled for a node's target; the own name of `F.max_pool2d` is not where it lives."""
+    if isinstance(target, (torch._ops.OpOverloadPacket, torch._ops.OpOverload)):
+        return _Operator(str(target))
     if "<locals>" not in getattr(target, "__qualname__", ""):
         return target
     own = _Function(str(target.__module__), str(getattr(target, "__name__", "")))
@@ -84,6 +92,8 @@ def _named(target: Any) -> Any:
 
 
 def _of_name(target: Any) -> Any:
+    if isinstance(target, _Operator):
+        return functools.reduce(getattr, target.name.split("."), torch.ops)
     return getattr(importlib.import_module(target.module), target.name) if isinstance(target, _Function) else target
 
 
