@@ -25,7 +25,7 @@ from fxprune.rules.probe import probe
 from fxprune.rules.registry import Op, Parameters, Splits
 from fxprune.rules.size import attribute, map_values, size
 
-__all__ = ["analyze"]
+__all__ = ["analyze", "roots"]
 
 _SIZE_RULES = (attribute, getitem, size)
 # What may share memory with its first argument.
@@ -73,7 +73,7 @@ def _analyze(traced: fx.GraphModule, splits: Splits) -> tuple[ChannelGraph, froz
     labels_of: dict[str, Any] = {}
     costs: dict[str, list[Term]] = {}
     contractions: dict[str, tuple[tuple[str, int], ...]] = {}
-    root = _roots(traced.graph, modules)
+    root = roots(traced.graph, modules)
     used = _used(traced.graph, root)
     by_name: dict[str, fx.Node] = {}
     sharing: dict[fx.Node, list[fx.Node]] = {}
@@ -110,7 +110,7 @@ def _prunable_indices(graph: ChannelGraph) -> int:
     return sum(int(free[dim].sum()) for dims in graph.parameters.values() for dim in dims if not isinstance(dim, int))
 
 
-def _roots(graph: fx.Graph, modules: dict[str, nn.Module]) -> dict[fx.Node, fx.Node]:
+def roots(graph: fx.Graph, modules: dict[str, nn.Module]) -> dict[fx.Node, fx.Node]:
     """For each node the one that it shares its memory with, as far as can be told: the first of them."""
     root: dict[fx.Node, fx.Node] = {}
     for node in graph.nodes:

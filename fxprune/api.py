@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import fx, nn
 
-from fxprune.analysis import analyze
+from fxprune.analysis import analyze, roots
 from fxprune.budgets import check_latency, flops_target
 from fxprune.channels import ChannelGraph, Scores
 from fxprune.compensation import compensate as compensated
@@ -146,14 +146,26 @@ def prune(
 def _traced(model: nn.Module, example_inputs: Any, batch: Batch | None) -> fx.GraphModule:
     """Trace with the example given, or else with a sample of the data."""
     if example_inputs is not None or batch is None:
-        return trace(model, example_inputs, copy=False)
+        return _of_its_own(model, example_inputs)
     try:
-        return trace(model, batch.example, copy=False)
+        return _of_its_own(model, batch.example)
     except FxpruneError as error:
         raise FxpruneError(
             f"{error} The example was the first sample of data, of shape {batch.rows(0, 1).shapes}: data must yield "
             "batches, samples along the first dimension, preprocessed as the model wants them"
         ) from error
+
+
+def _of_its_own(model: nn.Module, inputs: Any) -> fx.GraphModule:
+    """The traced model, with copies of the weights if running it writes into them, as layers of bounded norm do."""
+    traced = trace(model, inputs, copy=False)
+    root = roots(traced.graph, dict(traced.named_modules()))
+    by_name = {node.name: node for node in traced.graph.nodes}
+    written = {root[by_name[name]] for node in traced.graph.nodes for name in node.meta.get("mutates", ())}
+    weights = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    if any(node.op == "get_attr" and str(node.target) in weights for node in written):
+        return trace(model, inputs)
+    return traced
 
 
 def _check_data(graph: ChannelGraph, batch: Batch) -> None:

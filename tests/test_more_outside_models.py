@@ -4,6 +4,7 @@
 # ruff: noqa: E741, N806
 from __future__ import annotations
 
+import copy
 import math
 from dataclasses import dataclass, field
 from typing import Any
@@ -921,6 +922,27 @@ class CentralDifferences(nn.Module):
         return self.f((y - 0.7 * F.conv2d(x, self.c.weight.sum(2).sum(2)[:, :, None, None])).relu())
 
 
+@model(tokens(), 20)
+class SplineLayer(nn.Module):
+    """Piecewise linear functions of each channel; what it divides by are differences of its grid."""
+
+    def __init__(self):
+        super().__init__()
+        self.a = nn.Linear(8, 8)
+        self.w = nn.Parameter(torch.randn(12, 8, 3))
+        self.h = nn.Linear(12, 2)
+        self.register_buffer("grid", torch.linspace(-1, 1, 5).expand(8, 5).clone())
+
+    def forward(self, x):
+        x = self.a(x).unsqueeze(-1)
+        g = self.grid
+        b = ((x >= g[:, :-1]) & (x < g[:, 1:])).to(x.dtype)
+        rising = (x - g[:, :-2]) / (g[:, 1:-1] - g[:, :-2])
+        falling = (g[:, 2:] - x) / (g[:, 2:] - g[:, 1:-1])
+        b = rising * b[..., :-1] + falling * b[..., 1:]
+        return self.h(F.linear(b.flatten(-2), self.w.flatten(1)))
+
+
 class CausalMaskBuffers(nn.Module):
     """Each layer has a mask for the longest sequence and takes as much of it as the sequence is long."""
 
@@ -994,3 +1016,33 @@ def test_channels_that_live_on_buffers_alone_get_gates_too() -> None:
     assert torch.equal(gated(x.double()), model(x.double()))
     learned = fxprune.learn_gates(graph, [x.double()], flops=0.5, epochs=2)
     assert learned.scores.shape == (graph.num_channels,)
+
+
+class ConvOfBoundedNorm(nn.Conv2d):
+    def forward(self, x):
+        self.weight.data = torch.renorm(self.weight.data, p=2, dim=0, maxnorm=0.5)
+        return super().forward(x)
+
+
+class LinearOfBoundedNorm(nn.Linear):
+    def forward(self, x):
+        with torch.no_grad():
+            self.weight.copy_(self.weight.renorm(2, 0, 0.5))
+        return super().forward(x)
+
+
+def test_weights_that_forward_bounds_are_bounded_in_the_graph_and_left_alone_in_the_model() -> None:
+    torch.manual_seed(0)
+    features = (nn.Conv2d(3, 8, 3), nn.ReLU(), ConvOfBoundedNorm(8, 12, 3), nn.ReLU(), nn.Flatten())
+    model = nn.Sequential(*features, LinearOfBoundedNorm(12 * 16, 10), nn.ReLU(), nn.Linear(10, 2)).eval()
+    with torch.no_grad():
+        model[2].weight.mul_(9)
+        model[5].weight.mul_(9)
+    state = copy.deepcopy(model.state_dict())
+    x = image()
+    with torch.no_grad():
+        torch.testing.assert_close(fxprune.trace(model, x)(x), copy.deepcopy(model)(x), rtol=0, atol=0)
+    for settings in ({"compensate": False}, {"data": [x]}):
+        pruned = fxprune.prune(model, 0.5, example_inputs=x, **settings)
+        assert fxprune.verify(model, pruned, x) <= 1e-9
+        assert all(torch.equal(tensor, state[name]) for name, tensor in model.state_dict().items())

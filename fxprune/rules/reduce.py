@@ -172,6 +172,17 @@ def normalize(op: Op, input: Labels, p: float = 2.0, dim: int = 1, eps: float = 
     return input
 
 
+@rule("renorm")
+def renorm(op: Op, input: Labels, p: float, dim: int, maxnorm: float) -> Labels:
+    """Along `dim` each slice has a norm of its own, over all other dimensions."""
+    for d in range(len(input.dims)):
+        if d != dim % len(input.dims):
+            op.enters(input, d)
+            if not (input.zero[d] and p > 0):
+                op.freeze(input.dims[d], "normalised where it is not zero")
+    return input
+
+
 @rule("cosine_similarity")
 def cosine_similarity(op: Op, x1: Labels, x2: Labels, dim: int = 1, eps: float = 1e-8) -> Labels:
     """Three sums along `dim`; an entry that is removed has to be zero in both."""

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _NormBase
 
+from fxprune import trees
 from fxprune.channels import ChannelGraph, Ids, Labels
 from fxprune.errors import FxpruneError
 
@@ -63,6 +64,8 @@ def _activations(node: fx.Node) -> list[fx.Node]:
 
 def _call(node: fx.Node, module: nn.Module | None, args: Any, kwargs: Any) -> Any:
     """The op of a node, in eval mode and without lasting effects; None where it fails."""
+    if "mutates" in node.meta:
+        args, kwargs = trees.map_tensors(torch.clone, (args, kwargs))
     try:
         if node.op == "call_method":
             return getattr(args[0], str(node.target))(*args[1:], **kwargs)

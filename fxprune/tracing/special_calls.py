@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
+from fxprune.errors import FxpruneError
 from fxprune.tracing.meta_results import META
 from fxprune.tracing.sizes import TracedSize
 from fxprune.tracing.user_code import user_frame
@@ -62,6 +63,19 @@ def _device(recorder: Recorder, func: Any, tensor: Tensor, *_: Any) -> Any:
     return device
 
 
+def _set_data(recorder: Recorder, func: Any, tensor: Tensor, value: Tensor) -> None:
+    """`weight.data = value`, as layers write that keep their norm small: into the tensor, past autograd."""
+    if recorder.running_leaf or not recorder.active:
+        func(tensor, value)
+        return
+    if value.shape != tensor.shape:
+        raise FxpruneError(
+            f"a tensor of shape {tuple(tensor.shape)} is given `.data` of shape {tuple(value.shape)} in forward, "
+            "which no graph can do: do it before the model is traced"
+        )
+    recorder.call(Tensor.copy_, (recorder.call(_getter("data"), (tensor,), {}), value), {})
+
+
 def _set_grad_enabled(recorder: Recorder, func: Any, enabled: bool) -> None:
     recorder.set_grad_enabled(func, enabled)
 
@@ -93,6 +107,7 @@ SPECIAL_CALLS: dict[Any, Callable[..., Any]] = {
     _getter("shape"): _shape, Tensor.size: _size, Tensor.numel: _numel, Tensor.nelement: _numel,
     _getter("dtype"): _dtype, _getter("device"): _device, _getter("ndim"): _as_is, Tensor.dim: _as_is,
     torch._C._set_grad_enabled: _set_grad_enabled, torch.numel: _numel,
+    vars(torch._C.TensorBase)["data"].__set__: _set_data,
     nn.functional.multi_head_attention_forward: _open,
     **dict.fromkeys([_getter(name) for name in (
         "is_cuda", "is_meta", "requires_grad", "layout", "is_sparse", "is_quantized", "grad", "grad_fn", "is_leaf",

@@ -201,6 +201,11 @@ MUTATIONS: dict[str, tuple[Patch, nn.Module, Any]] = {
         image(),
     ),
     # reduce
+    "a bounded norm has all channels in it": (
+        as_if_elementwise(reduce.renorm),
+        images(lambda self, x: x.exp().renorm(2, 0, 1.0)),
+        image(),
+    ),
     "the share of the mean is dropped": (no_rewrite(reduce.mean), over_channels(), image()),
     "softmax passes": (as_if_elementwise(reduce.softmax), images(lambda self, x: x.softmax(1)), image()),
     "the largest over channels passes": (

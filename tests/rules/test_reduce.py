@@ -140,6 +140,16 @@ NETS = {
     ),
     "norm over space": (lambda: images(lambda self, x: x * x.norm(p=2, dim=(2, 3), keepdim=True)), image(), 8),
     "norm over everything": (lambda: only(lambda x: x.norm()), image(), 8),
+    "weights of bounded norm": (
+        lambda: images(lambda self, x: F.conv2d(x, self.w.renorm(2, 0, 0.5)), w=parameter(8, 8, 1, 1)),
+        image(),
+        16,
+    ),
+    "a bounded norm of what is not zero is frozen": (
+        lambda: images(lambda self, x: torch.renorm(x.exp(), p=2, dim=0, maxnorm=1.0)),
+        image(),
+        0,
+    ),
     "softmax over channels is frozen": (lambda: images(lambda self, x: x.softmax(1)), image(), 0),
     "softmax over space": (lambda: images(lambda self, x: F.softmax(x.flatten(2), -1).view_as(x)), image(), 8),
     "softmax modules": (
