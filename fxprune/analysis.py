@@ -88,7 +88,7 @@ def _analyze(traced: fx.GraphModule, splits: Splits) -> tuple[ChannelGraph, froz
         op = Op(node, ids, parameters, module, labels_of, entering=contractions, root=root, fed=fed, splits=splits)
         labels, cost = _propagate(op)
         labels_of[node.name] = labels
-        for written in node.meta.get("mutates", ()):
+        for written in () if _writes_zeros(node) else node.meta.get("mutates", ()):
             _forget_zeros(sharing.pop(root[by_name[written]], []), labels_of)
         by_name[node.name] = node
         sharing.setdefault(root[node], []).append(node)
@@ -158,6 +158,11 @@ def _counted_with(node: fx.Node) -> list[fx.Node]:
 
 # What makes a number without history of a tensor.
 _NUMBERS_OF_SIZES = (int, float, round)
+
+
+def _writes_zeros(node: fx.Node) -> bool:
+    """Whether zeros are zeros still after what the node writes."""
+    return node.target is operator.setitem and isinstance(node.args[2], (int, float)) and node.args[2] == 0
 
 
 def _forget_zeros(sharing: list[fx.Node], labels_of: dict[str, Any]) -> None:

@@ -29,6 +29,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
+from torch.utils.checkpoint import CheckpointFunction
 
 from fxprune import trees
 from fxprune.calls import call_arguments
@@ -160,7 +161,10 @@ def _count(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> i
 
 @contextmanager
 def _as_is(model: nn.Module) -> Iterator[None]:
-    """In eval, with unfused attention, and with sizes, which are tensors here, checked and rounded as numbers."""
+    """In eval, with unfused attention, without reentrant checkpoints, and with sizes checked and rounded as numbers.
+
+    Sizes are tensors here; what is in a checkpoint torch.jit cannot see.
+    """
     check = torch._check_with
     torch._check_with = lambda error_type, cond, message: check(error_type, bool(cond), message)
     fast_path = torch.backends.mha.get_fastpath_enabled()
@@ -168,10 +172,12 @@ def _as_is(model: nn.Module) -> Iterator[None]:
     has_round = hasattr(Tensor, "__round__")
     if not has_round:
         Tensor.__round__ = lambda size, *digits: round(size.item(), *digits)  # type: ignore[attr-defined]
+    CheckpointFunction.apply = lambda run, preserve_rng_state, *args: run(*args)
     try:
         with in_eval(model):
             yield
     finally:
+        del CheckpointFunction.apply
         torch._check_with = check
         if not has_round:
             del Tensor.__round__  # type: ignore[attr-defined]

@@ -16,9 +16,10 @@ import pytest
 import timm
 import torch
 import torchvision
-from invariant import net
+from invariant import check_invariant, net
 from torch import Tensor, fx, nn
 from torch.nn import functional
+from torch.utils.checkpoint import CheckpointFunction, checkpoint
 
 from fxprune import trees
 from fxprune.errors import FxpruneError, FxpruneWarning
@@ -742,3 +743,34 @@ def test_spectral_norm_learns_in_training_as_in_the_model(norm: Any) -> None:
     assert list(traced.state_dict()) == list(before)
     assert all(torch.equal(tensor, model.state_dict()[name]) for name, tensor in traced.state_dict().items())
     assert any(not torch.equal(tensor, before[name]) for name, tensor in traced.state_dict().items())
+
+
+@pytest.mark.filterwarnings("ignore:None of the inputs")
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_what_is_checkpointed_is_traced_as_what_it_computes(reentrant: bool) -> None:
+    model = net(
+        lambda self, x: checkpoint(lambda y: self.b(y) * x.mean(), self.a(x), use_reentrant=reentrant),
+        a=nn.Linear(4, 8), b=nn.Sequential(nn.Linear(8, 8), nn.BatchNorm1d(8), nn.ReLU()),
+    )  # fmt: skip
+    x = torch.randn(3, 4)
+    assert_same(model, trace(model, x), x)
+    graph = check_invariant(model, x)
+    assert graph.flops.total == 3 * (4 * 8 + 8 * 8 + 2 * 8)
+    assert "apply" not in vars(CheckpointFunction)
+
+
+def test_functions_are_called_by_torch_names_of_their_arguments() -> None:
+    model = net(lambda self, x: x.sum(axis=1, keepdims=True) + functional.softmax(x, dim=1).mean(axis=0))
+    traced = trace(model, torch.randn(2, 3))
+    assert_same(model, traced, torch.randn(4, 3))
+    named = [dict(node.kwargs) for node in traced.graph.nodes if node.kwargs]
+    assert {"dim": 1, "keepdim": True} in named
+    assert {"dim": 0} in named
+
+
+def test_a_mask_that_is_the_same_for_all_inputs_picks_at_any_batch() -> None:
+    mask = torch.tensor([True, False, True])
+    model = net(
+        lambda self, x: x[:, self.mask] + x[:, [False, True, True]] + x[..., ~(self.mask & self.mask)], mask=mask
+    )
+    assert_same(model, trace(model, torch.randn(2, 3)), torch.randn(4, 3))

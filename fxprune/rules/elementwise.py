@@ -13,7 +13,7 @@ from torch import fx, nn
 from fxprune.channels import Dim, Labels, is_labelled, size_of
 from fxprune.rules.registry import Call, Op, Rewrite, rule
 
-__all__ = ["broadcast", "elementwise", "take_from_tables", "unchanged"]
+__all__ = ["activation", "broadcast", "elementwise", "take_from_tables", "unchanged"]
 
 _ACTIVATIONS = (
     *(nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.CELU, nn.SELU, nn.GELU, nn.SiLU, nn.Mish, nn.Hardswish),
@@ -50,14 +50,19 @@ def broadcast(op: Op, operands: list[Labels]) -> tuple[Dim, ...]:
 
 def _stays_zero(op: Op, arguments: tuple[Any, ...], options: dict[str, Any], zero: tuple[bool, ...]) -> bool:
     """Whether the op gives exactly zero where the marked operands are zero and the others are anything."""
-    for trial in ((0.7, -1.3), (-0.4, 2.1)):
+    nodes = [x for x in (*op.node.args, *op.node.kwargs.values()) if isinstance(x, fx.Node)]
+    masks = [x.meta["value"].dtype is torch.bool for x in nodes if isinstance(x.meta["value"], torch.Tensor)]
+    # Masks are true where the number is positive: all four pairs occur.
+    for trial in ((0.7, -1.3), (-0.4, 2.1), (1.6, 0.9), (-0.2, -1.1)):
         values = itertools.cycle(trial)
-        flags = iter(zero)
+        kinds = iter(zip(zero, masks, strict=True))
 
         def stand_in(argument: Any) -> Any:
-            if isinstance(argument, Labels):
-                return torch.tensor([0.0 if next(flags) else next(values)], dtype=torch.float64)  # noqa: B023
-            return argument
+            if not isinstance(argument, Labels):
+                return argument
+            is_zero, is_mask = next(kinds)  # noqa: B023
+            value = torch.tensor([0.0 if is_zero else next(values)], dtype=torch.float64)  # noqa: B023
+            return value > 0 if is_mask else value
 
         args = [stand_in(argument) for argument in arguments]
         kwargs = {name: stand_in(argument) for name, argument in options.items()}
@@ -115,6 +120,7 @@ def dropout_of_channels(op: Op, input: Labels, *arguments: Any, **options: Any) 
 
 @rule(*_ACTIVATIONS)
 def activation(op: Op, input: Labels, *arguments: Any, **options: Any) -> Labels:
+    """As `elementwise`, a module."""
     return _elementwise(op, input, *arguments, **options)
 
 

@@ -90,6 +90,12 @@ def sort(op: Op, input: Labels, *arguments: Any, **options: Any) -> Any:
     return one(values, True), one(indices, False)
 
 
+@rule("nonzero", "argwhere")
+def positions(op: Op, input: Labels, **options: Any) -> Any:
+    op.freeze(input, "asked where it is zero")
+    return map_values(op.value)
+
+
 @rule("take_along_dim", "masked_select", "masked_scatter", "take", "put")
 def by_index(op: Op, *arguments: Any, **options: Any) -> Any:
     freeze_labels(op, (arguments, options), _REASON)

@@ -198,9 +198,8 @@ def _(op: Rewrite, input: Any, dim: Any, index: Any) -> Call | None:
 @rule(operator.setitem)
 def setitem(op: Op, container: Labels, index: Any, value: Any) -> None:
     """What is written into a part of the channels has the same ones; else both are frozen."""
-    if isinstance(index, Labels) and _is_mask(op, 0) and not isinstance(value, Labels):
-        for d, dim in enumerate(index.dims):
-            op.unite(container.dims[d], dim)
+    if isinstance(index, Labels) and _is_mask(op, 0):
+        _set_masked(op, container, index, value)
         return
     entries = _spelt(index, len(container.dims))
     if any(isinstance(e, (Labels, list, tuple, bool)) for e in entries):
@@ -218,6 +217,22 @@ def setitem(op: Op, container: Labels, index: Any, value: Any) -> None:
             op.freeze(dim[[entry]], "written into by number")
     if isinstance(value, Labels):
         for dim, written in zip(reversed(region), reversed(value.dims), strict=False):
+            if size_of(written) > 1 and (is_labelled(dim) or is_labelled(written)):
+                op.unite(dim, written)
+
+
+def _set_masked(op: Op, container: Labels, mask: Labels, value: Any) -> None:
+    """What is written has the channels of the dimensions behind the mask."""
+    rank = len(mask.dims)
+    for dim, masked in zip(container.dims, mask.dims, strict=False):
+        if isinstance(value, Labels):
+            op.freeze(dim, "written into by a mask")
+            op.freeze(masked, "used as an index")
+        else:
+            op.unite(dim, masked)
+    behind = container.dims[rank:]
+    if isinstance(value, Labels):
+        for dim, written in zip(reversed(behind), reversed(value.dims), strict=False):
             if size_of(written) > 1 and (is_labelled(dim) or is_labelled(written)):
                 op.unite(dim, written)
 

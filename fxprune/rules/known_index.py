@@ -18,6 +18,7 @@ _INDEX_TYPES = (torch.int64, torch.int32)
 _SAME_EACH_TIME = frozenset((
     *("to", "type", "long", "int", "cpu", "cuda", "contiguous", "clone", "detach", "argsort", "flip", "cat", "stack"),
     *("view", "reshape", "flatten", "transpose", "permute", "t", "squeeze", "unsqueeze", "arange", "tensor"),
+    *("nonzero", "getitem", "invert", "logical_not", "bool"),
 ))  # fmt: skip
 
 

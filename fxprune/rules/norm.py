@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch.nn.functional as F
-from torch import nn
+from torch import fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.nn.utils.parametrizations import _SpectralNorm
@@ -20,6 +20,7 @@ from torch.nn.utils.parametrizations import _SpectralNorm
 from fxprune.channels import Labels, size_of
 from fxprune.polynomial import Term, term
 from fxprune.rules.registry import Call, Op, Rewrite, numel, rule
+from fxprune.rules.stand_in import completed, enter_completed
 from fxprune.tracing.traced_module import DivideBySpectralNorm
 
 __all__: list[str] = []
@@ -147,13 +148,15 @@ _RELUCTANT = "normalised over; zeros stand in for what is removed"
 
 
 def _over_channels(op: Op, x: Labels, d: int, weights: list[Labels | None]) -> Labels:
-    """Statistics over the channels of dimension `d`: they can go where zeros can stand in for them."""
+    """Statistics over the channels of dimension `d`: they can go where what they have in it can stand in for them."""
     dim = x.dims[d]
     bias = weights[1] if len(weights) > 1 else None
     zero = _is_zero(weights[0]) and (bias is None or _is_zero(bias))
-    if not x.zero[d]:
+    node = next(node for node in op.node.all_input_nodes if op.labels_of[node.name] is x)
+    if x.zero[d]:
+        op.enters(x, d)
+    elif not enter_completed(op, node, d):
         op.freeze(dim, _OVER_CHANNELS)
-    op.enters(x, d)
     op.mark_reluctant(dim, _RELUCTANT)
     for labels in weights:
         if labels is not None and size_of(dim) > 1:
@@ -162,10 +165,13 @@ def _over_channels(op: Op, x: Labels, d: int, weights: list[Labels | None]) -> L
 
 
 def _stand_in(op: Rewrite, input: Any, d: int, function: Any, weights: list[Any], arguments: Any) -> Call:
-    """Normalise with zeros in the place of the removed channels, then cut them off."""
+    """Normalise with what the removed channels have in it, which most often is zero, then cut them off."""
     dim, rank = op.out.dims[d], len(op.out.dims)
     lost = size_of(dim) - op.size(dim)
-    padded = op.insert(F.pad, (input, (*(0,) * (2 * (rank - 1 - d)), 0, lost)))
+    if op.labels(input).zero[d]:
+        padded: fx.Node | None = op.insert(F.pad, (input, (*(0,) * (2 * (rank - 1 - d)), 0, lost)))
+    else:
+        padded = completed(op, input, d)
     long = [None if weight is None else op.insert(F.pad, (weight, (0, lost))) for weight in weights]
     whole = op.insert(function, arguments(padded, *long))
     index = (*(slice(None),) * d, slice(0, op.size(dim)))

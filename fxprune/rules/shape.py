@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from fxprune.channels import Dim, Labels, is_labelled, size_of
+from fxprune.channels import Dim, Ids, Labels, is_labelled, size_of
 from fxprune.rules.registry import Call, Op, Rewrite, freeze_labels, rule
 from fxprune.rules.reshape import flat, size_entries
 
@@ -20,11 +20,16 @@ def permute(op: Op, input: Labels, *dims: Any, **options: Any) -> Labels:
     return input.take(d % len(input.dims) for d in order)
 
 
-@rule("transpose", "swapaxes", "swapdims", "t", "mT", "adjoint")
+@rule("transpose", "swapdims", "t", "mT", "adjoint")
 def transpose(op: Op, input: Labels, dim0: int = -2, dim1: int = -1) -> Labels:
     order = list(range(len(input.dims)))
     order[dim0], order[dim1] = order[dim1], order[dim0]
     return input.take(order)
+
+
+@rule("swapaxes")
+def swapaxes(op: Op, input: Labels, axis0: int, axis1: int) -> Labels:
+    return transpose.propagate(op, input, axis0, axis1)
 
 
 @rule("movedim", "moveaxis")
@@ -112,10 +117,23 @@ def repeat(op: Op, input: Labels, *sizes: Any, **options: Any) -> Labels:
             dims[lead + d], zero[lead + d] = np.tile(dim, dims[lead + d] // len(dim)), input.zero[d]
     entries = _repeats(op.node.args[1:], op.node.kwargs, len(dims))
     for d, n in enumerate(entries):
-        # Copies of one entry: as many as there are channels where it goes.
-        if op.shape[d] > 1 and (d < lead or size_of(input.dims[d - lead]) == 1) and op.is_static(n):
-            dims[d] = op.ids.fresh(op.shape[d])
+        dim = 1 if d < lead else input.dims[d - lead]
+        copies = _copies(op, dim, op.shape[d] // max(size_of(dim), 1), n)
+        if copies is not None:
+            dims[d], zero[d] = np.repeat(copies, size_of(dim)), False
     return Labels(tuple(dims), tuple(zero))
+
+
+def _copies(op: Op, dim: Dim, times: int, argument: Any) -> Ids | None:
+    """New channels, one for each copy of a dimension: as many as there are where it goes; None where it has its own.
+
+    So are copies of one entry, and of few entries that do not depend on the model's input, as those of a fixed kernel.
+    """
+    few = size_of(dim) < times and op.node.all_input_nodes[0] not in op.fed
+    if times == 1 or not op.is_static(argument) or not (size_of(dim) == 1 or few):
+        return None
+    op.freeze(dim, "repeated as a whole")
+    return op.ids.fresh(times)
 
 
 def _repeats(arguments: Any, options: Any, rank: int) -> tuple[Any, ...]:
@@ -131,8 +149,9 @@ def _(op: Rewrite, input: Any, *sizes: Any, **options: Any) -> Call | None:
     new = list(_repeats(sizes, options, len(out.dims)))
     touched = False
     for d, dim in enumerate(out.dims):
-        if op.changed(dim) and (d < lead or size_of(x.dims[d - lead]) == 1):
-            new[d], touched = op.size(dim), True
+        repeated = 1 if d < lead else x.dims[d - lead]
+        if op.changed(dim) and not op.changed(repeated):
+            new[d], touched = op.size(dim) // size_of(repeated), True
     return Call((input, tuple(new))) if touched else None
 
 
@@ -141,13 +160,25 @@ def repeat_interleave(op: Op, input: Labels, repeats: Any, dim: int | None = Non
     if not isinstance(repeats, int) or dim is None:
         freeze_labels(op, (input, repeats), "repeated unevenly")
         return Labels.plain(op.shape)
-    ids = input.dims[dim]
-    return input.replace(dim % len(input.dims), op.shape[dim] if isinstance(ids, int) else np.repeat(ids, repeats))
+    ids, dim = input.dims[dim], dim % len(input.dims)
+    copies = _copies(op, ids, repeats, op.node.kwargs.get("repeats", op.node.args[-1]))
+    if copies is not None:
+        return input.replace(dim, np.tile(copies, size_of(ids)), zero=False)
+    return input.replace(dim, op.shape[dim] if isinstance(ids, int) else np.repeat(ids, repeats))
+
+
+@repeat_interleave.rewrite
+def _(op: Rewrite, input: Any, repeats: Any, dim: Any = None, **options: Any) -> Call | None:
+    if dim is None:
+        return None
+    repeated, out = op.labels(input).dims[op.number(dim)], op.out.dims[op.number(dim)]
+    if not op.changed(out) or op.changed(repeated):
+        return None
+    return Call((input, op.size(out) // size_of(repeated), dim), options)
 
 
 @rule("cat", "concat", "concatenate")
-def cat(op: Op, tensors: Any, dim: int = 0, **options: Any) -> Labels:
-    dim = options.get("axis", dim)
+def cat(op: Op, tensors: Any, dim: int = 0) -> Labels:
     tensors = [x for x in tensors if x.shape != (0,)]
     rank = len(tensors[0].dims)
     dim %= rank
@@ -167,6 +198,16 @@ def cat(op: Op, tensors: Any, dim: int = 0, **options: Any) -> Labels:
         carrying = [x for x in tensors if is_labelled(x.dims[d])] if d == dim else tensors
         zero.append(bool(carrying) and all(x.zero[d] for x in carrying))
     return Labels(tuple(dims), tuple(zero))
+
+
+@rule("vstack", "row_stack", "hstack", "dstack")
+def cat_along_its_own(op: Op, tensors: Any) -> Labels:
+    """A `cat` whose name tells the dimension; what has fewer dimensions than that gets some first."""
+    dim = {"hstack": 1, "dstack": 2}.get(op.name, 0)
+    if min(len(x.dims) for x in tensors) <= max(dim, 1):
+        freeze_labels(op, tensors, "stacked along a dimension of its own")
+        return Labels.plain(op.shape)
+    return cat.propagate(op, tensors, dim)
 
 
 def _fixed(op: Op, n: int) -> Any:

@@ -12,10 +12,11 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch import fx
+from torch import fx, nn
+from torch.nn.modules.dropout import _DropoutNd
 
 from fxprune.channels import Labels, size_of
-from fxprune.rules.elementwise import elementwise, unchanged
+from fxprune.rules.elementwise import activation, elementwise, unchanged
 from fxprune.rules.registry import Op, Rewrite, find_rule
 
 __all__ = ["completed", "enter_completed"]
@@ -63,12 +64,19 @@ def _made_of(x: fx.Node, d: int, labels_of: dict[str, Any]) -> Made | None:
         labels = labels_of[node.name]
         if labels.zero[d]:
             found.append((user, node, d % len(labels.dims)))
-        elif node.op not in ("call_function", "call_method") or find_rule(node, None) not in (elementwise, unchanged):
+        elif not _is_elementwise(node):
             return None
         elif node not in seen:
             seen.add(node)
             stack.extend((node, operand, d) for operand in _per_channel(node, d, labels_of))
     return found
+
+
+def _is_elementwise(node: fx.Node) -> bool:
+    """Whether a node's entries are made of those in their places, each time the same."""
+    module = node.graph.owning_module.get_submodule(str(node.target)) if node.op == "call_module" else None  # type: ignore[union-attr]
+    found = find_rule(node, module)
+    return found in (activation, elementwise, unchanged) and not isinstance(module, (_DropoutNd, nn.RReLU))
 
 
 def _per_channel(x: fx.Node, d: int, labels_of: dict[str, Any]) -> Iterator[fx.Node]:

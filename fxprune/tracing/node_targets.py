@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import operator
 from collections.abc import Callable
+from types import FunctionType
 from typing import Any
 
 import torch
@@ -27,6 +28,10 @@ _REFLECTED: dict[str, Callable[..., Any]] = {
     "__rfloordiv__": operator.floordiv, "__rmod__": operator.mod, "__rmatmul__": operator.matmul,
 }  # fmt: skip
 _UNARY = frozenset({"neg", "__invert__"})
+# Torch's functions, those that are no Python, also take numpy's names of these arguments.
+_NUMPY_NAMES = {"axis": "dim", "keepdims": "keepdim"}
+# Functions whose own argument `axis` is.
+_WITH_AXIS = frozenset({"quantize_per_channel", "fake_quantize_per_channel_affine"})
 _RANDOM = frozenset({
     "rand", "randn", "randint", "randperm", "rand_like", "randn_like", "randint_like", "bernoulli", "bernoulli_",
     "multinomial", "normal", "normal_", "uniform_", "exponential_", "random_", "dropout", "dropout1d", "dropout2d",
@@ -63,6 +68,8 @@ def _canonical(func: Any) -> tuple[str, Any]:
 
 def node_target(func: Any, args: Any, kwargs: Any) -> tuple[str, Any, Any, Any]:
     """Op, target, arguments and keyword arguments of the node for a call of a torch function."""
+    if not isinstance(func, FunctionType) and func.__name__ not in _WITH_AXIS:
+        kwargs = {_NUMPY_NAMES.get(name, name): value for name, value in kwargs.items()}
     op, target = _canonical(func)
     if op == "attribute":
         return "call_function", getattr, (args[0], target), kwargs

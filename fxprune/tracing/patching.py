@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.utils.checkpoint import CheckpointFunction
 
 from fxprune.tracing.recording import Recorder
 from fxprune.tracing.sizes import BUILTINS, NUMBER_FUNCTIONS, index
@@ -135,6 +136,10 @@ def recording(recorder: Recorder) -> Iterator[None]:
 
     def apply(function: Any, *args: Any, **kwargs: Any) -> Any:
         bound = original_apply.__get__(None, function)
+        if function is CheckpointFunction and mine():
+            # What the function computes, as without saving memory.
+            run, _, *inputs = args
+            return run(*inputs)
         return recorder.apply_function(function, bound, args) if mine() and not kwargs else bound(*args, **kwargs)
 
     def compute_weight(hook: SpectralNorm, owner: nn.Module, do_power_iteration: bool) -> Any:

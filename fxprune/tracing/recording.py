@@ -584,6 +584,10 @@ class Recorder(TorchFunctionMode):
         finally:
             self.running_leaf -= 1
 
+    def is_known(self, tensor: Tensor) -> bool:
+        """Whether the input has no part in a tensor's values."""
+        return self.origin[self.node_of(tensor)] < _INPUTS
+
     def read_value(self, func: Any, tensor: Tensor, *args: Any) -> Any:
         """`bool(tensor)`, `tensor.item()`, ...: answered where the input has no part in it."""
         if self.running_leaf or not self.active:

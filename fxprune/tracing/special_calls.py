@@ -84,6 +84,24 @@ def _read_value(recorder: Recorder, func: Any, tensor: Tensor, *args: Any) -> An
     return recorder.read_value(func, tensor, *args)
 
 
+def _getitem(recorder: Recorder, func: Any, tensor: Tensor, index: Any) -> Any:
+    """Masks that are the same for all inputs become the indices where they are true: of those, the number is known."""
+    if recorder.running_leaf or not recorder.active:
+        return func(tensor, index)
+    given = index if isinstance(index, tuple) else (index,)
+    with recorder:
+        entries = [entry for given_entry in given for entry in _positions(recorder, given_entry)]
+    return recorder.call(func, (tensor, entries[0] if len(entries) == 1 and given is not index else tuple(entries)), {})
+
+
+def _positions(recorder: Recorder, entry: Any) -> tuple[Any, ...]:
+    if isinstance(entry, list) and entry and all(type(item) is bool for item in entry):
+        return ([position for position, item in enumerate(entry) if item],)
+    if isinstance(entry, Tensor) and entry.dtype is torch.bool and entry.dim() and recorder.is_known(entry):
+        return entry.nonzero(as_tuple=True)
+    return (entry,)
+
+
 def _open(recorder: Recorder, func: Any, *args: Any, **kwargs: Any) -> Any:
     """Record what a function of torch that is written in Python does, rather than the call of it."""
     if recorder.running_leaf or not recorder.active:
@@ -108,7 +126,7 @@ SPECIAL_CALLS: dict[Any, Callable[..., Any]] = {
     _getter("dtype"): _dtype, _getter("device"): _device, _getter("ndim"): _as_is, Tensor.dim: _as_is,
     torch._C._set_grad_enabled: _set_grad_enabled, torch.numel: _numel,
     vars(torch._C.TensorBase)["data"].__set__: _set_data,
-    nn.functional.multi_head_attention_forward: _open,
+    nn.functional.multi_head_attention_forward: _open, Tensor.__getitem__: _getitem,
     **dict.fromkeys([_getter(name) for name in (
         "is_cuda", "is_meta", "requires_grad", "layout", "is_sparse", "is_quantized", "grad", "grad_fn", "is_leaf",
         "is_cpu", "is_mps", "is_nested", "itemsize", "_version",

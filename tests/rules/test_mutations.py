@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable
 from typing import Any
 
@@ -14,7 +15,7 @@ from torch import nn
 from torchvision.ops import deform_conv2d
 
 from fxprune import analysis
-from fxprune.channels import IdTable, Labels
+from fxprune.channels import IdTable, Labels, size_of
 from fxprune.rules import (
     attention,
     conv,
@@ -179,6 +180,18 @@ MUTATIONS: dict[str, tuple[Patch, nn.Module, Any]] = {
         nn.Sequential(nn.Conv2d(3, 8, 1), nn.GroupNorm(1, 8), nn.Conv2d(8, 2, 1)),
         image(),
     ),
+    "layer norm takes what is removed for zero": (
+        attribute(norm, "completed", lambda op, x, d: op.insert(F.pad, (x, (0, 8 - op.size(op.labels(x).dims[d]))))),
+        nn.Sequential(nn.Linear(4, 8), nn.Sigmoid(), nn.LayerNorm(8), nn.Linear(8, 2)),
+        tokens(),
+    ),
+    "whatever is written, zeros stay": (
+        attribute(analysis, "_writes_zeros", lambda node: True),
+        vectors(
+            lambda self, x: self.n((y := x.clone(), operator.setitem(y, x[..., 0] > 0, 1.0), y)[2]), n=nn.LayerNorm(8)
+        ),
+        tokens(),
+    ),
     "norm groups are not counted": (
         attribute(norm, "_norm_groups_left", lambda op, groups: 1),
         nn.Sequential(nn.Conv2d(3, 8, 1), nn.GroupNorm(4, 8), nn.Conv2d(8, 2, 1)),
@@ -259,6 +272,28 @@ MUTATIONS: dict[str, tuple[Patch, nn.Module, Any]] = {
         no_rewrite(shape.select),
         images(lambda self, x: x + x.select(1, 3).unsqueeze(1)),
         image(),
+    ),
+    "copies that are interleaved stay as many": (
+        no_rewrite(shape.repeat_interleave),
+        images(
+            lambda self, x: F.conv2d(x, self.k.repeat_interleave(8, 0), groups=x.shape[1]), k=torch.ones(1, 1, 1, 1)
+        ),
+        image(),
+    ),
+    "copies of fixed entries are counted one by one": (
+        attribute(
+            shape, "_copies", lambda op, dim, times, argument: op.ids.fresh(times * size_of(dim))[:: size_of(dim)]
+        ),
+        images(lambda self, x: F.conv2d(x, self.k.repeat(8, 1, 1, 1), groups=8), out=16, k=torch.ones(2, 1, 1, 1)),
+        image(),
+    ),
+    "what is written by a mask has channels of its own": (
+        attribute(indexing, "_set_masked", lambda op, container, mask, value: None),
+        vectors(
+            lambda self, x: (y := x.sigmoid(), operator.setitem(y, x.sum(-1) > 0, self.b(x).mean((0, 1))), y)[2],
+            b=nn.Linear(8, 8),
+        ),
+        tokens(),
     ),
     "expand is not patched": (
         no_rewrite(shape.expand),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from typing import Any
 
 import pytest
@@ -42,6 +43,12 @@ def spectral(norm: Any) -> nn.Module:
         nn.Flatten(),
         norm(nn.Linear(36, 5)),
     )
+
+
+def set_to_zero(self: Any, x: Tensor, mask: Tensor) -> Tensor:
+    y = x.clone()
+    y[mask[..., 0]] = 0
+    return y
 
 
 NETS = {
@@ -124,8 +131,13 @@ NETS = {
         8,
     ),
     "functional layer norm by size": (lambda: after(lambda self, x: F.layer_norm(x, x.shape[-1:])), tokens(), 8),
-    "layer norm of what is not zero is frozen": (
+    "layer norm of what is not zero": (
         lambda: after(lambda self, x: self.norm(x.sigmoid()), norm=nn.LayerNorm(8)),
+        tokens(),
+        8,
+    ),
+    "layer norm of what is dropped at random and not zero is frozen": (
+        lambda: nn.Sequential(nn.Linear(4, 8), nn.Sigmoid(), nn.Dropout(), nn.LayerNorm(8), nn.Linear(8, 2)),
         tokens(),
         0,
     ),
@@ -258,6 +270,47 @@ NETS = {
         lambda: after(lambda self, x: x / (torch.linalg.vector_norm(x, dim=-1, keepdim=True) + 1e-6)),
         tokens(),
         8,
+    ),
+    **{
+        f"layer norm of what is {name}": (
+            lambda function=function: after(
+                lambda self, x: self.n(function(self, x, x.sum(-1, keepdim=True) > 0)).sigmoid(),
+                n=nn.LayerNorm(8),
+                t=parameter(8),
+            ),
+            tokens(),
+            8,
+        )
+        for name, function in {
+            "masked": lambda self, x, mask: x.masked_fill(mask, 0.0),
+            "masked by a number": lambda self, x, mask: x.masked_fill(mask, -1.0),
+            "where a condition holds": lambda self, x, mask: torch.where(mask, x, 0.0),
+            "replaced by a parameter": lambda self, x, mask: torch.where(mask, self.t, x),
+            "set to zero by a mask": set_to_zero,
+            "not zero": lambda self, x, mask: x.cosh() + self.t,
+        }.items()
+    },
+    "layer norm of what is set to another number by a mask is frozen": (
+        lambda: after(
+            lambda self, x: self.n((y := x.clone(), operator.setitem(y, x[..., 0] > 0, 1.0), y)[2]), n=nn.LayerNorm(8)
+        ),
+        tokens(),
+        0,
+    ),
+    "group norm of what is not zero": (
+        lambda: nn.Sequential(nn.Conv2d(3, 8, 1), nn.Sigmoid(), nn.GroupNorm(1, 8), nn.Conv2d(8, 2, 1)),
+        image(),
+        8,
+    ),
+    "rms norm of what is not zero": (
+        lambda: nn.Sequential(nn.Linear(4, 8), nn.Sigmoid(), nn.RMSNorm(8), nn.Linear(8, 2)),
+        tokens(),
+        8,
+    ),
+    "layer norm of a softmax is frozen": (
+        lambda: after(lambda self, x: F.layer_norm(x.softmax(1), (8,))),
+        tokens(),
+        0,
     ),
     "cosine similarity": (
         lambda: net(

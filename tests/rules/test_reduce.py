@@ -133,6 +133,18 @@ NETS = {
     ),
     **{name: (make, image(), 8) for name, make in WRITTEN_OUT.items()},
     "the most likely channel is frozen": (lambda: only(lambda x: x.argmax(1)), image(), 0),
+    "numpy's names of arguments": (
+        lambda: images(
+            lambda self, x: torch.sum(x, axis=(2, 3), keepdims=True) + torch.stack([x, x], axis=2).max(axis=2).values
+        ),
+        image(),
+        8,
+    ),
+    "numpy's names of arguments over channels": (
+        lambda: images(lambda self, x: x * x.sigmoid().mean(axis=1, keepdims=True)),
+        image(),
+        8,
+    ),
     "norm over channels": (
         lambda: only(lambda x: x.norm(dim=1) + torch.linalg.norm(x, dim=1) + x.norm(p=1, dim=1)),
         image(),
