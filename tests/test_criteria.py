@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 import pytest
 import torch
@@ -142,3 +144,18 @@ def test_scores_from_data_by_name(model: Residual, method: str) -> None:
     np.testing.assert_array_equal(scores, fxprune.scores(graph, method, data=data))
     with pytest.raises(fxprune.FxpruneError, match="give data"):
         fxprune.scores(graph, method)
+
+
+class Standardised(nn.Conv2d):
+    def forward(self, x: Tensor) -> Tensor:
+        y = super().forward(x)
+        return y / y.std((2, 3), keepdim=True)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("model", [nn.Flatten(), nn.Sequential(Standardised(3, 8, 1), nn.Conv2d(8, 2, 1))], ids=repr)
+def test_scoring_warns_of_nothing(model: nn.Module, method: str) -> None:
+    graph = analysed(model)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert np.isfinite(fxprune.scores(graph, method)).all()

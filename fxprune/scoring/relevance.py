@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import copy
 import operator
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -41,7 +42,16 @@ _Vector = npt.NDArray[np.float64]
 def relevance_scores(graph: ChannelGraph) -> _Vector:
     """The largest relevance that a channel has anywhere, over what it costs (1 is the mean of all channels)."""
     relevance = np.full(graph.num_channels, -1.0)
-    with torch.no_grad(), torch.random.fork_rng(devices=[]), np.errstate(invalid="ignore"):
+    if not graph.num_channels:
+        return relevance
+    with (
+        torch.no_grad(),
+        torch.random.fork_rng(devices=[]),
+        np.errstate(invalid="ignore"),
+        warnings.catch_warnings(),
+    ):
+        # Ops warn of what samples without extent lack, as `std` over space does.
+        warnings.simplefilter("ignore")
         for channels, values in _Relevance(graph).by_channels():
             np.maximum.at(relevance, channels, values)
     # What is on no activation that could be followed goes last.
