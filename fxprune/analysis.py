@@ -7,7 +7,7 @@ import itertools
 import operator
 from collections import Counter
 from dataclasses import is_dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -27,6 +27,8 @@ from fxprune.rules.size import attribute, map_values, size
 
 __all__ = ["analyze", "roots"]
 
+# The channel of every id, the reasons of frozen channels and those of reluctant ones.
+Resolved: TypeAlias = tuple[Ids, dict[int, str], dict[int, str]]
 _SIZE_RULES = (attribute, getitem, size)
 # What may share memory with its first argument.
 _VIEWS = frozenset((
@@ -97,9 +99,26 @@ def _analyze(traced: fx.GraphModule, splits: Splits) -> tuple[ChannelGraph, froz
         if entering := _entering(op):
             contractions[node.name] = tuple(dict.fromkeys((*contractions.get(node.name, ()), *entering)))
     resolved = ids.resolve()
+    stuck = _stuck(splits, resolved, parameters)
+    return _collect(traced, resolved, parameters, labels_of, costs, contractions), stuck
+
+
+def _stuck(splits: Splits, resolved: Resolved, parameters: Parameters) -> frozenset[Any]:
+    """The splits where all channels are frozen, but for those of positions.
+
+    Positions are rows of buffers, or rows of a table that is read at several places: to free them would gain nothing.
+    """
     channel_of, frozen, _ = resolved
-    stuck = (split for split, taken in splits.chosen.items() if frozen.keys() >= {*channel_of[taken].flat})
-    return _collect(traced, resolved, parameters, labels_of, costs, contractions), frozenset(stuck)
+    of_buffers = np.zeros(len(channel_of), dtype=bool)
+    for dim in parameters.of_buffers():
+        of_buffers[dim] = True
+    return frozenset(
+        split
+        for split, taken in splits.chosen.items()
+        if not of_buffers[taken].any()
+        and len(np.unique(taken)) == taken.size
+        and frozen.keys() >= {*channel_of[taken].flat}
+    )
 
 
 def _prunable_indices(graph: ChannelGraph) -> int:
@@ -320,7 +339,7 @@ def _freeze_tree(op: Op, tree: Any, reason: str) -> None:
 
 def _collect(
     traced: fx.GraphModule,
-    resolved: tuple[Ids, dict[int, str], dict[int, str]],
+    resolved: Resolved,
     parameters: Parameters,
     labels_of: dict[str, Any],
     costs: dict[str, list[Term]],

@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections import namedtuple
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 import torch
-from invariant import image, net, prunable, tokens
-from torch import nn
+from invariant import check_invariant, image, net, parameter, prunable, tokens
+from torch import Tensor, nn
 
 import fxprune
+from fxprune import analysis
 from fxprune.channels import Labels
 from fxprune.rules.registry import _RULES, Op
 
@@ -153,3 +155,28 @@ def test_a_shared_module_is_one_set_of_channels() -> None:
         lambda self, x: self.c(self.b(self.b(self.a(x)))), a=nn.Linear(4, 6), b=nn.Linear(6, 6), c=nn.Linear(6, 2)
     )
     assert prunable(graph_of(model, tokens())) == 6
+
+
+def test_heads_are_tried_as_wholes_where_channels_are_stuck_and_positions_are_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    tries: list[object] = []
+    once = analysis._analyze
+    monkeypatch.setattr(analysis, "_analyze", lambda *arguments: (tries.append(arguments), once(*arguments))[1])
+
+    def attend(self: Any, x: Tensor) -> Tensor:
+        q = self.a(x).unflatten(-1, (2, 4)).transpose(1, 2)
+        bias = self.table[self.index].view(5, 5, 2).permute(2, 0, 1)
+        return self.b((((q @ q.mT + bias).softmax(-1)) @ q).transpose(1, 2).flatten(2))
+
+    index = torch.arange(25) % 9
+    tables = net(attend, a=nn.Linear(4, 8), b=nn.Linear(8, 2), table=parameter(9, 2), index=index)
+    assert check_invariant(tables, tokens(), 4).groups
+    assert len(tries) == 1
+    masks = net(
+        lambda self, x: (self.a(x) @ self.a(x).mT + self.m.view(5, 5)).softmax(-1), a=nn.Linear(4, 8), m=torch.ones(25)
+    )
+    check_invariant(masks, tokens(), 8)
+    assert len(tries) == 2
+    check_invariant(net(lambda self, x: self.a(x).unflatten(-1, (2, 4)).softmax(-1), a=nn.Linear(4, 8)), tokens())
+    assert len(tries) == 4

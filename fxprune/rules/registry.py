@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import itertools
 import operator
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
@@ -66,6 +66,12 @@ class Parameters:
         # What the tracer made a buffer of is no buffer of the original: nothing is zero in it.
         zero = not name.rpartition(".")[2].startswith("_tensor_constant")
         return Labels(tuple(known), (zero,) * len(known))
+
+    def of_buffers(self) -> Iterator[Ids]:
+        """The labelled dimensions of what is no parameter."""
+        for name, dims in self.dims.items():
+            if not isinstance(self._tensors[name], nn.Parameter):
+                yield from (dim for dim in dims if not isinstance(dim, int))
 
     def by_name(self) -> dict[str, list[Dim]]:
         """The labelled dimensions of every name, tied ones included."""
