@@ -173,6 +173,13 @@ class _Pass:
         module.running_mean.copy_(new_mean - (mean - running_mean) * gain)
         module.running_var.copy_(scaled)
 
+    def _left(self, name: str, y: Tensor) -> Tensor:
+        """What stays of a node's output, along all dimensions: layers that mix tokens have channels at the others."""
+        for d, dim in enumerate(self.graph.labels[name].dims):
+            if not isinstance(dim, int) and len(dim) == y.shape[d] and not self.alive[dim].all():
+                y = y.index_select(d, self._kept(name, d).to(y.device))
+        return y
+
     def _kept(self, name: str, axis: int = 1) -> Tensor:
         """Which channels of a node's output stay along a dimension."""
         dim = self.graph.labels[name].dims[axis]
@@ -186,9 +193,6 @@ class _Pass:
         strengths = [strength for strength in choices if strength is not None]
         if not strengths:
             return None
-        labels = self.graph.labels[partner.name]
-        axis = 1 if found.kernel else len(labels.dims) - 1
-        kept = self._kept(partner.name, axis)
         random = torch.Generator().manual_seed(self.seed)
         weight = find_parameter(self.pruned, found.weight)
         bias = None if found.bias is None else find_parameter(self.pruned, found.bias)
@@ -199,7 +203,11 @@ class _Pass:
         table = weight.reshape(found.groups, -1, width).transpose(1, 2)
         offset = 0.0 if bias is None else bias.reshape(found.groups, 1, -1)
         for x, y in zip(lockstep.pruned.values[found.input], lockstep.original.values[partner], strict=True):
-            a, wanted = rows_of(found, x, y.index_select(axis, kept.to(y.device)), budget / samples, random)
+            y = self._left(partner.name, y)
+            if x.shape[0] != y.shape[0] or not (found.kernel or x.shape[:-1] == y.shape[:-1]):
+                # Channels along the batch: at other sizes it is not known which rows are left.
+                return None
+            a, wanted = rows_of(found, x, y, budget / samples, random)
             now = (torch.bmm(a.transpose(0, 1), table) + offset).transpose(0, 1)
             rows.append(a)
             residuals.append(wanted - now)

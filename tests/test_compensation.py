@@ -6,7 +6,7 @@ import copy
 
 import pytest
 import torch
-from invariant import randomise
+from invariant import net, randomise
 from torch import Tensor, nn
 
 import fxprune
@@ -101,3 +101,21 @@ def test_a_holdout_that_is_no_part_is_refused() -> None:
     with pytest.raises(fxprune.FxpruneError, match=r"holdout \(=1\)"):
         compensate(net, pruned, _images(8, 1), holdout=1)
     assert all(torch.equal(tensor, untouched[name]) for name, tensor in pruned.state_dict().items())
+
+
+@pytest.mark.parametrize("layer", [nn.Linear(6, 6), nn.Conv1d(6, 6, 1)], ids=["linear", "convolution"])
+def test_layers_that_mix_tokens_are_fitted_on_the_channels_that_are_left(layer: nn.Module) -> None:
+    turned = isinstance(layer, nn.Linear)
+    torch.manual_seed(0)
+    model = net(
+        lambda self, x: self.b((self.t(self.a(x).mT).mT if turned else self.t(self.a(x))).relu()),
+        a=nn.Linear(4, 12),
+        t=layer,
+        b=nn.Linear(12, 2),
+    )
+    inputs = torch.randn(64, 6, 4)
+    pruned = fxprune.prune(model, flops=0.6, example_inputs=inputs[:1], method="l2", compensate=False)
+    better = compensate(model, pruned, inputs)
+    # What is left of the channels is the same in both, so that there is nothing to repair before the last layer.
+    assert torch.equal(better.t.weight, model.t.weight)
+    assert _error(model, better, torch.randn(64, 6, 4)) < _error(model, pruned, torch.randn(64, 6, 4))

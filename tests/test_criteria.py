@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import warnings
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from invariant import net
 from torch import Tensor, nn
 
 import fxprune
@@ -159,3 +161,19 @@ def test_scoring_warns_of_nothing(model: nn.Module, method: str) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert np.isfinite(fxprune.scores(graph, method)).all()
+
+
+def test_relevance_goes_through_layers_that_mix_tokens() -> None:
+    """Channels that are twice the tokens in number are no conv groups of them."""
+
+    def gated(self: Any, x: Tensor) -> Tensor:
+        left, right = self.a(x).chunk(2, -1)
+        return self.b(left * self.t(self.n(right)))
+
+    model = net(gated, a=nn.Linear(3, 24), n=nn.LayerNorm(12), t=nn.Conv1d(6, 6, 1), b=nn.Linear(12, 2))
+    with torch.no_grad():
+        model.b.weight[:, 3:] = 0
+    graph = fxprune.analyze(fxprune.trace(model, torch.randn(2, 6, 3)))
+    scores = hidden(graph, fxprune.scores(graph, "relevance"), "a")
+    assert scores[:3].min() > 0
+    assert scores[3:].max() < 1e-6 * scores[:3].min()

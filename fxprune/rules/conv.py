@@ -13,7 +13,7 @@ import numpy as np
 import torch.nn.functional as F
 from torch import nn
 
-from fxprune.channels import Dim, Ids, Labels, size_of
+from fxprune.channels import Dim, Ids, Labels, is_labelled, size_of
 from fxprune.polynomial import Term, term
 from fxprune.rules.linear import contract
 from fxprune.rules.registry import Call, Op, Rewrite, rule
@@ -22,6 +22,7 @@ __all__: list[str] = []
 
 # Where the functions, transposed or not, take the number of conv groups.
 _GROUPS = 6
+_SETTINGS = ("input", "weight", "bias", "stride", "padding")
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 
@@ -30,13 +31,34 @@ def _by_whole_groups(groups: int, in_channels: int, out_channels: int) -> bool:
     return groups > 1 and groups >= min(in_channels, out_channels) // groups
 
 
+def _passing(op: Op, x: Labels, spatial: int, kernel: tuple[int, ...]) -> tuple[int, ...]:
+    """The dimensions of space that are convolved over place by place, as by layers that mix tokens."""
+    given = vars(op.module) if op.module is not None else dict(zip(_SETTINGS, op.node.args, strict=False))
+    given = {"stride": 1, "padding": 0, **given, **op.node.kwargs}
+    settings = [
+        value * spatial if len(value) == 1 else value for value in map(_as_tuple, map(given.get, _SETTINGS[3:]))
+    ]
+    lead = len(x.dims) - spatial
+    return tuple(
+        lead + k
+        for k, step in enumerate(zip(kernel, *settings, strict=False))
+        if step == (1, 1, 0) and is_labelled(x.dims[lead + k])
+    )
+
+
+def _as_tuple(value: Any) -> tuple[Any, ...]:
+    return tuple(value) if isinstance(value, (tuple, list)) else (value,)
+
+
 def _convolve(op: Op, x: Labels, weight: Labels, bias: Labels | None, groups: int, transposed: bool) -> Labels:
     spatial = len(weight.dims) - 2
     axis = len(x.dims) - spatial - 1
     for dim in weight.dims[2:]:
         op.freeze(dim, "kernel position")
-    for dim in x.dims[axis + 1 :]:
-        op.freeze(dim, "convolved over")
+    passing = _passing(op, x, spatial, weight.shape[2:])
+    for d, dim in enumerate(x.dims[axis + 1 :], start=axis + 1):
+        if d not in passing:
+            op.freeze(dim, "convolved over")
     zero = weight.zero[1 if transposed else 0]
     if groups == 1:
         contract(op, x, axis, weight, 0 if transposed else 1)
@@ -53,7 +75,12 @@ def _convolve(op: Op, x: Labels, weight: Labels, bias: Labels | None, groups: in
     if bias is not None:
         out = op.unite(out, bias.dims[0])
         zero = zero and bias.zero[0]
-    return Labels((*x.dims[:axis], out, *op.shape[axis + 1 :]), (*(False,) * axis, zero, *(False,) * spatial))
+    space = range(axis + 1, len(x.dims))
+    dims = tuple(x.dims[d] if d in passing else op.shape[d] for d in space)
+    return Labels(
+        (*x.dims[:axis], out, *dims),
+        (*(False,) * axis, zero, *(d in passing and x.zero[d] and bias is None for d in space)),
+    )
 
 
 def _convolve_groups(op: Op, x: Dim, rows: Dim, columns: Dim, groups: int, transposed: bool) -> Dim:
@@ -82,7 +109,7 @@ def _as_ids(op: Op, dim: Dim) -> Ids:
 
 def _flops(x: Labels, out: Labels, weight: Labels, transposed: bool) -> list[Term]:
     spatial = len(weight.dims) - 2
-    space = (x if transposed else out).shape[len(x.dims) - spatial :]
+    space = (x if transposed else out).dims[len(x.dims) - spatial :]
     kernel = weight.shape[2:]
     return [term(*x.dims[: len(x.dims) - spatial - 1], *weight.dims[:2], *kernel, *space)]
 

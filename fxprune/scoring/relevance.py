@@ -131,6 +131,15 @@ class _Relevance:
             self._axes[node] = (free or found[-1:])[0] if len(free) <= 1 and found else None
         return self._axes[node]
 
+    def _sums(self, node: fx.Node, source: fx.Node | None) -> bool:
+        """Whether a layer sums over the channels of `source`; one that mixes tokens does not."""
+        axis = None if source is None else self.axis(source)
+        if source is None or axis is None:
+            return False
+        size = len(self.graph.labels[source.name].dims)
+        entering = self.graph.contractions.get(node.name, ())
+        return any(name == source.name and d % size == axis[0] for name, d in entering)
+
     def weight(self, node: fx.Node) -> Tensor | None:
         """The squared weight of a convolution or linear layer, summed over the kernel: outputs by inputs."""
         weight = None
@@ -196,9 +205,9 @@ class _Relevance:
         if before is None and (isinstance(module, _NORMS) or node.target in _NORM_FUNCTIONS):
             like = next((tensor for tensor in self.tensors.values() if tensor.is_floating_point()), torch.zeros(()))
             return self._run(node, {source: self._noise(size, like)}, module)
-        square = None if before is None else self.weight(node)
         if before is None:
             return None
+        square = self.weight(node) if self._sums(node, source) else None
         if square is not None:
             if not _in_groups(square, before.shape[1]):
                 return None
@@ -265,7 +274,7 @@ class _Relevance:
     def _hand_on(self, node: fx.Node, relevance: _Vector, sources: list[fx.Node]) -> dict[fx.Node, _Vector]:
         first = node.all_input_nodes[0] if node.all_input_nodes else None
         square = self.weight(node)
-        axis = self.axis(first) if square is not None and first in sources else None
+        axis = self.axis(first) if square is not None and first in sources and self._sums(node, first) else None
         size = 0 if axis is None else len(axis[1])
         if square is not None and len(relevance) == len(square) and _in_groups(square, size):
             assert first is not None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from invariant import check_invariant, image, net, parameter
+from invariant import check_invariant, image, net, parameter, tokens
 from torch import nn
 from torchvision.ops import DeformConv2d
 
@@ -53,6 +53,58 @@ NETS = {
         ),
         image(),
         8,
+    ),
+    **{
+        f"over tokens, {name}": (
+            lambda layer=layer: net(
+                lambda self, x: self.b(self.t(self.a(x)).sigmoid()), a=nn.Linear(4, 8), t=layer, b=nn.Linear(8, 2)
+            ),
+            tokens(),
+            channels,
+        )
+        for name, layer, channels in (
+            ("token by token", nn.Conv1d(5, 5, 1), 8),
+            ("transposed", nn.ConvTranspose1d(5, 6, 1), 8),
+            ("a kernel for each", nn.Conv1d(5, 5, 1, groups=5), 8),
+            ("that looks at channels is frozen", nn.Conv1d(5, 5, 3, padding=1), 0),
+        )
+    },
+    "over tokens, by a function": (
+        lambda: net(
+            lambda self, x: self.b(F.conv1d(self.a(x), self.w, stride=(1,)).sigmoid()),
+            a=nn.Linear(4, 8),
+            w=parameter(6, 5, 1),
+            b=nn.Linear(8, 2),
+        ),
+        tokens(),
+        8,
+    ),
+    "along tokens, each channel the same": (
+        lambda: net(
+            lambda self, x: self.b(self.t(self.a(x)[:, None])[:, 0]),
+            a=nn.Linear(4, 8),
+            t=nn.Conv2d(1, 1, (3, 1), padding=(1, 0)),
+            b=nn.Linear(8, 2),
+        ),
+        tokens(),
+        8,
+    ),
+    "what a convolution over tokens adds to is not zero": (
+        lambda: net(
+            lambda self, x: self.t(self.a(x)) @ self.a(x).sigmoid().mT, a=nn.Linear(4, 8), t=nn.Conv1d(5, 5, 1)
+        ),
+        tokens(),
+        0,
+    ),
+    "with a stride over channels is frozen": (
+        lambda: net(
+            lambda self, x: self.b(self.t(self.a(x))),
+            a=nn.Linear(4, 8),
+            t=nn.Conv1d(5, 5, 1, stride=2),
+            b=nn.Linear(4, 2),
+        ),
+        tokens(),
+        0,
     ),
     "a plain chain": (
         lambda: nn.Sequential(nn.Conv2d(3, 6, 3), nn.Sigmoid(), nn.Conv2d(6, 5, 3), nn.Conv2d(5, 2, 1)),

@@ -149,6 +149,11 @@ MUTATIONS: dict[str, tuple[Patch, nn.Module, Any]] = {
         image(),
     ),
     "a convolution is free": (no_flops(conv.conv_module), residual(), image()),
+    "a convolution of several places keeps them": (
+        attribute(conv, "_passing", lambda op, x, spatial, kernel: tuple(range(len(x.dims) - spatial, len(x.dims)))),
+        vectors(lambda self, x: self.t(x), t=nn.Conv1d(5, 5, 3, padding=1)),
+        tokens(),
+    ),
     # linear
     "a product of what is not zero": (
         attribute(linear, "contract", lambda op, left, d, right, e: op.unite(left.dims[d], right.dims[e])),
