@@ -20,7 +20,7 @@ from fxprune.plan import Plan
 from fxprune.rules import find_rule
 from fxprune.rules.known_index import computes_indices
 from fxprune.rules.registry import Rewrite
-from fxprune.tracing.guards import check_as_traced
+from fxprune.tracing.checks import check_as_traced
 
 __all__ = ["alive_channels", "plan_of", "rewrite"]
 

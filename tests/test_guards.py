@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 import fxprune
 from fxprune import FxpruneError, trace
-from fxprune.tracing.guards import check_as_traced
+from fxprune.tracing.checks import check_as_traced
 
 Forward = Callable[[Any, Tensor], Any]
 
@@ -244,3 +244,15 @@ def test_a_guarded_model_is_compiled() -> None:
     assert torch.equal(compiled(x), traced(x))
     with pytest.raises(Exception, match=r"size\(0\) > 4"):
         compiled(torch.randn(5, 8))
+
+
+def test_types_of_python_as_dtypes_leave_no_size_unchecked() -> None:
+    def halves(self: Any, x: Tensor) -> Tensor:
+        return self.f(x).to(float)[: int(x.size(0) / 2)]  # type: ignore[no-any-return]
+
+    model, x = net(halves, f=nn.Linear(8, 8)), torch.randn(4, 8)
+    traced = trace(model, x)
+    assert traced(x).dtype is torch.float64
+    assert torch.equal(traced(x), model(x))
+    with pytest.raises(FxpruneError, match="when the model was traced"):
+        traced(torch.randn(8, 8))

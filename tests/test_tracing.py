@@ -23,7 +23,7 @@ from torch.utils.checkpoint import CheckpointFunction, checkpoint
 
 from fxprune import trees
 from fxprune.errors import FxpruneError, FxpruneWarning
-from fxprune.tracing.guards import check_as_traced
+from fxprune.tracing.checks import check_as_traced
 from fxprune.tracing.tracer import trace
 
 
@@ -159,6 +159,18 @@ def test_the_dtype_and_the_device_are_those_of_the_tensor_they_were_read_from() 
     arange = next(node for node in traced.graph.nodes if node.target is torch.arange)
     assert arange.kwargs["dtype"].args[1] == "dtype"
     assert arange.kwargs["device"].args[1] == "device"
+
+
+def types_of_python(self: Any, x: Tensor) -> Tensor:
+    doubles = torch.ones(2, dtype=float) + x.to(float)  # type: ignore[arg-type, call-overload]
+    return doubles * torch.ones(2, dtype=int) * torch.ones(2, dtype=complex)  # type: ignore[call-overload, no-any-return]
+
+
+def test_types_of_python_are_those_that_torch_takes_them_for() -> None:
+    model, x = net(types_of_python), torch.randn(2)
+    traced = trace(model, x)
+    assert traced(x).dtype is model(x).dtype is torch.complex128
+    assert torch.float64 in [node.kwargs.get("dtype") for node in traced.graph.nodes]
 
 
 def test_the_model_is_left_as_it_was() -> None:

@@ -172,6 +172,7 @@ class Remembers(nn.Module):
         return self.last(self.first(x) + (self.bias / 3 if self.training else self.kept["bias"]))
 
 
+@pytest.mark.filterwarnings("ignore:Only the code of eval is in the graph:fxprune.FxpruneWarning")
 def test_what_a_model_keeps_of_an_earlier_pass_is_not_compared() -> None:
     torch.manual_seed(0)
     model, x = Remembers().eval(), torch.randn(1, 5, 4)

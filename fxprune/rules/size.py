@@ -8,7 +8,7 @@ import torch
 
 from fxprune.channels import Dim, Labels, Size
 from fxprune.rules.registry import Op, freeze_labels, rule
-from fxprune.tracing.guards import check_as_traced
+from fxprune.tracing.checks import check_as_traced
 
 __all__ = ["attribute", "map_values", "size"]
 

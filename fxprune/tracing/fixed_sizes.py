@@ -6,14 +6,12 @@ What is not understood counts as not fixed; a size that is taken for that is che
 from __future__ import annotations
 
 import operator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor, fx, nn
 
 from fxprune import trees
-
-if TYPE_CHECKING:
-    from fxprune.tracing.recording import Recorder
+from fxprune.tracing.recording import Recorder
 
 __all__ = ["fixed_sizes", "is_whole"]
 

@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import operator
-import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from torch import Tensor, fx
+from torch import fx
 
-from fxprune.errors import FxpruneError
+from fxprune.tracing.checks import check_as_traced
 from fxprune.tracing.fixed_sizes import fixed_sizes, is_whole
-from fxprune.tracing.sizes import TracedNumber, plain, read_size
+from fxprune.tracing.nodes import Guard
+from fxprune.tracing.recording import Recorder
+from fxprune.tracing.sizes import TracedNumber, read_size
 
-if TYPE_CHECKING:
-    from fxprune.tracing.recording import Recorder
-
-__all__ = ["Guard", "check_as_traced", "insert_guards"]
+__all__ = ["insert_guards"]
 
 _SIGNS: dict[Any, str] = {
     operator.add: "+", operator.sub: "-", operator.mul: "*", operator.truediv: "/", operator.floordiv: "//",
@@ -26,46 +23,6 @@ _SIGNS: dict[Any, str] = {
 }  # fmt: skip
 # More of them are counted in the note, and not named.
 _MOST_NAMED = 4
-
-
-@dataclass(frozen=True)
-class Guard:
-    """`function(*operands)` was `traced`, and the code went on accordingly; `scope` is the module call that did."""
-
-    function: Callable[..., Any]
-    operands: tuple[Any, ...]
-    traced: Any
-    scope: tuple[str, int]
-
-
-@fx.node.has_side_effect
-def check_as_traced(value: Any, traced: Any, what: str, where: str) -> None:
-    """Stop where a size, or what a comparison of sizes gives, is another than in the trace.
-
-    Raises:
-        FxpruneError: it is another.
-    """
-    if isinstance(value, TracedNumber):
-        # A traced graph that is traced again.
-        value.recorder.guard(operator.pos, (value,), traced)
-        value = plain(value)
-    if isinstance(value, Tensor):
-        value = _looked_at(value)
-    if isinstance(traced, bool):
-        value = bool(value)
-    if value != traced:
-        raise FxpruneError(
-            f"`{what}` is {value} here, and was {traced} when the model was traced. The code of {where} follows it in "
-            "a loop or a branch, which the graph has as it was then. Trace or prune the model with an example of this "
-            "size, or write that code with operations on whole tensors"
-        )
-
-
-def _looked_at(size: Tensor) -> Any:
-    """A number that torch.jit has as a tensor while it traces; it warns of each that is looked at."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return size.item()
 
 
 def insert_guards(recorded: Recorder) -> list[str]:

@@ -118,8 +118,12 @@ def _cached_under(owner: Any, name: str) -> Iterator[tuple[Any, str, Any, Any]]:
 
 
 @contextmanager
-def recording(recorder: Recorder) -> Iterator[None]:
-    """Everything that the recorder's module does in this context, in this thread, is recorded."""
+def recording(recorder: Recorder, own_types: bool = False) -> Iterator[None]:
+    """Everything that the recorder's module does in this context, in this thread, is recorded.
+
+    With `own_types`, `int` and `float` are those of Python in the model's files: where they turn a size into a plain
+    number, the graph asks for that size.
+    """
     packages = packages_of(recorder.root)
     original_call = nn.Module.__call__
     original_apply = torch.autograd.Function.__dict__["apply"]
@@ -163,6 +167,8 @@ def recording(recorder: Recorder) -> Iterator[None]:
         stack.enter_context(uncached(packages))
         for module in _modules_of(packages):
             for name, value in _patches(module).items():
+                if own_types and name in ("int", "float"):
+                    continue
                 if name in vars(module):
                     stack.callback(vars(module).__setitem__, name, vars(module)[name])
                 else:

@@ -6,24 +6,36 @@ import functools
 import math
 import operator
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
 from torch import fx
 
-if TYPE_CHECKING:
-    from fxprune.tracing.recording import Recorder
-
 __all__ = [
-    "BUILTINS", "NUMBER_FUNCTIONS", "TracedFloat", "TracedInt", "TracedNumber", "TracedPieces", "TracedSize",
-    "index", "plain", "read_size", "traced_number", "untraced_type",
+    "BUILTINS", "NUMBER_FUNCTIONS", "NumberNodes", "TracedFloat", "TracedInt", "TracedNumber", "TracedPieces",
+    "TracedSize", "index", "is_refused_type", "plain", "read_size", "traced_number", "untraced_type",
 ]  # fmt: skip
+
+
+class NumberNodes(Protocol):
+    """What makes the graph, as far as numbers have to do with it."""
+
+    active: bool
+
+    def number_node(self, function: Callable[..., Any], operands: tuple[Any, ...], value: Any) -> fx.Node:
+        """The node that computes a number."""
+
+    def guard(self, function: Callable[..., Any], operands: tuple[Any, ...], traced: Any) -> None:
+        """From here on it is supposed that `function(*operands)` is `traced`."""
+
+    def from_behind(self, node: fx.Node, value: torch.Tensor, index: int) -> Any:
+        """One of the tensors that a node gives, by its number from behind."""
 
 
 class TracedNumber:
     """`function(*operands)`, computed by a node once a graph needs it."""
 
-    recorder: Recorder
+    recorder: NumberNodes
     function: Callable[..., Any]
     operands: tuple[Any, ...]
     cached: fx.Node | None
@@ -57,8 +69,13 @@ class TracedInt(TracedNumber, int):
 
     __hash__ = int.__hash__
 
-    def __float__(self) -> float:
+    def __int__(self) -> int:
         """For functions that torch and the model's files do not show us."""
+        whole: int = self.as_traced()
+        return whole
+
+    def __float__(self) -> float:
+        """Likewise."""
         return float(self.as_traced())
 
     def __invert__(self) -> int:
@@ -71,6 +88,10 @@ class TracedFloat(TracedNumber, float):
     """A float that depends on the size of a tensor."""
 
     __hash__ = float.__hash__
+
+    def __int__(self) -> int:
+        """For functions that torch and the model's files do not show us."""
+        return int(self.as_traced())
 
     def is_integer(self) -> bool:
         """Whether there is nothing after the point."""
@@ -90,7 +111,7 @@ def plain(value: Any) -> Any:
     return float.__float__(value) if isinstance(value, TracedFloat) else value
 
 
-def traced_number(recorder: Recorder, function: Callable[..., Any], operands: tuple[Any, ...], value: Any) -> Any:
+def traced_number(recorder: NumberNodes, function: Callable[..., Any], operands: tuple[Any, ...], value: Any) -> Any:
     """`value`, the result of `function(*operands)`, as a number that remembers it."""
     kind = {int: TracedInt, float: TracedFloat}.get(type(value))
     if kind is None:
@@ -281,6 +302,11 @@ class _TracingRange(metaclass=_Stands):
     def __new__(cls, *args: Any) -> Any:
         """`range(*args)`, for which the graph asks for the sizes of the trace."""
         return range(*(arg.as_traced() if isinstance(arg, TracedNumber) else arg for arg in args))
+
+
+def is_refused_type(error: BaseException | None) -> bool:
+    """Whether torch, asked for `dtype=float`, did not take the class that stands for it."""
+    return isinstance(error, TypeError) and _Stands.__name__ in str(error)
 
 
 def untraced_type(value: Any) -> Any:

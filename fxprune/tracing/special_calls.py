@@ -1,23 +1,19 @@
-"""Calls that are not simply recorded: they ask for sizes, types or values, or do not run on the meta device."""
+"""Calls that are not simply recorded: they ask for sizes, types or values."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.utils import _pytree as pytree
 
 from fxprune.errors import FxpruneError
-from fxprune.tracing.meta_results import META
+from fxprune.tracing.recording import Recorder
 from fxprune.tracing.sizes import TracedSize
 from fxprune.tracing.user_code import user_frame
 
-if TYPE_CHECKING:
-    from fxprune.tracing.recording import Recorder
-
-__all__ = ["META_RUNS", "SPECIAL_CALLS"]
+__all__ = ["SPECIAL_CALLS"]
 
 
 def _shape(recorder: Recorder, func: Any, tensor: Tensor, *_: Any) -> Any:
@@ -137,25 +133,4 @@ SPECIAL_CALLS: dict[Any, Callable[..., Any]] = {
         Tensor.__bool__, Tensor.item, Tensor.__int__, Tensor.__float__, Tensor.__index__, Tensor.tolist, Tensor.numpy,
         torch.is_nonzero, Tensor.__contains__,
     ], _read_value),
-}  # fmt: skip
-
-
-def _any_number(value: Any) -> Any:
-    """A number of the type of a tensor that is filled with, whose value the meta device does not have."""
-    return torch.zeros((), dtype=value.dtype).item() if isinstance(value, Tensor) else value
-
-
-def _istft(*args: Any, **kwargs: Any) -> Tensor:
-    """On the meta device: of the window, values are asked, whether it overlaps with itself enough; ones always do."""
-    args, kwargs = pytree.tree_map_only(Tensor, lambda x: torch.ones(x.shape, dtype=x.dtype), (args, kwargs))
-    return torch.istft(*args, **kwargs).to(META)
-
-
-# What runs on the meta device for functions that cannot run there as they are.
-META_RUNS: dict[Any, Callable[..., Any]] = {
-    Tensor.cpu: lambda tensor, **_: tensor, Tensor.cuda: lambda tensor, *_, **__: tensor,
-    Tensor.pin_memory: lambda tensor, *_, **__: tensor, torch.istft: _istft, Tensor.istft: _istft,
-    torch.full: lambda size, fill_value, **named: torch.full(size, _any_number(fill_value), **named),
-    torch.full_like: lambda tensor, fill_value, **named: torch.full_like(tensor, _any_number(fill_value), **named),
-    Tensor.new_full: lambda tensor, size, fill_value, **named: tensor.new_full(size, _any_number(fill_value), **named),
 }  # fmt: skip

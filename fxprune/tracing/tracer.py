@@ -4,18 +4,14 @@ from __future__ import annotations
 
 import functools
 import inspect
-import keyword
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.prune import BasePruningMethod
-from torch.nn.utils.spectral_norm import SpectralNorm
-from torch.nn.utils.weight_norm import WeightNorm
 
 from fxprune import trees
 from fxprune.calls import call_arguments
@@ -24,21 +20,18 @@ from fxprune.errors import FxpruneError, FxpruneWarning
 from fxprune.models import example_inputs as default_inputs
 from fxprune.models import source_of
 from fxprune.tracing.guards import insert_guards
+from fxprune.tracing.library_modules import is_library_module
 from fxprune.tracing.modes import compare, insert_modes, small_readers
 from fxprune.tracing.patching import recording
 from fxprune.tracing.recording import DataDependentError, Recorder
-from fxprune.tracing.traced_module import ApplyFunction, ByMode, TracedModule
-from fxprune.tracing.user_code import place_of
+from fxprune.tracing.refusals import explained, refuse_what_cannot_be_traced
+from fxprune.tracing.sizes import is_refused_type
+from fxprune.tracing.special_calls import SPECIAL_CALLS
+from fxprune.tracing.tidying import remove_dead_nodes
+from fxprune.tracing.traced_module import TracedModule
 
 __all__ = ["TracedModule", "trace", "trace_knowing"]
 
-_CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict, nn.ParameterList, nn.ParameterDict)
-# Modules of torch that are made of other modules and functions: traced through, so that what is in them can be pruned.
-_OPENED = (
-    nn.MultiheadAttention, nn.Transformer, nn.TransformerEncoder, nn.TransformerDecoder, nn.TransformerEncoderLayer,
-    nn.TransformerDecoderLayer,
-)  # fmt: skip
-_PARALLEL = (nn.DataParallel, nn.parallel.DistributedDataParallel)
 Leaves = tuple[str | type[nn.Module], ...]
 
 
@@ -86,7 +79,7 @@ def trace_knowing(
             f"model (a {type(model).__name__}) is no nn.Module: build it first, as timm.create_model('resnet50') does"
         )
     args, kwargs = call_arguments(default_inputs(model) if example_inputs is None else example_inputs)
-    _refuse_what_cannot_be_traced(model)
+    refuse_what_cannot_be_traced(model)
     source = _Source(model, args, kwargs, copy, values)
     notes: list[str] = []
     values_read: dict[str, Any] = {}
@@ -132,7 +125,7 @@ def trace_knowing(
         for path in _unusual_train(model)
         if path not in kept
     )
-    _remove_dead_nodes(recorded)
+    remove_dead_nodes(recorded)
     traced = source.assemble(recorded)
     traced.meta["example_inputs"] = (args, kwargs)
     traced.meta["notes"] = list(dict.fromkeys(notes))
@@ -161,33 +154,6 @@ def _unusual_train(model: nn.Module) -> list[str]:
 # --- what is traced ---------------------------------------------------------------------------------------------------
 
 
-def _refuse_what_cannot_be_traced(model: nn.Module) -> None:
-    if isinstance(model, torch.jit.ScriptModule):
-        raise FxpruneError(
-            "Cannot trace a scripted module: its code is no Python any more. Prune the model before `torch.jit.script`."
-        )
-    inside = "module" if isinstance(model, _PARALLEL) else "_orig_mod" if hasattr(model, "_orig_mod") else None
-    if inside is not None:
-        raise FxpruneError(
-            f"Cannot trace `{type(model).__name__}`, which runs another model in its own way. "
-            f"Prune the model inside it, `model.{inside}`, and wrap the result again."
-        )
-    names = (model.named_modules(), model.named_parameters(), model.named_buffers())
-    for path in (path for named in names for path, _ in named):
-        word = next((part for part in path.split(".") if keyword.iskeyword(part)), None)
-        if word is not None:
-            raise FxpruneError(
-                f"Cannot trace `{type(model).__name__}`: in `{path}`, {word!r} is a keyword of Python, which the code "
-                "of a torch.fx.GraphModule cannot have as a name. Rename it."
-            )
-    for name in (*model._modules, *model._parameters, *model._buffers):
-        if name in ("graph", "code", "meta"):
-            raise FxpruneError(
-                f"Cannot trace `{type(model).__name__}`: its part `{name}` has the name of an attribute that every "
-                "torch.fx.GraphModule has. Rename it, or trace the model inside another: `nn.Sequential(model)`."
-            )
-
-
 @contextmanager
 def _said_to_export(exporting: bool) -> Iterator[None]:
     """What a model asks for that has a way without control flow on values: `torch.compiler.is_compiling()`."""
@@ -212,8 +178,18 @@ class _Source:
     copy_tensors: bool
     values: Mapping[str, Any]
     exporting: bool = False
+    own_types: bool = False
 
     def record(self, leaves: Leaves, kept: set[str], training: bool) -> Recorder:
+        try:
+            return self._record(leaves, kept, training)
+        except FxpruneError as error:
+            if self.own_types or not is_refused_type(error.__cause__):
+                raise
+            self.own_types = True
+            return self._record(leaves, kept, training)
+
+    def _record(self, leaves: Leaves, kept: set[str], training: bool) -> Recorder:
         twin, real = meta_twin(self.model)
         for module in twin.modules():
             if isinstance(module, nn.TransformerEncoder):
@@ -225,26 +201,26 @@ class _Source:
         types = tuple(leaf for leaf in leaves if isinstance(leaf, type))
 
         def is_leaf(module: nn.Module, path: str) -> bool:
-            return path in kept or path in leaves or isinstance(module, types) or _is_library_module(module)
+            return path in kept or path in leaves or isinstance(module, types) or is_library_module(module)
 
         device = next((tensor.device for tensor in trees.tensors((self.args, self.kwargs))), torch.device("cpu"))
         clones: dict[int, Any] = {}
         leaf_clone = functools.partial(self._leaf_clone, clones, training)
-        recorder = Recorder(twin, is_leaf, real, leaf_clone, device, self.values)
+        recorder = Recorder(twin, is_leaf, real, leaf_clone, device, SPECIAL_CALLS, self.values)
         bound, signature = self._bind(twin)
         for name, value in bound.items():
             kind = signature.parameters[name].kind
             star = "*" if kind is kind.VAR_POSITIONAL else "**" if kind is kind.VAR_KEYWORD else ""
             recorder.placeholder(star + name, trees.map_tensors(meta_like, value), value)
         try:
-            with recording(recorder), _said_to_export(self.exporting):
+            with recording(recorder, self.own_types), _said_to_export(self.exporting):
                 positional, named = _call_arguments(recorder.adopt_placeholders(), signature)
                 output = twin(*positional, **named)
                 with torch._C.DisableTorchFunction():
                     result, values, origin = recorder.lower_output(output)
                     recorder.create_node("output", "output", (result,), {}, values, origin)
         except Exception as error:
-            raise _explained(self.model, recorder, error) from error
+            raise explained(self.model, recorder, error) from error
         return recorder
 
     def record_training(self, leaves: Leaves, kept: set[str]) -> Recorder:
@@ -291,7 +267,7 @@ class _Source:
             if id(module) in converted:
                 return converted[id(module)]
             result: nn.Module | None
-            if id(module) in called or (module is not self.model and _is_library_module(module)):
+            if id(module) in called or (module is not self.model and is_library_module(module)):
                 has_state = any(True for _ in tensors_of(module))
                 with TensorCopies(self._converted):
                     result = cloned(module, memo) if id(module) in called or has_state else None
@@ -350,98 +326,3 @@ def _install(root: nn.Module, path: str, module: nn.Module, model: nn.Module) ->
         parent = cast(nn.Module, parent._modules[part])
     module.train(parent.training)
     parent._modules[name] = module
-
-
-def _is_library_module(module: nn.Module) -> bool:
-    if isinstance(module, (ByMode, ApplyFunction)):
-        return True
-    # A bare nn.Module is a container, too: of what its owner calls.
-    if isinstance(module, (*_OPENED, *_CONTAINERS)) or type(module) is nn.Module or _makes_its_weights(module):
-        return False
-    name = type(module).__module__
-    return name.startswith(("torch.nn.modules.", "torch.ao."))
-
-
-def _makes_its_weights(module: nn.Module) -> bool:
-    """By a parametrisation, or as the older functions of `nn.utils` do it: by a hook."""
-    hooks = module._forward_pre_hooks.values()
-    return "parametrizations" in module._modules or any(
-        isinstance(hook, (WeightNorm, SpectralNorm, BasePruningMethod)) for hook in hooks
-    )
-
-
-# --- tidying ----------------------------------------------------------------------------------------------------------
-
-
-# Notes on nodes that do something else than to give a value.
-_STAYS = frozenset({"mutates", "random", "check"})
-
-
-def _remove_dead_nodes(recorded: Recorder) -> None:
-    """Removes what nobody uses, unless it changes something: a tensor, a module's state, the random numbers."""
-    for node in reversed(recorded.graph.nodes):
-        if node.users or node.op in ("placeholder", "output") or node.meta.keys() & _STAYS:
-            continue
-        if node.op == "call_module" and not _is_pure(recorded, cast(str, node.target)):
-            continue
-        if node.target is torch._C._set_grad_enabled:
-            continue
-        recorded.graph.erase_node(node)
-    for node in recorded.graph.nodes:
-        node.meta.pop("random", None)
-        node.meta.pop("check", None)
-        if node.kwargs and inspect.isfunction(node.target) and node.target.__module__.startswith("torch."):
-            # Functions of torch that are written in Python pass all their arguments on; keep those that say something.
-            defaults = _defaults(node.target)
-            node.kwargs = {
-                name: value
-                for name, value in node.kwargs.items()
-                if name != "_stacklevel" and not (name in defaults and _is_default(value, defaults[name]))
-            }
-
-
-@functools.cache
-def _defaults(function: Callable[..., Any]) -> dict[str, Any]:
-    return {name: parameter.default for name, parameter in inspect.signature(function).parameters.items()}
-
-
-def _is_default(value: Any, default: Any) -> bool:
-    return value is default or (type(value) is type(default) and isinstance(value, (int, float)) and value == default)
-
-
-def _is_pure(recorded: Recorder, path: str) -> bool:
-    module = recorded.functions[path] if path in recorded.functions else recorded.root.get_submodule(path)
-    if isinstance(module, ByMode):
-        return True
-    stateful = any(True for _ in module.buffers()) or isinstance(module, (nn.modules.dropout._DropoutNd, nn.RReLU))
-    return _is_library_module(module) and not stateful and not isinstance(module, ApplyFunction)
-
-
-# --- errors -----------------------------------------------------------------------------------------------------------
-
-
-def _explained(model: nn.Module, recorder: Recorder, error: Exception) -> FxpruneError:
-    place, line = place_of(error)
-    path = recorder.failed_in or ""
-    module = f"`{path}`" if path else "the model itself"
-    if path:
-        module += f" ({type(model.get_submodule(path)).__name__})"
-        way_out = f"`trace(..., leaves=({path!r},))` keeps that module whole."
-    else:
-        way_out = "Move it into a submodule, which `trace(..., leaves=...)` can keep whole."
-    if isinstance(error, DataDependentError):
-        cure = (
-            "What depends on the values of the input cannot be part of a graph. Prune a part of the model that has "
-            "nothing of the kind, as a detector's backbone: `model.backbone = prune(model.backbone, example_inputs=x)`."
-        )
-    elif line.startswith(("assert", "raise", "torch._assert", "_assert")):
-        shapes = ", ".join(str(tuple(tensor.shape)) for tensor in trees.tensors(list(recorder.example.values())))
-        cure = f"The model refuses what it is given: pass example_inputs that it accepts; these are of shape {shapes}."
-        way_out = f"If it accepts them when it is called as it is: {way_out}" if path else ""
-    else:
-        cure = "Check that the model runs on the example inputs."
-        way_out = f"If it does: {way_out}"
-    said = f"{type(error).__name__}: {error}".rstrip(":. ")
-    where = f"{module}, {place}: `{line}`" if place else module
-    message = f"Cannot trace `{type(model).__name__}`: in {where}: {said}. {cure} {way_out}"
-    return FxpruneError(message.rstrip())

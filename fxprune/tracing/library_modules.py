@@ -1,0 +1,38 @@
+"""Which modules become one node of the graph: those of torch that are not made of others."""
+
+from __future__ import annotations
+
+from torch import nn
+from torch.nn.utils.prune import BasePruningMethod
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
+
+from fxprune.tracing.traced_module import ApplyFunction, ByMode
+
+__all__ = ["is_library_module"]
+
+_CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict, nn.ParameterList, nn.ParameterDict)
+# Modules of torch that are made of other modules and functions: traced through, so that what is in them can be pruned.
+_OPENED = (
+    nn.MultiheadAttention, nn.Transformer, nn.TransformerEncoder, nn.TransformerDecoder, nn.TransformerEncoderLayer,
+    nn.TransformerDecoderLayer,
+)  # fmt: skip
+
+
+def is_library_module(module: nn.Module) -> bool:
+    """Whether a module is recorded as one call."""
+    if isinstance(module, (ByMode, ApplyFunction)):
+        return True
+    # A bare nn.Module is a container, too: of what its owner calls.
+    if isinstance(module, (*_OPENED, *_CONTAINERS)) or type(module) is nn.Module or _makes_its_weights(module):
+        return False
+    name = type(module).__module__
+    return name.startswith(("torch.nn.modules.", "torch.ao."))
+
+
+def _makes_its_weights(module: nn.Module) -> bool:
+    """By a parametrisation, or as the older functions of `nn.utils` do it: by a hook."""
+    hooks = module._forward_pre_hooks.values()
+    return "parametrizations" in module._modules or any(
+        isinstance(hook, (WeightNorm, SpectralNorm, BasePruningMethod)) for hook in hooks
+    )
