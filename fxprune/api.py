@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import fx, nn
 
-from fxprune.analysis import analyze, roots
+from fxprune.analysis import analyze
 from fxprune.budgets import check_latency, flops_target
 from fxprune.channels import ChannelGraph, Scores
 from fxprune.compensation import compensate as compensated
@@ -21,6 +21,7 @@ from fxprune.gates.learning import learn_gates
 from fxprune.latency.budget import UnreachableLatencyError, plan_for_latency
 from fxprune.latency.channels import time_channels
 from fxprune.losses import are_class_labels, number_of_classes
+from fxprune.memory import roots
 from fxprune.planning import make_plan
 from fxprune.progress import Progress, shown
 from fxprune.rewriting import rewrite
