@@ -221,6 +221,10 @@ def test_dead_code_elimination_keeps_the_checks() -> None:
         traced(torch.randn(5, 8))
 
 
+@pytest.mark.skipif(
+    tuple(map(int, torch.__version__.split(".")[:2])) < (2, 7),
+    reason="torch 2.6 takes the end of an open slice for a limit of the batch, and exports it for one batch size only",
+)
 @pytest.mark.parametrize("suffix", [".pt2", ".onnx"])
 def test_a_guarded_model_is_exported_with_a_free_batch_unless_it_was_unrolled_over_it(
     suffix: str, tmp_path: Path
