@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import fx, nn
+
+from fxprune.tracing.spelling import name_of, spell
 
 __all__ = ["Fingerprint", "fingerprint", "named_tensors"]
 
@@ -88,9 +89,9 @@ def _digest(traced: fx.GraphModule) -> str:
     modules = dict(traced.named_modules(remove_duplicate=False))
     digest = hashlib.sha256()
     for node in traced.graph.nodes:
-        target = node.target if isinstance(node.target, str) else _name(node.target)
+        target = node.target if isinstance(node.target, str) else name_of(node.target)
         settings = _settings(modules[target]) if node.op == "call_module" else ""
-        line = f"{node.op} {target} {settings} {_spell(node.args, number)} {_spell(node.kwargs, number)}\n"
+        line = f"{node.op} {target} {settings} {spell(node.args, number)} {spell(node.kwargs, number)}\n"
         digest.update(line.encode())
     return digest.hexdigest()
 
@@ -100,26 +101,3 @@ def _settings(module: nn.Module) -> str:
     # Of a container that is one node, those of its parts.
     inner = "".join(f" {name}{_settings(child)}" for name, child in module.named_children())
     return f"{type(module).__name__}({module.extra_repr()}){inner}"
-
-
-def _name(function: Callable[..., Any]) -> str:
-    # Functions of torch move between its private modules from version to version.
-    return str(getattr(function, "__name__", type(function).__name__))
-
-
-def _spell(value: Any, number: Mapping[fx.Node, int]) -> str:
-    if isinstance(value, fx.Node):
-        return f"%{number[value]}"
-    if isinstance(value, (tuple, list)):
-        return f"({', '.join(_spell(item, number) for item in value)})"
-    if isinstance(value, dict):
-        return f"{{{', '.join(f'{key}: {_spell(item, number)}' for key, item in value.items())}}}"
-    if isinstance(value, slice):
-        return f"slice{_spell((value.start, value.stop, value.step), number)}"
-    if isinstance(value, torch.device):
-        return "device"  # where it runs is no part of an architecture
-    if value is None or isinstance(value, (bool, int, float, complex, str)):
-        return repr(value)
-    if isinstance(value, (torch.dtype, torch.memory_format, torch.layout)):
-        return str(value)
-    return _name(value) if callable(value) else type(value).__name__

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, fx
 from torch.nn.utils.rnn import PackedSequence
 
+from fxprune.tracing.spelling import name_of, spell
+
 __all__ = ["in_plain_types", "layout_in_plain_types", "restored", "spelling"]
 
 # A model asks for numbers, not for its weights.
@@ -29,23 +31,10 @@ def spelling(node: fx.Node) -> str:
         stack.extend(missing)
         if not missing:
             stack.pop()
-            target = current.target if isinstance(current.target, str) else getattr(current.target, "__name__", "")
-            text = f"{current.op} {target} {_spelt((current.args, current.kwargs), spelt)}"
+            target = current.target if isinstance(current.target, str) else name_of(current.target)
+            text = f"{current.op} {target} {spell((current.args, current.kwargs), spelt)}"
             spelt[current] = hashlib.sha256(text.encode()).hexdigest()[:16]
     return spelt[node]
-
-
-def _spelt(value: Any, known: dict[fx.Node, str]) -> str:
-    if isinstance(value, fx.Node):
-        return f"%{known[value]}"
-    if isinstance(value, (tuple, list)):
-        return f"({', '.join(_spelt(item, known) for item in value)})"
-    if isinstance(value, dict):
-        return f"({', '.join(f'{key}={_spelt(item, known)}' for key, item in value.items())})"
-    if isinstance(value, slice):
-        return f"slice{_spelt((value.start, value.stop, value.step), known)}"
-    # Where it runs is not what is computed.
-    return "device" if isinstance(value, torch.device) else repr(value)
 
 
 def in_plain_types(value: Any) -> Any:
