@@ -29,10 +29,10 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
-from torch.utils.checkpoint import CheckpointFunction
 
 from fxprune import trees
 from fxprune.calls import call_arguments
+from fxprune.checkpointing import without_checkpointing
 from fxprune.errors import FxpruneError
 from fxprune.eval_mode import in_eval
 from fxprune.models import example_inputs as default_inputs
@@ -163,7 +163,7 @@ def _count(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> i
 def _as_is(model: nn.Module) -> Iterator[None]:
     """In eval, with unfused attention, without reentrant checkpoints, and with sizes checked and rounded as numbers.
 
-    Sizes are tensors here; what is in a checkpoint torch.jit cannot see.
+    Sizes are tensors here.
     """
     check = torch._check_with
     torch._check_with = lambda error_type, cond, message: check(error_type, bool(cond), message)
@@ -172,12 +172,10 @@ def _as_is(model: nn.Module) -> Iterator[None]:
     has_round = hasattr(Tensor, "__round__")
     if not has_round:
         Tensor.__round__ = lambda size, *digits: round(size.item(), *digits)  # type: ignore[attr-defined]
-    CheckpointFunction.apply = lambda run, preserve_rng_state, *args: run(*args)
     try:
-        with in_eval(model):
+        with without_checkpointing(), in_eval(model):
             yield
     finally:
-        del CheckpointFunction.apply
         torch._check_with = check
         if not has_round:
             del Tensor.__round__  # type: ignore[attr-defined]

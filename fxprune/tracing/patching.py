@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn.utils.spectral_norm import SpectralNorm
-from torch.utils.checkpoint import CheckpointFunction
 
+from fxprune.checkpointing import without_checkpointing
 from fxprune.tracing.recording import Recorder
 from fxprune.tracing.sizes import BUILTINS, NUMBER_FUNCTIONS, index
 
@@ -140,10 +140,6 @@ def recording(recorder: Recorder, own_types: bool = False) -> Iterator[None]:
 
     def apply(function: Any, *args: Any, **kwargs: Any) -> Any:
         bound = original_apply.__get__(None, function)
-        if function is CheckpointFunction and mine():
-            # What the function computes, as without saving memory.
-            run, _, *inputs = args
-            return run(*inputs)
         return recorder.apply_function(function, bound, args) if mine() and not kwargs else bound(*args, **kwargs)
 
     def compute_weight(hook: SpectralNorm, owner: nn.Module, do_power_iteration: bool) -> Any:
@@ -165,6 +161,7 @@ def recording(recorder: Recorder, own_types: bool = False) -> Iterator[None]:
             setattr(owner, name, value)
 
         stack.enter_context(uncached(packages))
+        stack.enter_context(without_checkpointing())
         for module in _modules_of(packages):
             for name, value in _patches(module).items():
                 if own_types and name in ("int", "float"):
