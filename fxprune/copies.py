@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import copy
-from collections import OrderedDict
+import functools
+from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable
+from types import CellType, FunctionType, MethodType
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
+from torch.utils import _pytree as pytree
 
 from fxprune.errors import FxpruneError
 from fxprune.tracing.meta_results import META
@@ -38,8 +41,31 @@ _ATOMS = frozenset({type(None), bool, int, float, str, type, torch.dtype, torch.
 _SHARED = _ATOMS | {torch.jit.ScriptFunction}
 
 
-def cloned(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
-    """`copy.deepcopy(module, memo)`, ten times as fast: most of what a module holds is empty or cannot change."""
+# What every module has.
+_OWN = frozenset(vars(nn.Module()))
+_FORWARD_HOOKS = frozenset(name for name in _OWN if name.startswith(("_forward_hooks", "_forward_pre_hooks")))
+
+
+def cloned(module: nn.Module, memo: dict[int, Any], *, hooks: bool = True) -> nn.Module:
+    """`copy.deepcopy(module, memo)`, ten times as fast: most of what a module holds is empty or cannot change.
+
+    Functions that it holds, hooks above all, are made to refer to the copy where they referred to the original: to what
+    is in it, or to a list, set or dict of tensors that they share. With `hooks=False` the forward hooks of the module,
+    not of those in it, are left out.
+    """
+    clone = _cloned(module, memo, hooks)
+    for part in clone.modules():
+        for name, value in vars(part).items():
+            if type(value) in _CALLABLE:
+                vars(part)[name] = _rebound(value, memo)
+            elif isinstance(value, dict) and name not in ("_modules", "_parameters", "_buffers"):
+                value.update({key: _rebound(kept, memo) for key, kept in value.items() if type(kept) in _CALLABLE})
+            elif isinstance(value, list):
+                value[:] = [_rebound(kept, memo) if type(kept) in _CALLABLE else kept for kept in value]
+    return clone
+
+
+def _cloned(module: nn.Module, memo: dict[int, Any], hooks: bool = True) -> nn.Module:
     if id(module) in memo:
         return cast(nn.Module, memo[id(module)])
     kind = type(module)
@@ -56,22 +82,89 @@ def cloned(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
             attributes[name] = value
         elif name == "_modules":
             # An empty Sequential is false.
-            attributes[name] = {k: None if child is None else cloned(child, memo) for k, child in value.items()}
+            attributes[name] = {k: None if child is None else _cloned(child, memo) for k, child in value.items()}
         elif name in ("_parameters", "_buffers"):
             attributes[name] = {
                 key: memo[id(tensor)] if id(tensor) in memo else copy.deepcopy(tensor, memo)
                 for key, tensor in value.items()
             }
+        elif name in _FORWARD_HOOKS and not hooks:
+            attributes[name] = OrderedDict()
         elif value_kind in (dict, OrderedDict, set, list, tuple) and not value:
             attributes[name] = value_kind()
+            if name not in _OWN:
+                memo[id(value)] = attributes[name]
         elif value_kind is tuple and all(type(item) in _ATOMS for item in value):
             attributes[name] = value
-        elif isinstance(value, Tensor) and not value.is_leaf:
-            # What a hook has computed, and computes again before it is used; torch refuses to copy it.
-            attributes[name] = memo.setdefault(id(value), value.detach().clone())
         else:
-            attributes[name] = copy.deepcopy(value, memo)
+            with _WithoutHistory():
+                attributes[name] = copy.deepcopy(value, memo)
     return clone
+
+
+class _WithoutHistory(TorchFunctionMode):
+    """Tensors that were computed from parameters, which torch refuses to copy, are copied as values.
+
+    Hooks and caches keep such tensors on the model; they are computed again before they are used.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is Tensor.__deepcopy__ and not args[0].is_leaf:
+            tensor, memo = args
+            try:
+                return func(*args)  # type: ignore[no-untyped-call]
+            except RuntimeError:
+                return memo.setdefault(id(tensor), tensor.detach().clone())
+        return func(*args, **(kwargs or {}))
+
+
+_CALLABLE = frozenset({FunctionType, MethodType})
+
+
+def _rebound(function: Any, memo: dict[int, Any]) -> Any:
+    """A function, or a method of what is in the model, over the copies of what it was a closure over."""
+    if isinstance(function, MethodType):
+        owner = memo.get(id(function.__self__), function.__self__)
+        return MethodType(_rebound(function.__func__, memo), owner)
+    if not isinstance(function, FunctionType) or not function.__closure__:
+        return function
+    if id(function) not in memo:
+        cells = tuple(memo.setdefault(id(cell), CellType()) for cell in function.__closure__)
+        result = FunctionType(function.__code__, function.__globals__, function.__name__, function.__defaults__, cells)
+        result.__kwdefaults__ = function.__kwdefaults__
+        vars(functools.update_wrapper(result, function)).pop("__wrapped__")
+        memo[id(function)] = result
+        for cell, old in zip(cells, function.__closure__, strict=True):
+            if _is_filled(old) and not _is_filled(cell):
+                cell.cell_contents = _closed_over(old.cell_contents, memo)
+    return memo[id(function)]
+
+
+def _is_filled(cell: CellType) -> bool:
+    try:
+        cell.cell_contents  # noqa: B018
+    except ValueError:
+        return False
+    return True
+
+
+def _closed_over(value: Any, memo: dict[int, Any]) -> Any:
+    if id(value) in memo:
+        return memo[id(value)]
+    if type(value) in _CALLABLE:
+        return _rebound(value, memo)
+    if isinstance(value, _STORES) and all(_is_of_the_model(item, memo) for item in pytree.tree_leaves(value)):
+        with _WithoutHistory():
+            return copy.deepcopy(value, memo)
+    return value
+
+
+# Where hooks leave what they have seen.
+_STORES = (dict, list, set, deque)
+
+
+def _is_of_the_model(value: Any, memo: dict[int, Any]) -> bool:
+    return type(value) in _ATOMS or isinstance(value, Tensor) or id(value) in memo
 
 
 def tensors_of(model: nn.Module) -> Iterable[Tensor]:

@@ -33,7 +33,7 @@ def rewrite(graph: ChannelGraph, plan: Plan) -> fx.GraphModule:
         plan: the channels to keep.
 
     Returns:
-        A GraphModule of its own: `state_dict` keys, mode and hooks are the original's, its weights are slices.
+        A GraphModule of its own: `state_dict` keys and mode are the original's, its weights are slices.
 
     Raises:
         FxpruneError: the plan is not for this model, or keeps a channel in one place and removes it in another.

@@ -9,7 +9,7 @@ from torch.nn.utils.weight_norm import WeightNorm
 
 from fxprune.tracing.traced_module import ApplyFunction, ByMode
 
-__all__ = ["is_library_module"]
+__all__ = ["has_forward_hooks", "is_library_module"]
 
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict, nn.ParameterList, nn.ParameterDict)
 # Modules of torch that are made of other modules and functions: traced through, so that what is in them can be pruned.
@@ -19,12 +19,19 @@ _OPENED = (
 )  # fmt: skip
 
 
+def has_forward_hooks(module: nn.Module) -> bool:
+    """Whether a call of the module does more than its `forward`."""
+    return bool(module._forward_hooks or module._forward_pre_hooks)
+
+
 def is_library_module(module: nn.Module) -> bool:
     """Whether a module is recorded as one call."""
     if isinstance(module, (ByMode, ApplyFunction)):
         return True
-    # A bare nn.Module is a container, too: of what its owner calls.
-    if isinstance(module, (*_OPENED, *_CONTAINERS)) or type(module) is nn.Module or _makes_its_weights(module):
+    # A bare nn.Module is a container, too: of what its owner calls. And a layer may have got another `forward`.
+    if isinstance(module, (*_OPENED, *_CONTAINERS)) or type(module) is nn.Module or "forward" in vars(module):
+        return False
+    if _makes_its_weights(module):
         return False
     name = type(module).__module__
     return name.startswith(("torch.nn.modules.", "torch.ao."))

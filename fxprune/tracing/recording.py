@@ -20,6 +20,7 @@ from torch.utils._device import _device_constructors
 from fxprune import trees
 from fxprune.errors import FxpruneError
 from fxprune.tracing.known_values import in_plain_types, layout_in_plain_types, restored, spelling
+from fxprune.tracing.library_modules import has_forward_hooks
 from fxprune.tracing.meta_results import META, call_key, leaf_key, recall, remember
 from fxprune.tracing.meta_runs import META_RUNS
 from fxprune.tracing.node_targets import is_random, is_reflected, node_target
@@ -207,12 +208,14 @@ class Recorder(TorchFunctionMode, Nodes):
         path = self.paths.get(id(module))
         if path is None or self.running_leaf or not self.active:
             return call(module, *args, **kwargs)
-        if type(module) is nn.Identity and len(args) == 1 and not module._forward_hooks:
+        if type(module) is nn.Identity and len(args) == 1 and not has_forward_hooks(module):
             return args[0]
         count = self._calls[path] = self._calls.get(path, -1) + 1
         self.scope.append((path, count))
         try:
             if path and (isinstance(module, (ByMode, ApplyFunction)) or self.is_leaf(module, path)):
+                if has_forward_hooks(module):
+                    return self._call_hooked(module, path, call, args, kwargs)
                 with torch._C.DisableTorchFunction():
                     return self._call_leaf(module, path, call, args, kwargs)
             return call(module, *args, **kwargs)
@@ -222,6 +225,26 @@ class Recorder(TorchFunctionMode, Nodes):
             raise
         finally:
             self.scope.pop()
+
+    def _call_hooked(self, module: nn.Module, path: str, call: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        """Records what the hooks of a leaf do, and between them the leaf, which is without hooks in the graph."""
+        forward, own = module.forward, "forward" in vars(module)
+
+        def only_forward(_: nn.Module, *args: Any, **kwargs: Any) -> Any:
+            return forward(*args, **kwargs)
+
+        def leaf(*args: Any, **kwargs: Any) -> Any:
+            with torch._C.DisableTorchFunction():
+                return self._call_leaf(module, path, only_forward, args, kwargs)
+
+        module.forward = leaf
+        try:
+            return call(module, *args, **kwargs)
+        finally:
+            if own:
+                module.forward = forward
+            else:
+                del module.forward
 
     def _call_leaf(self, module: nn.Module, path: str, call: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         symbolic, values, origin = self.lower_all(args)

@@ -45,6 +45,8 @@ def trace(
     computed by the graph, so that other batch sizes and resolutions work where they do in the model; where its code
     follows a size in a loop or a branch, the graph raises FxpruneError at sizes for which it would go another way.
 
+    What forward hooks do is in the graph, and its modules have none: they leave nothing where hooks put it aside.
+
     Every node has `meta["value"]`, its value at the example inputs with tensors on the meta device, and
     `meta["module"]`, the path of the innermost module that it comes from. The result has `meta["example_inputs"]`,
     a pair of positional and keyword arguments, `meta["notes"]`, remarks on what was taken as constant, and
@@ -245,7 +247,7 @@ class _Source:
 
     def _leaf_clone(self, memo: dict[int, Any], training: bool, path: str) -> nn.Module:
         with TensorCopies(self._converted):
-            return cloned(self.model.get_submodule(path), memo).train(training)
+            return cloned(self.model.get_submodule(path), memo, hooks=False).train(training)
 
     def _converted(self, tensor: Tensor) -> Tensor:
         if not self.copy_tensors:
@@ -270,7 +272,7 @@ class _Source:
             if id(module) in called or (module is not self.model and is_library_module(module)):
                 has_state = any(True for _ in tensors_of(module))
                 with TensorCopies(self._converted):
-                    result = cloned(module, memo) if id(module) in called or has_state else None
+                    result = cloned(module, memo, hooks=False) if id(module) in called or has_state else None
             else:
                 result = nn.Module()
                 result.training = module.training
