@@ -78,7 +78,10 @@ def _cloned(module: nn.Module, memo: dict[int, Any], hooks: bool = True) -> nn.M
     attributes = clone.__dict__
     for name, value in module.__dict__.items():
         value_kind = type(value)
-        if value_kind in _SHARED or name == "_compiled_call_impl":
+        if name == "_compiled_call_impl":
+            # It runs the original; `copy.deepcopy` leaves it out as well.
+            continue
+        if value_kind in _SHARED:
             attributes[name] = value
         elif name == "_modules":
             # An empty Sequential is false.

@@ -32,10 +32,10 @@ from torch.utils import _pytree as pytree
 
 from fxprune import trees
 from fxprune.calls import call_arguments
-from fxprune.checkpointing import without_checkpointing
 from fxprune.errors import FxpruneError
 from fxprune.eval_mode import in_eval
 from fxprune.models import example_inputs as default_inputs
+from fxprune.unwrapped import unwrapped
 
 with warnings.catch_warnings():
     # It scripts parts of itself when it is imported, which torch has deprecated.
@@ -161,7 +161,7 @@ def _count(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> i
 
 @contextmanager
 def _as_is(model: nn.Module) -> Iterator[None]:
-    """In eval, with unfused attention, without reentrant checkpoints, and with sizes checked and rounded as numbers.
+    """In eval, with unfused attention, without checkpoints or compiled code, sizes checked and rounded as numbers.
 
     Sizes are tensors here.
     """
@@ -173,7 +173,7 @@ def _as_is(model: nn.Module) -> Iterator[None]:
     if not has_round:
         Tensor.__round__ = lambda size, *digits: round(size.item(), *digits)  # type: ignore[attr-defined]
     try:
-        with without_checkpointing(), in_eval(model):
+        with unwrapped(), in_eval(model):
             yield
     finally:
         torch._check_with = check

@@ -24,6 +24,7 @@ from fxprune.plan import Plan
 from fxprune.rewriting import plan_of, rewrite
 from fxprune.tracing.patching import packages_of, uncached
 from fxprune.tracing.tracer import trace
+from fxprune.unwrapped import unwrapped
 
 __all__ = ["largest_difference", "mask", "outputs_in_double", "verify"]
 
@@ -108,7 +109,7 @@ def outputs_in_double(model: nn.Module, args: Any, kwargs: Any) -> list[torch.Te
         vars(module).update({name: _to_double(value) for name, value in vars(module).items()})
     # Both models draw the same random numbers.
     devices = range(torch.cuda.device_count())
-    with torch.no_grad(), _in_double(), torch.random.fork_rng(devices):
+    with torch.no_grad(), unwrapped(), _in_double(), torch.random.fork_rng(devices):
         torch.manual_seed(0)
         return trees.tensors(model(*copy.deepcopy(args), **copy.deepcopy(kwargs)))
 

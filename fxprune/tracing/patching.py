@@ -16,9 +16,9 @@ import torch
 from torch import nn
 from torch.nn.utils.spectral_norm import SpectralNorm
 
-from fxprune.checkpointing import without_checkpointing
 from fxprune.tracing.recording import Recorder
 from fxprune.tracing.sizes import BUILTINS, NUMBER_FUNCTIONS, index
+from fxprune.unwrapped import unwrapped
 
 __all__ = ["packages_of", "recording", "uncached"]
 
@@ -161,7 +161,7 @@ def recording(recorder: Recorder, own_types: bool = False) -> Iterator[None]:
             setattr(owner, name, value)
 
         stack.enter_context(uncached(packages))
-        stack.enter_context(without_checkpointing())
+        stack.enter_context(unwrapped())
         for module in _modules_of(packages):
             for name, value in _patches(module).items():
                 if own_types and name in ("int", "float"):
