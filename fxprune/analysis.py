@@ -64,16 +64,14 @@ def _analyze(traced: fx.GraphModule, splits: Splits) -> tuple[ChannelGraph, froz
     costs: dict[str, list[Term]] = {}
     contractions: dict[str, tuple[tuple[str, int], ...]] = {}
     root = roots(traced.graph, modules)
-    used = used_nodes(traced.graph, root)
+    used = used_nodes(traced.graph, modules)
     by_name: dict[str, fx.Node] = {}
     sharing: dict[fx.Node, list[fx.Node]] = {}
     for node in traced.graph.nodes:
         if "value" not in node.meta:
             raise FxpruneError(f"node {node.name} has no value: pass what fxprune.trace returned, not another graph")
         module = modules[str(node.target)] if node.op == "call_module" else None
-        if node.op == "placeholder" or any(
-            x in fed and trees.has_tensor(x.meta["value"]) for x in node.all_input_nodes
-        ):
+        if node.op == "placeholder" or any(x in fed and trees.has_tensor(x.meta["value"]) for x in _read(node)):
             fed.add(node)
         op = Op(node, ids, parameters, module, labels_of, entering=contractions, root=root, fed=fed, splits=splits)
         labels, cost = _propagate(op)
@@ -89,6 +87,15 @@ def _analyze(traced: fx.GraphModule, splits: Splits) -> tuple[ChannelGraph, froz
     resolved = ids.resolve()
     stuck = _stuck(splits, resolved, parameters)
     return collect(traced, resolved, parameters, labels_of, costs, contractions), stuck
+
+
+# What asks of its other tensors for no more than a type, a device or a size.
+_READ_THE_FIRST = frozenset(("type_as", "to", "view_as", "reshape_as", "expand_as"))
+
+
+def _read(node: fx.Node) -> list[fx.Node]:
+    """The inputs of which a node reads the entries."""
+    return node.all_input_nodes[:1] if node.target in _READ_THE_FIRST else node.all_input_nodes
 
 
 def _stuck(splits: Splits, resolved: Resolved, parameters: Parameters) -> frozenset[Any]:

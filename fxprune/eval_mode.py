@@ -15,7 +15,7 @@ __all__ = ["in_eval"]
 def in_eval(*models: nn.Module, changing: Iterable[Tensor] = ()) -> Iterator[None]:
     """Within it, models are in eval; afterwards modes are as they were, and buffers, such as a counter of calls.
 
-    Buffers among `changing` are changed on purpose, and stay so.
+    So are parameters that got other `.data`. Buffers among `changing` are changed on purpose, and stay so.
     """
     modules = {module: module.training for model in models for module in model.modules()}
     owners = [(module._buffers, dict(module._buffers)) for module in modules]
@@ -27,6 +27,7 @@ def in_eval(*models: nn.Module, changing: Iterable[Tensor] = ()) -> Iterator[Non
         for buffer in buffers.values()
         if buffer is not None and id(buffer) not in left
     ]
+    parameters = [(parameter, parameter.data) for model in models for parameter in model.parameters()]
     for model in models:
         model.eval()
     try:
@@ -36,6 +37,9 @@ def in_eval(*models: nn.Module, changing: Iterable[Tensor] = ()) -> Iterator[Non
             module.training = training
         for buffers, before in owners:
             buffers.update(before)
+        for parameter, data in parameters:
+            if parameter.data_ptr() != data.data_ptr():
+                parameter.data = data
         with torch.no_grad():
             for buffer, value, version in values:
                 if version is None or buffer._version != version:

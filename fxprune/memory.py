@@ -19,21 +19,30 @@ _VIEWS = frozenset((
 _VIEW_MODULES = (nn.Flatten, nn.Unflatten, nn.modules.dropout._DropoutNd, nn.Identity)
 
 
-def roots(graph: fx.Graph, modules: dict[str, nn.Module]) -> dict[fx.Node, fx.Node]:
-    """For each node the one that it shares its memory with, as far as can be told: the first of them."""
+def roots(graph: fx.Graph, modules: dict[str, nn.Module], *, past_data: bool = True) -> dict[fx.Node, fx.Node]:
+    """For each node the one that it shares its memory with, as far as can be told: the first of them.
+
+    Args:
+        graph: of a traced model.
+        modules: those that it calls, by path.
+        past_data: whether `x.data` counts as `x`; what is written there is hidden from autograd and torch.jit.
+    """
     root: dict[fx.Node, fx.Node] = {}
     for node in graph.nodes:
         name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
         is_view = node.target in _VIEWS or name in _VIEWS or "mutates" in node.meta
         if node.op == "call_module":
             is_view = isinstance(modules[name], _VIEW_MODULES) or "mutates" in node.meta
+        if node.target is getattr and node.args[1] == "data":
+            is_view = past_data
         first = node.args[0] if node.args else None
         root[node] = root[first] if is_view and isinstance(first, fx.Node) else node
     return root
 
 
-def used_nodes(graph: fx.Graph, root: dict[fx.Node, fx.Node]) -> set[fx.Node]:
+def used_nodes(graph: fx.Graph, modules: dict[str, nn.Module]) -> set[fx.Node]:
     """The nodes that the output depends on; fvcore does not count the others, which are there for their state."""
+    root = roots(graph, modules, past_data=False)
     by_name = {node.name: node for node in graph.nodes}
     written = {n: {root[by_name[name]] for name in n.meta["mutates"]} for n in graph.nodes if "mutates" in n.meta}
     used: set[fx.Node] = set()

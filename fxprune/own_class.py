@@ -11,6 +11,7 @@ from fxprune.copies import cloned
 from fxprune.errors import FxpruneError
 from fxprune.files.fingerprint import named_tensors
 from fxprune.rewriting import plan_of
+from fxprune.tracing.constants import is_constant, put
 from fxprune.tracing.user_code import place_of
 from fxprune.verification import largest_difference, outputs_in_double
 
@@ -40,6 +41,7 @@ def restore_class(pruned: nn.Module, model: nn.Module, example_inputs: Any = Non
         FxpruneError: `pruned` has no plan, the copy does not run, or its outputs are others.
     """
     unknown = plan_of(pruned).kept.keys() - named_tensors(model).keys()
+    unknown = {name for name in unknown if not is_constant(name)}
     if unknown:
         raise FxpruneError(
             f"{type(model).__name__} has no {min(unknown)}, which was pruned: give the model that was pruned"
@@ -85,6 +87,9 @@ def _take_over(own: nn.Module, pruned: nn.Module) -> None:
             for name, value in vars(module).items():
                 if type(value) in (int, tuple) and name in widths:
                     setattr(module, name, widths[name])
+    for name, place in getattr(pruned, "meta", {}).get("constant_places", {}).items():
+        if name in tensors:
+            put(own, place, _copy(tensors[name]))
 
 
 def _copy(tensor: Tensor) -> Tensor:

@@ -1046,3 +1046,76 @@ def test_weights_that_forward_bounds_are_bounded_in_the_graph_and_left_alone_in_
         pruned = fxprune.prune(model, 0.5, example_inputs=x, **settings)
         assert fxprune.verify(model, pruned, x) <= 1e-9
         assert all(torch.equal(tensor, state[name]) for name, tensor in model.state_dict().items())
+
+
+class MergedInEval(nn.Module):
+    """Two convolutions beside a third in training; in eval one, whose weights are theirs multiplied and added."""
+
+    def __init__(self, a, b):
+        super().__init__()
+        self.wide, self.narrow = nn.Conv2d(a, 2 * a, 1), nn.Conv2d(2 * a, b, 3)
+        self.beside, self.merged = nn.Conv2d(a, b, 1), nn.Conv2d(a, b, 3, padding=1)
+
+    def merge(self):
+        first, second = self.wide.weight.data.clone(), self.narrow.weight.data.clone()
+        weight = F.conv2d(first.permute(1, 0, 2, 3), second, padding=2).flip(2, 3).permute(1, 0, 2, 3)
+        bias = (second * self.wide.bias.data.reshape(1, -1, 1, 1)).sum((1, 2, 3)) + self.narrow.bias.data
+        self.merged.weight.data = (weight + F.pad(self.beside.weight.data, [1] * 4)).contiguous()
+        self.merged.bias.data = bias + self.beside.bias.data
+
+    def forward(self, x):
+        if self.training:
+            return self.narrow(self.wide(F.pad(x, [1] * 4))) + self.beside(x)
+        self.merge()
+        return self.merged(x)
+
+
+class Upscaler(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.mean = torch.rand(1, 3, 1, 1)
+        self.layers = nn.Sequential(MergedInEval(3, 8), nn.SiLU(), MergedInEval(8, 12), nn.SiLU(), MergedInEval(12, 12))
+
+    def forward(self, x):
+        self.mean = self.mean.type_as(x)
+        return F.pixel_shuffle(self.layers(x - self.mean), 2)
+
+
+def test_layers_that_are_merged_in_eval_are_pruned_as_fvcore_counts_them_and_trained_in_their_own_class() -> None:
+    torch.manual_seed(0)
+    model, x = Upscaler().eval(), image()
+    state = copy.deepcopy(model.state_dict())
+    with pytest.warns(
+        fxprune.FxpruneWarning, match=r"for `layers\.0`, `layers\.2`, `layers\.4`: other code runs there"
+    ):
+        small = fxprune.prune(model, 0.5, example_inputs=x, compensate=False, method="l2")
+    plan, before = small.meta["plan"], fxprune.count_flops(model, x)
+    assert all(torch.equal(tensor, state[name]) for name, tensor in model.state_dict().items())
+    assert fxprune.count_flops(small, x) == plan.flops <= 0.5 * before
+    assert fxprune.verify(model, small, x) <= 1e-9
+    # The colours are the model's input.
+    assert small.get_buffer("_tensor_constant0").shape == (1, 3, 1, 1)
+    own = fxprune.restore_class(small, model)
+    assert (own.training, own(x).shape) == (False, small(x).shape)
+    torch.testing.assert_close(own.train()(x), small(x), rtol=0, atol=1e-5)
+
+
+class ScaledByKeptTables(nn.Module):
+    """Tensors that are neither parameters nor buffers meet the channels."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale, self.shifts = torch.rand(8, 1, 1), [torch.rand(8)]
+        self.a, self.b = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 4, 3)
+
+    def forward(self, x):
+        return self.b(self.a(x) * self.scale + self.shifts[0][:, None, None])
+
+
+def test_tables_that_a_model_keeps_are_cut_in_its_own_class_too() -> None:
+    model, x = ScaledByKeptTables().eval(), image()
+    small = fxprune.prune(model, 0.6, example_inputs=x, compensate=False, method="l2")
+    own = fxprune.restore_class(small, model)
+    assert len(own.scale) == len(own.shifts[0]) == small.get_parameter("a.weight").shape[0] < 8
+    assert (len(model.scale), len(model.shifts[0])) == (8, 8)
+    assert torch.equal(own(x), small(x))

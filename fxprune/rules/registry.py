@@ -26,6 +26,7 @@ from torch import fx, nn
 
 from fxprune.channels import Dim, Ids, IdTable, Labels, Size, is_labelled, size_of
 from fxprune.polynomial import Term, term
+from fxprune.tracing.constants import is_constant
 
 __all__ = ["Call", "Op", "Parameters", "Rewrite", "Rule", "Splits", "find_rule", "freeze_labels", "rule"]
 
@@ -64,8 +65,7 @@ class Parameters:
             if (name, d) in self._whole and is_labelled(known[d]):
                 self._ids.freeze(np.asarray(known[d]), f"{name} is needed whole in dimension {d}")
         # What the tracer made a buffer of is no buffer of the original: nothing is zero in it.
-        zero = not name.rpartition(".")[2].startswith("_tensor_constant")
-        return Labels(tuple(known), (zero,) * len(known))
+        return Labels(tuple(known), (not is_constant(name),) * len(known))
 
     def of_buffers(self) -> Iterator[Ids]:
         """The labelled dimensions of what is no parameter."""

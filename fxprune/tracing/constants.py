@@ -10,12 +10,25 @@ from typing import Any, TypeAlias
 
 from torch import Tensor, nn
 
-__all__ = ["Place", "forget", "place_of_tensor", "put"]
+__all__ = ["Place", "constant_name", "forget", "is_constant", "place_of_tensor", "put"]
 
 # The path of a module, the name of its attribute, and the keys that lead from there to the tensor.
 Place: TypeAlias = "tuple[str, ...]"
 
 _OWN = frozenset(vars(nn.Module()))
+
+
+_PREFIX = "_tensor_constant"
+
+
+def constant_name(number: int) -> str:
+    """What a buffer is called that the tracer makes of a tensor that is neither parameter nor buffer."""
+    return f"{_PREFIX}{number}"
+
+
+def is_constant(name: str) -> bool:
+    """Whether the tracer made that buffer; the name may have a path before it."""
+    return name.rpartition(".")[2].startswith(_PREFIX)
 
 
 def place_of_tensor(root: nn.Module, tensor: Tensor) -> Place | None:

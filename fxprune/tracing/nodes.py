@@ -20,7 +20,7 @@ from torch import Tensor, fx, nn
 
 from fxprune import trees
 from fxprune.errors import FxpruneError
-from fxprune.tracing.constants import Place, place_of_tensor
+from fxprune.tracing.constants import Place, constant_name, place_of_tensor
 from fxprune.tracing.meta_results import META
 from fxprune.tracing.sizes import (
     TracedInt,
@@ -190,7 +190,7 @@ class Nodes:
             return self._detached(tensor)
         if name is None:
             # Either a tensor that the model keeps as a plain attribute, or one made by a function torch cannot show us.
-            name = f"_tensor_constant{len(self.constants)}"
+            name = constant_name(len(self.constants))
             real = self.real.get(id(tensor), tensor)
             self.constants[name] = real.detach()
             place = place_of_tensor(self.root, tensor)

@@ -72,6 +72,20 @@ def trace(
 _ONLY_EVAL = "Only the code of eval is in the graph"
 
 
+_NAMED = 3
+
+
+def _only_eval(model: nn.Module, paths: list[str]) -> str:
+    """The note on modules that run other code in training."""
+    named = ", ".join(f"`{path or type(model).__name__}`" for path in paths[:_NAMED])
+    more = f" and {len(paths) - _NAMED} more" if len(paths) > _NAMED else ""
+    return (
+        f"{_ONLY_EVAL} for {named}{more}: other code runs there in training. What that does (noise, running averages, "
+        "further outputs) is missing when the result is trained. To keep it, move it into a module of its own that has "
+        "no layers to prune, for such a module stays whole; or train what `fxprune.restore_class` makes of the result."
+    )
+
+
 def trace_knowing(
     model: nn.Module, example_inputs: Any, values: Mapping[str, Any], *, copy: bool = True, leaves: Leaves = ()
 ) -> TracedModule:
@@ -112,12 +126,8 @@ def trace_knowing(
             mode_dependent = small_readers(model, readers, differences)
             if mode_dependent <= kept:
                 insert_modes(recorded, differences.literals)
-                notes.extend(
-                    f"{_ONLY_EVAL} for `{path or type(model).__name__}`, which runs other code in training. What that "
-                    "does (noise, running averages, further outputs) is missing when the result is trained. To keep "
-                    "it, move it into a module of its own that has no layers to prune: such a module stays whole."
-                    for path in sorted(differences.scopes & readers or (differences.scopes and {""}))
-                )
+                if of_eval := sorted(differences.scopes & readers or (differences.scopes and {""})):
+                    notes.append(_only_eval(model, of_eval))
                 break
             kept |= mode_dependent
     notes.extend(recorded.notes)
