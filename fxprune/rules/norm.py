@@ -28,9 +28,9 @@ __all__: list[str] = []
 _OVER_CHANNELS = "normalised over"
 
 
-def _is_zero(labels: Labels | None) -> bool:
+def _is_zero(labels: Labels | None, at: int = -1) -> bool:
     """Whether a removed entry of a weight is zero: so it is in a parameter, not in `1 + parameter`."""
-    return labels is not None and labels.zero[-1]
+    return labels is not None and labels.zero[at]
 
 
 def _per_channel(op: Op, x: Labels, parameters: Sequence[Labels | None]) -> Labels:
@@ -147,11 +147,14 @@ def _(op: Op, out: Labels, input: Labels, *args: Any, weight: Labels | None = No
 _RELUCTANT = "normalised over; zeros stand in for what is removed"
 
 
-def _over_channels(op: Op, x: Labels, d: int, weights: list[Labels | None]) -> Labels:
-    """Statistics over the channels of dimension `d`: they can go where what they have in it can stand in for them."""
+def _over_channels(op: Op, x: Labels, d: int, weights: list[Labels | None], at: int = -1) -> Labels:
+    """Statistics over the channels of dimension `d`: they can go where what they have in it can stand in for them.
+
+    The weights have them in dimension `at`.
+    """
     dim = x.dims[d]
     bias = weights[1] if len(weights) > 1 else None
-    zero = _is_zero(weights[0]) and (bias is None or _is_zero(bias))
+    zero = _is_zero(weights[0], at) and (bias is None or _is_zero(bias, at))
     node = next(node for node in op.node.all_input_nodes if op.labels_of[node.name] is x)
     if x.zero[d]:
         op.enters(x, d)
@@ -160,11 +163,11 @@ def _over_channels(op: Op, x: Labels, d: int, weights: list[Labels | None]) -> L
     op.mark_reluctant(dim, _RELUCTANT)
     for labels in weights:
         if labels is not None and size_of(dim) > 1:
-            dim = op.unite(dim, labels.dims[-1])
+            dim = op.unite(dim, labels.dims[at])
     return x.replace(d, dim, zero=zero)
 
 
-def _stand_in(op: Rewrite, input: Any, d: int, function: Any, weights: list[Any], arguments: Any) -> Call:
+def _stand_in(op: Rewrite, input: Any, d: int, function: Any, weights: list[Any], arguments: Any, at: int = -1) -> Call:
     """Normalise with what the removed channels have in it, which most often is zero, then cut them off."""
     dim, rank = op.out.dims[d], len(op.out.dims)
     lost = size_of(dim) - op.size(dim)
@@ -172,27 +175,35 @@ def _stand_in(op: Rewrite, input: Any, d: int, function: Any, weights: list[Any]
         padded: fx.Node | None = op.insert(F.pad, (input, (*(0,) * (2 * (rank - 1 - d)), 0, lost)))
     else:
         padded = completed(op, input, d)
-    long = [None if weight is None else op.insert(F.pad, (weight, (0, lost))) for weight in weights]
+    end = (*(0,) * (2 * (-1 - at)), 0, lost)
+    long = [None if weight is None else op.insert(F.pad, (weight, end)) for weight in weights]
     whole = op.insert(function, arguments(padded, *long))
     index = (*(slice(None),) * d, slice(0, op.size(dim)))
     return Call((whole, index), target=operator.getitem)
 
 
+def _channel_of_trailing(sizes: Sequence[int]) -> int:
+    """Of the dimensions that are normalised over the last, but for such of a single entry, counted from the end."""
+    return next((d for d in range(-1, -1 - len(sizes), -1) if sizes[d] != 1), -1)
+
+
 def _over_trailing(op: Op, x: Labels, count: int, weights: list[Labels | None]) -> Labels:
-    first = len(x.dims) - count
-    for dim in x.dims[first:-1]:
-        op.freeze(dim, _OVER_CHANNELS)
-    if count > 1:
-        for labels in weights:
-            if labels is not None:
-                op.freeze(Labels(labels.dims[:-1], labels.zero[:-1]), _OVER_CHANNELS)
+    rank, first = len(x.dims), len(x.dims) - count
+    at = _channel_of_trailing([size_of(dim) for dim in x.dims[first:]])
+    for d in range(first, rank):
+        if d != rank + at:
+            op.freeze(x.dims[d], _OVER_CHANNELS)
+            for labels in weights:
+                if labels is not None:
+                    op.freeze(labels.dims[d - rank], _OVER_CHANNELS)
     shifts = len(weights) > 1 and weights[1] is not None
-    out = _over_channels(op, x, len(x.dims) - 1, weights)
-    return Labels(out.dims, (*(zero and not shifts for zero in x.zero[:first]), *(False,) * (count - 1), out.zero[-1]))
+    out = _over_channels(op, x, rank + at, weights, at)
+    return Labels(out.dims, tuple(out.zero[d] and (d == rank + at or (d < first and not shifts)) for d in range(rank)))
 
 
-def _over_trailing_flops(x: Labels, affine: bool) -> list[Term]:
-    return [term(5 if affine else 4, *x.dims[:-1], size_of(x.dims[-1]))]
+def _over_trailing_flops(x: Labels, count: int, affine: bool) -> list[Term]:
+    d = len(x.dims) + _channel_of_trailing([size_of(dim) for dim in x.dims[len(x.dims) - count :]])
+    return [term(5 if affine else 4, *x.dims[:d], size_of(x.dims[d]), *x.dims[d + 1 :])]
 
 
 @rule(nn.LayerNorm, nn.RMSNorm)
@@ -203,23 +214,27 @@ def layer_norm_module(op: Op, input: Labels) -> Labels:
 
 @layer_norm_module.flops
 def _(op: Op, out: Labels, input: Labels) -> list[Term]:
-    return [] if isinstance(op.module, nn.RMSNorm) else _over_trailing_flops(input, op.weight("weight") is not None)
+    module: Any = op.module
+    affine = op.weight("weight") is not None
+    return [] if isinstance(module, nn.RMSNorm) else _over_trailing_flops(input, len(module.normalized_shape), affine)
 
 
 @layer_norm_module.rewrite
 def _(op: Rewrite, input: Any) -> Call | None:
     module: Any = op.module
     original: Any = op.original
-    if not op.changed(op.out.dims[-1]):
-        return None
     shape = tuple(original.normalized_shape)
-    module.normalized_shape = (*shape[:-1], op.size(op.out.dims[-1]))
-    weight = op.insert_parameter("weight")
+    at = _channel_of_trailing(shape)
+    if not op.changed(op.out.dims[at]):
+        return None
+    left = list(shape)
+    left[at] = op.size(op.out.dims[at])
+    module.normalized_shape = tuple(left)
+    weight, d, eps = op.insert_parameter("weight"), len(op.out.dims) + at, module.eps
     if isinstance(module, nn.RMSNorm):
-        return _stand_in(op, input, len(op.out.dims) - 1, F.rms_norm, [weight], lambda x, w: (x, shape, w, module.eps))
+        return _stand_in(op, input, d, F.rms_norm, [weight], lambda x, w: (x, shape, w, eps), at)
     weights = [weight, op.insert_parameter("bias")]
-    last = len(op.out.dims) - 1
-    return _stand_in(op, input, last, F.layer_norm, weights, lambda x, w, b: (x, shape, w, b, module.eps))
+    return _stand_in(op, input, d, F.layer_norm, weights, lambda x, w, b: (x, shape, w, b, eps), at)
 
 
 @rule(F.layer_norm, F.rms_norm)
@@ -237,21 +252,22 @@ def layer_norm(
 
 @layer_norm.flops
 def _(op: Op, out: Labels, input: Labels, shape: Any, weight: Any = None, *args: Any, **kw: Any) -> list[Term]:
-    return [] if op.node.target is F.rms_norm else _over_trailing_flops(input, weight is not None)
+    return [] if op.node.target is F.rms_norm else _over_trailing_flops(input, len(shape), weight is not None)
 
 
 @layer_norm.rewrite
 def _(
     op: Rewrite, input: Any, normalized_shape: Any, weight: Any = None, bias: Any = None, eps: Any = 1e-5
 ) -> Call | None:
-    last = len(op.out.dims) - 1
-    if not op.changed(op.out.dims[last]):
+    rank = len(op.out.dims)
+    shape = tuple(op.value.shape[rank - len(op.number(normalized_shape)) :])
+    at = _channel_of_trailing(shape)
+    if not op.changed(op.out.dims[at]):
         return None
-    shape = op.value.shape[last + 1 - len(op.number(normalized_shape)) :]
     if op.node.target is F.rms_norm:
         epsilon = op.node.kwargs.get("eps", op.node.args[3] if len(op.node.args) > 3 else None)
-        return _stand_in(op, input, last, F.rms_norm, [weight], lambda x, w: (x, tuple(shape), w, epsilon))
-    return _stand_in(op, input, last, F.layer_norm, [weight, bias], lambda x, w, b: (x, tuple(shape), w, b, eps))
+        return _stand_in(op, input, rank + at, F.rms_norm, [weight], lambda x, w: (x, shape, w, epsilon), at)
+    return _stand_in(op, input, rank + at, F.layer_norm, [weight, bias], lambda x, w, b: (x, shape, w, b, eps), at)
 
 
 @rule("_weight_norm")

@@ -195,6 +195,47 @@ def cosine_similarity(op: Op, x1: Labels, x2: Labels, dim: int = 1, eps: float =
     return out.take(d for d in range(len(dims)) if d != dim % len(dims))
 
 
+@rule("cdist")
+def cdist(op: Op, x1: Labels, x2: Labels, p: float = 2.0, compute_mode: Any = None) -> Labels:
+    """Norms of differences along the last dimension; an entry that is removed has to be zero in both."""
+    op.unite(x1.dims[-1], x2.dims[-1])
+    for x in (x1, x2):
+        _reduce(op, x, -1, False, additive=True)
+    leading = broadcast(op, [x1.take(range(len(x1.dims) - 2)), x2.take(range(len(x2.dims) - 2))])
+    dims = (*leading, x1.dims[-2], x2.dims[-2])
+    return Labels(dims, (False,) * len(dims))
+
+
+@rule(F.pairwise_distance, F.mse_loss, F.l1_loss, F.smooth_l1_loss, F.huber_loss)
+def difference(op: Op, x1: Labels, x2: Labels, *arguments: Any, **options: Any) -> Labels:
+    """Of two tensors alike: one number, a number for each but the last dimension, or element-wise.
+
+    Removed channels are zero in both; as zeros they are put in again, for a mean divides by their number, and a small
+    number may be added to each.
+    """
+    dims = broadcast(op, [x1, x2])
+    rank = len(op.shape)
+    if rank == len(dims) and op.node.target is not F.pairwise_distance:
+        return Labels(dims, (False,) * len(dims))
+    for x in (x1, x2):
+        _reduce(op, x, -1 if rank else None, False, additive=True)
+    return Labels(dims[:rank], (False,) * rank)
+
+
+@difference.rewrite
+def _(op: Rewrite, x1: Any, x2: Any, *arguments: Any, **options: Any) -> Call | None:
+    padded = [_with_zeros(op, x) for x in (x1, x2)] if len(op.out.dims) < len(op.labels(x1).dims) else [x1, x2]
+    return None if padded == [x1, x2] else Call((*padded, *arguments), options)
+
+
+def _with_zeros(op: Rewrite, input: Any) -> Any:
+    """The input with zeros at the end of each dimension for the channels that it has lost."""
+    ends: list[int] = []
+    for dim in reversed(op.labels(input).dims):
+        ends += [0, size_of(dim) - op.size(dim)]
+    return op.insert(F.pad, (input, tuple(ends))) if any(ends) else input
+
+
 def _softmax(op: Op, x: Labels, dim: int | None) -> Labels:
     for d in range(len(x.dims)) if dim is None else (dim,):
         op.freeze(x.dims[d], "softmax")

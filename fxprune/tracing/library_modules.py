@@ -15,7 +15,7 @@ _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict, nn.ParameterList, nn
 # Modules of torch that are made of other modules and functions: traced through, so that what is in them can be pruned.
 _OPENED = (
     nn.MultiheadAttention, nn.Transformer, nn.TransformerEncoder, nn.TransformerDecoder, nn.TransformerEncoderLayer,
-    nn.TransformerDecoderLayer,
+    nn.TransformerDecoderLayer, nn.PairwiseDistance, nn.CosineSimilarity, nn.modules.loss._Loss,
 )  # fmt: skip
 
 

@@ -166,6 +166,16 @@ MUTATIONS: dict[str, tuple[Patch, nn.Module, Any]] = {
         net(lambda self, x: torch.einsum("bnd,bmd->bnm", self.a(x), self.b(x)), a=nn.Linear(4, 8), b=nn.Linear(4, 8)),
         tokens(),
     ),
+    "zeros are not put in again before a mean": (
+        no_rewrite(reduce.difference),
+        net(lambda self, x: F.mse_loss(self.a(x), self.b(x)), a=nn.Linear(4, 8), b=nn.Linear(4, 8)),
+        tokens(),
+    ),
+    "distances of channels that meet others": (
+        as_if_elementwise(reduce.cdist),
+        net(lambda self, x: torch.cdist(self.a(x), self.b(x)), a=nn.Linear(4, 8), b=nn.Linear(4, 8)),
+        tokens(),
+    ),
     # attention
     "the scale of attention is dropped": (no_rewrite(attention.attention), scaled(), tokens()),
     "attention is free": (no_flops(attention.attention), scaled(), tokens()),

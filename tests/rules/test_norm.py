@@ -307,8 +307,52 @@ NETS = {
         tokens(),
         8,
     ),
+    "layer norm of a pooled map": (
+        lambda: nn.Sequential(nn.AdaptiveAvgPool2d(1), around(nn.LayerNorm([8, 1, 1]))),
+        image(),
+        8,
+    ),
+    "layer norm of a map of one column": (
+        lambda: nn.Sequential(nn.AdaptiveAvgPool2d((2, 1)), around(nn.LayerNorm([8, 2, 1]))),
+        image(),
+        0,
+    ),
+    "functional rms norm of a pooled map": (
+        lambda: net(
+            lambda self, x: self.out(F.rms_norm(self.a(x).mean((2, 3), keepdim=True), (8, 1, 1), self.w)),
+            a=nn.Conv2d(3, 8, 1),
+            w=parameter(8, 1, 1),
+            out=nn.Conv2d(8, 2, 1),
+        ),
+        image(),
+        8,
+    ),
     "layer norm of a softmax is frozen": (
         lambda: after(lambda self, x: F.layer_norm(x.softmax(1), (8,))),
+        tokens(),
+        0,
+    ),
+    **{
+        name: (
+            lambda distance=distance: net(
+                lambda self, x: distance(self.a(x), self.b(x)), a=nn.Linear(4, 8), b=nn.Linear(4, 8)
+            ),
+            tokens(),
+            8,
+        )
+        for name, distance in {
+            "all distances": lambda a, b: torch.cdist(a, b),
+            "all distances of another power": lambda a, b: torch.cdist(a, b[:1], 1.0),
+            "distances in pairs": lambda a, b: F.pairwise_distance(a, b, eps=0.01),
+            "distances in pairs by a module": lambda a, b: nn.PairwiseDistance(keepdim=False)(a, b),
+            "similarities by a module": lambda a, b: nn.CosineSimilarity(dim=-1)(a, b),
+            "mean squared difference": F.mse_loss,
+            "sum of differences": lambda a, b: F.l1_loss(a, b, reduction="sum"),
+            "Huber loss by a module": lambda a, b: nn.HuberLoss()(a, b.detach()),
+        }.items()
+    },
+    "distances of what is not zero are frozen": (
+        lambda: net(lambda self, x: torch.cdist(self.a(x).sigmoid(), self.b(x)), a=nn.Linear(4, 8), b=nn.Linear(4, 8)),
         tokens(),
         0,
     ),
