@@ -138,12 +138,17 @@ class _WideCasts(TorchFunctionMode):
         func = _NOISE.get(func, func)
         if func in (torch.Tensor.float, torch.Tensor.half, torch.Tensor.bfloat16):
             func = torch.Tensor.double
-        kwargs = {name: _widened(value) for name, value in (kwargs or {}).items()}
-        return func(*(_widened(value) for value in args), **kwargs)
+        # What it is given to write into has to be that very tensor.
+        of_tensors = not getattr(func, "__name__", "_").endswith("_") and not (kwargs or {}).keys() & {"out"}
+        kwargs = {name: _widened(value, of_tensors) for name, value in (kwargs or {}).items()}
+        return func(*(_widened(value, of_tensors) for value in args), **kwargs)
 
 
-def _widened(value: Any) -> Any:
-    return _WIDE.get(value, value) if isinstance(value, torch.dtype) else value
+def _widened(value: Any, of_tensors: bool) -> Any:
+    if isinstance(value, torch.dtype):
+        return _WIDE.get(value, value)
+    # As `torch.FloatTensor([0.5])`, which is made past this mode.
+    return _to_double(value) if of_tensors and type(value) is torch.Tensor else value
 
 
 @contextmanager

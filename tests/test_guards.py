@@ -72,8 +72,17 @@ def by_numpy(self: Any, x: Tensor) -> Tensor:
     return self.f(x) * float(np.tanh(x.size(0)))  # type: ignore[no-any-return]
 
 
+def by_a_table_of_numpy(self: Any, x: Tensor) -> Tensor:
+    return self.f(x) + torch.from_numpy(np.arange(x.size(0)).astype(np.float32))[:, None]  # type: ignore[no-any-return]
+
+
+def by_a_shape_for_numpy(self: Any, x: Tensor) -> Tensor:
+    return self.f(x) + torch.from_numpy(np.ones((x.size(0), 8), dtype=np.float32))  # type: ignore[no-any-return]
+
+
 UNROLLED = (
     by_range, by_iteration, by_unbind, by_list, by_zip, by_split, by_while, by_repetition, by_lookup, by_numpy,
+    by_a_table_of_numpy, by_a_shape_for_numpy,
 )  # fmt: skip
 
 
@@ -108,6 +117,7 @@ def numbers(self: Any, x: Tensor) -> Tensor:
     n = x.size(0)
     whole, rest = divmod(n, 2)
     scale = float(n) * math.log1p(n) + np.sqrt(n) + (whole & 3) + rest + +n
+    scale += int(np.ceil(n / 3)) + np.floor(np.float64(2.5) * n) + np.maximum(n, 3) + np.prod(x.shape)
     return self.f(x) / scale  # type: ignore[no-any-return]
 
 
@@ -119,6 +129,20 @@ def test_what_needs_no_loop_works_at_other_sizes(forward: Forward) -> None:
         x = torch.randn(size, 8)
         torch.testing.assert_close(traced(x), model(x), rtol=1e-6, atol=0)
     assert traced.meta["notes"] == []
+
+
+def by_virtual_batches(self: Any, x: Tensor) -> Tensor:
+    return torch.cat([self.f(y) for y in x.chunk(int(np.ceil(x.size(0) / 4)), 0)])
+
+
+def test_pieces_whose_number_is_computed_hold_for_that_number() -> None:
+    model = net(by_virtual_batches, f=nn.Linear(8, 8))
+    traced = trace(model, torch.randn(8, 8))
+    for size in (5, 7, 8):
+        x = torch.randn(size, 8)
+        torch.testing.assert_close(traced(x), model(x), rtol=1e-6, atol=0)
+    with pytest.raises(FxpruneError, match="is 3 here, and was 2"):
+        traced(torch.randn(9, 8))
 
 
 def branches(self: Any, x: Tensor) -> Tensor:

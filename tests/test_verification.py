@@ -25,6 +25,13 @@ def test_a_right_result_is_off_by_rounding_only() -> None:
     assert fxprune.verify(model, pruned) <= 1e-12, "the example inputs are remembered"
 
 
+def test_what_a_model_makes_in_single_precision_whatever_its_own_is_compared_in_double() -> None:
+    model = net(
+        lambda self, x: self.b(self.a(x) * torch.sqrt(torch.FloatTensor([0.3]))), a=nn.Linear(4, 6), b=nn.Linear(6, 2)
+    )
+    assert fxprune.verify(model, fxprune.prune(model, 0.5, example_inputs=tokens(width=4), compensate=False)) <= 1e-12
+
+
 class Cached(nn.Module):
     def __init__(self) -> None:
         super().__init__()

@@ -55,8 +55,9 @@ _GRAPH_LITERALS = frozenset(
 )  # fmt: skip
 # What torch takes these types for.
 _DTYPES: dict[Any, torch.dtype] = {int: torch.int64, float: torch.float64, bool: torch.bool, complex: torch.complex128}
-# Functions that give as many tensors as a size says, and where they have the dimension.
-_CUTS = {"unbind": 1, "split": 2, "unsafe_split": 2}
+# Functions that give as many tensors as a size says: where they have the dimension, and what they call the number that
+# goes before it.
+_CUTS = {"unbind": (1, ""), "split": (2, "split_size"), "unsafe_split": (2, "split_size"), "chunk": (2, "chunks")}
 # What a node is computed from; the highest of its inputs. Values up to PARAMETERS can be had without an input.
 NOTHING, PARAMETERS, INPUTS = 0, 1, 2
 
@@ -146,20 +147,25 @@ class Nodes:
         name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
         if name not in _CUTS or not isinstance(node.args[0], fx.Node):
             return None
-        at, source = _CUTS[name], node.args[0]
+        (at, given), source = _CUTS[name], node.args[0]
         dim = node.kwargs.get("dim", node.args[at] if len(node.args) > at else 0)
-        length = node.kwargs.get("split_size", node.args[1] if at == 2 and len(node.args) > 1 else 1)
-        if not isinstance(dim, int) or not isinstance(length, (int, fx.Node)):
+        number: Any = node.kwargs.get(given, node.args[1] if at == 2 and len(node.args) > 1 else 1)
+        if not isinstance(dim, int) or not isinstance(number, (int, fx.Node)):
             return None
+        if name == "chunk" and isinstance(number, int):
+            # As many for all sizes but the smallest.
+            return None
+        if isinstance(number, fx.Node):
+            value = number.meta["value"]
+            if not isinstance(value, int):
+                return None
+            node_of_it, number = number, traced_number(self, operator.pos, (value,), value)
+            number.cached = node_of_it
+        if name == "chunk":
+            return number
         shape = source.meta["value"].shape
         size = self.size(source, dim % len(shape), shape[dim])
-        if isinstance(length, fx.Node):
-            number = length.meta["value"]
-            if not isinstance(number, int):
-                return None
-            length = traced_number(self, operator.pos, (number,), number)
-            length.cached = node.args[1] if at == 2 and len(node.args) > 1 else node.kwargs["split_size"]
-        return size if at == 1 else (size + (length - 1)) // length
+        return size if at == 1 else (size + (number - 1)) // number
 
     def from_behind(self, node: fx.Node, value: Tensor, index: int) -> Any:
         """A piece by its number from behind, which other sizes have too."""

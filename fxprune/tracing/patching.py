@@ -12,12 +12,13 @@ from contextlib import ExitStack, contextmanager, suppress
 from types import FunctionType, ModuleType
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 from torch.nn.utils.spectral_norm import SpectralNorm
 
 from fxprune.tracing.recording import Recorder
-from fxprune.tracing.sizes import BUILTINS, NUMBER_FUNCTIONS, index
+from fxprune.tracing.sizes import BUILTINS, NUMBER_FUNCTIONS, NUMPY_FUNCTIONS, index
 from fxprune.unwrapped import unwrapped
 
 __all__ = ["packages_of", "recording", "uncached"]
@@ -173,6 +174,8 @@ def recording(recorder: Recorder, own_types: bool = False) -> Iterator[None]:
                 vars(module)[name] = value
         for function, replacement in NUMBER_FUNCTIONS.items():
             replace(math, function.__name__, replacement)
+        for name, replacement in NUMPY_FUNCTIONS.items():
+            replace(np, name, replacement)
         replace(operator, "index", index)
         # Whether a mask is causal is asked of its values, for a faster way to the same result.
         replace(

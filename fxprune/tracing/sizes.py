@@ -8,12 +8,13 @@ import operator
 from collections.abc import Callable
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import fx
 
 __all__ = [
-    "BUILTINS", "NUMBER_FUNCTIONS", "NumberNodes", "TracedFloat", "TracedInt", "TracedNumber", "TracedPieces",
-    "TracedSize", "index", "is_refused_type", "plain", "read_size", "traced_number", "untraced_type",
+    "BUILTINS", "NUMBER_FUNCTIONS", "NUMPY_FUNCTIONS", "NumberNodes", "TracedFloat", "TracedInt", "TracedNumber",
+    "TracedPieces", "TracedSize", "index", "is_refused_type", "plain", "read_size", "traced_number", "untraced_type",
 ]  # fmt: skip
 
 
@@ -55,13 +56,24 @@ class TracedNumber:
     def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, **options: Any) -> Any:
         """What numpy computes of it."""
         function = _AS_NUMPY.get(ufunc.__name__)
-        if function is not None and method == "__call__" and len(inputs) == 1 and not options:
-            return _call_with_numbers(function, inputs)
+        if function is not None and method == "__call__" and not options and all(map(_is_number, inputs)):
+            number = _call_with_numbers(function, tuple(x.item() if isinstance(x, np.generic) else x for x in inputs))
+            return _call_with_numbers(float, (number,)) if function in _WHOLE else number
         numbers = (number.as_traced() if isinstance(number, TracedNumber) else number for number in inputs)
         return getattr(ufunc, method)(*numbers, **options)
 
 
-_AS_NUMPY = {function.__name__: function for function in (math.sqrt, math.log, math.log2, math.log10, math.exp)}
+# Of numpy they are floats.
+_WHOLE = (math.ceil, math.floor, math.trunc)
+_AS_NUMPY: dict[str, Callable[..., Any]] = {
+    **{function.__name__: function for function in (math.sqrt, math.log, math.log2, math.log10, math.exp, *_WHOLE)},
+    "add": operator.add, "subtract": operator.sub, "multiply": operator.mul, "divide": operator.truediv,
+    "floor_divide": operator.floordiv, "remainder": operator.mod, "maximum": max, "minimum": min,
+}  # fmt: skip
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) or (isinstance(value, np.generic) and isinstance(value.item(), (int, float)))
 
 
 class TracedInt(TracedNumber, int):
@@ -332,6 +344,45 @@ def index(value: Any) -> int:
 
 _INDEX = operator.index
 
+
+def _product(numbers: Any) -> Any:
+    """`np.prod` of some numbers."""
+    return functools.reduce(operator.mul, numbers, 1)
+
+
+def _supposing(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A function that makes a table, for which the graph asks for the sizes of the trace."""
+
+    @functools.wraps(function)
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
+        return function(*map(_as_traced, args), **{name: _as_traced(value) for name, value in kwargs.items()})
+
+    return wrapper
+
+
+def _as_traced(value: Any) -> Any:
+    if type(value) in (tuple, list, TracedSize):
+        return tuple(map(_as_traced, value)) if isinstance(value, tuple) else [*map(_as_traced, value)]
+    return value.as_traced() if isinstance(value, TracedNumber) else value
+
+
+def _of_numpy() -> dict[str, Callable[..., Any]]:
+    """What functions of numpy are while a model is traced: numpy itself sees no more than a number in a traced one."""
+    product = np.prod
+
+    def prod(a: Any, *args: Any, **kwargs: Any) -> Any:
+        if not args and not kwargs and isinstance(a, (tuple, list)) and any(isinstance(x, TracedNumber) for x in a):
+            return _product(a)
+        return product(a, *args, **kwargs)
+
+    tables = (
+        *("arange", "linspace", "logspace", "zeros", "ones", "empty", "full", "eye", "array", "asarray", "tile"),
+        *("repeat", "sum", "cumsum", "max", "min", "mean"),
+    )
+    return {"prod": prod, **{name: _supposing(getattr(np, name)) for name in tables}}
+
+
+NUMPY_FUNCTIONS = _of_numpy()
 
 NUMBER_FUNCTIONS: dict[Any, Callable[..., Any]] = {
     function: _remembering(function) for function in vars(math).values() if isinstance(function, type(math.sqrt))
