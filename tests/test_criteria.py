@@ -177,3 +177,19 @@ def test_relevance_goes_through_layers_that_mix_tokens() -> None:
     scores = hidden(graph, fxprune.scores(graph, "relevance"), "a")
     assert scores[:3].min() > 0
     assert scores[3:].max() < 1e-6 * scores[:3].min()
+
+
+@pytest.mark.parametrize("method", ["l1", "l2", "uniform", "fpgm"])
+def test_weights_may_be_complex_or_large(method: str) -> None:
+    torch.manual_seed(0)
+    large = nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 2)).requires_grad_(False)
+    large[0].weight.mul_(1e30)
+    complex_valued = nn.Sequential(*(nn.Linear(a, b, dtype=torch.cfloat) for a, b in ((4, 8), (8, 2))))
+    for model, dtype in ((large, torch.float32), (complex_valued, torch.cfloat)):
+        graph = fxprune.analyze(fxprune.trace(model, torch.ones(3, 4, dtype=dtype)))
+        found = fxprune.scores(graph, method)
+        assert (found[graph.groups[0].channels] > 0).all()
+        if method == "l2":
+            first, second = (layer.weight.detach().abs().double() for layer in model)
+            norms = [first.norm(dim=1).numpy(), second.norm(dim=0).numpy()]
+            np.testing.assert_allclose(found[graph.groups[0].channels], sum(n / n.mean() for n in norms) / 2, rtol=1e-5)

@@ -786,3 +786,10 @@ def test_a_mask_that_is_the_same_for_all_inputs_picks_at_any_batch() -> None:
         lambda self, x: x[:, self.mask] + x[:, [False, True, True]] + x[..., ~(self.mask & self.mask)], mask=mask
     )
     assert_same(model, trace(model, torch.randn(2, 3)), torch.randn(4, 3))
+
+
+@pytest.mark.parametrize("index", [np.arange(0, 8, 2), np.array([3, 1, 2, 0, 5, 6, 7, 4]), np.arange(8) % 3 == 0])
+def test_arrays_of_numpy_are_indices(index: Any) -> None:
+    width = len(np.arange(8)[index])
+    model = net(lambda self, x: self.b(self.a(x)[:, index]), a=nn.Linear(4, 8), b=nn.Linear(width, 2))
+    check_invariant(model, torch.randn(3, 4), 8)

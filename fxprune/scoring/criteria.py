@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -116,15 +117,19 @@ def magnitude_scores(graph: ChannelGraph, p: int = 2) -> Scores:
 def _norms(name: str, weight: torch.Tensor, dims: list[int], p: int) -> list[npt.NDArray[np.float64]]:
     """The p-norm of every slice of a weight along each of some dimensions."""
     others = [d for d in range(weight.dim()) if d not in dims]
-    powers = weight.abs() if p == 1 else weight.square()
+    sizes = weight.abs()
+    largest = float(sizes.max()) if sizes.numel() else 0.0
+    if not math.isfinite(largest):
+        raise FxpruneError(f"weight {name} has NaN or infinite entries: it cannot be pruned before that is mended")
+    # The square of a large number is no number.
+    sizes = sizes / (largest or 1.0)
+    powers = sizes if p == 1 else sizes.square()
     table = powers.sum(others) if others else powers
     norms = []
     for k in range(len(dims)):
         rest = [j for j in range(len(dims)) if j != k]
         sums = (table.sum(rest) if rest else table).double().cpu().numpy()
-        if not np.isfinite(sums).all():
-            raise FxpruneError(f"weight {name} has NaN or infinite entries: it cannot be pruned before that is mended")
-        norms.append(sums if p == 1 else np.sqrt(sums))
+        norms.append(largest * (sums if p == 1 else np.sqrt(sums)))
     return norms
 
 
@@ -162,7 +167,9 @@ def fpgm_scores(graph: ChannelGraph) -> Scores:
     for name, tensor in graph.module.named_parameters():
         dims = graph.parameters.get(name)
         if dims is not None and tensor.dim() > 1 and not isinstance(dims[0], int):
-            filters = tensor.detach().flatten(1).float()
+            filters = tensor.detach()
+            filters = (torch.view_as_real(filters) if filters.is_complex() else filters).flatten(1).float()
+            filters = filters / filters.abs().amax().clamp_min(1e-30)
             layers.append((dims[0], torch.cdist(filters, filters).sum(1).double().cpu().numpy()))
     return _averaged(graph, layers)
 

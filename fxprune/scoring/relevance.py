@@ -152,10 +152,12 @@ class _Relevance:
             weight = self._constant(node.all_input_nodes[1])
         if not isinstance(weight, Tensor):
             return None
-        square = weight.detach().square().float()
+        square = weight.detach().abs().square().float()
         if not bool(square.sum().isfinite()):
             name = f"{node.target}.weight" if node.op == "call_module" else node.all_input_nodes[1].name
-            raise FxpruneError(f"weight {name} has NaN or infinite entries: it cannot be pruned before that is mended")
+            large = bool(weight.isfinite().all())
+            entries = "entries that are too large to be squared" if large else "NaN or infinite entries"
+            raise FxpruneError(f"weight {name} has {entries}: it cannot be pruned before that is mended")
         return square if square.dim() == 2 else square.flatten(2).sum(2)
 
     def _constant(self, node: fx.Node) -> Any:

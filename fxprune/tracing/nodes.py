@@ -301,6 +301,8 @@ class Nodes:
             return self._lower_entries(arg)
         if kind is range:
             return self.lower(list(arg))
+        if kind is np.ndarray:
+            return self.lower(torch.from_numpy(arg.copy()))
         arg = untraced_type(arg)
         if arg in _DTYPES:
             return _DTYPES[arg], arg, NOTHING

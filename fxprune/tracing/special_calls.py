@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
@@ -95,7 +96,7 @@ def _positions(recorder: Recorder, entry: Any) -> tuple[Any, ...]:
         return ([position for position, item in enumerate(entry) if item],)
     if isinstance(entry, Tensor) and entry.dtype is torch.bool and entry.dim() and recorder.is_known(entry):
         return entry.nonzero(as_tuple=True)
-    return (entry,)
+    return entry.nonzero() if isinstance(entry, np.ndarray) and entry.dtype == bool else (entry,)
 
 
 def _open(recorder: Recorder, func: Any, *args: Any, **kwargs: Any) -> Any:
