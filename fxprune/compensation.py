@@ -33,7 +33,7 @@ from fxprune.holdout import output_error, split_apart
 from fxprune.lockstep import Lockstep
 from fxprune.progress import Progress, silent
 from fxprune.rewriting import alive_channels, plan_of
-from fxprune.tracing.tracer import trace
+from fxprune.tracing.tracer import leaves_of, trace
 
 __all__ = ["compensate"]
 
@@ -87,7 +87,9 @@ def compensate(
     choices = tuple(sorted(damping)) if isinstance(damping, Sequence) else (damping,)
     if not choices or min(choices) <= 0:
         raise FxpruneError(f"damping (={damping!r}) must be positive")
-    graph = original if isinstance(original, ChannelGraph) else analyze(trace(original, samples.example, copy=False))
+    graph = original
+    if not isinstance(graph, ChannelGraph):
+        graph = analyze(trace(graph, samples.example, copy=False, leaves=leaves_of(pruned)))
     sides = split_apart(graph.module, samples, holdout, seed)
     fit, judge = ([] if side is None else side.split(_CHUNK) for side in sides)
     alive = alive_channels(graph, plan_of(pruned))

@@ -23,7 +23,7 @@ from fxprune.files.fingerprint import named_tensors
 from fxprune.plan import Plan
 from fxprune.rewriting import plan_of, rewrite
 from fxprune.tracing.patching import packages_of, uncached
-from fxprune.tracing.tracer import trace
+from fxprune.tracing.tracer import leaves_of, trace
 from fxprune.unwrapped import unwrapped
 
 __all__ = ["largest_difference", "mask", "outputs_in_double", "verify"]
@@ -82,7 +82,7 @@ def largest_difference(expected: list[torch.Tensor], got: list[torch.Tensor]) ->
 
 def _as_cut(model: nn.Module, pruned: nn.Module, plan: Plan, inputs: Any) -> nn.Module:
     """A copy of a compensated model with the weights that the cut left it."""
-    bare = rewrite(analyze(trace(model, inputs, copy=False)), plan)
+    bare = rewrite(analyze(trace(model, inputs, copy=False, leaves=leaves_of(pruned))), plan)
     own = cloned(pruned, {})
     try:
         own.load_state_dict(bare.state_dict())

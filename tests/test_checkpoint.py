@@ -643,3 +643,30 @@ def test_other_tools_read_the_weights(tmp_path: Path) -> None:
     tensors = load_file(tmp_path / "small")
     assert set(pruned.state_dict()) - set(tensors) == {"second.weight"}
     assert torch.equal(tensors["stem.weight"], pruned.stem.weight)
+
+
+class Branching(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x) if x.sum() > 0 else self.layer(-x)  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("leaves", [("2",), (Branching,)])
+def test_modules_that_were_traced_whole_are_so_wherever_the_model_is_traced_again(leaves: Any, tmp_path: Path) -> None:
+    def make() -> nn.Module:
+        return nn.Sequential(nn.Linear(4, 16), nn.Linear(16, 8), Branching(), nn.Linear(8, 12), nn.Linear(12, 3))
+
+    model, x = make(), torch.randn(40, 4)
+    graph = fxprune.analyze(fxprune.trace(model, x, leaves=leaves))
+    small = fxprune.rewrite(graph, fxprune.make_plan(graph, fxprune.scores(graph, "l2"), flops=0.6))
+    fxprune.save(small, tmp_path / "small.safetensors")
+    loaded = fxprune.load(tmp_path / "small.safetensors", make())
+    assert torch.equal(loaded(x), small(x))
+    repaired = fxprune.compensate(model, small, x)
+    assert fxprune.verify(model, repaired, x) < 1e-9
+    fxprune.save(repaired, tmp_path / "repaired.safetensors")
+    assert "2" in fxprune.load(tmp_path / "repaired.safetensors", make()).meta["leaves"]
+    fxprune.report(repaired, model, measure=False)

@@ -170,3 +170,11 @@ def test_gated_weights_stay_channels_last() -> None:
     gated = insert_gates(fxprune.analyze(fxprune.trace(model, x)))
     assert gated(x).is_contiguous(memory_format=torch.channels_last)
     assert torch.equal(gated(x), model(x))
+
+
+def test_that_only_reluctant_groups_are_there_to_gate_is_said() -> None:
+    model = nn.Sequential(nn.Linear(4, 8), nn.LayerNorm(8), nn.Linear(8, 2))
+    graph = fxprune.analyze(fxprune.trace(model, torch.randn(3, 4)))
+    with pytest.raises(fxprune.FxpruneError, match=r"pruned only in need \(normalised over.*reluctant=True"):
+        insert_gates(graph)
+    assert torch.equal(insert_gates(graph, reluctant=True)(torch.ones(3, 4)), model(torch.ones(3, 4)))

@@ -192,7 +192,8 @@ def _traced_as_saved(record: Record, bare: nn.Module, inputs: Any, strict: bool)
     """The model traced, and in what it differs from the original."""
 
     def attempt() -> tuple[fx.GraphModule, str]:
-        traced = trace_knowing(bare, inputs, record.meta.get("values_read", {}), copy=False)
+        leaves = tuple(map(str, record.meta.get("leaves", ())))
+        traced = trace_knowing(bare, inputs, record.meta.get("values_read", {}), copy=False, leaves=leaves)
         return traced, record.original.difference(fingerprint(traced), operations=strict)
 
     traced, difference = attempt()

@@ -120,6 +120,11 @@ def insert_gates(graph: ChannelGraph, *, reluctant: bool = False) -> fx.GraphMod
     gated = copy.deepcopy(graph.module)
     groups = gated_groups(graph, reluctant)
     if not groups:
+        if graph.groups:
+            raise FxpruneError(
+                f"all channels of the model are pruned only in need ({graph.groups[0].reluctant}), so none is gated: "
+                "give reluctant=True to gate them too"
+            )
         raise FxpruneError("the model has no channels that can be pruned, so there is nothing to gate")
     position = np.full(graph.num_channels, sum(len(group) for group in groups), dtype=np.int64)
     daggers = nn.Module()

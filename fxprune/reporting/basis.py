@@ -18,7 +18,7 @@ from fxprune.files.fingerprint import Fingerprint, fingerprint, named_tensors
 from fxprune.polynomial import Term
 from fxprune.reporting.facts import Change
 from fxprune.rewriting import alive_channels, plan_of
-from fxprune.tracing.tracer import trace
+from fxprune.tracing.tracer import leaves_of, trace
 
 __all__ = ["Basis", "make_basis"]
 
@@ -90,10 +90,10 @@ def make_basis(pruned: nn.Module, original: nn.Module | None) -> Basis:
     tensors = named_tensors(pruned)
     if original is None:
         assert isinstance(pruned, fx.GraphModule)
-        graph = analyze(trace(pruned, example, copy=False))
+        graph = analyze(trace(pruned, example, copy=False, leaves=leaves_of(pruned)))
         return Basis(graph, np.ones(graph.num_channels, dtype=bool), tensors, architecture, whole=False)
     misfit = architecture.misfit(named_tensors(original))
-    traced = None if misfit else trace(original, example, copy=False)
+    traced = None if misfit else trace(original, example, copy=False, leaves=leaves_of(pruned))
     difference = misfit if traced is None else architecture.difference(fingerprint(traced))
     if difference or traced is None:
         raise FxpruneError(

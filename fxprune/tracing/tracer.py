@@ -30,7 +30,7 @@ from fxprune.tracing.special_calls import SPECIAL_CALLS
 from fxprune.tracing.tidying import remove_dead_nodes
 from fxprune.tracing.traced_module import TracedModule
 
-__all__ = ["TracedModule", "trace", "trace_knowing"]
+__all__ = ["TracedModule", "leaves_of", "trace", "trace_knowing"]
 
 Leaves = tuple[str | type[nn.Module], ...]
 
@@ -51,8 +51,8 @@ def trace(
     `meta["module"]`, the path of the innermost module that it comes from. The result has `meta["example_inputs"]`,
     a pair of positional and keyword arguments, `meta["notes"]`, remarks on what was taken as constant, and
     `meta["source"]`, what is known of how to build the model, a `fxprune.models.Source` or None; where there are any,
-    also what was read of the model's values, `meta["values_read"]`, and where tensors are that the graph has as
-    constants, `meta["constant_places"]`.
+    also what was read of the model's values, `meta["values_read"]`, the paths of `leaves`, `meta["leaves"]`, and where
+    tensors are that the graph has as constants, `meta["constant_places"]`.
 
     `copy=False` shares the parameters and buffers with `model`; the modules are always new ones. `leaves` names modules
     (paths or types) that become one node each; those of `torch.nn` do anyway.
@@ -66,6 +66,11 @@ def trace(
         if note.startswith(_ONLY_EVAL):
             warnings.warn(note, FxpruneWarning, stacklevel=2)
     return traced
+
+
+def leaves_of(traced: nn.Module) -> tuple[str, ...]:
+    """The modules that one who traced the model wanted whole."""
+    return tuple(map(str, getattr(traced, "meta", {}).get("leaves", ())))
 
 
 # How the notes start that are warned of: a model that learns with this graph does not learn as the original does.
@@ -144,6 +149,11 @@ def trace_knowing(
     traced.meta["source"] = source_of(model)
     if values_read:
         traced.meta["values_read"] = values_read
+    if leaves:
+        types = tuple(leaf for leaf in leaves if isinstance(leaf, type))
+        traced.meta["leaves"] = [
+            path for path, module in model.named_modules() if path in leaves or isinstance(module, types)
+        ]
     if recorded.constant_places:
         traced.meta["constant_places"] = recorded.constant_places
     return traced
