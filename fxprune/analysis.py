@@ -12,7 +12,7 @@ import torch
 from torch import fx, nn
 
 from fxprune import trees
-from fxprune.channels import ChannelGraph, IdTable, Labels, Size, map_labels
+from fxprune.channels import ChannelGraph, Dim, IdTable, Labels, Size, map_labels
 from fxprune.errors import FxpruneError
 from fxprune.flops import count_flops
 from fxprune.grouping import Resolved, collect
@@ -77,7 +77,11 @@ def _analyze(traced: fx.GraphModule, splits: Splits) -> tuple[ChannelGraph, froz
         labels, cost = _propagate(op)
         labels_of[node.name] = labels
         for written in () if _writes_zeros(node) else node.meta.get("mutates", ()):
-            _forget_zeros(sharing.pop(root[by_name[written]], []), labels_of)
+            shared = root[by_name[written]]
+            result = labels if node.op != "call_module" and root[node] is shared else None
+            sharing[shared] = _forget_zeros(sharing.get(shared, []), labels_of, result)
+            if shared.op == "get_attr" and str(shared.target) in parameters:
+                parameters.write(str(shared.target), labels_of[shared.name].zero)
         by_name[node.name] = node
         sharing.setdefault(root[node], []).append(node)
         if node in used and cost:
@@ -129,14 +133,33 @@ def _writes_zeros(node: fx.Node) -> bool:
     return node.target is operator.setitem and isinstance(node.args[2], (int, float)) and node.args[2] == 0
 
 
-def _forget_zeros(sharing: list[fx.Node], labels_of: dict[str, Any]) -> None:
-    """What shares memory with what was written into may be anything now."""
+def _forget_zeros(sharing: list[fx.Node], labels_of: dict[str, Any], result: Any) -> list[fx.Node]:
+    """What shares memory with what was written into may be anything now, but for zeros where the result has them too.
+
+    It has to be the whole, with the same channels in the same dimensions; None stands for a result that is not.
+
+    Returns:
+        Those that still have zeros.
+    """
+    left: list[fx.Node] = []
+
+    def changed(label: Any) -> Any:
+        if not isinstance(label, Labels):
+            return label
+        whole = isinstance(result, Labels) and len(label.dims) == len(result.dims)
+        whole = whole and all(map(_is_same, label.dims, result.dims))
+        zero = tuple(map(operator.and_, label.zero, result.zero)) if whole else (False,) * len(label.dims)
+        if any(zero):
+            left.append(node)
+        return Labels(label.dims, zero)
+
     for node in sharing:
-        labels_of[node.name] = map_labels(_without_zeros, labels_of[node.name])
+        labels_of[node.name] = map_labels(changed, labels_of[node.name])
+    return left
 
 
-def _without_zeros(label: Any) -> Any:
-    return Labels(label.dims, (False,) * len(label.dims)) if isinstance(label, Labels) else label
+def _is_same(one: Dim, other: Dim) -> bool:
+    return type(one) is type(other) and bool(np.array_equal(one, other))
 
 
 def _entering(op: Op) -> tuple[tuple[str, int], ...]:

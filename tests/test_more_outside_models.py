@@ -1081,6 +1081,53 @@ class Upscaler(nn.Module):
         return F.pixel_shuffle(self.layers(x - self.mean), 2)
 
 
+class MaskedConv(nn.Conv2d):
+    """Sees only what is above and to the left, as PixelCNN's."""
+
+    def __init__(self, a, b, k):
+        super().__init__(a, b, k, padding=k // 2)
+        self.register_buffer("mask", torch.ones_like(self.weight))
+        self.mask[:, :, k // 2, k // 2 :] = 0
+        self.mask[:, :, k // 2 + 1 :] = 0
+
+    def forward(self, x):
+        self.weight.data *= self.mask
+        return super().forward(x)
+
+
+class RepeatsBelow(nn.Module):
+    """A weight that forward changes to one that is not zero where channels were removed."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(4, 8), nn.Linear(8, 6)
+        self.h = nn.Linear(6, 2)
+
+    def forward(self, x):
+        self.b.weight.data.mul_(1.0).add_(0.1)
+        return self.h(self.b(self.a(x).sigmoid()))
+
+
+@pytest.mark.parametrize(
+    ("model", "x", "channels"),
+    [
+        (
+            nn.Sequential(MaskedConv(1, 8, 5), nn.ReLU(), MaskedConv(8, 6, 3), nn.ReLU(), nn.Conv2d(6, 2, 1)),
+            image(1),
+            14,
+        ),
+        (RepeatsBelow(), torch.randn(3, 4), 6),
+    ],
+    ids=["masked", "not masked"],
+)
+def test_zeros_of_weights_that_are_masked_in_place_stay_zeros(model, x, channels) -> None:
+    # Each forward changes the weights, so that copies are compared that have run once.
+    small = fxprune.prune(model.eval(), 0.6, example_inputs=x, compensate=False, method="l2")
+    assert fxprune.verify(model, small, x) <= 1e-9
+    graph = fxprune.analyze(fxprune.trace(model, x))
+    assert sum(map(len, graph.groups)) == channels
+
+
 def test_layers_that_are_merged_in_eval_are_pruned_as_fvcore_counts_them_and_trained_in_their_own_class() -> None:
     torch.manual_seed(0)
     model, x = Upscaler().eval(), image()

@@ -45,6 +45,7 @@ class Parameters:
                 self._canonical[name] = first.setdefault(id(tensor), name)
         self.dims: dict[str, list[Dim]] = {}
         self._whole: set[tuple[str, int]] = set()
+        self._zero: dict[str, tuple[bool, ...]] = {}
 
     def __contains__(self, name: str) -> bool:
         return name in self._tensors
@@ -65,7 +66,12 @@ class Parameters:
             if (name, d) in self._whole and is_labelled(known[d]):
                 self._ids.freeze(np.asarray(known[d]), f"{name} is needed whole in dimension {d}")
         # What the tracer made a buffer of is no buffer of the original: nothing is zero in it.
-        return Labels(tuple(known), (not is_constant(name),) * len(known))
+        zero = self._zero.get(name, (not is_constant(name),) * len(known))
+        return Labels(tuple(known), zero)
+
+    def write(self, name: str, zero: tuple[bool, ...]) -> None:
+        """From here on removed channels are zero only where `zero` says so."""
+        self._zero[self._canonical[name]] = zero
 
     def of_buffers(self) -> Iterator[Ids]:
         """The labelled dimensions of what is no parameter."""

@@ -147,15 +147,6 @@ def _(op: Rewrite, input: Any, pad: Any, mode: Any = "constant", value: Any = No
     return Call((input, amounts, mode, value)) if touched else None
 
 
-@rule(nn.ZeroPad2d, nn.ConstantPad1d, nn.ConstantPad2d, nn.ReflectionPad1d, nn.ReflectionPad2d, nn.ReplicationPad2d)
-def pad_module(op: Op, input: Labels) -> Labels:
-    module: Any = op.module
-    spatial = len(module.padding) // 2
-    zero = bool(getattr(module, "value", 0))
-    out = _over_space(op, input, spatial)
-    return Labels(out.dims, tuple(z and not zero for z in out.zero))
-
-
 @rule("unfold", nn.Unfold)
 def unfold(op: Op, input: Labels, *arguments: Any, **options: Any) -> Labels:
     """`F.unfold` (im2col) repeats each channel once per kernel position; `Tensor.unfold` adds a dimension."""

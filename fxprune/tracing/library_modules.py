@@ -16,6 +16,7 @@ _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict, nn.ParameterList, nn
 _OPENED = (
     nn.MultiheadAttention, nn.Transformer, nn.TransformerEncoder, nn.TransformerDecoder, nn.TransformerEncoderLayer,
     nn.TransformerDecoderLayer, nn.PairwiseDistance, nn.CosineSimilarity, nn.modules.loss._Loss,
+    *(getattr(nn.modules.padding, f"_{kind}PadNd") for kind in ("Constant", "Reflection", "Replication", "Circular")),
 )  # fmt: skip
 
 

@@ -207,6 +207,11 @@ MUTATIONS: dict[str, tuple[Patch, nn.Module, Any]] = {
         ),
         tokens(),
     ),
+    "zeros stay where a number was added in place": (
+        attribute(analysis, "_forget_zeros", lambda sharing, labels_of, result: sharing),
+        vectors(lambda self, x: self.n((y := x.clone(), y.transpose(0, 1).add_(1.0), y)[2]), n=nn.LayerNorm(8)),
+        tokens(),
+    ),
     "norm groups are not counted": (
         attribute(norm, "_norm_groups_left", lambda op, groups: 1),
         nn.Sequential(nn.Conv2d(3, 8, 1), nn.GroupNorm(4, 8), nn.Conv2d(8, 2, 1)),

@@ -81,6 +81,27 @@ NETS = {
         image(),
         0,
     ),
+    "padding modules of all kinds": (
+        lambda: nn.Sequential(
+            nn.Conv2d(3, 8, 1),
+            nn.CircularPad2d(1),
+            nn.ReplicationPad2d((1, 0, 0, 1)),
+            nn.ConstantPad2d((0, 1, -1, 1), 0.5),
+            nn.Conv2d(8, 2, 3),
+        ),
+        image(),
+        8,
+    ),
+    "a padding module that shifts tokens": (
+        lambda: net(
+            lambda self, x: self.out(self.shift(self.a(x)) + self.a(x)),
+            a=nn.Linear(4, 6),
+            shift=nn.ZeroPad2d((0, 0, 1, -1)),
+            out=nn.Linear(6, 2),
+        ),
+        tokens(),
+        6,
+    ),
     "a blur without a rule": (lambda: images(lambda self, x: F.fractional_max_pool2d(x, 2, 3)), image(), None),
     "interpolation": (
         lambda: images(
