@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import fx
 
 from fxprune.channels import Dim, Ids, Labels, is_labelled, size_of
 from fxprune.rules.registry import Call, Op, Rewrite, freeze_labels, rule
@@ -179,6 +180,30 @@ def _(op: Rewrite, input: Any, repeats: Any, dim: Any = None, **options: Any) ->
 
 @rule("cat", "concat", "concatenate")
 def cat(op: Op, tensors: Any, dim: int = 0) -> Labels:
+    """Of a fixed tensor again and again it is as `repeat`."""
+    out = _joined(op, tensors, dim)
+    dim %= len(out.dims)
+    if _is_repeated(op.node) and op.node.all_input_nodes[0] not in op.fed:
+        copies = _copies(op, tensors[0].dims[dim], len(tensors), len(tensors))
+        if copies is not None:
+            return out.replace(dim, np.repeat(copies, size_of(tensors[0].dims[dim])), zero=False)
+    return out
+
+
+def _is_repeated(node: fx.Node) -> bool:
+    return len(set(node.all_input_nodes)) == 1
+
+
+@cat.rewrite
+def _(op: Rewrite, tensors: Any, dim: Any = 0) -> Call | None:
+    joined = op.out.dims[op.number(dim)]
+    repeated = op.labels(tensors[0]).dims[op.number(dim)]
+    if not _is_repeated(op.node) or op.changed(repeated) or not op.changed(joined):
+        return None
+    return Call((tensors[: op.size(joined) // size_of(repeated)], dim))
+
+
+def _joined(op: Op, tensors: Any, dim: int) -> Labels:
     tensors = [x for x in tensors if x.shape != (0,)]
     rank = len(tensors[0].dims)
     dim %= rank
@@ -207,7 +232,7 @@ def cat_along_its_own(op: Op, tensors: Any) -> Labels:
     if min(len(x.dims) for x in tensors) <= max(dim, 1):
         freeze_labels(op, tensors, "stacked along a dimension of its own")
         return Labels.plain(op.shape)
-    return cat.propagate(op, tensors, dim)
+    return _joined(op, tensors, dim)
 
 
 def _fixed(op: Op, n: int) -> Any:

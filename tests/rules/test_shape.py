@@ -170,11 +170,13 @@ NETS = {
         )
         for name, outputs, function in (
             ("repeated for each channel", 1, lambda k, n: k.repeat(n, 1, 1, 1)),
+            ("joined for each channel", 1, lambda k, n: torch.cat([k] * n)),
             ("tiled for each channel", 1, lambda k, n: k.tile((n, 1, 1, 1))),
             ("expanded for each channel", 1, lambda k, n: k.expand(n, -1, -1, -1)),
             ("interleaved for each channel", 1, lambda k, n: k.repeat_interleave(n, 0)),
             ("interleaved, as many as there are", 1, lambda k, n: torch.repeat_interleave(k, repeats=8, dim=0)),
             ("of two outputs, repeated for each channel", 2, lambda k, n: k.repeat(n, 1, 1, 1)),
+            ("of two outputs, joined for each channel", 2, lambda k, n: torch.cat([k for _ in range(n)], 0)),
         )
     },
     "few fixed numbers, each as often as there are channels": (
