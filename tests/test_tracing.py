@@ -529,6 +529,22 @@ def needs_targets(self: Any, x: Tensor) -> Tensor:
     return self.layer(x)  # type: ignore[no-any-return]
 
 
+class Noisy(nn.Module):
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(outputs, inputs))
+
+    def forward(self, x: Tensor) -> Tensor:
+        noise = torch.randn_like(self.weight) if self.training else 0
+        return nn.functional.linear(x, self.weight + noise)
+
+
+def test_a_layer_that_runs_other_code_in_training_is_kept_whole_and_noted() -> None:
+    model = nn.Sequential(nn.Linear(4, 8), Noisy(8, 6), Noisy(6, 2))
+    (note,) = trace(model, torch.randn(3, 4)).meta["notes"]
+    assert note.startswith("`1`, `2`: other code runs there in training, so it is kept whole")
+
+
 def test_code_for_training_alone_is_kept_in_a_module_of_its_own_and_warned_of_elsewhere() -> None:
     kept = nn.Sequential(nn.Linear(8, 8), Averaging(), nn.Linear(8, 3))
     traced = trace(kept, torch.randn(4, 8))
