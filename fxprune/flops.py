@@ -33,7 +33,7 @@ from torch.utils import _pytree as pytree
 from fxprune import trees
 from fxprune.calls import call_arguments
 from fxprune.errors import FxpruneError
-from fxprune.eval_mode import in_eval
+from fxprune.eval_mode import in_eval, keeping_weights
 from fxprune.models import example_inputs as default_inputs
 from fxprune.unwrapped import unwrapped
 
@@ -173,7 +173,7 @@ def _as_is(model: nn.Module) -> Iterator[None]:
     if not has_round:
         Tensor.__round__ = lambda size, *digits: round(size.item(), *digits)  # type: ignore[attr-defined]
     try:
-        with unwrapped(), in_eval(model):
+        with unwrapped(), in_eval(model), keeping_weights(model):
             yield
     finally:
         torch._check_with = check

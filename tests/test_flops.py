@@ -216,3 +216,31 @@ def test_a_layer_that_is_asked_for_its_size_alone_costs_what_fvcore_counts(use: 
     )  # fmt: skip
     graph = check_invariant(model, torch.randn(2, 3, 4, 4), other_batch=False)
     assert graph.flops.total == 2 * 16 * (3 * 8 + 8 * 2 + (3 * 8 * 9 if is_counted else 0))
+
+
+class WritesIntoItsWeights(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(4, 4) for _ in range(6))
+
+    def forward(self, x: Tensor) -> Tensor:
+        first, second, third, fourth, fifth, _ = (layer.weight for layer in self.layers)
+        first.data.mul_(2).add_(1)
+        fifth.data = fifth.data + 1
+        with torch.no_grad():
+            second.clamp_(max=0.01)
+            third[:, 0].zero_()
+            fourth[1] = 3.0
+            self.layers[5].bias *= 2
+        for layer in self.layers:
+            x = layer(x)
+        return x
+
+
+def test_counting_leaves_weights_that_forward_writes_into_as_they_were() -> None:
+    model = WritesIntoItsWeights()
+    before = {name: (value.data_ptr(), value.clone()) for name, value in model.state_dict().items()}
+    assert count_flops(model, torch.randn(2, 4)) == 6 * 2 * 4 * 4
+    for name, value in model.state_dict().items():
+        assert value.data_ptr() == before[name][0]
+        assert torch.equal(value, before[name][1]), name
