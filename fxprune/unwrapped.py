@@ -27,8 +27,11 @@ def unwrapped() -> Iterator[None]:
             if eager is not None:
                 stack.enter_context(eager())
             else:
-                stack.enter_context(torch.compiler.set_stance("force_eager"))
-                stack.enter_context(dynamo.config.patch(error_on_nested_jit_trace=False))
+                # In older versions they do so while torch.fx traces, if told that this is no error.
+                stack.enter_context(dynamo.config.patch(error_on_nested_fx_trace=False))
+                symbolic: Any = torch.fx._symbolic_trace
+                stack.callback(setattr, symbolic, "_is_fx_tracing_flag", symbolic._is_fx_tracing_flag)
+                symbolic._is_fx_tracing_flag = True
         yield
 
 

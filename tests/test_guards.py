@@ -117,11 +117,21 @@ def numbers(self: Any, x: Tensor) -> Tensor:
     n = x.size(0)
     whole, rest = divmod(n, 2)
     scale = float(n) * math.log1p(n) + np.sqrt(n) + (whole & 3) + rest + +n
-    scale += int(np.ceil(n / 3)) + np.floor(np.float64(2.5) * n) + np.maximum(n, 3) + np.prod(x.shape)
+    scale += int(np.ceil(n / 3)) + np.floor(n * 2.5) + np.maximum(n, 3) + np.prod(x.shape)
     return self.f(x) / scale  # type: ignore[no-any-return]
 
 
-@pytest.mark.parametrize("forward", [first_and_last, joined, returned, numbers], ids=lambda forward: forward.__name__)
+def numbers_of_numpy(self: Any, x: Tensor) -> Tensor:
+    return self.f(x) / (np.float64(2.5) * x.size(0) + np.int64(3))  # type: ignore[no-any-return]
+
+
+WITHOUT_LOOPS = [first_and_last, joined, returned, numbers]
+if np.lib.NumpyVersion(np.__version__) >= "2.0.0":
+    # Older numbers of numpy do not ask what they are multiplied by.
+    WITHOUT_LOOPS.append(numbers_of_numpy)
+
+
+@pytest.mark.parametrize("forward", WITHOUT_LOOPS, ids=lambda forward: forward.__name__)
 def test_what_needs_no_loop_works_at_other_sizes(forward: Forward) -> None:
     model = net(forward, f=nn.Linear(8, 8))
     traced = trace(model, torch.randn(4, 8))

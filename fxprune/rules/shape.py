@@ -191,14 +191,17 @@ def cat(op: Op, tensors: Any, dim: int = 0) -> Labels:
 
 
 def _is_repeated(node: fx.Node) -> bool:
-    return len(set(node.all_input_nodes)) == 1
+    tensors = node.args[0] if node.args else node.kwargs["tensors"]
+    return isinstance(tensors, (list, tuple)) and len(tensors) > 1 and len(set(tensors)) == 1
 
 
 @cat.rewrite
 def _(op: Rewrite, tensors: Any, dim: Any = 0) -> Call | None:
     joined = op.out.dims[op.number(dim)]
+    if not _is_repeated(op.node) or not op.changed(joined):
+        return None
     repeated = op.labels(tensors[0]).dims[op.number(dim)]
-    if not _is_repeated(op.node) or op.changed(repeated) or not op.changed(joined):
+    if op.changed(repeated):
         return None
     return Call((tensors[: op.size(joined) // size_of(repeated)], dim))
 
