@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from invariant import net
+import torch.nn.functional as F
+from invariant import image, net, parameter, randomise
 from torch import Tensor, nn
 
 import fxprune
@@ -193,3 +194,27 @@ def test_weights_may_be_complex_or_large(method: str) -> None:
             first, second = (layer.weight.detach().abs().double() for layer in model)
             norms = [first.norm(dim=1).numpy(), second.norm(dim=0).numpy()]
             np.testing.assert_allclose(found[graph.groups[0].channels], sum(n / n.mean() for n in norms) / 2, rtol=1e-5)
+
+
+def _placed(self: Any, x: Tensor) -> Tensor:
+    """The positions of the output, which has fewer channels, are labelled by a table of them."""
+    return self.b(self.a(x).relu() + self.table)
+
+
+def _summed(self: Any, x: Tensor) -> Tensor:
+    return F.linear(self.a(x.movedim(1, -1)).relu(), self.weight)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(
+    "model",
+    [
+        net(_placed, a=nn.Conv2d(3, 8, 1), table=parameter(1, 1, 6, 1), b=nn.Conv2d(8, 2, 1)),
+        net(_summed, a=nn.Linear(3, 8), weight=parameter(8)),
+    ],
+    ids=["positions", "one output"],
+)
+def test_layers_whose_outputs_are_no_channels_are_scored(model: nn.Module, method: str) -> None:
+    graph = fxprune.analyze(fxprune.trace(randomise(model).float(), image()))
+    assert [len(group) for group in graph.groups] == [8]
+    assert np.isfinite(fxprune.scores(graph, method)).all()

@@ -51,7 +51,7 @@ class Parameters:
         return name in self._tensors
 
     def labels(self, name: str, dims: Iterable[int] | None = None) -> Labels:
-        """The labels of a parameter; of its dimensions only `dims` (default: all) get ids, and none of size 1.
+        """The labels of a parameter; of its dimensions only `dims` (default: all) get ids, and none of size 1 or 0.
 
         The others are needed whole, also where the parameter is read elsewhere.
         """
@@ -59,7 +59,7 @@ class Parameters:
         known = self.dims.setdefault(name, list(tensor.shape))
         given = set(range(tensor.dim()) if dims is None else dims)
         for d in range(tensor.dim()):
-            if d in given and not is_labelled(known[d]) and known[d] != 1:
+            if d in given and not is_labelled(known[d]) and size_of(known[d]) > 1:
                 known[d] = self._ids.fresh(size_of(known[d]))
             if d not in given:
                 self._whole.add((name, d))

@@ -40,6 +40,8 @@ def _refine(before: Sequence[int], after: Sequence[int]) -> tuple[list[int], lis
 
     Returns the factors, and for each old and each new dimension the positions of its factors.
     """
+    if 0 in (*before, *after):
+        return None
     factors: list[int] = []
     old: list[list[int]] = [[] for _ in before]
     new: list[list[int]] = [[] for _ in after]

@@ -132,9 +132,13 @@ class _Relevance:
         return self._axes[node]
 
     def _sums(self, node: fx.Node, source: fx.Node | None) -> bool:
-        """Whether a layer sums over the channels of `source`; one that mixes tokens does not."""
+        """Whether a layer sums over the channels of `source`, and has its own in their place.
+
+        One that mixes tokens does not, nor one of whose outputs other dimensions are told apart.
+        """
         axis = None if source is None else self.axis(source)
-        if source is None or axis is None:
+        own = self.axis(node)
+        if source is None or axis is None or own is None or own[0] != axis[0]:
             return False
         size = len(self.graph.labels[source.name].dims)
         entering = self.graph.contractions.get(node.name, ())
@@ -158,7 +162,8 @@ class _Relevance:
             large = bool(weight.isfinite().all())
             entries = "entries that are too large to be squared" if large else "NaN or infinite entries"
             raise FxpruneError(f"weight {name} has {entries}: it cannot be pruned before that is mended")
-        return square if square.dim() == 2 else square.flatten(2).sum(2)
+        # A linear layer's weight without a dimension of outputs is that of one.
+        return square.view(1, -1) if square.dim() == 1 else square.flatten(2).sum(2) if square.dim() > 2 else square
 
     def _constant(self, node: fx.Node) -> Any:
         """The value of what is made from parameters alone, as standardised weights are; None for all else."""

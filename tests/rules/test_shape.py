@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from invariant import check_invariant, image, net, tokens
+from invariant import check_invariant, image, net, parameter, tokens
 from torch import Tensor, nn
 
 X = torch.randn(3, 4)
@@ -49,8 +49,22 @@ def squeeze_excite(self: Any, x: Tensor) -> Tensor:
 
 SE = {"down": nn.Linear(8, 3), "up": nn.Linear(3, 8)}
 
+
+def with_no_registers(self: Any, x: Tensor) -> Tensor:
+    """None of a number that may be zero: nothing is joined to the tokens, and nothing to what is flattened."""
+    tokens = self.a(x)
+    registers = self.registers.unsqueeze(0).expand(len(x), -1, -1).reshape(len(x), -1, self.registers.shape[-1])
+    tokens = self.b(torch.cat([registers, tokens], 1))
+    return torch.cat([tokens.flatten(1), tokens[:, 7:].reshape(len(x), -1)], 1)
+
+
 NETS = {
     # reshape
+    "tensors without elements": (
+        lambda: net(with_no_registers, a=nn.Linear(4, 8), b=nn.Linear(8, 2), registers=parameter(0, 8)),
+        tokens(),
+        8,
+    ),
     "flatten between conv and linear": (
         lambda: net(lambda self, x: self.b(self.a(x).flatten(1)), a=nn.Conv2d(3, 8, 1), b=nn.Linear(8 * 36, 2)),
         image(),
