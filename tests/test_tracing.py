@@ -173,6 +173,32 @@ def test_types_of_python_are_those_that_torch_takes_them_for() -> None:
     assert torch.float64 in [node.kwargs.get("dtype") for node in traced.graph.nodes]
 
 
+def by_names_of_types(self: Any, x: Tensor) -> Tensor:
+    assert x.type() == "torch.FloatTensor"
+    ones = torch.ones(len(x)).type(x.type()) + (x > 0).type(torch.FloatTensor).sum((1, 2))  # type: ignore[arg-type]
+    return ones.type("torch.DoubleTensor") + (x.sum((1, 2)) if x.type().endswith("FloatTensor") else x[:, 0, 0])
+
+
+def test_names_of_types_are_those_of_the_device_that_the_model_is_on() -> None:
+    model = net(by_names_of_types)
+    assert_same(model, trace(model, torch.randn(2, 3, 4)), torch.randn(5, 3, 4))
+
+
+def test_a_type_that_was_read_by_name_is_that_of_the_tensor() -> None:
+    traced = trace(net(lambda self, x: (x > 0).type(x.type())), torch.randn(2))
+    assert traced(torch.randn(2).double()).dtype is torch.float64
+
+
+def of_new_tensors(self: Any, x: Tensor) -> Tensor:
+    filled = x.new(x.shape).fill_(2) + x.new(x.size()).zero_() + x.new(len(x), 1, 1).fill_(3) + x.new(1).fill_(4)
+    return filled + x.new([5.0]) + x.new((6.0,)) + x.new(size=x.shape[:1]).zero_().view(-1, 1, 1) + x.new().sum()
+
+
+def test_new_takes_sizes_and_entries() -> None:
+    model = net(of_new_tensors)
+    assert_same(model, trace(model, torch.randn(2, 3, 4)), torch.randn(5, 6, 4))
+
+
 def test_the_model_is_left_as_it_was() -> None:
     model = make("levit_128s", depth=(1, 1, 1)).train()
     model.get_submodule("stages.0").eval()

@@ -1,4 +1,4 @@
-"""New tensors of equal entries: they are as wide as what they meet."""
+"""New tensors, of equal entries or not filled yet: they are as wide as what they meet."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def zeros(op: Op, *size: Any, **options: Any) -> Labels:
     return _filled(op, _sizes(op.node.args, op.node.kwargs), zero=True)
 
 
-@rule("ones")
+@rule("ones", "empty")
 def ones(op: Op, *size: Any, **options: Any) -> Labels:
     return _filled(op, _sizes(op.node.args, op.node.kwargs))
 
@@ -73,7 +73,7 @@ def new_zeros(op: Op, input: Labels, *size: Any, **options: Any) -> Labels:
     return _filled(op, _sizes(op.node.args[1:], op.node.kwargs), zero=True)
 
 
-@rule("new_ones")
+@rule("new_ones", "new_empty")
 def new_ones(op: Op, input: Labels, *size: Any, **options: Any) -> Labels:
     return _filled(op, _sizes(op.node.args[1:], op.node.kwargs))
 

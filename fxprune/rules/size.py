@@ -52,7 +52,7 @@ def size(op: Op, input: Labels, dim: int | None = None) -> Any:
     return labels if dim is None else labels[dim]
 
 
-@rule("new_empty", "new_tensor")
+@rule("new_tensor")
 def new_like(op: Op, input: Labels, *arguments: Any, **options: Any) -> Labels:
     """Of the input only type and device matter."""
     freeze_labels(op, (arguments, options), "made into a new tensor")
@@ -60,7 +60,6 @@ def new_like(op: Op, input: Labels, *arguments: Any, **options: Any) -> Labels:
 
 
 @rule(
-    "empty",
     "rand",
     "randn",
     "arange",

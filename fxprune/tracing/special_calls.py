@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable
 from typing import Any
 
@@ -58,6 +59,39 @@ def _device(recorder: Recorder, func: Any, tensor: Tensor, *_: Any) -> Any:
     part: fx.Node = recorder.part(getattr, node, "device", device)
     recorder.known[id(device)] = (device, part)
     return device
+
+
+class _TypeName(str):
+    """The name of the type of a tensor and of its device, as "torch.FloatTensor"; it knows the tensor."""
+
+    tensor: Tensor
+
+
+def _type(recorder: Recorder, func: Any, tensor: Tensor, dtype: Any = None, *args: Any, **kwargs: Any) -> Any:
+    """`x.type()`, and conversions to what it gives, or to another name or type of tensors."""
+    if recorder.running_leaf or not recorder.active:
+        return func(tensor, dtype, *args, **kwargs)
+    if dtype is None:
+        device = recorder.device.type
+        name = _TypeName(func(tensor).replace("meta.", "" if device == "cpu" else f"{device}."))
+        name.tensor = tensor
+        return name
+    if isinstance(dtype, _TypeName):
+        return recorder.call(Tensor.type_as, (tensor, dtype.tensor), {})
+    kind = operator.attrgetter(dtype.removeprefix("torch."))(torch) if isinstance(dtype, str) else dtype
+    return recorder.call(func, (tensor, getattr(kind, "dtype", kind), *args), kwargs)
+
+
+def _new(recorder: Recorder, func: Any, tensor: Tensor, *given: Any, **options: Any) -> Any:
+    """`x.new(...)`: what it is given are sizes, or entries."""
+    if recorder.running_leaf or not recorder.active:
+        return func(tensor, *given, **options)
+    first = given[0] if given else options.pop("size", 0)
+    if isinstance(first, Tensor) or "other" in options or "data" in options:
+        return recorder.call(func, (tensor, *given), options)
+    if isinstance(first, (tuple, list)) and not isinstance(first, torch.Size):
+        return recorder.call(Tensor.new_tensor, (tensor, first), options)
+    return recorder.call(Tensor.new_empty, (tensor, *(given or (first,))), options)
 
 
 def _set_data(recorder: Recorder, func: Any, tensor: Tensor, value: Tensor) -> None:
@@ -129,7 +163,7 @@ SPECIAL_CALLS: dict[Any, Callable[..., Any]] = {
         "is_cpu", "is_mps", "is_nested", "itemsize", "_version",
     )], _as_is),
     Tensor.is_contiguous: _as_is, Tensor.is_floating_point: _as_is, Tensor.is_complex: _as_is,
-    Tensor.requires_grad_: _as_is, torch.is_floating_point: _as_is,
+    Tensor.new: _new, Tensor.type: _type, Tensor.requires_grad_: _as_is, torch.is_floating_point: _as_is,
     **dict.fromkeys([
         Tensor.__bool__, Tensor.item, Tensor.__int__, Tensor.__float__, Tensor.__index__, Tensor.tolist, Tensor.numpy,
         torch.is_nonzero, Tensor.__contains__,

@@ -50,6 +50,14 @@ def squeeze_excite(self: Any, x: Tensor) -> Tensor:
 SE = {"down": nn.Linear(8, 3), "up": nn.Linear(3, 8)}
 
 
+def filled_in_parts(self: Any, x: Tensor, made: Any) -> Tensor:
+    y = self.a(x)
+    parts = made(y)
+    parts[..., :4] = y[..., :4].relu()
+    parts[..., 4:] = y[..., 4:].tanh()
+    return self.out(parts)
+
+
 def with_no_registers(self: Any, x: Tensor) -> Tensor:
     """None of a number that may be zero: nothing is joined to the tokens, and nothing to what is flattened."""
     tokens = self.a(x)
@@ -60,6 +68,20 @@ def with_no_registers(self: Any, x: Tensor) -> Tensor:
 
 NETS = {
     # reshape
+    **{
+        f"{name} is filled in parts": (
+            lambda made=made: net(
+                lambda self, x: filled_in_parts(self, x, made), a=nn.Linear(4, 8), out=nn.Linear(8, 2)
+            ),
+            tokens(),
+            8,
+        )
+        for name, made in {
+            "what empty makes": lambda y: torch.empty(y.shape[0], y.shape[1], 8, dtype=y.dtype),
+            "what new_empty makes": lambda y: y.new_empty(y.shape),
+            "what new makes": lambda y: y.new(*y.shape),
+        }.items()
+    },
     "tensors without elements": (
         lambda: net(with_no_registers, a=nn.Linear(4, 8), b=nn.Linear(8, 2), registers=parameter(0, 8)),
         tokens(),
