@@ -87,10 +87,7 @@ def _cloned(module: nn.Module, memo: dict[int, Any], hooks: bool = True) -> nn.M
             # An empty Sequential is false.
             attributes[name] = {k: None if child is None else _cloned(child, memo) for k, child in value.items()}
         elif name in ("_parameters", "_buffers"):
-            attributes[name] = {
-                key: memo[id(tensor)] if id(tensor) in memo else copy.deepcopy(tensor, memo)
-                for key, tensor in value.items()
-            }
+            attributes[name] = {key: _copy_of_tensor(tensor, memo) for key, tensor in value.items()}
         elif name in _FORWARD_HOOKS and not hooks:
             attributes[name] = OrderedDict()
         elif value_kind in (dict, OrderedDict, set, list, tuple) and not value:
@@ -100,9 +97,19 @@ def _cloned(module: nn.Module, memo: dict[int, Any], hooks: bool = True) -> nn.M
         elif value_kind is tuple and all(type(item) in _ATOMS for item in value):
             attributes[name] = value
         else:
-            with _WithoutHistory():
-                attributes[name] = copy.deepcopy(value, memo)
+            attributes[name] = _copied(value, memo)
     return clone
+
+
+def _copy_of_tensor(tensor: Tensor | None, memo: dict[int, Any]) -> Any:
+    if id(tensor) in memo:
+        return memo[id(tensor)]
+    return copy.deepcopy(tensor, memo) if tensor is None or tensor.is_leaf else _copied(tensor, memo)
+
+
+def _copied(value: Any, memo: dict[int, Any]) -> Any:
+    with _WithoutHistory():
+        return copy.deepcopy(value, memo)
 
 
 class _WithoutHistory(TorchFunctionMode):
@@ -157,8 +164,7 @@ def _closed_over(value: Any, memo: dict[int, Any]) -> Any:
     if type(value) in _CALLABLE:
         return _rebound(value, memo)
     if isinstance(value, _STORES) and all(_is_of_the_model(item, memo) for item in pytree.tree_leaves(value)):
-        with _WithoutHistory():
-            return copy.deepcopy(value, memo)
+        return _copied(value, memo)
     return value
 
 

@@ -151,35 +151,58 @@ class _Call(nn.Module):
 def _count(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
     leaves, spec = pytree.tree_flatten((args, kwargs))
     tensors = tuple(leaf for leaf in leaves if isinstance(leaf, Tensor))
-    with _as_is(model), warnings.catch_warnings(), torch.no_grad():
-        warnings.simplefilter("ignore")
-        call = _Call(model, leaves, spec)
-        analysis = FlopCountAnalysis(call, tensors).set_op_handle(**_HANDLES)
+
+    def total() -> int:
+        analysis = FlopCountAnalysis(_Call(model, leaves, spec), tensors).set_op_handle(**_HANDLES)
         analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
         return int(analysis.total())
+
+    with _as_is(model), warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")
+        try:
+            return total()
+        except Exception:
+            # To the tracer, sizes are tensors, which much that models do with numbers does not take.
+            with _sizes_as_numbers():
+                return total()
 
 
 @contextmanager
 def _as_is(model: nn.Module) -> Iterator[None]:
-    """In eval, with unfused attention, without checkpoints or compiled code, sizes checked and rounded as numbers.
-
-    Sizes are tensors here.
-    """
-    check = torch._check_with
-    torch._check_with = lambda error_type, cond, message: check(error_type, bool(cond), message)
+    """In eval, with unfused attention, without checkpoints or compiled code."""
     fast_path = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
-    has_round = hasattr(Tensor, "__round__")
-    if not has_round:
-        Tensor.__round__ = lambda size, *digits: round(size.item(), *digits)  # type: ignore[attr-defined]
     try:
         with unwrapped(), in_eval(model), keeping_weights(model):
             yield
     finally:
-        torch._check_with = check
-        if not has_round:
-            del Tensor.__round__  # type: ignore[attr-defined]
         torch.backends.mha.set_fastpath_enabled(fast_path)
+
+
+@contextmanager
+def _sizes_as_numbers() -> Iterator[None]:
+    """What models read of a tensor's size is not traced."""
+    readers = {name: vars(torch._C.TensorBase)[name].__get__ for name in ("shape", "size", "numel", "nelement")}
+
+    def untraced(read: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        state = torch._C._get_tracing_state()
+        torch._C._set_tracing_state(None)  # type: ignore[attr-defined]
+        try:
+            return read(*args, **kwargs)
+        finally:
+            torch._C._set_tracing_state(state)  # type: ignore[attr-defined]
+
+    def method(name: str) -> Any:
+        return lambda tensor, *args, **kwargs: untraced(readers[name](tensor), *args, **kwargs)
+
+    try:
+        for name in readers:
+            read = property(lambda tensor: untraced(readers["shape"], tensor)) if name == "shape" else method(name)
+            setattr(Tensor, name, read)
+        yield
+    finally:
+        for name in readers:
+            delattr(Tensor, name)
 
 
 def _shape(value: Any) -> list[int]:

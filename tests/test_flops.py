@@ -188,6 +188,20 @@ def test_an_input_that_does_not_fit_is_an_error_that_names_it_and_leaves_no_hook
     assert net.training
 
 
+def _of_numbers(self: Any, x: Tensor) -> Tensor:
+    assert (x.shape[1] / 2).is_integer()
+    assert x.size(-1) in {4: "four"}
+    tokens = self.a(x).view(x.shape[0], 2, -1, 4)
+    mixed = F.scaled_dot_product_attention(tokens, tokens, tokens, is_causal=tokens.shape[2] > 1)
+    return self.b(mixed.flatten(1, 2)) * float.fromhex(hex(x.numel()))
+
+
+def test_models_that_do_with_sizes_what_numbers_alone_can_do_are_counted() -> None:
+    model, x = net(_of_numbers, a=nn.Linear(4, 4), b=nn.Linear(4, 3)), torch.randn(2, 6, 4)
+    assert count_flops(model, x) == 12 * 4 * 4 + 2 * (2 * 2 * 3 * 3 * 4) + 12 * 4 * 3
+    assert type(x.shape) is torch.Size
+
+
 def test_without_inputs_an_unknown_model_is_an_error_that_asks_for_them() -> None:
     with pytest.raises(FxpruneError, match=r"no example inputs: Linear .* pass example_inputs="):
         count_flops(nn.Linear(3, 4))

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import copy
 import functools
+from typing import Any
 
 import pytest
 import torch
 from invariant import image, net, randomise, tokens
-from torch import nn
+from torch import Tensor, nn
 
 import fxprune
+from fxprune.copies import cloned
 from fxprune.verification import mask
 
 
@@ -188,3 +190,22 @@ def test_what_a_model_keeps_of_an_earlier_pass_is_not_compared() -> None:
     assert model.kept
     assert fxprune.verify(model, pruned, x) < 1e-12
     assert model.kept
+
+
+def keeping(self: Any, x: Tensor) -> Tensor:
+    self.state = self.a(x).relu()
+    self.kept = {"state": [self.state, self.a.weight], "twice": (self.state,)}
+    return self.b(self.state)
+
+
+def test_a_model_that_keeps_what_it_has_computed_with_a_history_is_pruned_and_verified() -> None:
+    model, x = net(keeping, a=nn.Linear(4, 8), b=nn.Linear(8, 2), state=torch.zeros(1)), torch.randn(3, 4)
+    model(x)
+    pruned = fxprune.prune(model, 0.5, example_inputs=x, compensate=False)
+    model(x)
+    assert model.get_buffer("state").grad_fn is not None
+    assert fxprune.verify(model, pruned, x) < 1e-9
+    twin: Any = cloned(model, {})
+    assert twin.kept["state"][1] is twin.a.weight
+    assert twin.kept["state"][0] is twin.kept["twice"][0] is twin.state
+    torch.testing.assert_close(twin.state, model.get_buffer("state").detach(), rtol=0, atol=0)

@@ -107,11 +107,13 @@ def _as_ids(op: Op, dim: Dim) -> Ids:
     return ids
 
 
-def _flops(x: Labels, out: Labels, weight: Labels, transposed: bool) -> list[Term]:
+def _flops(op: Op, x: Labels, out: Labels, weight: Labels, transposed: bool) -> list[Term]:
+    # A convolution of complex numbers is three of real ones.
+    scale = 3 if op.value.is_complex() else 1
     spatial = len(weight.dims) - 2
     space = (x if transposed else out).dims[len(x.dims) - spatial :]
     kernel = weight.shape[2:]
-    return [term(*x.dims[: len(x.dims) - spatial - 1], *weight.dims[:2], *kernel, *space)]
+    return [term(scale, *x.dims[: len(x.dims) - spatial - 1], *weight.dims[:2], *kernel, *space)]
 
 
 def _groups_left(op: Rewrite, x: Any, groups: int, spatial: int) -> int:
@@ -139,7 +141,7 @@ def conv_module(op: Op, input: Labels, output_size: Any = None) -> Labels:
 
 @conv_module.flops
 def _(op: Op, out: Labels, input: Labels, output_size: Any = None) -> list[Term]:
-    return _flops(input, out, _module_weights(op)[0], isinstance(op.module, _TRANSPOSED))
+    return _flops(op, input, out, _module_weights(op)[0], isinstance(op.module, _TRANSPOSED))
 
 
 @conv_module.rewrite
@@ -169,7 +171,7 @@ def conv(
 
 @conv.flops
 def _(op: Op, out: Labels, input: Labels, weight: Labels, *args: Any, **kwargs: Any) -> list[Term]:
-    return _flops(input, out, weight, transposed=False)
+    return _flops(op, input, out, weight, transposed=False)
 
 
 @rule(F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)
@@ -189,7 +191,7 @@ def conv_transpose(
 
 @conv_transpose.flops
 def _(op: Op, out: Labels, input: Labels, weight: Labels, *args: Any, **kwargs: Any) -> list[Term]:
-    return _flops(input, out, weight, transposed=True)
+    return _flops(op, input, out, weight, transposed=True)
 
 
 @conv.rewrite
@@ -231,7 +233,7 @@ def deform_conv2d(
 
 @deform_conv2d.flops
 def _(op: Op, out: Labels, input: Labels, weight: Labels, *arguments: Any) -> list[Term]:
-    return _flops(input, out, weight, transposed=False)
+    return _flops(op, input, out, weight, transposed=False)
 
 
 @deform_conv2d.rewrite

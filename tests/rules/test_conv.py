@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
 from invariant import check_invariant, image, net, parameter, tokens
-from torch import nn
+from torch import Tensor, nn
 from torchvision.ops import DeformConv2d
 
 
@@ -298,6 +300,25 @@ NETS = {
         6,
     ),
 }
+
+
+def of_complex_numbers(self: Any, x: Tensor) -> Tensor:
+    z = self.one(torch.complex(x, x.flip(1)))
+    z = torch.complex(z.real.relu(), z.imag.relu())
+    return torch.view_as_real(self.up(self.groups(z) + self.two(z)))
+
+
+NETS["complex numbers"] = (
+    lambda: net(
+        of_complex_numbers,
+        one=nn.Conv2d(3, 8, 3, dtype=torch.cfloat),
+        groups=nn.Conv2d(8, 4, 3, groups=2, dtype=torch.cfloat),
+        two=nn.Conv2d(8, 4, 3, dtype=torch.cfloat),
+        up=nn.ConvTranspose2d(4, 2, 3, dtype=torch.cfloat),
+    ),
+    image(),
+    2,
+)
 
 
 @pytest.mark.parametrize("name", NETS)
