@@ -209,3 +209,14 @@ def test_a_model_that_keeps_what_it_has_computed_with_a_history_is_pruned_and_ve
     assert twin.kept["state"][1] is twin.a.weight
     assert twin.kept["state"][0] is twin.kept["twice"][0] is twin.state
     torch.testing.assert_close(twin.state, model.get_buffer("state").detach(), rtol=0, atol=0)
+
+
+def test_constants_that_forward_makes_in_a_type_of_their_own_keep_it() -> None:
+    model = net(
+        lambda self, x: self.b(self.a(x) * torch.sqrt(torch.FloatTensor([0.5]))), a=nn.Linear(4, 8), b=nn.Linear(8, 2)
+    )
+    x = torch.randn(3, 4)
+    pruned = fxprune.prune(model, 0.5, example_inputs=x, compensate=False)
+    assert fxprune.verify(model, pruned, x) < 1e-12
+    pruned.b.weight.data[0, 0] += 1e-5
+    assert fxprune.verify(model, pruned, x) > 1e-9

@@ -62,11 +62,18 @@ class TracedNumber:
         numbers = (number.as_traced() if isinstance(number, TracedNumber) else number for number in inputs)
         return getattr(ufunc, method)(*numbers, **options)
 
+    def astype(self, kind: Any) -> Any:
+        """The number as another type, as those have it that numpy computes."""
+        kind = np.dtype(untraced_type(kind)).type
+        function = int if issubclass(kind, np.integer) else float if issubclass(kind, np.floating) else None
+        return kind(self.as_traced()) if function is None else _call_with_numbers(function, (self,))
+
 
 # Of numpy they are floats.
-_WHOLE = (math.ceil, math.floor, math.trunc)
+_WHOLE = (math.ceil, math.floor, math.trunc, round)
 _AS_NUMPY: dict[str, Callable[..., Any]] = {
     **{function.__name__: function for function in (math.sqrt, math.log, math.log2, math.log10, math.exp, *_WHOLE)},
+    "rint": round,
     "add": operator.add, "subtract": operator.sub, "multiply": operator.mul, "divide": operator.truediv,
     "floor_divide": operator.floordiv, "remainder": operator.mod, "maximum": max, "minimum": min,
 }  # fmt: skip
