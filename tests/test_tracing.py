@@ -848,3 +848,67 @@ def test_arrays_of_numpy_are_indices(index: Any) -> None:
     width = len(np.arange(8)[index])
     model = net(lambda self, x: self.b(self.a(x)[:, index]), a=nn.Linear(4, 8), b=nn.Linear(width, 2))
     check_invariant(model, torch.randn(3, 4), 8)
+
+
+class Reversible(torch.autograd.Function):
+    """The inputs of each pair of modules are computed back from the outputs, as in a RevNet."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, pairs: Any) -> Tensor:
+        left, right = x.chunk(2, -1)
+        with torch.no_grad():
+            for f, g in pairs:
+                left = left + f(right)
+                right = right + g(left)
+        ctx.outputs, ctx.pairs = (left.detach(), right.detach()), pairs
+        return torch.cat([left.detach(), right.detach()], -1)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:  # type: ignore[override]
+        left, right = ctx.outputs
+        of_left, of_right = grad.chunk(2, -1)
+        for f, g in reversed(ctx.pairs):
+            right, of_left = Reversible.back(g, left, right, of_left, of_right)
+            left, of_right = Reversible.back(f, right, left, of_right, of_left)
+        return torch.cat([of_left, of_right], -1), None
+
+    @staticmethod
+    def back(
+        module: nn.Module, given: Tensor, made: Tensor, of_given: Tensor, of_made: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        given = given.detach().requires_grad_()
+        with torch.enable_grad():
+            added = module(given)
+        torch.autograd.backward(added, of_made)
+        assert given.grad is not None
+        return made - added.detach(), of_given + given.grad
+
+
+class ReversibleNet(nn.Module):
+    def __init__(self, wrapped: bool) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(3, 8), nn.Linear(8, 2)
+        wide = [nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 4)) for _ in range(4)]
+        self.pairs = nn.ModuleList(nn.ModuleList(wide[i : i + 2]) for i in (0, 2))
+        self.wrapped = wrapped
+
+    def forward(self, x: Tensor) -> Tensor:
+        pairs = [[f.__call__, lambda y, g=g: g(y)] for f, g in self.pairs] if self.wrapped else self.pairs  # type: ignore[misc]
+        return self.b(Reversible.apply(self.a(x), pairs))
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_a_function_that_is_given_modules_is_traced_as_what_it_computes(wrapped: bool) -> None:
+    model, x = ReversibleNet(wrapped), torch.randn(5, 3)
+    graph = check_invariant(model, x, 8 + 4 * 6)
+    assert any("`Reversible` in the model itself runs modules" in remark for remark in graph.remarks)
+    traced = trace(model, x.double())
+    for candidate in (model, traced):
+        candidate(x.double()).square().sum().backward()
+    for (name, parameter), twin in zip(model.named_parameters(), traced.parameters(), strict=True):
+        torch.testing.assert_close(twin.grad, parameter.grad, msg=name)
+
+
+def test_a_slice_ends_where_a_tensor_says_that_a_size_gave() -> None:
+    model = net(lambda self, x: x[..., : torch.ceil(torch.as_tensor(x.shape[-1] * 2 / 3)).long()] + x[:, 0, None, :1])
+    assert_same(model, trace(model, torch.randn(2, 3, 7)), torch.randn(4, 3, 11))

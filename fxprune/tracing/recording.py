@@ -27,6 +27,7 @@ from fxprune.tracing.node_targets import is_random, is_reflected, node_target
 from fxprune.tracing.nodes import INPUTS, NOTHING, PARAMETERS, Nodes
 from fxprune.tracing.real_values import RealValues, is_count
 from fxprune.tracing.traced_module import ApplyFunction, ByMode, DivideBySpectralNorm
+from fxprune.unwrapped import run_forward, runs_modules
 
 __all__ = ["DataDependentError", "Recorder"]
 
@@ -71,6 +72,8 @@ class Recorder(TorchFunctionMode, Nodes):
         self.functions: dict[str, nn.Module] = {}
         self.training_readers: set[str] = set()
         self.failed_in: str | None = None
+        # How many functions are being run as what they compute.
+        self.opened = 0
         self._calls: dict[str, int] = {}
         self._real_values = RealValues(self.graph, self.example, self.constants, self.functions, real, leaf_clone)
         self._grad_region: tuple[fx.Node, fx.Node, int] | None = None
@@ -92,16 +95,18 @@ class Recorder(TorchFunctionMode, Nodes):
         except RuntimeError as error:
             if "cannot be called on meta tensors" not in str(error):
                 raise
-            # Whole numbers in tensors, among numbers: the paddings of `pad`, the sizes of `reshape`.
+            # Whole numbers in tensors, among numbers: the paddings of `pad`, the sizes of `reshape`, bounds of slices.
             args, kwargs = self._with_numbers(args), self._with_numbers(kwargs)
             return self._call(func, args, kwargs)
 
     def _with_numbers(self, arg: Any, nested: bool = False) -> Any:
-        """The tensors of one whole number that are in tuples and lists of an argument, as numbers of the graph."""
+        """The tensors of one whole number that are in tuples, lists and slices, as numbers of the graph."""
         if isinstance(arg, dict):
             return {name: self._with_numbers(value, nested) for name, value in arg.items()}
         if type(arg) in (tuple, list):
             return type(arg)(self._with_numbers(item, True) for item in arg)
+        if type(arg) is slice:
+            return slice(*(self._with_numbers(bound, True) for bound in (arg.start, arg.stop, arg.step)))
         if nested and isinstance(arg, Tensor) and not arg.dim() and not (arg.is_floating_point() or arg.is_complex()):
             return self._count(self.node_of(arg))
         return arg
@@ -267,7 +272,23 @@ class Recorder(TorchFunctionMode, Nodes):
         """Records `function.apply(*args)`."""
         if self.running_leaf or not self.active:
             return call(*args)
+        if runs_modules(args):
+            return self._open_function(function, args)
         return self._call_made(f"_{function.__name__.lower()}", ApplyFunction(function), call, args)
+
+    def _open_function(self, function: type[torch.autograd.Function], args: Any) -> Any:
+        """Records what `function.forward` does; autograd, which `forward` turns off and detaches from, will see it."""
+        self.notes.append(
+            f"`{function.__name__}` in {self._where()} runs modules: the graph has what it computes, and their "
+            "gradients are those of autograd, not of its own `backward`."
+        )
+        before = torch.is_grad_enabled()
+        self.opened += 1
+        try:
+            return run_forward(function, args)
+        finally:
+            self.opened -= 1
+            torch._C._set_grad_enabled(before)
 
     def divide_by_spectral_norm(self, hook: SpectralNorm, owner: nn.Module, do_power_iteration: bool) -> Any:
         """Records what the hook of `nn.utils.spectral_norm` makes of the weight of `owner`."""
@@ -348,7 +369,7 @@ class Recorder(TorchFunctionMode, Nodes):
         """Records regions without gradients, unless all that is computed in them has none anyway."""
         before = torch.is_grad_enabled()
         func(enabled)
-        if enabled == before or self.running_leaf or not self.active:
+        if enabled == before or self.running_leaf or self.opened or not self.active:
             return
         if self._grad_region is None:
             saved = self.create_node("call_function", torch.is_grad_enabled, (), {}, before, INPUTS)

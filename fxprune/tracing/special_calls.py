@@ -107,6 +107,13 @@ def _set_data(recorder: Recorder, func: Any, tensor: Tensor, value: Tensor) -> N
     recorder.call(Tensor.copy_, (recorder.call(_getter("data"), (tensor,), {}), value), {})
 
 
+def _detach(recorder: Recorder, func: Any, tensor: Tensor) -> Any:
+    """In what autograd is to record, there is nothing to detach from."""
+    if recorder.running_leaf or not recorder.active:
+        return func(tensor)
+    return tensor if recorder.opened else recorder.call(func, (tensor,), {})
+
+
 def _set_grad_enabled(recorder: Recorder, func: Any, enabled: bool) -> None:
     recorder.set_grad_enabled(func, enabled)
 
@@ -163,7 +170,8 @@ SPECIAL_CALLS: dict[Any, Callable[..., Any]] = {
         "is_cpu", "is_mps", "is_nested", "itemsize", "_version",
     )], _as_is),
     Tensor.is_contiguous: _as_is, Tensor.is_floating_point: _as_is, Tensor.is_complex: _as_is,
-    Tensor.new: _new, Tensor.type: _type, Tensor.requires_grad_: _as_is, torch.is_floating_point: _as_is,
+    Tensor.requires_grad_: _as_is, torch.is_floating_point: _as_is,
+    Tensor.detach: _detach, Tensor.new: _new, Tensor.type: _type,
     **dict.fromkeys([
         Tensor.__bool__, Tensor.item, Tensor.__int__, Tensor.__float__, Tensor.__index__, Tensor.tolist, Tensor.numpy,
         torch.is_nonzero, Tensor.__contains__,
