@@ -9,6 +9,7 @@ import torch
 from torch import fx
 
 from fxprune.channels import Dim, Ids, Labels, is_labelled, size_of
+from fxprune.rules.elementwise import broadcast
 from fxprune.rules.registry import Call, Op, Rewrite, freeze_labels, rule
 from fxprune.rules.reshape import flat, size_entries
 
@@ -106,6 +107,19 @@ def expand_as(op: Op, input: Labels, other: Labels) -> Labels:
         if size_of(dim) > 1:
             dims[lead + d], zero[lead + d] = op.unite(dim, other.dims[lead + d]), input.zero[d]
     return Labels(tuple(dims), tuple(zero))
+
+
+@rule("broadcast_tensors")
+def broadcast_tensors(op: Op, *tensors: Any) -> tuple[Labels, ...]:
+    operands = list(flat(tensors))
+    dims = broadcast(op, operands)
+    return tuple(Labels(dims, _zeros_behind(x, len(dims))) for x in operands)
+
+
+def _zeros_behind(x: Labels, rank: int) -> tuple[bool, ...]:
+    """Which dimensions of a tensor of more dimensions are zero where those of `x` are; copies of one entry are not."""
+    lead = rank - len(x.dims)
+    return (*(False,) * lead, *(zero and size_of(dim) > 1 for dim, zero in zip(x.dims, x.zero, strict=True)))
 
 
 @rule("repeat", "tile")

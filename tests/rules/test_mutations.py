@@ -315,6 +315,15 @@ MUTATIONS: dict[str, tuple[Patch, nn.Module, Any]] = {
         ),
         tokens(),
     ),
+    "copies of one entry are taken for zeros": (
+        attribute(shape, "_zeros_behind", lambda x, rank: (True,) * rank),
+        net(
+            lambda self, x: torch.einsum("nc,nc->n", *torch.broadcast_tensors(self.a(x).sigmoid(), self.one)),
+            a=nn.Linear(4, 8),
+            one=parameter(1),
+        ),
+        torch.randn(3, 4),
+    ),
     "expand is not patched": (
         no_rewrite(shape.expand),
         images(lambda self, x: x * x.mean(1, keepdim=True).expand(-1, 8, -1, -1)),

@@ -45,6 +45,32 @@ def images(function: Any, **parts: Any) -> nn.Module:
     )
 
 
+class Scan(torch.autograd.Function):
+    """A state space: u and steps are (batch, channels, length), a is (channels, states), b is (batch, states, length).
+
+    The states of the end are a second result, their number of channels a third.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, u: Tensor, steps: Tensor, a: Tensor, b: Tensor) -> Any:
+        state, outputs = u.new_zeros(u.shape[0], u.shape[1], a.shape[1]), []
+        for t in range(u.shape[2]):
+            kept = (steps[:, :, t, None] * a).sigmoid()
+            state = kept * state + (u[:, :, t, None] * b[:, None, :, t])
+            outputs.append(state.sum(-1))
+        return torch.stack(outputs, -1), state.transpose(1, 2), b.mean()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        raise NotImplementedError
+
+
+def scanned(self: Any, x: Tensor) -> Tensor:
+    u, b = self.u(x), self.b(x)
+    y, state, mean = Scan.apply(u, self.steps(u), self.a, b)
+    return self.out(y + state.mean(1, keepdim=True).transpose(1, 2)) * mean
+
+
 NETS = {
     "an own function by channel passes": (lambda: images(lambda self, x: Swish.apply(x)), 8),
     "an own function that mixes is frozen": (lambda: images(lambda self, x: Mix.apply(x)), 0),
@@ -81,3 +107,10 @@ def test_a_call_that_a_rule_does_not_take_freezes_what_it_touches(monkeypatch: p
     model = images(lambda self, x: torch.lerp(x, self.b, 0.5), b=parameter(1, 8, 1, 1))
     graph = check_invariant(model, image(), 0)
     assert any("the rule of lerp does not take this call (lerp: three arguments)" in f.reason for f in graph.frozen)
+
+
+def test_channels_in_different_dimensions_pass_to_all_results_of_an_own_function() -> None:
+    parts = {"u": nn.Conv1d(3, 8, 1), "steps": nn.Conv1d(8, 8, 1), "b": nn.Conv1d(3, 5, 1), "out": nn.Conv1d(8, 2, 1)}
+    graph = check_invariant(net(scanned, **parts, a=parameter(8, 5)), torch.randn(2, 3, 4), None, other_batch=False)
+    assert [len(group) for group in graph.groups] == [8]
+    assert {str(d) for d in graph.groups[0].dimensions} >= {"a[0]", "u.weight[0]", "steps.weight[0]", "out.weight[1]"}

@@ -479,6 +479,16 @@ NETS = {
         image(),
         8,
     ),
+    "broadcast against each other": (
+        lambda: vectors(
+            lambda self, x: torch.cat(torch.broadcast_tensors(x[:, None], self.table, self.more(x)[None]), -1),
+            out=24,
+            table=parameter(1),
+            more=nn.Linear(8, 8),
+        ),
+        X,
+        8,
+    ),
     "upper triangle of a matrix of channels": (lambda: vectors(lambda self, x: x.triu() + torch.tril(x)), X, None),
     "the size of channels as a number": (lambda: vectors(lambda self, x: x / x.shape[-1] ** 0.5 + x.size(1)), X, 8),
     "the number of elements is frozen": (lambda: vectors(lambda self, x: x / x.numel()), torch.randn(3, 4), 0),
