@@ -72,7 +72,7 @@ def _cloned(module: nn.Module, memo: dict[int, Any], hooks: bool = True) -> nn.M
     if hasattr(kind, "__deepcopy__") or any(
         getattr(kind, name, None) is not getattr(nn.Module, name, None) for name in ("__reduce_ex__", "__getstate__")
     ):
-        return copy.deepcopy(module, memo)
+        return cast(nn.Module, _copied(module, memo))
     clone = kind.__new__(kind)
     memo[id(module)] = clone
     attributes = clone.__dict__

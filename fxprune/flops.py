@@ -24,6 +24,7 @@ import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from types import FunctionType
 from typing import Any, TypeAlias
 
 import torch
@@ -169,14 +170,40 @@ def _count(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> i
 
 @contextmanager
 def _as_is(model: nn.Module) -> Iterator[None]:
-    """In eval, with unfused attention, without checkpoints or compiled code."""
+    """In eval, with unfused attention, without checkpoints, compiled or scripted code."""
     fast_path = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
-        with unwrapped(), in_eval(model), keeping_weights(model):
+        with unwrapped(), _unscripted(), in_eval(model), keeping_weights(model):
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast_path)
+
+
+@contextmanager
+def _unscripted() -> Iterator[None]:
+    """Scripted functions are run as Python, also those that are scripted when torch.jit traces: it sees none inside."""
+    kind: Any = torch._C.ScriptFunction
+    call = kind.__call__
+    scripts = [(module, module.script) for module in (torch.jit, torch.jit._trace)]
+
+    def run(function: Any, *args: Any, **kwargs: Any) -> Any:
+        source = getattr(function, "_torchdynamo_inline", None)
+        return call(function, *args, **kwargs) if source is None else source(*args, **kwargs)
+
+    try:
+        if "__call__" in vars(kind):
+            kind.__call__ = run
+        for module, script in scripts:
+            module.script = lambda made, *args, script=script, **named: (  # type: ignore[attr-defined]
+                made if isinstance(made, FunctionType) else script(made, *args, **named)
+            )
+        yield
+    finally:
+        if "__call__" in vars(kind):
+            kind.__call__ = call
+        for module, script in scripts:
+            module.script = script  # type: ignore[attr-defined]
 
 
 @contextmanager

@@ -61,7 +61,7 @@ def verify(model: nn.Module, pruned: nn.Module, example_inputs: Any = None) -> f
             raise FxpruneError(
                 f"{type(model).__name__} does not run on these inputs in float64, in which models are compared: {error}"
             ) from error
-        got = outputs_in_double(copy.deepcopy(pruned), args, kwargs)
+        got = outputs_in_double(cloned(pruned, {}), args, kwargs)
         if not all(map(_is_finite, expected)) and all(map(_is_finite, got)):
             # What is divided by its own norm, as in weight_norm, is 0 / 0 where all of it was removed.
             expected = outputs_in_double(mask(cloned(model, {}).double(), plan, fill=_ALMOST_ZERO), args, kwargs)
@@ -70,8 +70,8 @@ def verify(model: nn.Module, pruned: nn.Module, example_inputs: Any = None) -> f
             expected = outputs_in_double(mask(model, _of_parameters(model, plan)), args, kwargs)
         difference = largest_difference(expected, got)
         if difference > _ROUNDING and (made := _made_in_forward(pruned)):
-            # What the code makes in float32, whatever the model is in, is float32 in the original, too.
-            as_made = outputs_in_double(copy.deepcopy(pruned), args, kwargs, as_they_are=made)
+            # What the code makes or keeps in float32, whatever the model is in, is float32 in the original, too.
+            as_made = outputs_in_double(cloned(pruned, {}), args, kwargs, as_they_are=made)
             difference = min(difference, largest_difference(expected, as_made))
     return difference
 
@@ -81,9 +81,10 @@ _ROUNDING = 1e-10
 
 
 def _made_in_forward(pruned: nn.Module) -> list[str]:
-    """The constants of a graph that the model does not keep: its code has made them."""
-    kept = getattr(pruned, "meta", {}).get("constant_places", {})
-    return [name for name in pruned._buffers if name.startswith("_tensor_constant") and name not in kept]
+    """The constants of a graph that are no attributes of the model: its code has made them, or keeps them in others."""
+    places = getattr(pruned, "meta", {}).get("constant_places", {})
+    attributes = {name for name, place in places.items() if len(place) == 2}
+    return [name for name in pruned._buffers if name.startswith("_tensor_constant") and name not in attributes]
 
 
 def largest_difference(expected: list[torch.Tensor], got: list[torch.Tensor]) -> float:

@@ -670,3 +670,38 @@ def test_modules_that_were_traced_whole_are_so_wherever_the_model_is_traced_agai
     fxprune.save(repaired, tmp_path / "repaired.safetensors")
     assert "2" in fxprune.load(tmp_path / "repaired.safetensors", make()).meta["leaves"]
     fxprune.report(repaired, model, measure=False)
+
+
+class Registering(nn.Module):
+    """Buffers that forward registers, and one that it makes anew, none of them in the state dict."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(4, 8), nn.Linear(8, 2)
+        self.register_buffer("state", torch.zeros(0), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.a(x)
+        if not hasattr(self, "slopes"):
+            self.register_buffer("slopes", torch.arange(3.0)[:, None], persistent=False)
+        self.state = torch.zeros_like(y) if self.state.shape != y.shape else self.state * 0.5 + y
+        return self.b(y + self.state + self.slopes)
+
+
+@pytest.mark.parametrize("has_run", [False, True])
+def test_buffers_that_forward_makes_need_not_be_there_when_a_checkpoint_is_read(tmp_path: Path, has_run: bool) -> None:
+    model, x, path = Registering().eval(), torch.randn(3, 4), tmp_path / "small.safetensors"
+    with torch.no_grad():
+        model(x)
+        model(x)
+    pruned = fxprune.prune(model, 0.5, example_inputs=x, compensate=False)
+    fxprune.save(pruned, path)
+    fresh = Registering().eval()
+    if has_run:
+        fresh(x)
+    back = fxprune.load(path, fresh)
+    with torch.no_grad():
+        for _ in range(2):
+            assert torch.equal(back(x), pruned(x))
+    assert list(back.state_dict()) == list(model.state_dict())
+    assert hasattr(fresh, "slopes") == has_run

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from invariant import check_invariant, net
+from invariant import check_invariant, net, parameter
 from torch import Tensor, nn
 from torchvision.ops import deform_conv2d
 
@@ -200,6 +200,23 @@ def test_models_that_do_with_sizes_what_numbers_alone_can_do_are_counted() -> No
     model, x = net(_of_numbers, a=nn.Linear(4, 4), b=nn.Linear(4, 3)), torch.randn(2, 6, 4)
     assert count_flops(model, x) == 12 * 4 * 4 + 2 * (2 * 2 * 3 * 3 * 4) + 12 * 4 * 3
     assert type(x.shape) is torch.Size
+
+
+@torch.jit.script
+def _scripted(x: Tensor, weight: Tensor) -> Tensor:
+    return torch.matmul(x, weight)
+
+
+def _for_the_tracer(x: Tensor, weight: Tensor) -> Tensor:
+    return torch.matmul(x, weight)
+
+
+@pytest.mark.parametrize("function", [_scripted, torch.jit.script_if_tracing(_for_the_tracer)])
+def test_what_is_scripted_is_counted_as_its_source(function: Any) -> None:
+    model = net(lambda self, x: self.b(function(self.a(x), self.weight)),
+                a=nn.Linear(4, 8), weight=parameter(8, 8), b=nn.Linear(8, 2))  # fmt: skip
+    assert count_flops(model, torch.randn(3, 4)) == 3 * (4 * 8 + 8 * 8 + 8 * 2)
+    check_invariant(model, torch.randn(3, 4), 16)
 
 
 def test_without_inputs_an_unknown_model_is_an_error_that_asks_for_them() -> None:

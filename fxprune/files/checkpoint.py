@@ -171,9 +171,13 @@ def _pruned(
     if args and kwargs:
         raise FxpruneError(f"{str(path)!r}: its record is damaged: the example inputs are given in two ways")
     # Of weights that do not fit more can be said than of a call that fails.
-    difference = record.original.misfit(named_tensors(model))
+    kept = _kept_by_forward(model, record)
+    difference = record.original.misfit({**named_tensors(model), **kept})
     if not difference:
         bare = _without_weights(model, record, file)
+        for buffer, tensor in kept.items():
+            path_of_module, _, last = buffer.rpartition(".")
+            bare.get_submodule(path_of_module).register_buffer(last, tensor, persistent=False)
         _put_constants(path, record, bare, file)
         traced, difference = _traced_as_saved(record, bare, kwargs or args, strict)
     if difference:
@@ -206,6 +210,30 @@ def _traced_as_saved(record: Record, bare: nn.Module, inputs: Any, strict: bool)
         with suppress(FxpruneError):
             return attempt()
     return traced, difference
+
+
+def _kept_by_forward(model: nn.Module, record: Record) -> dict[str, Tensor]:
+    """Buffers that forward makes or makes anew, as the original had them when it was pruned; they are in no state dict.
+
+    The values do not matter: those of the pruned model are in the file.
+    """
+    modules, present = dict(model.named_modules()), named_tensors(model)
+    kept = {}
+    for name, (shape, dtype) in record.original.tensors.items():
+        path, _, last = name.rpartition(".")
+        module = modules.get(path)
+        if module is None or (name in present and tuple(present[name].shape) == shape):
+            continue
+        made_anew = last in module._buffers and last in module._non_persistent_buffers_set
+        if made_anew or (not hasattr(module, last) and _registers(type(module), last)):
+            kept[name] = torch.zeros(shape, dtype=getattr(torch, dtype))
+    return kept
+
+
+def _registers(kind: type, name: str) -> bool:
+    """Whether some method of a class has the name as a string, as `register_buffer` takes it."""
+    methods = (getattr(method, "__code__", None) for base in kind.__mro__ for method in vars(base).values())
+    return any(code is not None and name in code.co_consts for code in methods)
 
 
 def _put_constants(path: Path, record: Record, model: nn.Module, file: Any) -> None:

@@ -7,6 +7,7 @@ becomes nodes only where a torch call takes it.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import operator
 import threading
 from collections.abc import Callable, Iterable, Iterator
@@ -246,11 +247,10 @@ class Nodes:
         return size
 
     def number_of_elements(self, tensor: Tensor) -> Any:
-        """How many entries a tensor has, computed by the graph."""
+        """How many entries a tensor has, computed by the graph from its sizes."""
         node = self.node_of(tensor)
-        number = traced_number(self, Tensor.numel, (tensor,), tensor.numel())
-        number.cached = self.create_node("call_method", "numel", (node,), {}, plain(number), PARAMETERS)
-        return number
+        sizes = [self.size(node, i, size) for i, size in enumerate(tensor.shape)]
+        return functools.reduce(operator.mul, sizes) if sizes else 1
 
     # -- lowering arguments: to what the graph takes, and to what runs on the meta device --
 

@@ -27,6 +27,7 @@ from fxprune.tracing.recording import DataDependentError, Recorder
 from fxprune.tracing.refusals import explained, refuse_what_cannot_be_traced
 from fxprune.tracing.sizes import is_refused_type
 from fxprune.tracing.special_calls import SPECIAL_CALLS
+from fxprune.tracing.state import STATE_IS_LOST, kept_tensors, write_state
 from fxprune.tracing.tidying import remove_dead_nodes
 from fxprune.tracing.traced_module import TracedModule
 
@@ -63,7 +64,7 @@ def trace(
     """
     traced = trace_knowing(model, example_inputs, {}, copy=copy, leaves=leaves)
     for note in traced.meta["notes"]:
-        if note.startswith(_ONLY_EVAL):
+        if note.startswith((_ONLY_EVAL, STATE_IS_LOST)):
             warnings.warn(note, FxpruneWarning, stacklevel=2)
     return traced
 
@@ -133,7 +134,7 @@ def trace_knowing(
             values_read |= trained.values_read
             differences = compare(recorded, trained)
             readers = recorded.training_readers | trained.training_readers
-            mode_dependent = small_readers(model, readers, differences)
+            mode_dependent = small_readers(model, readers, differences, recorded)
             if mode_dependent <= kept:
                 insert_modes(recorded, differences.literals)
                 if of_eval := sorted(differences.scopes & readers or (differences.scopes and {""})):
@@ -247,8 +248,10 @@ class _Source:
         try:
             with recording(recorder, self.own_types), _said_to_export(self.exporting):
                 positional, named = _call_arguments(recorder.adopt_placeholders(), signature)
+                before = kept_tensors(twin)
                 output = twin(*positional, **named)
                 with torch._C.DisableTorchFunction():
+                    write_state(recorder, twin, before, output)
                     result, values, origin = recorder.lower_output(output)
                     recorder.create_node("output", "output", (result,), {}, values, origin)
         except Exception as error:
@@ -284,7 +287,7 @@ class _Source:
             return tensor
         if isinstance(tensor, nn.Parameter):
             return nn.Parameter(tensor.detach().clone(), tensor.requires_grad)
-        return tensor.detach().clone().requires_grad_(tensor.requires_grad)
+        return tensor.detach().clone().requires_grad_(tensor.requires_grad and tensor.is_leaf)
 
     def assemble(self, recorded: Recorder) -> TracedModule:
         """The graph with the modules that it calls and everything that has state."""

@@ -1,0 +1,64 @@
+"""What a model keeps from one call to the next: tensors of its own in whose place `forward` puts others.
+
+Where forward works with the old tensor and puts one of the same size and type in its place, as recurrent units and
+running averages do, the graph writes the new one into the old. Attention maps that are kept to be looked at are no
+state, nor are tables that are made anew for another resolution: nothing is computed from what was there before.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, fx, nn
+
+from fxprune import trees
+from fxprune.tracing.nodes import INPUTS
+from fxprune.tracing.recording import Recorder
+
+__all__ = ["STATE_IS_LOST", "kept_tensors", "write_state"]
+
+STATE_IS_LOST = "What is kept from call to call is not in the graph"
+_LAYOUT = frozenset({"size", "dim", "numel", "device", "dtype"})
+
+
+def kept_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """The buffers, and the other tensors that are attributes."""
+    attributes = {
+        f"{path}.{name}".removeprefix("."): value
+        for path, module in model.named_modules()
+        for name, value in vars(module).items()
+        if isinstance(value, Tensor)
+    }
+    return dict(model.named_buffers()) | attributes
+
+
+def write_state(recorder: Recorder, model: nn.Module, before: dict[str, Tensor], output: Any) -> None:
+    """Write into what `model` had `before` what its forward, which gave `output`, has put in its place."""
+    returned = {tensor.untyped_storage()._cdata for tensor in trees.tensors(output)}
+    for name, old in before.items():
+        path, _, last = name.rpartition(".")
+        new, read = getattr(model.get_submodule(path), last, None), recorder.known.get(id(old))
+        if new is old or read is None or not isinstance(new, Tensor) or not _is_computed_from_input(recorder, new):
+            continue
+        fits = new.shape == old.shape and new.dtype == old.dtype and old.untyped_storage()._cdata not in returned
+        if fits and _works_with(read[1]):
+            recorder.call(Tensor.copy_, (old, new), {})
+        else:
+            recorder.notes.append(
+                f"{STATE_IS_LOST}: the forward of `{path or type(model).__name__}` reads `{last}`, of shape "
+                f"{tuple(old.shape)}, and puts a tensor of shape {tuple(new.shape)} in its place. The graph starts "
+                "each call from what is there now. To keep it, run the model once on the example inputs before it is "
+                "traced or pruned."
+            )
+
+
+def _is_computed_from_input(recorder: Recorder, tensor: Tensor) -> bool:
+    known = recorder.known.get(id(tensor))
+    return known is not None and recorder.origin[known[1]] == INPUTS
+
+
+def _works_with(node: fx.Node) -> bool:
+    """Whether anything is computed from the entries of a node, not from its size alone."""
+    return any(
+        user.target not in _LAYOUT and not (user.target is getattr and user.args[1] in _LAYOUT) for user in node.users
+    )
