@@ -70,6 +70,8 @@ def node_target(func: Any, args: Any, kwargs: Any) -> tuple[str, Any, Any, Any]:
     """Op, target, arguments and keyword arguments of the node for a call of a torch function."""
     if not isinstance(func, FunctionType) and func.__name__ not in _WITH_AXIS:
         kwargs = {_NUMPY_NAMES.get(name, name): value for name, value in kwargs.items()}
+    if kwargs.get("out", func) is None:
+        kwargs = {name: value for name, value in kwargs.items() if name != "out"}
     op, target = _canonical(func)
     if op == "attribute":
         return "call_function", getattr, (args[0], target), kwargs
