@@ -829,7 +829,9 @@ def test_what_is_checkpointed_is_traced_as_what_it_computes(reentrant: bool) -> 
 
 
 def test_functions_are_called_by_torch_names_of_their_arguments() -> None:
-    model = net(lambda self, x: x.sum(axis=1, keepdims=True, out=None) + functional.softmax(x, dim=1).mean(axis=0))
+    model = net(
+        lambda self, x: torch.sum(x, axis=1, keepdims=True, out=None) + functional.softmax(x, dim=1).mean(axis=0)
+    )
     traced = trace(model, torch.randn(2, 3))
     assert_same(model, traced, torch.randn(4, 3))
     named = [dict(node.kwargs) for node in traced.graph.nodes if node.kwargs]

@@ -134,7 +134,7 @@ def trace_knowing(
             values_read |= trained.values_read
             differences = compare(recorded, trained)
             readers = recorded.training_readers | trained.training_readers
-            mode_dependent = small_readers(model, readers, differences, recorded)
+            mode_dependent = small_readers(model, readers, differences)
             if mode_dependent <= kept:
                 insert_modes(recorded, differences.literals)
                 if of_eval := sorted(differences.scopes & readers or (differences.scopes and {""})):
