@@ -705,3 +705,28 @@ def test_buffers_that_forward_makes_need_not_be_there_when_a_checkpoint_is_read(
             assert torch.equal(back(x), pruned(x))
     assert list(back.state_dict()) == list(model.state_dict())
     assert hasattr(fresh, "slopes") == has_run
+
+
+class Gridded(nn.Module):
+    """The coordinates of the pixels are kept for the next call, in a list that is not there before the first one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(5, 8, 1), nn.Conv2d(8, 2, 1)
+        self.grid, self.resolution = None, None
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.grid is None or self.resolution != x.shape[2:]:
+            axes = torch.meshgrid(*(torch.linspace(0, 1, n) for n in x.shape[2:]), indexing="ij")
+            self.grid, self.resolution = [axis[None, None] for axis in axes], x.shape[2:]
+        return self.b(self.a(torch.cat([x, *(axis.repeat(len(x), 1, 1, 1) for axis in self.grid)], 1)).relu())
+
+
+def test_what_a_model_keeps_from_its_first_call_need_not_be_there_when_a_checkpoint_is_read(tmp_path: Path) -> None:
+    model, path = Gridded().eval(), tmp_path / "small.safetensors"
+    model(image())
+    pruned = fxprune.prune(model, 0.5, example_inputs=image(), compensate=False)
+    fxprune.save(pruned, path)
+    fresh = Gridded()
+    assert torch.equal(fxprune.load(path, fresh)(image()), pruned(image()))
+    assert fresh.grid is None

@@ -170,26 +170,54 @@ def _pruned(
     args, kwargs = inputs
     if args and kwargs:
         raise FxpruneError(f"{str(path)!r}: its record is damaged: the example inputs are given in two ways")
-    # Of weights that do not fit more can be said than of a call that fails.
-    kept = _kept_by_forward(model, record)
-    difference = record.original.misfit({**named_tensors(model), **kept})
-    if not difference:
-        bare = _without_weights(model, record, file)
-        for buffer, tensor in kept.items():
-            path_of_module, _, last = buffer.rpartition(".")
-            bare.get_submodule(path_of_module).register_buffer(last, tensor, persistent=False)
-        _put_constants(path, record, bare, file)
-        traced, difference = _traced_as_saved(record, bare, kwargs or args, strict)
+    traced, difference = _bare_and_traced(path, record, file, model, kwargs or args, strict)
+    if difference and record.meta.get("constant_places"):
+        # The original had run before it was pruned, and kept what this one does not yet.
+        with suppress(FxpruneError):
+            has_run = _that_has_run(model, args, kwargs)
+            if has_run is not None:
+                traced, difference = _bare_and_traced(path, record, file, has_run, kwargs or args, strict)
     if difference:
         theirs = ", ".join(f"{library} {version}" for library, version in record.versions.items())
         raise FxpruneError(
             f"{str(path)!r} is of a {record.original.model}, and {name} is another model: {difference}. Give the "
             f"original, built as it was, as model=; the file was written with {theirs}"
         )
+    assert traced is not None
     try:
         return rewrite(analyze(traced), record.plan)
     except FxpruneError as error:
         raise FxpruneError(f"{str(path)!r}: its plan does not fit the model: {error}") from error
+
+
+def _bare_and_traced(
+    path: Path, record: Record, file: Any, model: nn.Module, inputs: Any, strict: bool
+) -> tuple[fx.GraphModule | None, str]:
+    """The graph of a model without its weights, and in what it differs from the original."""
+    # Of weights that do not fit more can be said than of a call that fails.
+    kept = _kept_by_forward(model, record)
+    difference = record.original.misfit({**named_tensors(model), **kept})
+    if difference:
+        return None, difference
+    bare = _without_weights(model, record, file)
+    for name, tensor in kept.items():
+        path_of_module, _, last = name.rpartition(".")
+        bare.get_submodule(path_of_module).register_buffer(last, tensor, persistent=False)
+    _put_constants(path, record, bare, file)
+    return _traced_as_saved(record, bare, inputs, strict)
+
+
+def _that_has_run(model: nn.Module, args: Any, kwargs: Any) -> nn.Module | None:
+    """A copy of a model after a call; None where it has no weights to run with, or fails."""
+    if any(tensor.is_meta for tensor in named_tensors(model).values()):
+        return None
+    copied = cloned(model, {}).eval()
+    try:
+        with torch.no_grad():
+            copied(*args, **kwargs)
+    except Exception:  # whatever the model's code raises
+        return None
+    return copied
 
 
 def _traced_as_saved(record: Record, bare: nn.Module, inputs: Any, strict: bool) -> tuple[fx.GraphModule, str]:
