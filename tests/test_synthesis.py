@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import fxprune
+from fxprune import synthesis
 from fxprune.channels import ChannelGraph
 from fxprune.synthesis import pink_noise, synthesize
 
@@ -52,3 +55,29 @@ def test_noise_has_unit_scale(shape: tuple[int, ...]) -> None:
     noise = pink_noise(shape, torch.Generator().manual_seed(0))
     assert noise.shape == shape
     assert 0.7 < float(noise.std()) < 1.6
+
+
+@pytest.mark.parametrize(
+    ("head", "sizes"),
+    [
+        (nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2)), [35, 35, 70, 70, 70]),
+        (nn.Sequential(nn.Flatten(), nn.Linear(4 * 68 * 68, 2)), [70] * 5),
+    ],
+    ids=["any resolution", "one resolution"],
+)
+def test_images_are_made_at_half_the_resolution_first_where_the_model_takes_that(
+    head: nn.Module, sizes: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), head)
+    seen: list[int] = []
+    mismatch = synthesis._StatisticsReader.mismatch
+
+    def watched(reader: Any, batch: Tensor) -> Tensor:
+        seen.append(batch.shape[-1])
+        return mismatch(reader, batch)
+
+    monkeypatch.setattr(synthesis._StatisticsReader, "mismatch", watched)
+    batch = synthesize(fxprune.analyze(fxprune.trace(model, torch.zeros(1, 3, 70, 70))), 2, steps=5)
+    assert seen == sizes
+    assert batch is not None
+    assert batch.shape == (2, 3, 70, 70)
