@@ -261,6 +261,13 @@ def test_a_scripted_model_is_refused() -> None:
         fxprune.trace(model, torch.randn(2, 3))
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script.*:DeprecationWarning")
+def test_a_model_with_a_scripted_part_is_refused() -> None:
+    model = nn.Sequential(nn.Linear(4, 8), torch.jit.script(nn.Linear(8, 2)))
+    with pytest.raises(FxpruneError, match=r"Cannot trace `Sequential`: its part `1` is a scripted module, .* made of"):
+        fxprune.trace(model, torch.randn(3, 4))
+
+
 @pytest.mark.parametrize("wrap", [nn.DataParallel, torch.compile])
 def test_a_wrapped_model_is_refused_with_the_place_of_the_model_inside(wrap: Callable[[nn.Module], nn.Module]) -> None:
     inside = "module" if wrap is nn.DataParallel else "_orig_mod"

@@ -966,3 +966,19 @@ def test_state_that_does_not_fit_yet_is_warned_of() -> None:
     with torch.no_grad():
         for _ in range(3):
             assert torch.equal(traced(x), model(x))
+
+
+@pytest.mark.parametrize("need_weights", [True, False])
+def test_attention_of_torch_drops_weights_in_training(need_weights: bool) -> None:
+    model = net(
+        lambda self, x: self.m(x, x, x, need_weights=need_weights)[0],
+        m=nn.MultiheadAttention(8, 2, dropout=0.5, batch_first=True),
+    )
+    traced = trace(model, x := torch.randn(2, 5, 8))
+    assert not any("code of eval" in note for note in traced.meta["notes"])
+    for _ in range(2):
+        torch.manual_seed(0)
+        expected = model.train()(x)
+        torch.manual_seed(0)
+        torch.testing.assert_close(traced.train()(x), expected)
+        torch.testing.assert_close(traced.eval()(x), model.eval()(x))

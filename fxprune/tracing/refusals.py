@@ -27,6 +27,12 @@ def refuse_what_cannot_be_traced(model: nn.Module) -> None:
         raise FxpruneError(
             "Cannot trace a scripted module: its code is no Python any more. Prune the model before `torch.jit.script`."
         )
+    scripted = next((path for path, part in model.named_modules() if isinstance(part, torch.jit.ScriptModule)), None)
+    if scripted is not None:
+        raise FxpruneError(
+            f"Cannot trace `{type(model).__name__}`: its part `{scripted}` is a scripted module, whose code is no "
+            "Python any more. Put the module there that it was made of; prune the model before `torch.jit.script`."
+        )
     inside = "module" if isinstance(model, _PARALLEL) else "_orig_mod" if hasattr(model, "_orig_mod") else None
     if inside is not None:
         raise FxpruneError(

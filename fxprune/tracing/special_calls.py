@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import operator
 from collections.abc import Callable
 from typing import Any
@@ -140,18 +141,29 @@ def _positions(recorder: Recorder, entry: Any) -> tuple[Any, ...]:
     return entry.nonzero() if isinstance(entry, np.ndarray) and entry.dtype == bool else (entry,)
 
 
-def _open(recorder: Recorder, func: Any, *args: Any, **kwargs: Any) -> Any:
-    """Record what a function of torch that is written in Python does, rather than the call of it."""
+def _open_attention(recorder: Recorder, func: Any, *args: Any, **kwargs: Any) -> Any:
+    """Record what `multi_head_attention_forward` does, not its call; the call of dropout is there in eval, too."""
     if recorder.running_leaf or not recorder.active:
         return func(*args, **kwargs)
+    given = inspect.signature(func).bind(*args, **kwargs).arguments
+    training, given["training"] = given.get("training", True), True
     namespace = func.__globals__
-    ask = namespace["has_torch_function"]
-    namespace["has_torch_function"] = lambda _: False
+    before = {name: namespace[name] for name in ("has_torch_function", "dropout", "scaled_dot_product_attention")}
+
+    def dropout(weights: Tensor, p: float) -> Any:
+        with torch._C.DisableTorchFunction():
+            return recorder.call(before["dropout"], (weights,), {"p": p, "training": training})
+
+    def attention(query: Any, key: Any, value: Any, mask: Any, dropout_p: float, is_causal: bool) -> Any:
+        p = dropout_p if training else 0.0
+        return before["scaled_dot_product_attention"](query, key, value, mask, p, is_causal)
+
+    namespace.update(has_torch_function=lambda _: False, dropout=dropout, scaled_dot_product_attention=attention)
     try:
         with recorder:
-            return func(*args, **kwargs)
+            return func(**given)
     finally:
-        namespace["has_torch_function"] = ask
+        namespace.update(before)
 
 
 def _getter(name: str) -> Any:
@@ -164,7 +176,7 @@ SPECIAL_CALLS: dict[Any, Callable[..., Any]] = {
     _getter("dtype"): _dtype, _getter("device"): _device, _getter("ndim"): _as_is, Tensor.dim: _as_is,
     torch._C._set_grad_enabled: _set_grad_enabled, torch.numel: _numel,
     vars(torch._C.TensorBase)["data"].__set__: _set_data,
-    nn.functional.multi_head_attention_forward: _open, Tensor.__getitem__: _getitem,
+    nn.functional.multi_head_attention_forward: _open_attention, Tensor.__getitem__: _getitem,
     **dict.fromkeys([_getter(name) for name in (
         "is_cuda", "is_meta", "requires_grad", "layout", "is_sparse", "is_quantized", "grad", "grad_fn", "is_leaf",
         "is_cpu", "is_mps", "is_nested", "itemsize", "_version",
