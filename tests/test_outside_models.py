@@ -731,7 +731,7 @@ class MlpMixer(nn.Module):
         return self.head(x.mean(dim=1))
 
 
-@model(image(), 0)
+@model(image(), 6)
 class MeanSubtractedFeatures(nn.Module):
     def __init__(self) -> None:
         super().__init__()
