@@ -563,14 +563,20 @@ class Noisy(nn.Module):
         self.weight = nn.Parameter(torch.randn(outputs, inputs))
 
     def forward(self, x: Tensor) -> Tensor:
-        noise = torch.randn_like(self.weight) if self.training else 0
-        return nn.functional.linear(x, self.weight + noise)
+        weight = self.weight + torch.randn_like(self.weight) if self.training else self.weight
+        return nn.functional.linear(x, weight)
 
 
-def test_a_layer_that_runs_other_code_in_training_is_kept_whole_and_noted() -> None:
-    model = nn.Sequential(nn.Linear(4, 8), Noisy(8, 6), Noisy(6, 2))
-    (note,) = trace(model, torch.randn(3, 4)).meta["notes"]
-    assert note.startswith("`1`, `2`: other code runs there in training, so it is kept whole")
+class NoisyProduct(Noisy):
+    def forward(self, x: Tensor) -> Tensor:
+        return x @ (self.weight + torch.randn_like(self.weight) if self.training else self.weight).T
+
+
+@pytest.mark.parametrize("layer", [Noisy, NoisyProduct])
+def test_a_layer_of_weights_of_its_own_that_runs_other_code_in_training_is_pruned_with_a_warning(layer: Any) -> None:
+    model = nn.Sequential(nn.Linear(4, 8), layer(8, 6), layer(6, 2))
+    with pytest.warns(FxpruneWarning, match="in the graph for `1`, `2`: other code runs there in training"):
+        check_invariant(model, torch.randn(3, 4), 14)
 
 
 def test_code_for_training_alone_is_kept_in_a_module_of_its_own_and_warned_of_elsewhere() -> None:

@@ -81,16 +81,12 @@ _ONLY_EVAL = "Only the code of eval is in the graph"
 _NAMED = 3
 
 
-def _some(model: nn.Module, paths: list[str]) -> str:
-    """The first of some modules by name, and how many more there are."""
-    named = ", ".join(f"`{path or type(model).__name__}`" for path in paths[:_NAMED])
-    return named + (f" and {len(paths) - _NAMED} more" if len(paths) > _NAMED else "")
-
-
 def _only_eval(model: nn.Module, paths: list[str]) -> str:
     """The note on modules that run other code in training."""
+    named = ", ".join(f"`{path or type(model).__name__}`" for path in paths[:_NAMED])
+    more = f" and {len(paths) - _NAMED} more" if len(paths) > _NAMED else ""
     return (
-        f"{_ONLY_EVAL} for {_some(model, paths)}: other code runs there in training. What that does (noise, running "
+        f"{_ONLY_EVAL} for {named}{more}: other code runs there in training. What that does (noise, running "
         "averages, further outputs) is missing when the result is trained. To keep it, move it into a module of its "
         "own that has no layers to prune, for such a module stays whole; or train what `fxprune.restore_class` makes "
         "of the result."
@@ -134,18 +130,13 @@ def trace_knowing(
             values_read |= trained.values_read
             differences = compare(recorded, trained)
             readers = recorded.training_readers | trained.training_readers
-            mode_dependent = small_readers(model, readers, differences)
+            mode_dependent = small_readers(model, readers, differences, recorded)
             if mode_dependent <= kept:
                 insert_modes(recorded, differences.literals)
                 if of_eval := sorted(differences.scopes & readers or (differences.scopes and {""})):
                     notes.append(_only_eval(model, of_eval))
                 break
             kept |= mode_dependent
-    if whole := sorted(path for path in kept if any(p.dim() > 1 for p in model.get_submodule(path).parameters())):
-        notes.append(
-            f"{_some(model, whole)}: other code runs there in training, so it is kept whole, and does that in the "
-            "result; the channels of its weights are not pruned."
-        )
     notes.extend(recorded.notes)
     notes.extend(insert_guards(recorded))
     notes.extend(
