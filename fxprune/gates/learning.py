@@ -37,6 +37,8 @@ _SPREAD = 4.0
 _RAMP = 0.7
 # Samples that the start's scores are taken from, where they need data, and that start and end are compared on.
 _START_SAMPLES = 512
+# A step of a parameter that a group shares moves the logits of all its channels; one of a bias its channel's alone.
+_SHARED_RATE = 1 / 16
 # The best channel of a group stays open by this much.
 _LAST = 1e-3
 
@@ -93,7 +95,8 @@ def learn_gates(
         epochs: passes over the data.
         start: the criterion whose order the gates start in, as for `fxprune.scores`; one that reads data gets the first
             512 samples. Start and end are compared on these too, or else on the first batch.
-        lr: learning rate of the Dagger modules, falling to zero by a cosine. The start spreads logits over a range of
+        lr: learning rate of each gate's own bias, falling to zero by a cosine; what the gates of a group share gets a
+            sixteenth of it. The start spreads logits over a range of
             4: in few steps only gates near the threshold change sides.
         train_weights: train the gated model's weights along with the gates (SGD at `weight_lr`), so that channels are
             judged by what the others can make up for. Otherwise they are frozen, and the gates are those of a cut that
@@ -198,16 +201,17 @@ class _Run:
         self, accelerator: Any, graph: ChannelGraph, gated: fx.GraphModule, settings: _Settings, steps: int
     ) -> None:
         self.accelerator, self.graph, self.settings, self.steps = accelerator, graph, settings, steps
-        daggers = [p for module in gated.modules() if isinstance(module, Dagger) for p in module.parameters()]
-        mine = {id(p) for p in daggers}
+        daggers = [module for module in gated.modules() if isinstance(module, Dagger)]
+        biases = [module.bias for module in daggers]
+        shared = [p for module in daggers for p in module.parameters() if p is not module.bias]
+        mine = {id(p) for p in (*biases, *shared)}
         weights = [p for p in gated.parameters() if id(p) not in mine]
         gated.train(settings.train_weights)
         for parameter in weights:
             parameter.requires_grad_(settings.train_weights and parameter.requires_grad)
         # Many small tensors: one by one they would cost more than they are worth.
-        updates: list[torch.optim.Optimizer] = [
-            torch.optim.Adam(daggers, lr=settings.lr, betas=(0.9, 0.99), fused=True)
-        ]
+        parts = [{"params": biases, "part": 1.0}, {"params": shared, "part": _SHARED_RATE}]
+        updates: list[torch.optim.Optimizer] = [torch.optim.Adam(parts, lr=settings.lr, betas=(0.9, 0.99), fused=True)]
         if settings.train_weights:
             chosen = [p for p in weights if p.requires_grad]
             updates.append(torch.optim.SGD(chosen, lr=settings.weight_lr, momentum=0.9))
@@ -243,7 +247,7 @@ class _Run:
             self._regularise()
             rate = self.settings.lr * (0.5 + 0.5 * math.cos(math.pi * self.step / self.steps))
             for group in self.updates[0].param_groups:
-                group["lr"] = rate
+                group["lr"] = rate * group["part"]
             for update in self.updates:
                 update.step()
             self.step += 1
