@@ -96,8 +96,8 @@ def learn_gates(
         start: the criterion whose order the gates start in, as for `fxprune.scores`; one that reads data gets the first
             512 samples. Start and end are compared on these too, or else on the first batch.
         lr: learning rate of each gate's own bias, falling to zero by a cosine; what the gates of a group share gets a
-            sixteenth of it. The start spreads logits over a range of
-            4: in few steps only gates near the threshold change sides.
+            sixteenth of it. The start spreads logits over a range of 4: in few steps only gates near the threshold
+            change sides. From an order that is no good, such as "random", 0.1 gets further.
         train_weights: train the gated model's weights along with the gates (SGD at `weight_lr`), so that channels are
             judged by what the others can make up for. Otherwise they are frozen, and the gates are those of a cut that
             is not repaired. BatchNorm sees the part of the batch that is each process's: only without it, or with
