@@ -17,8 +17,9 @@ import torch
 from torch import nn
 from torch.nn.utils.spectral_norm import SpectralNorm
 
+from fxprune.tracing.numpy_functions import NUMPY_FUNCTIONS
 from fxprune.tracing.recording import Recorder
-from fxprune.tracing.sizes import BUILTINS, NUMBER_FUNCTIONS, NUMPY_FUNCTIONS, index
+from fxprune.tracing.sizes import BUILTINS, NUMBER_FUNCTIONS, index
 from fxprune.unwrapped import unwrapped
 
 __all__ = ["packages_of", "recording", "uncached"]

@@ -13,7 +13,7 @@ import torch
 from torch import fx
 
 __all__ = [
-    "BUILTINS", "NUMBER_FUNCTIONS", "NUMPY_FUNCTIONS", "NumberNodes", "TracedFloat", "TracedInt", "TracedNumber",
+    "BUILTINS", "NUMBER_FUNCTIONS", "NumberNodes", "TracedFloat", "TracedInt", "TracedNumber",
     "TracedPieces", "TracedSize", "index", "is_refused_type", "plain", "read_size", "traced_number", "untraced_type",
 ]  # fmt: skip
 
@@ -351,45 +351,6 @@ def index(value: Any) -> int:
 
 _INDEX = operator.index
 
-
-def _product(numbers: Any) -> Any:
-    """`np.prod` of some numbers."""
-    return functools.reduce(operator.mul, numbers, 1)
-
-
-def _supposing(function: Callable[..., Any]) -> Callable[..., Any]:
-    """A function that makes a table, for which the graph asks for the sizes of the trace."""
-
-    @functools.wraps(function)
-    def wrapper(*args: Any, **kwargs: Any) -> Any:
-        return function(*map(_as_traced, args), **{name: _as_traced(value) for name, value in kwargs.items()})
-
-    return wrapper
-
-
-def _as_traced(value: Any) -> Any:
-    if type(value) in (tuple, list, TracedSize):
-        return tuple(map(_as_traced, value)) if isinstance(value, tuple) else [*map(_as_traced, value)]
-    return value.as_traced() if isinstance(value, TracedNumber) else value
-
-
-def _of_numpy() -> dict[str, Callable[..., Any]]:
-    """What functions of numpy are while a model is traced: numpy itself sees no more than a number in a traced one."""
-    product = np.prod
-
-    def prod(a: Any, *args: Any, **kwargs: Any) -> Any:
-        if not args and not kwargs and isinstance(a, (tuple, list)) and any(isinstance(x, TracedNumber) for x in a):
-            return _product(a)
-        return product(a, *args, **kwargs)
-
-    tables = (
-        *("arange", "linspace", "logspace", "zeros", "ones", "empty", "full", "eye", "array", "asarray", "tile"),
-        *("repeat", "sum", "cumsum", "max", "min", "mean"),
-    )
-    return {"prod": prod, **{name: _supposing(getattr(np, name)) for name in tables}}
-
-
-NUMPY_FUNCTIONS = _of_numpy()
 
 NUMBER_FUNCTIONS: dict[Any, Callable[..., Any]] = {
     function: _remembering(function) for function in vars(math).values() if isinstance(function, type(math.sqrt))
