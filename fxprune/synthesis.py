@@ -18,7 +18,7 @@ from fxprune.scoring.sensitivity import evaluated
 __all__ = ["pink_noise", "synthesize"]
 
 # FLOPs of a forward pass that a step may cost; what is left out above `_MOST` would take minutes.
-_WORK, _MOST = 1.5e10, 2e10
+_WORK, _MOST = 1.8e10, 2e10
 _FEWEST, _LARGEST = 8, 256
 # Pixels along the shorter side: images of fewer say little.
 _SMALLEST = 32
