@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -68,23 +68,7 @@ def verify(model: nn.Module, pruned: nn.Module, example_inputs: Any = None) -> f
         if not all(map(_is_finite, expected)) and all(map(_is_finite, got)):
             # Nor can what divides by differences of a buffer, as splines do by those of their grid: weights alone go.
             expected = outputs_in_double(mask(model, _of_parameters(model, plan)), args, kwargs)
-        difference = largest_difference(expected, got)
-        if difference > _ROUNDING and (made := _made_in_forward(pruned)):
-            # What the code makes or keeps in float32, whatever the model is in, is float32 in the original, too.
-            as_made = outputs_in_double(cloned(pruned, {}), args, kwargs, as_they_are=made)
-            difference = min(difference, largest_difference(expected, as_made))
-    return difference
-
-
-# Float64 leaves less than that; float32 leaves more.
-_ROUNDING = 1e-10
-
-
-def _made_in_forward(pruned: nn.Module) -> list[str]:
-    """The constants of a graph that are no attributes of the model: its code has made them, or keeps them in others."""
-    places = getattr(pruned, "meta", {}).get("constant_places", {})
-    attributes = {name for name, place in places.items() if len(place) == 2}
-    return [name for name in pruned._buffers if name.startswith("_tensor_constant") and name not in attributes]
+    return largest_difference(expected, got)
 
 
 def largest_difference(expected: list[torch.Tensor], got: list[torch.Tensor]) -> float:
@@ -114,14 +98,12 @@ def _as_cut(model: nn.Module, pruned: nn.Module, plan: Plan, inputs: Any) -> nn.
 _ALMOST_ZERO = 1e-150
 
 
-def outputs_in_double(model: nn.Module, args: Any, kwargs: Any, as_they_are: Sequence[str] = ()) -> list[torch.Tensor]:
-    """The tensors that a model returns in float64; the model is changed to it, but for some buffers, and to eval."""
-    narrow = {name: model.get_buffer(name) for name in as_they_are}
+def outputs_in_double(model: nn.Module, args: Any, kwargs: Any) -> list[torch.Tensor]:
+    """The tensors that a model returns in float64; the model is changed to it, and to eval."""
     with torch.no_grad():
         args, kwargs = pytree.tree_map(_to_double, (args, kwargs))
     # Going through training, models forget what they keep of an earlier pass in eval.
     model._apply(_to_double).train().eval()  # type: ignore[no-untyped-call]
-    model._buffers.update(narrow)
     for module in model.modules():
         # A tensor that is a plain attribute.
         vars(module).update({name: _to_double(value) for name, value in vars(module).items()})
