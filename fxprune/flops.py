@@ -36,7 +36,7 @@ from fxprune.calls import call_arguments
 from fxprune.errors import FxpruneError
 from fxprune.eval_mode import in_eval, keeping_weights
 from fxprune.models import example_inputs as default_inputs
-from fxprune.unwrapped import unwrapped
+from fxprune.unwrapped import source_of_scripted, unwrapped
 
 with warnings.catch_warnings():
     # It scripts parts of itself when it is imported, which torch has deprecated.
@@ -188,7 +188,7 @@ def _unscripted() -> Iterator[None]:
     scripts = [(module, module.script) for module in (torch.jit, torch.jit._trace)]
 
     def run(function: Any, *args: Any, **kwargs: Any) -> Any:
-        source = getattr(function, "_torchdynamo_inline", None)
+        source = source_of_scripted(function)
         return call(function, *args, **kwargs) if source is None else source(*args, **kwargs)
 
     try:

@@ -13,7 +13,7 @@ from torch.autograd.function import FunctionCtx
 from torch.utils import _pytree as pytree
 from torch.utils.checkpoint import CheckpointFunction
 
-__all__ = ["run_forward", "runs_modules", "unwrapped"]
+__all__ = ["run_forward", "runs_modules", "source_of_scripted", "unwrapped"]
 
 
 @contextmanager
@@ -55,6 +55,11 @@ def _restore_apply(before: Any) -> None:
         del CheckpointFunction.apply
     else:
         CheckpointFunction.apply = before
+
+
+def source_of_scripted(function: Any) -> Any:
+    """The Python function that a scripted one was made of, or None."""
+    return getattr(function, "_torchdynamo_inline", None)
 
 
 def runs_modules(args: tuple[Any, ...]) -> bool:

@@ -8,13 +8,13 @@ file's metadata: the plan, how the original is built if that is known, and its f
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import save as to_bytes
 from torch import Tensor, fx, nn
 
@@ -23,6 +23,14 @@ from fxprune.copies import cloned
 from fxprune.errors import FxpruneError
 from fxprune.files.fingerprint import Fingerprint, fingerprint, named_tensors
 from fxprune.files.record import FORMAT, KEY, OWN_META, Record, trusted_source, version_of
+from fxprune.files.tensors import (
+    opened,
+    put_tensors,
+    read_tensors,
+    refuse_what_is_no_tensor,
+    unshared,
+    unusual_strides,
+)
 from fxprune.files.writing import replace_file
 from fxprune.models import Source, load_model
 from fxprune.plan import plan_to_json
@@ -63,7 +71,7 @@ def save(pruned: nn.Module, path: str | Path, *, source: str | None = None, **ar
             "the model: it could not be loaded. Save it with torch.save, or read single numbers as tensor.item() does"
         )
     tensors = named_tensors(pruned)
-    _refuse_what_is_no_tensor(pruned, tensors)
+    refuse_what_is_no_tensor(pruned, tensors)
     first: dict[int, str] = {}
     for name, tensor in tensors.items():
         first.setdefault(id(tensor), name)
@@ -87,14 +95,14 @@ def save(pruned: nn.Module, path: str | Path, *, source: str | None = None, **ar
         },
         "aliases": {name: first[id(tensor)] for name, tensor in tensors.items() if first[id(tensor)] != name},
         # Convolutions in channels_last sum in another order: the bits of the output depend on it.
-        "strides": {name: strides for name, x in stored.items() if (strides := _unusual_strides(x)) is not None},
+        "strides": {name: strides for name, x in stored.items() if (strides := unusual_strides(x)) is not None},
         "frozen": [name for name, x in tensors.items() if isinstance(x, nn.Parameter) and not x.requires_grad],
         "training": [name for name, module in pruned.named_modules(remove_duplicate=False) if module.training],
         "meta": _plain({key: value for key, value in meta.items() if key not in OWN_META}),
     }
     header = {"format": "pt", KEY: json.dumps(record, separators=(",", ":"))}
     try:
-        content = to_bytes({name: x.cpu().contiguous() for name, x in _unshared(stored).items()}, metadata=header)
+        content = to_bytes({name: x.cpu().contiguous() for name, x in unshared(stored).items()}, metadata=header)
         replace_file(path, content)
     except (OSError, SafetensorError) as error:
         before = "; the previous one is whole" if path.is_file() else ""
@@ -121,12 +129,12 @@ def load(path: str | Path, model: nn.Module | None = None, *, strict: bool = Tru
         FxpruneError: the file is not a checkpoint of fxprune, is damaged, or is not for this model.
     """
     path = Path(path)
-    with _opened(path) as file:
+    with opened(path) as file:
         record = Record.read(path, file)
         with torch.random.fork_rng(devices=[]):
             inputs = record.example_inputs(path)
             pruned = _fresh(path, record, file, model, inputs, strict)
-        _put_tensors(path, record, pruned, _read_tensors(path, record, pruned, file))
+        put_tensors(path, record, pruned, read_tensors(path, record, pruned, file))
     for name, module in pruned.named_modules(remove_duplicate=False):
         module.training = name in record.training
     pruned.meta.update(record.meta, original=record.original, source=record.source, example_inputs=inputs)
@@ -296,120 +304,6 @@ def _without_weights(model: nn.Module, record: Record, file: Any) -> nn.Module:
             else:
                 memo[id(tensor)] = tensor.detach().to(dtype)
     return cloned(model, memo)
-
-
-# --- tensors ----------------------------------------------------------------------------------------------------------
-
-
-@contextmanager
-def _opened(path: Path) -> Iterator[Any]:
-    try:
-        with safe_open(path, framework="pt", device="cpu") as file:
-            yield file
-    except FileNotFoundError:
-        raise FxpruneError(f"there is no file {str(path)!r}") from None
-    except (OSError, SafetensorError) as error:
-        if _is_pickle(path):
-            raise FxpruneError(
-                f"{str(path)!r} is a pickle, as torch.save writes, whatever its name: fxprune never unpickles, since "
-                "that can run any code. Load it yourself if you trust it, and write it with fxprune.save"
-            ) from error
-        raise FxpruneError(
-            f"{str(path)!r} cannot be read as safetensors: {error}; it is cut short, damaged, or something else"
-        ) from error
-
-
-def _is_pickle(path: Path) -> bool:
-    try:
-        with path.open("rb") as file:
-            head = file.read(4)
-    except OSError:
-        return False
-    return head.startswith((b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"))
-
-
-def _read_tensors(path: Path, record: Record, pruned: nn.Module, file: Any) -> dict[str, Tensor]:
-    """The file's tensors, if they are those that the model has."""
-    wanted, there = named_tensors(pruned), set(file.keys())
-    names = {name: record.aliases.get(name, name) for name in wanted}
-    missing = [name for name, stored in names.items() if stored not in there]
-    if missing:
-        raise FxpruneError(f"{str(path)!r} has no tensor {missing[0]} (nor {len(missing) - 1} others): it is damaged")
-    extra = sorted(there - set(names.values()))
-    if extra:
-        raise FxpruneError(f"{str(path)!r} has a tensor {extra[0]}, which the model does not: it is damaged")
-    for name, stored in names.items():
-        shape, expected = file.get_slice(stored).get_shape(), list(wanted[name].shape)
-        if shape != expected:
-            raise FxpruneError(f"{str(path)!r}: {stored} has shape {shape}, but its plan makes {expected}")
-    read = {}
-    for stored in set(names.values()):
-        tensor, strides = file.get_tensor(stored), record.strides.get(stored)
-        try:
-            # Into memory of its own: the file's is not aligned, and the last bits of a product depend on that.
-            read[stored] = tensor.clone() if strides is None else _with_strides(tensor, strides)
-        except ValueError as error:
-            raise FxpruneError(f"{str(path)!r}: its record is damaged: {stored}: {error}") from error
-    return read
-
-
-def _put_tensors(path: Path, record: Record, pruned: nn.Module, read: Mapping[str, Tensor]) -> None:
-    parameters: dict[str, nn.Parameter] = {}
-    for prefix, module in pruned.named_modules(remove_duplicate=False):
-        for entries in (module._parameters, module._buffers):
-            for key, old in entries.items():
-                if old is None:
-                    continue
-                name = f"{prefix}.{key}" if prefix else key
-                stored = record.aliases.get(name, name)
-                value = read[stored]
-                if isinstance(old, nn.Parameter):
-                    learns = stored not in record.frozen
-                    if learns and not (value.is_floating_point() or value.is_complex()):
-                        raise FxpruneError(f"{str(path)!r}: {stored} is {value.dtype}, which cannot be trained")
-                    value = parameters.setdefault(stored, nn.Parameter(value, learns))
-                # Not into the dict: recurrent modules keep lists of their weights besides.
-                setattr(module, key, value)
-
-
-def _refuse_what_is_no_tensor(pruned: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    for name in pruned.state_dict():
-        if name not in tensors:
-            raise FxpruneError(f"{name} in the state_dict is no parameter or buffer: a checkpoint cannot hold it")
-    for name, tensor in tensors.items():
-        if tensor.device.type == "meta" or tensor.layout != torch.strided:
-            raise FxpruneError(f"{name} is on {tensor.device} with layout {tensor.layout}: it cannot be saved")
-
-
-def _unshared(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Views of one memory are copied, which safetensors asks for."""
-    seen: set[int] = set()
-    result = {}
-    for name, tensor in tensors.items():
-        storage = tensor.untyped_storage().data_ptr()
-        result[name] = tensor.clone() if storage in seen else tensor
-        seen.add(storage)
-    return result
-
-
-def _unusual_strides(tensor: Tensor) -> list[int] | None:
-    """The strides of a tensor that fills its memory in another order than its dimensions stand in."""
-    strides = tensor.stride()
-    if strides == torch.empty(tensor.shape, device="meta").stride():
-        return None
-    return list(strides) if torch.empty_like(tensor, device="meta").stride() == strides else None
-
-
-def _with_strides(tensor: Tensor, strides: list[int]) -> Tensor:
-    """A copy in memory of its own.
-
-    Raises:
-        ValueError: the strides leave gaps or overlap.
-    """
-    extent = 1 + sum((n - 1) * stride for n, stride in zip(tensor.shape, strides, strict=True))
-    if min(strides) < 0 or max(strides) >= 2**40 or extent != tensor.numel():
-        raise ValueError(f"{strides} are no strides of a tensor of shape {list(tensor.shape)}")
-    return torch.empty_strided(tensor.shape, strides, dtype=tensor.dtype).copy_(tensor)
 
 
 # --- what is written --------------------------------------------------------------------------------------------------

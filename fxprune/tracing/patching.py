@@ -20,7 +20,7 @@ from torch.nn.utils.spectral_norm import SpectralNorm
 from fxprune.tracing.numpy_functions import NUMPY_FUNCTIONS
 from fxprune.tracing.recording import Recorder
 from fxprune.tracing.sizes import BUILTINS, NUMBER_FUNCTIONS, index
-from fxprune.unwrapped import unwrapped
+from fxprune.unwrapped import source_of_scripted, unwrapped
 
 __all__ = ["packages_of", "recording", "uncached"]
 
@@ -151,7 +151,7 @@ def recording(recorder: Recorder, own_types: bool = False) -> Iterator[None]:
 
     def call_scripted(function: Any, *args: Any, **kwargs: Any) -> Any:
         # The Python source of a scripted function is as good to trace as any other.
-        source = getattr(function, "_torchdynamo_inline", None)
+        source = source_of_scripted(function)
         if mine() and not recorder.running_leaf and source is not None:
             return source(*args, **kwargs)
         return script_call(function, *args, **kwargs)
