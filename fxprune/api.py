@@ -21,7 +21,7 @@ from fxprune.gates.learning import learn_gates
 from fxprune.latency.budget import UnreachableLatencyError, plan_for_latency
 from fxprune.latency.channels import time_channels
 from fxprune.losses import are_class_labels, number_of_classes
-from fxprune.memory import roots
+from fxprune.memory import written_attributes
 from fxprune.planning import make_plan
 from fxprune.progress import Progress, shown
 from fxprune.rewriting import rewrite
@@ -160,13 +160,8 @@ def _traced(model: nn.Module, example_inputs: Any, batch: Batch | None) -> fx.Gr
 def _of_its_own(model: nn.Module, inputs: Any) -> fx.GraphModule:
     """The traced model, with copies of the weights if running it writes into them, as layers of bounded norm do."""
     traced = trace(model, inputs, copy=False)
-    root = roots(traced.graph, dict(traced.named_modules()))
-    by_name = {node.name: node for node in traced.graph.nodes}
-    written = {root[by_name[name]] for node in traced.graph.nodes for name in node.meta.get("mutates", ())}
     weights = {name for name, _ in model.named_parameters(remove_duplicate=False)}
-    if any(node.op == "get_attr" and str(node.target) in weights for node in written):
-        return trace(model, inputs)
-    return traced
+    return trace(model, inputs) if written_attributes(traced) & weights else traced
 
 
 def _check_data(graph: ChannelGraph, batch: Batch) -> None:

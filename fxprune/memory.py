@@ -6,7 +6,7 @@ import operator
 
 from torch import fx, nn
 
-__all__ = ["roots", "used_nodes"]
+__all__ = ["roots", "used_nodes", "written_attributes"]
 
 # What may share memory with its first argument.
 _VIEWS = frozenset((
@@ -38,6 +38,14 @@ def roots(graph: fx.Graph, modules: dict[str, nn.Module], *, past_data: bool = T
         first = node.args[0] if node.args else None
         root[node] = root[first] if is_view and isinstance(first, fx.Node) else node
     return root
+
+
+def written_attributes(traced: fx.GraphModule) -> set[str]:
+    """The parameters, buffers and constants into which a traced model writes when it runs."""
+    root = roots(traced.graph, dict(traced.named_modules()))
+    by_name = {node.name: node for node in traced.graph.nodes}
+    written = {root[by_name[name]] for node in traced.graph.nodes for name in node.meta.get("mutates", ())}
+    return {str(node.target) for node in written if node.op == "get_attr"}
 
 
 def used_nodes(graph: fx.Graph, modules: dict[str, nn.Module]) -> set[fx.Node]:

@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import nn
+from torch import fx, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
@@ -20,8 +20,10 @@ from fxprune.calls import call_of
 from fxprune.copies import cloned
 from fxprune.errors import FxpruneError
 from fxprune.files.fingerprint import named_tensors
+from fxprune.memory import written_attributes
 from fxprune.plan import Plan
 from fxprune.rewriting import plan_of, rewrite
+from fxprune.tracing.constants import tensor_at
 from fxprune.tracing.patching import packages_of, uncached
 from fxprune.tracing.tracer import leaves_of, trace
 from fxprune.unwrapped import unwrapped
@@ -61,7 +63,7 @@ def verify(model: nn.Module, pruned: nn.Module, example_inputs: Any = None) -> f
             raise FxpruneError(
                 f"{type(model).__name__} does not run on these inputs in float64, in which models are compared: {error}"
             ) from error
-        got = outputs_in_double(cloned(pruned, {}), args, kwargs)
+        got = outputs_in_double(_in_state_of(model, pruned, plan), args, kwargs)
         if not all(map(_is_finite, expected)) and all(map(_is_finite, got)):
             # What is divided by its own norm, as in weight_norm, is 0 / 0 where all of it was removed.
             expected = outputs_in_double(mask(cloned(model, {}).double(), plan, fill=_ALMOST_ZERO), args, kwargs)
@@ -78,6 +80,25 @@ def largest_difference(expected: list[torch.Tensor], got: list[torch.Tensor]) ->
         FxpruneError: the shapes are others.
     """
     return max((_relative_error(a, b) for a, b in zip(expected, got, strict=True)), default=0.0)
+
+
+def _in_state_of(model: nn.Module, pruned: nn.Module, plan: Plan) -> nn.Module:
+    """A copy of the pruned model; what it keeps from call to call is in it what the original has now.
+
+    Either may have run since the other was made.
+    """
+    copied = cloned(pruned, {})
+    tensors, places = named_tensors(model), getattr(pruned, "meta", {}).get("constant_places", {})
+    parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    for name in written_attributes(pruned) - parameters if isinstance(pruned, fx.GraphModule) else ():
+        state = tensor_at(model, places[name]) if name in places else tensors.get(name)
+        if state is not None:
+            for dim, kept in plan.kept.get(name, {}).items():
+                state = state.index_select(dim, torch.tensor(kept, device=state.device))
+            own = named_tensors(copied)[name]
+            if state.shape == own.shape:
+                own.copy_(state)
+    return copied
 
 
 def _as_cut(model: nn.Module, pruned: nn.Module, plan: Plan, inputs: Any) -> nn.Module:
@@ -124,6 +145,10 @@ _WIDE = {
 }
 
 
+# What a model may ask a tensor for, or make one with.
+_NARROW_TYPES = ("FloatTensor", "HalfTensor", "BFloat16Tensor")
+
+
 # One number for all entries, for there are fewer entries to draw where channels were removed.
 _NOISE: dict[Any, Callable[..., Any]] = {
     torch.randn_like: functools.partial(torch.full_like, fill_value=0.5),
@@ -153,12 +178,14 @@ def _widened(value: Any, of_tensors: bool) -> Any:
 
 @contextmanager
 def _in_double() -> Iterator[None]:
-    default = torch.get_default_dtype()
+    default, types = torch.get_default_dtype(), {name: getattr(torch, name) for name in _NARROW_TYPES}
     torch.set_default_dtype(torch.float64)
+    vars(torch).update(dict.fromkeys(types, torch.DoubleTensor))
     try:
         with _WideCasts():
             yield
     finally:
+        vars(torch).update(types)
         torch.set_default_dtype(default)
 
 

@@ -21,12 +21,10 @@ from torch import Tensor, fx, nn
 from torch.nn import functional
 from torch.utils.checkpoint import CheckpointFunction, checkpoint
 
-import fxprune
-from fxprune import analyze, make_plan, plan_of, scores, trees
+from fxprune import trees
 from fxprune.errors import FxpruneError, FxpruneWarning
 from fxprune.tracing.checks import check_as_traced
 from fxprune.tracing.tracer import trace
-from fxprune.verification import mask
 
 
 @pytest.fixture(autouse=True)
@@ -922,56 +920,6 @@ def test_a_function_that_is_given_modules_is_traced_as_what_it_computes(wrapped:
 def test_a_slice_ends_where_a_tensor_says_that_a_size_gave() -> None:
     model = net(lambda self, x: x[..., : torch.ceil(torch.as_tensor(x.shape[-1] * 2 / 3)).long()] + x[:, 0, None, :1])
     assert_same(model, trace(model, torch.randn(2, 3, 7)), torch.randn(4, 3, 11))
-
-
-class Stateful(nn.Module):
-    """A running average that forward replaces, of which `kind` tells how it is kept."""
-
-    def __init__(self, kind: str) -> None:
-        super().__init__()
-        self.a, self.b, self.kind = nn.Linear(4, 8), nn.Linear(8, 2), kind
-        if kind == "attribute":
-            self.state = torch.ones(3, 8)
-        else:
-            self.register_buffer("state", torch.ones(1 if kind == "sized by the first call" else 3, 8))
-        self.register_buffer("shown", torch.zeros(3, 8))
-
-    def forward(self, x: Tensor) -> Tensor:
-        self.shown = self.a(x)
-        if self.state.shape != self.shown.shape:
-            self.state = torch.ones_like(self.shown)
-        self.state = self.state * 0.5 + self.shown
-        return self.b(self.state.relu() if self.kind != "returned" else self.state)
-
-
-@pytest.mark.parametrize("kind", ["buffer", "attribute", "returned"])
-def test_state_that_forward_replaces_goes_from_call_to_call(kind: str) -> None:
-    model, x = Stateful(kind).eval(), torch.randn(3, 4)
-    traced = trace(model, x)
-    assert not any("kept from call to call" in note for note in traced.meta["notes"])
-    assert "shown" not in traced.code
-    pruned = fxprune.rewrite(graph := analyze(traced), make_plan(graph, scores(graph, "l2"), flops=0.5))
-    masked = mask(model, plan_of(pruned))
-    pruned = copy.deepcopy(pruned)
-    with torch.no_grad():
-        for _ in range(3):
-            assert torch.equal(traced(x), model(x))
-            torch.testing.assert_close(pruned(x), masked(x))
-            x = torch.randn(3, 4)
-    assert torch.equal(traced.get_buffer("state" if kind != "attribute" else "_tensor_constant0"), model.state)
-
-
-def test_state_that_does_not_fit_yet_is_warned_of() -> None:
-    model, x = Stateful("sized by the first call").eval(), torch.randn(3, 4)
-    with pytest.warns(
-        FxpruneWarning, match=r"forward of `Stateful` reads `state`, of shape \(1, 8\), and puts .* \(3, 8\)"
-    ):
-        trace(model, x)
-    model(x)
-    traced = trace(model, x)
-    with torch.no_grad():
-        for _ in range(3):
-            assert torch.equal(traced(x), model(x))
 
 
 @pytest.mark.parametrize("need_weights", [True, False])

@@ -277,9 +277,18 @@ def _put_constants(path: Path, record: Record, model: nn.Module, file: Any) -> N
     try:
         dict(record.meta.get("values_read", {}))
         for name, place in record.meta.get("constant_places", {}).items():
-            put(model, place, file.get_tensor(record.aliases.get(name, name)))
-    except (SafetensorError, ValueError, TypeError, AttributeError) as error:
+            put(model, place, _of_original_size(record, name, file.get_tensor(record.aliases.get(name, name))))
+    except (SafetensorError, ValueError, TypeError, AttributeError, LookupError, RuntimeError) as error:
         raise FxpruneError(f"{str(path)!r}: its record is damaged: {error}; take another copy of the file") from error
+
+
+def _of_original_size(record: Record, name: str, tensor: Tensor) -> Tensor:
+    """A tensor of the pruned model with zeros in the places of the channels that went, which forward computes anew."""
+    shape, _ = record.original.tensors.get(name, (tuple(tensor.shape), ""))
+    for dim, kept in record.plan.kept.get(name, {}).items():
+        size = (*tensor.shape[:dim], shape[dim], *tensor.shape[dim + 1 :])
+        tensor = tensor.new_zeros(size).index_copy_(dim, torch.tensor(kept), tensor)
+    return tensor
 
 
 def _without_weights(model: nn.Module, record: Record, file: Any) -> nn.Module:

@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 
 from torch import Tensor, nn
 
-__all__ = ["Place", "constant_name", "forget", "is_constant", "place_of_tensor", "put"]
+__all__ = ["Place", "constant_name", "forget", "is_constant", "place_of_tensor", "put", "tensor_at"]
 
 # The path of a module, the name of its attribute, and the keys that lead from there to the tensor.
 Place: TypeAlias = "tuple[str, ...]"
@@ -51,6 +51,13 @@ def _keys_to(tensor: Tensor, value: Any) -> tuple[Any, ...] | None:
         if keys is not None:
             return (key, *keys)
     return None
+
+
+def tensor_at(model: nn.Module, place: Place) -> Tensor | None:
+    """What a model has at a place, if that is a tensor."""
+    holder, key = _holder(model, place)
+    value = holder.get(key) if isinstance(holder, dict) else holder[key] if _has(holder, key) else None
+    return value if isinstance(value, Tensor) else None
 
 
 def put(model: nn.Module, place: Place, tensor: Tensor) -> None:

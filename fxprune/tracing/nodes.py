@@ -220,8 +220,8 @@ class Nodes:
                 self.known[id(tensor)] = (tensor, node)
                 return node
         raise FxpruneError(
-            f"a tensor of shape {tuple(tensor.shape)} was made by a function that torch shows to no tracer, "
-            "and its values are not known"
+            f"a tensor of shape {tuple(tensor.shape)} was made by a function that torch shows to no tracer, and its "
+            "values are not known; where that is `torch.Tensor(size)`, write `torch.empty(size)`"
         )
 
     def number_node(self, function: Callable[..., Any], operands: tuple[Any, ...], value: Any) -> fx.Node:

@@ -20,6 +20,7 @@ from torch.nn.utils.spectral_norm import SpectralNorm
 from fxprune.tracing.numpy_functions import NUMPY_FUNCTIONS
 from fxprune.tracing.recording import Recorder
 from fxprune.tracing.sizes import BUILTINS, NUMBER_FUNCTIONS, index
+from fxprune.tracing.tensor_types import TENSOR_TYPES, TensorType
 from fxprune.unwrapped import source_of_scripted, unwrapped
 
 __all__ = ["packages_of", "recording", "uncached"]
@@ -135,6 +136,9 @@ def recording(recorder: Recorder, own_types: bool = False) -> Iterator[None]:
     def mine() -> bool:
         return recorder.active and threading.get_ident() == recorder.thread
 
+    def computing() -> bool:
+        return mine() and not recorder.running_leaf
+
     def call(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
         if not mine():
             return original_call(module, *args, **kwargs)
@@ -145,14 +149,14 @@ def recording(recorder: Recorder, own_types: bool = False) -> Iterator[None]:
         return recorder.apply_function(function, bound, args) if mine() and not kwargs else bound(*args, **kwargs)
 
     def compute_weight(hook: SpectralNorm, owner: nn.Module, do_power_iteration: bool) -> Any:
-        if not mine() or recorder.running_leaf or id(owner) not in recorder.paths:
+        if not computing() or id(owner) not in recorder.paths:
             return original_compute_weight(hook, owner, do_power_iteration)
         return recorder.divide_by_spectral_norm(hook, owner, do_power_iteration)
 
     def call_scripted(function: Any, *args: Any, **kwargs: Any) -> Any:
         # The Python source of a scripted function is as good to trace as any other.
         source = source_of_scripted(function)
-        if mine() and not recorder.running_leaf and source is not None:
+        if computing() and source is not None:
             return source(*args, **kwargs)
         return script_call(function, *args, **kwargs)
 
@@ -177,6 +181,8 @@ def recording(recorder: Recorder, own_types: bool = False) -> Iterator[None]:
             replace(math, function.__name__, replacement)
         for name, replacement in NUMPY_FUNCTIONS.items():
             replace(np, name, replacement)
+        for name in TENSOR_TYPES:
+            replace(torch, name, TensorType(getattr(torch, name), recorder, computing))
         replace(operator, "index", index)
         # Whether a mask is causal is asked of its values, for a faster way to the same result.
         replace(

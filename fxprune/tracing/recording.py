@@ -70,6 +70,8 @@ class Recorder(TorchFunctionMode, Nodes):
         # None for what does not go into plain types.
         self.values_read: dict[str, Any] = {}
         self.functions: dict[str, nn.Module] = {}
+        # Attributes that forward has changed, by the path of the module and the name.
+        self.changed_numbers: dict[tuple[str, str], Any] = {}
         self.training_readers: set[str] = set()
         self.failed_in: str | None = None
         # How many functions are being run as what they compute.

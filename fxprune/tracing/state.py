@@ -1,4 +1,4 @@
-"""What a model keeps from one call to the next: tensors of its own in whose place `forward` puts others.
+"""What a model keeps from one call to the next: tensors in whose place `forward` puts others, and numbers it changes.
 
 Where forward works with the old tensor and puts one of the same size and type in its place, as recurrent units and
 running averages do, the graph writes the new one into the old. Attention maps that are kept to be looked at are no
@@ -7,7 +7,7 @@ state, nor are tables that are made anew for another resolution: nothing is comp
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeAlias
 
 from torch import Tensor, fx, nn
 
@@ -15,7 +15,15 @@ from fxprune import trees
 from fxprune.tracing.nodes import INPUTS
 from fxprune.tracing.recording import Recorder
 
-__all__ = ["STATE_IS_LOST", "kept_tensors", "write_state"]
+__all__ = [
+    "STATE_IS_LOST",
+    "changed_numbers",
+    "kept_numbers",
+    "kept_tensors",
+    "numbers_are_lost",
+    "put_numbers",
+    "write_state",
+]
 
 STATE_IS_LOST = "What is kept from call to call is not in the graph"
 _LAYOUT = frozenset({"size", "dim", "numel", "device", "dtype"})
@@ -30,6 +38,44 @@ def kept_tensors(model: nn.Module) -> dict[str, Tensor]:
         if isinstance(value, Tensor)
     }
     return dict(model.named_buffers()) | attributes
+
+
+Numbers: TypeAlias = "dict[tuple[str, str], Any]"
+_NAMED = 3
+_NUMBERS = frozenset({bool, int, float, str, type(None)})
+
+
+def kept_numbers(model: nn.Module) -> Numbers:
+    """The attributes of modules that are numbers, strings or None, by path and name."""
+    return {
+        (path, name): value
+        for path, module in model.named_modules()
+        for name, value in vars(module).items()
+        if type(value) in _NUMBERS
+    }
+
+
+def changed_numbers(model: nn.Module, before: Numbers) -> Numbers:
+    """Those that forward has changed, as they are now; sizes are of this call and not kept for the next."""
+    now = kept_numbers(model)
+    return {place: now[place] for place, value in before.items() if place in now and now[place] != value}
+
+
+def put_numbers(model: nn.Module, numbers: Numbers) -> None:
+    """Give a model numbers that a copy of it has."""
+    for (path, name), value in numbers.items():
+        setattr(model.get_submodule(path), name, value)
+
+
+def numbers_are_lost(model: nn.Module, numbers: Numbers) -> str:
+    """The note on numbers that change what the next call computes."""
+    named = ", ".join(f"`{name}` of `{path or type(model).__name__}`" for path, name in list(numbers)[:_NAMED])
+    if len(numbers) > _NAMED:
+        named = f"{named} and {len(numbers) - _NAMED} more"
+    return (
+        f"{STATE_IS_LOST}: forward changes {named}, and does something else in the next call. Every call of the graph "
+        "does what the first would. Where that was a warming up, run the model once before it is traced or pruned."
+    )
 
 
 def write_state(recorder: Recorder, model: nn.Module, before: dict[str, Tensor], output: Any) -> None:

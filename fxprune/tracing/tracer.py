@@ -7,7 +7,7 @@ import inspect
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
 import torch
@@ -27,7 +27,16 @@ from fxprune.tracing.recording import DataDependentError, Recorder
 from fxprune.tracing.refusals import explained, refuse_what_cannot_be_traced
 from fxprune.tracing.sizes import is_refused_type
 from fxprune.tracing.special_calls import SPECIAL_CALLS
-from fxprune.tracing.state import STATE_IS_LOST, kept_tensors, write_state
+from fxprune.tracing.state import (
+    STATE_IS_LOST,
+    Numbers,
+    changed_numbers,
+    kept_numbers,
+    kept_tensors,
+    numbers_are_lost,
+    put_numbers,
+    write_state,
+)
 from fxprune.tracing.tidying import remove_dead_nodes
 from fxprune.tracing.traced_module import TracedModule
 
@@ -120,6 +129,7 @@ def trace_knowing(
                     "Traced as for torch.export: otherwise the model's control flow depends on the values of its input."
                 )
             values_read |= recorded.values_read
+            state = source.notes_on_numbers(recorded, leaves, kept)
             if not recorded.training_readers:
                 break
             try:
@@ -137,7 +147,7 @@ def trace_knowing(
                     notes.append(_only_eval(model, of_eval))
                 break
             kept |= mode_dependent
-    notes.extend(recorded.notes)
+    notes.extend([*recorded.notes, *state])
     notes.extend(insert_guards(recorded))
     notes.extend(
         f"`train()` of `{path or type(model).__name__}` leaves a part as it is; the traced model has the usual one."
@@ -203,6 +213,7 @@ class _Source:
     values: Mapping[str, Any]
     exporting: bool = False
     own_types: bool = False
+    numbers: Numbers = field(default_factory=dict)
 
     def record(self, leaves: Leaves, kept: set[str], training: bool) -> Recorder:
         try:
@@ -222,6 +233,7 @@ class _Source:
         # Models that cache tensors drop them when they enter training.
         twin.train()
         twin.train(training)
+        put_numbers(twin, self.numbers)
         types = tuple(leaf for leaf in leaves if isinstance(leaf, type))
 
         def is_leaf(module: nn.Module, path: str) -> bool:
@@ -239,8 +251,9 @@ class _Source:
         try:
             with recording(recorder, self.own_types), _said_to_export(self.exporting):
                 positional, named = _call_arguments(recorder.adopt_placeholders(), signature)
-                before = kept_tensors(twin)
+                before, numbers = kept_tensors(twin), kept_numbers(twin)
                 output = twin(*positional, **named)
+                recorder.changed_numbers = changed_numbers(twin, numbers)
                 with torch._C.DisableTorchFunction():
                     write_state(recorder, twin, before, output)
                     result, values, origin = recorder.lower_output(output)
@@ -259,6 +272,19 @@ class _Source:
                 raise
             args, kwargs = trees.map_tensors(lambda x: torch.cat([x, x]), (self.args, self.kwargs))
             return replace(self, args=args, kwargs=kwargs).record(leaves, kept, training=True)
+
+    def notes_on_numbers(self, recorded: Recorder, leaves: Leaves, kept: set[str]) -> list[str]:
+        """What to say of numbers that forward has changed, if the next call does something else for them."""
+        if not recorded.changed_numbers:
+            return []
+        try:
+            again = replace(self, numbers=recorded.changed_numbers).record(leaves, kept, training=False)
+        except FxpruneError:
+            # It believes to have made a table, which is not there.
+            return []
+        differences = compare(recorded, again)
+        same = not (differences.scopes or differences.literals)
+        return [] if same else [numbers_are_lost(self.model, recorded.changed_numbers)]
 
     def _bind(self, twin: nn.Module) -> tuple[dict[str, Any], inspect.Signature]:
         signature = inspect.signature(twin.forward)
