@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
@@ -31,7 +31,9 @@ def in_eval(*models: nn.Module, changing: Iterable[Tensor] = ()) -> Iterator[Non
         if buffer is not None and id(buffer) not in left
     ]
     for model in models:
-        model.eval()
+        # A program of `torch.export` has one mode, that of its export, and refuses to be asked for another.
+        with suppress(NotImplementedError):
+            model.eval()
     try:
         yield
     finally:

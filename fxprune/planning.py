@@ -51,6 +51,11 @@ def make_plan(
         FxpruneError: a budget is not a number, not positive, or cannot be reached; a pattern matches nothing.
     """
     total = graph.flops.total
+    if not total:
+        raise FxpruneError(
+            "the model has no operation whose FLOPs are counted, such as a convolution or a linear layer: "
+            "there is nothing to prune"
+        )
     target = flops_target(graph, flops, latency)
     budgets = [Budget(graph.flops, target)]
     if latency is not None:

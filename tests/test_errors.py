@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import re
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 import torch
 from invariant import image, net, tokens
 from torch import Tensor, nn
+from torch.testing._internal.two_tensor import TwoTensor
 
 import fxprune
 from fxprune import FxpruneError
@@ -295,3 +297,20 @@ def test_another_model_than_the_one_that_was_pruned_is_not_verified() -> None:
     pruned = fxprune.prune(wide, 0.7, example_inputs=torch.randn(2, 3), compensate=False)
     with pytest.raises(FxpruneError, match=r"^0\.weight has shape \(4, 3\), .* not the model that was pruned$"):
         fxprune.verify(narrow, pruned)
+
+
+def test_quantised_models_are_refused_with_what_to_do_first() -> None:
+    model = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 2))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        packed = torch.ao.quantization.quantize_dynamic(model, {nn.Linear})
+    message = r"`0` is of type torch\.ao\.nn\.quantized.*Linear, of which no channels .* Prune the model before"
+    assert_refused(model, lambda: fxprune.prune(packed, 0.5, example_inputs=torch.randn(2, 8)), message)
+    model[0].weight = nn.Parameter(TwoTensor(model[0].weight.detach(), torch.zeros(8, 8)))
+    with pytest.raises(FxpruneError, match=r"`0\.weight` is of type TwoTensor, of which no channels"):
+        fxprune.trace(model, torch.randn(2, 8))
+
+
+@pytest.mark.parametrize("model", [nn.Sequential(), nn.Sequential(nn.ReLU(), nn.Flatten())])
+def test_a_model_without_flops_is_refused(model: nn.Module) -> None:
+    assert_refused(model, lambda: fxprune.prune(model, 0.5, example_inputs=image()), "there is nothing to prune")

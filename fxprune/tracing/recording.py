@@ -19,6 +19,7 @@ from torch.utils._device import _device_constructors
 
 from fxprune import trees
 from fxprune.errors import FxpruneError
+from fxprune.tracing.aten import as_function
 from fxprune.tracing.known_values import in_plain_types, layout_in_plain_types, restored, spelling
 from fxprune.tracing.library_modules import has_forward_hooks
 from fxprune.tracing.meta_results import META, call_key, leaf_key, recall, remember
@@ -88,6 +89,10 @@ class Recorder(TorchFunctionMode, Nodes):
             return special(self, func, *args, **(kwargs or {}))
         if self.running_leaf or not self.active:
             return func(*args, **(kwargs or {}))
+        function = as_function(func)
+        if function is not None:
+            with self:
+                return function(*args, **(kwargs or {}))
         return self.call(func, args, kwargs or {})
 
     def call(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import keyword
+from collections.abc import Iterator
 
 import torch
 from torch import nn
@@ -39,6 +40,11 @@ def refuse_what_cannot_be_traced(model: nn.Module) -> None:
             f"Cannot trace `{type(model).__name__}`, which runs another model in its own way. "
             f"Prune the model inside it, `model.{inside}`, and wrap the result again."
         )
+    for path, kind in _not_plain(model):
+        raise FxpruneError(
+            f"Cannot trace `{type(model).__name__}`: `{path}` is of type {kind}, of which no channels can be taken. "
+            "Prune the model before its weights are quantised or shared out."
+        )
     names = (model.named_modules(), model.named_parameters(), model.named_buffers())
     for path in (path for named in names for path, _ in named):
         word = next((part for part in path.split(".") if keyword.iskeyword(part)), None)
@@ -53,6 +59,17 @@ def refuse_what_cannot_be_traced(model: nn.Module) -> None:
                 f"Cannot trace `{type(model).__name__}`: its part `{name}` has the name of an attribute that every "
                 "torch.fx.GraphModule has. Rename it, or trace the model inside another: `nn.Sequential(model)`."
             )
+
+
+def _not_plain(model: nn.Module) -> Iterator[tuple[str, str]]:
+    """Weights that are more than a tensor, as those of torchao and of tensor-parallel models, and packed layers."""
+    for path, parameter in model.named_parameters():
+        if hasattr(type(parameter), "__tensor_flatten__"):
+            yield path, type(parameter).__name__
+    for path, module in model.named_modules():
+        if hasattr(module, "_packed_params"):
+            kind = type(module)
+            yield path, f"{kind.__module__}.{kind.__qualname__}"
 
 
 def explained(model: nn.Module, recorder: Recorder, error: Exception) -> FxpruneError:
