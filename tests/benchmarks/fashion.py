@@ -1,11 +1,13 @@
 """Fashion-MNIST: which way of choosing channels keeps the most accuracy at the same FLOPs.
 
-    python tests/benchmarks/fashion.py bases                 train the three nets that are pruned
+    python tests/benchmarks/fashion.py bases                 train the three nets that are pruned anew
     python tests/benchmarks/fashion.py compare               prune, measure, fine-tune, measure; resumable
     python tests/benchmarks/fashion.py nodata                prune without a single image, measure; resumable
     python tests/benchmarks/fashion.py report                tables and plots of what has been measured
 
-The images are those of Debian's package dataset-fashion-mnist, or any folder with the four `*-ubyte.gz` files (--data).
+The nets are those in tests/benchmarks/bases, unless they have been trained anew: rows of several days are of the same ones, and
+are kept in tests/benchmarks/results. The images are those of Debian's package dataset-fashion-mnist, or any folder
+with the four `*-ubyte.gz` files (--data).
 """
 
 from __future__ import annotations
@@ -34,6 +36,7 @@ from fxprune.training.finetune import finetune
 
 DATA = Path("/usr/share/datasets/fashion-mnist")
 OUT = Path(__file__).resolve().parents[2] / "build" / "fashion"
+BASES = Path(__file__).resolve().parent / "bases"
 DOCS = Path(__file__).resolve().parents[2] / "docs" / "fashion"
 MEAN, STD = 0.2860, 0.3530
 EXAMPLE = torch.zeros(1, 1, 28, 28)
@@ -169,9 +172,10 @@ def train_base(name: str, data: Path, epochs: int, further: bool, seed: int = 0,
 
 
 def load_base(name: str) -> nn.Module:
-    """A net with the weights that `bases` has saved, in eval mode."""
+    """A net with the weights that `bases` has saved, or else with those kept here, in eval mode."""
     model = NETS[name]()
-    model.load_state_dict(load_file(OUT / f"{name}.safetensors"))
+    trained = OUT / f"{name}.safetensors"
+    model.load_state_dict(load_file(trained if trained.exists() else BASES / trained.name))
     return model.to(memory_format=torch.channels_last).eval()
 
 
