@@ -5,7 +5,7 @@
     python tests/benchmarks/fashion.py nodata                prune without a single image, measure; resumable
     python tests/benchmarks/fashion.py report                tables and plots of what has been measured
 
-The nets are those in tests/benchmarks/bases, unless they have been trained anew, so that rows of several days are of the
+The nets are those in tests/benchmarks/bases, unless they were trained anew, so that rows of several days are of the
 same ones; the rows are kept in tests/benchmarks/results. The images are those of Debian's package
 dataset-fashion-mnist, or any folder with the four `*-ubyte.gz` files (--data).
 """
