@@ -147,8 +147,29 @@ def test_gates_that_learning_ruined_do_not_stay(monkeypatch: pytest.MonkeyPatch)
     gates = _learn(graph, wrong, start="l2", lr=0.5)
     assert error(gates.scores) <= at_start
     assert gates.flops <= 0.5
-    monkeypatch.setattr("fxprune.gates.learning.least_lossy", lambda graph, candidates, *_, **__: len(candidates) - 1)
+    monkeypatch.setattr("fxprune.gates.run.least_lossy", lambda graph, candidates, *_, **__: len(candidates) - 1)
     assert error(_learn(graph, wrong, start="l2", lr=0.5).scores) > at_start
+
+
+def test_the_best_of_several_starts_and_of_start_halfway_and_learned_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    graph, data = _trained()
+    seen: list[list[np.ndarray]] = []
+
+    def second(graph: fxprune.ChannelGraph, candidates: list[np.ndarray], *_: object, **__: object) -> int:
+        seen.append(candidates)
+        return 1
+
+    monkeypatch.setattr("fxprune.gates.run.least_lossy", second)
+    monkeypatch.setattr("fxprune.gates.learning._PART", 64)
+    chosen = _learn(graph, data, start="surgeon", lr=0.3)
+    starts, ends = seen
+    assert len(starts) == 5, "four parts of 64 samples, and the mean of their scores"
+    assert all(0.4 < graph.flops(alive) / graph.flops.total <= 0.5 for alive in (*starts, *ends))
+    assert len(ends) == 3
+    assert (ends[0] == starts[1]).all()
+    halfway = (ends[1] != ends[0]).sum(), (ends[1] != ends[2]).sum()
+    assert max(halfway) < (ends[0] != ends[2]).sum()
+    assert ((chosen.scores > 0) == ends[1]).all()
 
 
 def test_a_step_moves_what_a_group_shares_by_a_sixteenth_of_what_it_moves_each_bias(tmp_path: Path) -> None:
