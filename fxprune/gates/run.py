@@ -23,7 +23,7 @@ from fxprune.gates.choosing import least_lossy
 from fxprune.gates.dagger import Dagger, flops_balance, straight_through
 from fxprune.gates.gating import dagger_inputs, gate_logits, gated_groups
 from fxprune.losses import class_loss, distillation_loss, number_of_classes
-from fxprune.training.runs import frozen
+from fxprune.training.runs import frozen, of_main_process
 from fxprune.training.snapshots import load_run, save_snapshot
 
 __all__ = ["Gates", "Run", "Settings"]
@@ -143,8 +143,13 @@ class Run:
     def start_from(self, orders: list[Scores]) -> None:
         """Start from the order, of several, that loses least at the budget."""
         states = [self._in_order(order) for order in orders]
-        self.start = self._best_of(states)
-        self._load(self.start)
+        self._load(self._best_of(states))
+        # Scores are not the same in all processes where BatchNorm has seen only their part of the data.
+        with torch.no_grad():
+            for module, _ in self.inputs:
+                for parameter in module.parameters():
+                    parameter.copy_(of_main_process(parameter.detach().clone()))
+        self.start = self._state()
         self.left = self._meet(self._target(self.step))
 
     def train(self, batch: Batch) -> tuple[float, float]:
@@ -262,11 +267,12 @@ class Run:
         # The last of those that are the same.
         several = {alive.tobytes(): number for number, alive in enumerate(candidates)}
         numbers = list(several.values())
-        if len(numbers) == 1:
-            return states[numbers[0]]
-        tried = [candidates[number] for number in numbers]
-        repaired, seed = self.settings.train_weights, self.settings.seed
-        return states[numbers[least_lossy(self.graph, tried, self.samples, repaired=repaired, seed=seed)]]
+        best = numbers[-1]
+        if len(numbers) > 1:
+            tried = [candidates[number] for number in numbers]
+            repaired, seed = self.settings.train_weights, self.settings.seed
+            best = numbers[least_lossy(self.graph, tried, self.samples, repaired=repaired, seed=seed)]
+        return states[int(of_main_process(torch.tensor(best, device=self.accelerator.device)))]
 
     def _in_order(self, order: Scores) -> _State:
         """The state in which logits stand in the order of some scores, evenly spread."""

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from fxprune.copies import cloned
 from fxprune.errors import FxpruneError
 
-__all__ = ["digest", "frozen", "make_accelerator"]
+__all__ = ["digest", "frozen", "make_accelerator", "of_main_process"]
 
 
 @contextmanager
@@ -42,6 +42,14 @@ def make_accelerator(mixed_precision: str | None = None) -> Iterator[Any]:
         # Accelerate keeps the precision for the whole process; the next run may want another.
         if not was_set_up:
             AcceleratorState._reset_state()
+
+
+def of_main_process(tensor: Tensor) -> Tensor:
+    """What the main process gives, in all processes."""
+    from accelerate.utils import broadcast
+
+    result: Tensor = broadcast(tensor)
+    return result
 
 
 def frozen(teacher: nn.Module | None, device: torch.device) -> nn.Module | None:
