@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -28,7 +29,7 @@ _INDEPENDENT = 8
 # A group is taken apart in so many rounds; within one, channels are judged one by one.
 _ROUNDS = 40
 _GONE = 1e30
-# Samples on which some cuts of each group are measured.
+# Samples of each half on which some cuts of each group are measured.
 _MEASURED = 24
 
 
@@ -49,8 +50,8 @@ def surgeon_scores(
     would seem to be a sum of the others. For the same reason one half of the samples says what others take over, and
     the other half, of samples that are not alike, what is lost then. Costs are scaled to `fisher_scores`, group by
     group; what no convolution or linear layer reads keeps those. Then a quarter, half and three quarters of each group
-    are taken out, alone, with the layers refitted, and what the outputs lose is measured on 24 samples of the second
-    half: costs become the geometric mean of what they were and what was measured.
+    are taken out, alone, with the layers refitted, and what the outputs lose is measured on 24 samples of the half that
+    judges: costs become the geometric mean of what they were and what was measured.
     (Optimal Brain Surgeon: Hassibi and Stork, NeurIPS 1992; here for channels, output errors weighted by their squared
     gradients.)
 
@@ -68,13 +69,15 @@ def surgeon_scores(
     scores = fisher_scores(graph, data, seed=seed, progress=progress)
     walk = _walked(graph, data, seed)
     # Either half judges what was fitted to the other.
-    fitted = [list(walk.readers(damping, turned)) for turned in (False, True)]
-    first, second = (_judged(graph, readers, scores) for readers in fitted)
-    costs = (first + second) / 2
-    if walk.judges is not None:
-        with evaluated(graph.module):
-            costs = set_right(graph, costs, lambda group: _of_group(graph, fitted[0], group), walk.found, walk.judges)
-    return per_cost(graph, costs, flops_power)
+    halves = []
+    for turned in (False, True):
+        readers = list(walk.readers(damping, turned))
+        costs = _judged(graph, readers, scores)
+        if walk.judges is not None:
+            with evaluated(graph.module):
+                costs = set_right(graph, costs, partial(_of_group, graph, readers), walk.found, walk.judges[not turned])
+        halves.append(costs)
+    return per_cost(graph, (halves[0] + halves[1]) / 2, flops_power)
 
 
 def _of_group(graph: ChannelGraph, readers: list[_Reader], group: Group) -> list[_Reader]:
@@ -204,7 +207,7 @@ def _walked(graph: ChannelGraph, data: Any, seed: int) -> _Walk:
     with evaluated(graph.module):
         for batch in Batches(data):
             first, second = split_apart(graph.module, batch, 0.5, seed)
-            walk.judged_by(second)
+            walk.judged_by(first, second)
             # The places of a single sample are shared out between both halves.
             sides = {(0, 1): first} if second is None else {(0,): first, (1,): second}
             for halves, samples in sides.items():
@@ -245,17 +248,17 @@ class _Walk(fx.Interpreter):
         super().__init__(graph.module, garbage_collect_values=True)
         self._places = places
         self.found = {name: found for name, (_, found) in places.items()}
-        self.judges: Batch | None = None
+        self.judges: tuple[Batch, Batch] | None = None
         self._samples = 0
         self._into: tuple[int, ...] = ()
         self._outputs: dict[str, Tensor] = {}
         self._halves: dict[str, tuple[_Moments, _Moments]] = {name: (_Moments(), _Moments()) for name in places}
         self._squares: dict[str, Tensor | float] = dict.fromkeys(places, 0.0)
 
-    def judged_by(self, samples: Batch | None) -> None:
-        """Keep the first samples of the second half, which judge what is fitted to the first."""
-        if samples is not None and self.judges is None:
-            self.judges = samples.rows(0, _MEASURED)
+    def judged_by(self, first: Batch, second: Batch | None) -> None:
+        """Keep the first samples of both halves, each of which judges what is fitted to the other."""
+        if second is not None and self.judges is None:
+            self.judges = first.rows(0, _MEASURED), second.rows(0, _MEASURED)
 
     def read(self, batch: Batch, random: torch.Generator, halves: tuple[int, ...]) -> None:
         """Add one batch, its rows shared out between these halves."""
