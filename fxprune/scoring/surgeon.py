@@ -29,8 +29,9 @@ _INDEPENDENT = 8
 # A group is taken apart in so many rounds; within one, channels are judged one by one.
 _ROUNDS = 40
 _GONE = 1e30
-# Samples of each half on which some cuts of each group are measured.
-_MEASURED = 24
+# Samples of each half on which some cuts of each group are measured; fewer where there are many groups.
+_MEASURED = 8
+_MEASURED_IN_ALL = 400
 
 
 def surgeon_scores(
@@ -50,7 +51,7 @@ def surgeon_scores(
     would seem to be a sum of the others. For the same reason one half of the samples says what others take over, and
     the other half, of samples that are not alike, what is lost then. Costs are scaled to `fisher_scores`, group by
     group; what no convolution or linear layer reads keeps those. Then a quarter, half and three quarters of each group
-    are taken out, alone, with the layers refitted, and what the outputs lose is measured on 24 samples of the half that
+    are taken out, alone, with the layers refitted, and what the outputs lose is measured on some samples of the half that
     judges: costs become the geometric mean of what they were and what was measured.
     (Optimal Brain Surgeon: Hassibi and Stork, NeurIPS 1992; here for channels, output errors weighted by their squared
     gradients.)
@@ -207,7 +208,7 @@ def _walked(graph: ChannelGraph, data: Any, seed: int) -> _Walk:
     with evaluated(graph.module):
         for batch in Batches(data):
             first, second = split_apart(graph.module, batch, 0.5, seed)
-            walk.judged_by(first, second)
+            walk.judged_by(first, second, len(graph.groups))
             # The places of a single sample are shared out between both halves.
             sides = {(0, 1): first} if second is None else {(0,): first, (1,): second}
             for halves, samples in sides.items():
@@ -255,10 +256,11 @@ class _Walk(fx.Interpreter):
         self._halves: dict[str, tuple[_Moments, _Moments]] = {name: (_Moments(), _Moments()) for name in places}
         self._squares: dict[str, Tensor | float] = dict.fromkeys(places, 0.0)
 
-    def judged_by(self, first: Batch, second: Batch | None) -> None:
+    def judged_by(self, first: Batch, second: Batch | None, groups: int) -> None:
         """Keep the first samples of both halves, each of which judges what is fitted to the other."""
         if second is not None and self.judges is None:
-            self.judges = first.rows(0, _MEASURED), second.rows(0, _MEASURED)
+            count = min(_MEASURED, max(2, _MEASURED_IN_ALL // max(groups, 1)))
+            self.judges = first.rows(0, count), second.rows(0, count)
 
     def read(self, batch: Batch, random: torch.Generator, halves: tuple[int, ...]) -> None:
         """Add one batch, its rows shared out between these halves."""
