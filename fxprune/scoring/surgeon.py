@@ -51,10 +51,9 @@ def surgeon_scores(
     would seem to be a sum of the others. For the same reason one half of the samples says what others take over, and
     the other half, of samples that are not alike, what is lost then. Costs are scaled to `fisher_scores`, group by
     group; what no convolution or linear layer reads keeps those. Then a quarter, half and three quarters of each group
-    are taken out, alone, with the layers refitted, and what the outputs lose is measured on some samples of the half that
-    judges: costs become the geometric mean of what they were and what was measured.
-    (Optimal Brain Surgeon: Hassibi and Stork, NeurIPS 1992; here for channels, output errors weighted by their squared
-    gradients.)
+    are taken out, alone, with the layers refitted, and what the outputs lose is measured on a few samples of the half
+    that judges: costs become the geometric mean of what they were and what was measured. (Optimal Brain Surgeon:
+    Hassibi and Stork, NeurIPS 1992; here for channels, output errors weighted by their squared gradients.)
 
     Args:
         graph: the analysed model.
