@@ -16,7 +16,7 @@ from torch import nn
 
 import fxprune
 from fxprune.data import Batch
-from fxprune.gates.learning import Gates, learn_gates
+from fxprune.gates.learning import Gates, _orders, learn_gates
 from fxprune.holdout import output_error
 from fxprune.training.snapshots import load_snapshot
 
@@ -151,25 +151,45 @@ def test_gates_that_learning_ruined_do_not_stay(monkeypatch: pytest.MonkeyPatch)
     assert error(_learn(graph, wrong, start="l2", lr=0.5).scores) > at_start
 
 
-def test_the_best_of_several_starts_and_of_start_halfway_and_learned_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_gates_of_the_start_the_learned_ones_and_those_halfway_are_compared(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     graph, data = _trained()
     seen: list[list[np.ndarray]] = []
 
-    def second(graph: fxprune.ChannelGraph, candidates: list[np.ndarray], *_: object, **__: object) -> int:
+    def halfway(graph: fxprune.ChannelGraph, candidates: list[np.ndarray], *_: object, **__: object) -> int:
         seen.append(candidates)
         return 1
 
-    monkeypatch.setattr("fxprune.gates.run.least_lossy", second)
+    monkeypatch.setattr("fxprune.gates.run.least_lossy", halfway)
+    chosen = _learn(graph, data, start="random", lr=0.3)
+    ((start, between, learned),) = seen
+    assert all(0.4 < graph.flops(alive) / graph.flops.total <= 0.5 for alive in (start, between, learned))
+    apart = int((start != learned).sum())
+    assert 0 < (between != start).sum() < apart
+    assert 0 < (between != learned).sum() < apart
+    assert ((chosen.scores > 0) == between).all()
+
+
+def test_the_best_of_several_orders_is_started_from(monkeypatch: pytest.MonkeyPatch) -> None:
+    graph, data = _trained()
     monkeypatch.setattr("fxprune.gates.learning._PART", 64)
-    chosen = _learn(graph, data, start="surgeon", lr=0.3)
-    starts, ends = seen
-    assert 1 < len(starts) <= 5, "of four parts of 64 samples, and of the mean of their scores"
-    assert all(0.4 < graph.flops(alive) / graph.flops.total <= 0.5 for alive in (*starts, *ends))
-    assert len(ends) == 3
-    assert (ends[0] == starts[1]).all()
-    halfway = (ends[1] != ends[0]).sum(), (ends[1] != ends[2]).sum()
-    assert max(halfway) < (ends[0] != ends[2]).sum()
-    assert ((chosen.scores > 0) == ends[1]).all()
+    samples = Batch((torch.cat([x for x, _ in data]),), {})
+    orders = _orders(graph, "surgeon", samples, seed=0)
+    assert len(orders) == 5, "four parts of 64 samples, and the mean of their scores"
+    assert np.allclose(orders[-1], np.mean(orders[:-1], axis=0))
+    assert (
+        len(_orders(graph, "surgeon", samples.rows(0, 100), seed=0)) == len(_orders(graph, "l2", samples, seed=0)) == 1
+    )
+    given: list[int] = []
+
+    def last(graph: fxprune.ChannelGraph, candidates: list[np.ndarray], *_: object, **__: object) -> int:
+        given.append(len(candidates))
+        return len(candidates) - 1
+
+    monkeypatch.setattr("fxprune.gates.run.least_lossy", last)
+    _learn(graph, data, epochs=1)
+    assert 1 < given[0] <= 5
 
 
 def test_a_step_moves_what_a_group_shares_by_a_sixteenth_of_what_it_moves_each_bias(tmp_path: Path) -> None:
