@@ -28,8 +28,8 @@ def _page(rows: list[Row]) -> str:
         "EfficientNet-Lite0 with its ImageNet weights, pruned and not trained afterwards: how often it names the class "
         f"that the original names, on {rows[0]['judged']} crops of photographs of scenes that neither scores nor "
         f"compensation saw. Samples to score and compensate on: {sources}; the inputs of *no data* are made from the "
-        "BatchNorm statistics. In each cell the bare cut and, after the arrow, what compensation makes of it. One run; "
-        "made by `python tests/benchmarks/photographs.py`.\n\n"
+        "BatchNorm statistics. In each cell the bare cut and, after the arrow, what compensation makes of it. One run "
+        "each; made by `python tests/benchmarks/photographs.py`.\n\n"
         f"To compare with: the original agrees with itself on {rows[-1]['mirrored']:.2f} of these crops when they are "
         f"mirrored, on {rows[-1]['moved']:.2f} when they are moved by four pixels.\n"
     )
