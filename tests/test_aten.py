@@ -18,7 +18,7 @@ from fxprune.tracing.aten import _FUNCTIONS, as_function
 
 def program(model: nn.Module, x: Tensor, *, decomposed: bool = False) -> nn.Module:
     """What runs an exported model, of any batch."""
-    batch = {0: torch.export.Dim("batch")}
+    batch = {0: torch.export.Dim("batch", max=1024)}
     exported = torch.export.export(model.eval(), (x,), dynamic_shapes=(batch,))
     return (exported.run_decompositions() if decomposed else exported).module()
 
