@@ -1,7 +1,7 @@
 """Costs set right by what is lost in fact: some cuts of each group, alone and refitted, on samples.
 
 A second order takes the errors at different positions for independent. In late layers, whose positions are averaged,
-they add up, and large cuts are no small changes. Between groups this is off several times; within one, the order stays.
+they add up, and large cuts are no small changes. So groups are set right against each other; the order within stays.
 """
 
 from __future__ import annotations
