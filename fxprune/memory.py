@@ -43,16 +43,20 @@ def roots(graph: fx.Graph, modules: dict[str, nn.Module], *, past_data: bool = T
 def written_attributes(traced: fx.GraphModule) -> set[str]:
     """The parameters, buffers and constants into which a traced model writes when it runs."""
     root = roots(traced.graph, dict(traced.named_modules()))
-    by_name = {node.name: node for node in traced.graph.nodes}
-    written = {root[by_name[name]] for node in traced.graph.nodes for name in node.meta.get("mutates", ())}
+    written = set().union(*_written_by(traced.graph, root).values())
     return {str(node.target) for node in written if node.op == "get_attr"}
+
+
+def _written_by(graph: fx.Graph, root: dict[fx.Node, fx.Node]) -> dict[fx.Node, set[fx.Node]]:
+    """What each node writes into, by the nodes that the memory is of."""
+    by_name = {node.name: node for node in graph.nodes}
+    return {n: {root[by_name[name]] for name in n.meta["mutates"]} for n in graph.nodes if "mutates" in n.meta}
 
 
 def used_nodes(graph: fx.Graph, modules: dict[str, nn.Module]) -> set[fx.Node]:
     """The nodes that the output depends on; fvcore does not count the others, which are there for their state."""
     root = roots(graph, modules, past_data=False)
-    by_name = {node.name: node for node in graph.nodes}
-    written = {n: {root[by_name[name]] for name in n.meta["mutates"]} for n in graph.nodes if "mutates" in n.meta}
+    written = _written_by(graph, root)
     used: set[fx.Node] = set()
     seen = {node for node in graph.nodes if node.op in ("placeholder", "get_attr")}
     stack = [graph.output_node()]
