@@ -128,13 +128,9 @@ def learn_gates(
 def _orders(
     graph: ChannelGraph, start: str | Callable[[ChannelGraph], Scores], samples: Batch, seed: int
 ) -> list[Scores]:
-    """The scores that a criterion gives: where it reads data, those on each part of the samples, and their mean.
-
-    Which samples they are makes more of a difference than how many.
-    """
+    """The scores that a criterion gives: where it reads data, those on each part of the samples, and their mean."""
     if start not in FROM_DATA:
         return [scores(graph, start, seed=seed)]
-    found = [scores(graph, start, data=part, seed=seed) for part in samples.split(_PART) if part.size == _PART]
-    return (
-        [*found, np.mean(found, axis=0)] if len(found) > 1 else found or [scores(graph, start, data=samples, seed=seed)]
-    )
+    parts = [part for part in samples.split(_PART) if part.size == _PART] or [samples]
+    found = [scores(graph, start, data=part, seed=seed) for part in parts]
+    return found if len(found) == 1 else [*found, np.mean(found, axis=0)]
