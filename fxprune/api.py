@@ -89,7 +89,7 @@ def prune(
     with shown(progress) as show:
         # A generator would be used up by the first look.
         data = list(data) if method == "dagger" and hasattr(data, "__next__") else data
-        batch = None if data is None else calibration_batch(data, samples)
+        batch = None if data is None else calibration_batch(data, samples).beside(model)
         graph = analyze(_traced(model, example_inputs, batch))
         # What cannot be is said before the work.
         if batch is not None:

@@ -10,10 +10,20 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from fxprune.devices import beside
 from fxprune.errors import FxpruneError
 from fxprune.models import example_inputs as default_inputs
 
-__all__ = ["Call", "call_arguments", "call_of", "example_of", "first_dimension", "has_batch", "with_batch"]
+__all__ = [
+    "Call",
+    "call_arguments",
+    "call_of",
+    "example_of",
+    "first_dimension",
+    "given_call",
+    "has_batch",
+    "with_batch",
+]
 
 Call: TypeAlias = tuple[tuple[Any, ...], dict[str, Any]]
 
@@ -40,13 +50,18 @@ def _without_history(leaf: Any) -> Any:
     return leaf.detach() if isinstance(leaf, Tensor) and leaf.grad_fn is not None else leaf
 
 
+def given_call(model: nn.Module, example_inputs: Any = None) -> Call:
+    """Positional and keyword arguments, beside the model: those given, or those it is made for."""
+    call = call_arguments(default_inputs(model) if example_inputs is None else example_inputs)
+    return beside(model, call)
+
+
 def call_of(model: nn.Module, example_inputs: Any = None) -> Call:
-    """Positional and keyword arguments: those given, those that the model was traced with, or those it is made for."""
+    """As `given_call`; where nothing is given, what the model was traced with comes before what it is made for."""
     recorded = getattr(model, "meta", {}).get("example_inputs")
-    if example_inputs is None and recorded is not None:
-        args, kwargs = recorded
-    else:
-        args, kwargs = call_arguments(default_inputs(model) if example_inputs is None else example_inputs)
+    if example_inputs is not None or recorded is None:
+        return given_call(model, example_inputs)
+    args, kwargs = beside(model, recorded)
     return tuple(args), dict(kwargs)
 
 

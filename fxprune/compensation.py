@@ -83,7 +83,7 @@ def compensate(
     """
     if not 0 <= holdout < 1:
         raise FxpruneError(f"holdout (={holdout}) must be a part of the samples: at least 0 and below 1")
-    samples = read_batch(batch)
+    samples = read_batch(batch).beside(original.module if isinstance(original, ChannelGraph) else original)
     choices = tuple(sorted(damping)) if isinstance(damping, Sequence) else (damping,)
     if not choices or min(choices) <= 0:
         raise FxpruneError(f"damping (={damping!r}) must be positive")
@@ -249,12 +249,15 @@ def _solve(
         where the held-out rows are better off without.
     """
     width = a.shape[2]
-    mean_a = a.double().mean(0) if centre else torch.zeros(a.shape[1:], dtype=torch.float64)
-    mean_r = r.double().mean(0) if centre else torch.zeros(r.shape[1:], dtype=torch.float64)
+
+    def mean(rows: Tensor) -> Tensor:
+        return rows.double().mean(0) if centre else torch.zeros_like(rows[0], dtype=torch.float64)
+
+    mean_a, mean_r = mean(a), mean(r)
     x, y = (a - mean_a.to(a)).transpose(0, 1), (r - mean_r.to(r)).transpose(0, 1)
     gram, cross = _product(x, x), _product(x, y)
     level = gram.diagonal(dim1=1, dim2=2).mean(1).clamp_min(1e-30)
-    eye = torch.eye(width, dtype=torch.float64)
+    eye = torch.eye(width, dtype=torch.float64, device=a.device)
     best, least = None, float(r_held.double().square().sum()) if len(r_held) else float("inf")
     x_held = a_held.transpose(0, 1)
     for strength in damping:
@@ -274,7 +277,7 @@ def _solve(
 
 def _product(x: Tensor, y: Tensor, block: int = 1024) -> Tensor:
     """x^T y per conv group, in float64 sums of blocks."""
-    total = torch.zeros(x.shape[0], x.shape[2], y.shape[2], dtype=torch.float64)
+    total = x.new_zeros(x.shape[0], x.shape[2], y.shape[2], dtype=torch.float64)
     for start in range(0, x.shape[1], block):
         total += torch.bmm(x[:, start : start + block].transpose(1, 2), y[:, start : start + block]).double()
     return total

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
+from fxprune.devices import beside
 from fxprune.errors import FxpruneError
 
 __all__ = [
@@ -74,6 +75,10 @@ class Batch:
     def to(self, device: torch.device | str) -> Batch:
         """The same batch on a device."""
         return self._map(lambda leaf: leaf.to(device, non_blocking=True))
+
+    def beside(self, model: nn.Module) -> Batch:
+        """The same batch where the model is."""
+        return Batch(*beside(model, (self.args, dict(self.kwargs), self.labels)))
 
     def rows(self, start: int, stop: int) -> Batch:
         """The samples from start to stop; what does not run over the samples stays whole."""

@@ -32,10 +32,9 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from fxprune import trees
-from fxprune.calls import call_arguments
+from fxprune.calls import given_call
 from fxprune.errors import FxpruneError
 from fxprune.eval_mode import in_eval, keeping_weights
-from fxprune.models import example_inputs as default_inputs
 from fxprune.unwrapped import source_of_scripted, unwrapped
 
 with warnings.catch_warnings():
@@ -65,7 +64,7 @@ def count_flops(model: nn.Module, example_inputs: Inputs | None = None) -> int:
         >>> count_flops(nn.Linear(3, 2), torch.zeros(5, 3))
         30
     """
-    args, kwargs = call_arguments(default_inputs(model) if example_inputs is None else example_inputs)
+    args, kwargs = given_call(model, example_inputs)
     try:
         return _count(model, args, kwargs)
     except Exception as error:

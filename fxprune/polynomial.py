@@ -2,7 +2,7 @@
 
 Each op costs a coefficient times a product of dimension sizes, and the size of a labelled dimension is the number of
 its indices whose channel is kept. So the count of any plan is a sum of products of linear forms: exact in integers,
-microseconds to evaluate, and differentiable in the gates.
+microseconds to evaluate, as is its derivative by the gates.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 __all__ = ["Polynomial", "Term", "build_polynomial", "term"]
 
@@ -81,17 +80,6 @@ class Polynomial:
             np.add.at(by_form, self.products[:, column], self.coefficients * sizes[others].prod(axis=1))
         of_channel = np.bincount(self.channel_of, weights=by_form[self.form_of], minlength=self.num_channels)
         return of_channel.astype(np.float64)
-
-    def differentiable(self, gates: torch.Tensor) -> torch.Tensor:
-        """FLOPs as a differentiable function of the gates, one in [0, 1] per channel."""
-        form_of = torch.from_numpy(self.form_of).to(gates.device)
-        channel_of = torch.from_numpy(self.channel_of).to(gates.device)
-        products = torch.from_numpy(self.products).to(gates.device)
-        coefficients = torch.from_numpy(self.coefficients).to(gates.device, torch.float64)
-        one = torch.zeros(self.num_forms, dtype=torch.float64, device=gates.device)
-        one[0] = 1.0
-        sizes = one.index_add(0, form_of, gates.double()[channel_of])
-        return (coefficients * sizes[products].prod(dim=1)).sum()
 
 
 def build_polynomial(terms: Iterable[Term], num_channels: int) -> Polynomial:

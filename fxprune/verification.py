@@ -18,6 +18,7 @@ from fxprune import trees
 from fxprune.analysis import analyze
 from fxprune.calls import call_of
 from fxprune.copies import cloned
+from fxprune.devices import beside
 from fxprune.errors import FxpruneError
 from fxprune.files.fingerprint import named_tensors
 from fxprune.memory import written_attributes
@@ -59,6 +60,8 @@ def verify(model: nn.Module, pruned: nn.Module, example_inputs: Any = None) -> f
     with uncached(packages_of(model)):
         try:
             expected = outputs_in_double(mask(model, plan), args, kwargs)
+        except torch.OutOfMemoryError:
+            raise
         except RuntimeError as error:
             raise FxpruneError(
                 f"{type(model).__name__} does not run on these inputs in float64, in which models are compared: {error}"
@@ -122,7 +125,7 @@ _ALMOST_ZERO = 1e-150
 def outputs_in_double(model: nn.Module, args: Any, kwargs: Any) -> list[torch.Tensor]:
     """The tensors that a model returns in float64; the model is changed to it, and to eval."""
     with torch.no_grad():
-        args, kwargs = pytree.tree_map(_to_double, (args, kwargs))
+        args, kwargs = pytree.tree_map(_to_double, beside(model, (args, kwargs)))
     # Going through training, models forget what they keep of an earlier pass in eval.
     model._apply(_to_double).train().eval()  # type: ignore[no-untyped-call]
     for module in model.modules():
@@ -199,7 +202,7 @@ def _relative_error(expected: torch.Tensor, got: torch.Tensor) -> float:
     if not expected.numel():
         return 0.0
     wide = torch.complex128 if expected.is_complex() or got.is_complex() else torch.float64
-    expected, got = expected.to(wide), got.to(wide)
+    expected, got = expected.to(wide), got.to(expected.device, wide)
     difference = (expected - got).abs().max()
     scale = expected.abs().max().clamp_min(torch.finfo(torch.float64).tiny)
     error = float(difference / scale)

@@ -1,4 +1,4 @@
-"""One thread a worker: several workers with as many threads as cores each would wait for each other."""
+"""One thread: workers of many would wait for each other, and sums depend on how many there are."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import os
 
 import torch
 
-if "PYTEST_XDIST_WORKER" in os.environ:
-    torch.set_num_threads(1)
-    # What tests start in processes of their own.
-    os.environ["OMP_NUM_THREADS"] = "1"
+torch.set_num_threads(1)
+# What tests start in processes of their own.
+os.environ["OMP_NUM_THREADS"] = "1"

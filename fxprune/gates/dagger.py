@@ -9,10 +9,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Dagger", "Join", "flops_balance", "gate", "straight_through"]
+__all__ = ["Dagger", "Join", "flops_balance", "gate", "slopes", "straight_through"]
 
 _OPEN = 1.0
 _HIDDEN = 16
@@ -107,11 +109,20 @@ class Dagger(nn.Module):
 
 
 class Join(nn.Module):
-    """The gates of all groups in one vector, 0 or 1 each, with one more at the end that is always open."""
+    """The gates of all groups in one vector, 0 or 1 each, with one more at the end that is always open.
+
+    Attributes:
+        pull: what is added to the gradient by the logits, which are those of all groups in a row.
+    """
+
+    pull: Tensor | None = None
 
     def forward(self, logits: list[Tensor]) -> Tensor:
         """Gates from the groups' logits."""
-        gates = straight_through(torch.cat(logits))
+        joined, pull = torch.cat(logits), self.pull
+        if pull is not None and joined.requires_grad:
+            joined.register_hook(lambda gradient: gradient + pull)  # type: ignore[no-untyped-call]
+        gates = straight_through(joined)
         return torch.cat([gates, gates.new_ones(1)])
 
 
@@ -120,6 +131,13 @@ def straight_through(logits: Tensor) -> Tensor:
     soft = torch.sigmoid(logits / _WIDTH)
     hard = (logits > 0).to(soft.dtype)
     return hard + (soft - soft.detach())
+
+
+def slopes(logits: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """The derivative of `straight_through`."""
+    soft = 0.5 + 0.5 * np.tanh(logits / (2 * _WIDTH))
+    found: npt.NDArray[np.float64] = soft * (1 - soft) / _WIDTH
+    return found
 
 
 def flops_balance(task: Tensor, flops: Tensor) -> float:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, fx, nn
 
@@ -20,7 +21,7 @@ from fxprune.channels import ChannelGraph, Scores
 from fxprune.data import Batch, check_labels, run_model
 from fxprune.errors import FxpruneError
 from fxprune.gates.choosing import least_lossy
-from fxprune.gates.dagger import Dagger, flops_balance, straight_through
+from fxprune.gates.dagger import Dagger, Join, flops_balance, slopes
 from fxprune.gates.gating import dagger_inputs, gate_logits, gated_groups
 from fxprune.losses import class_loss, distillation_loss, number_of_classes
 from fxprune.training.runs import frozen, of_main_process
@@ -109,8 +110,9 @@ class Run:
         samples: Batch,
     ) -> None:
         self.accelerator, self.graph, self.settings, self.steps = accelerator, graph, settings, steps
-        self.samples = samples.to(next(iter(graph.module.parameters())).device)
+        self.samples = samples.beside(graph.module)
         daggers = [module for module in gated.modules() if isinstance(module, Dagger)]
+        (self.join,) = (module for module in gated.modules() if isinstance(module, Join))
         biases = [module.bias for module in daggers]
         shared = [p for module in daggers for p in module.parameters() if p is not module.bias]
         mine = {id(p) for p in (*biases, *shared)}
@@ -136,6 +138,7 @@ class Run:
         self.price, self.total = graph.price, float(graph.price.total)
         self.step = 0
         self.balance = 0.0
+        self.logits = self._read()
         self.losses: list[float] = []
         self.start = self._state()
         self.left = 1.0
@@ -161,11 +164,13 @@ class Run:
                 wanted = run_model(self.teacher, there)
             elif self.step == 0:
                 check_labels(batch, number_of_classes(run_model(self.teacher, there)))
+        pull = self._pull().to(self.accelerator.device)
+        self.join.pull = self.balance * pull
         task = self.objective(there, wanted)
         self.accelerator.backward(task)
         value = float(self.accelerator.reduce(task.detach(), "mean"))
         if math.isfinite(value):
-            self._regularise()
+            self._rebalance(pull)
             rate = self.settings.lr * (0.5 + 0.5 * math.cos(math.pi * self.step / self.steps))
             for group in self.updates[0].param_groups:
                 group["lr"] = rate * group["part"]
@@ -182,43 +187,45 @@ class Run:
         """The fraction of FLOPs to be left at a step."""
         return 1.0 - (1.0 - self.settings.flops) * min(1.0, (step + 1) / (_RAMP * self.steps))
 
-    def _regularise(self) -> None:
-        """Add the gradient of the FLOPs, weighted, to the task's."""
-        parameters = [parameter for module, _ in self.inputs for parameter in module.parameters()]
+    def _read(self) -> npt.NDArray[np.float64]:
+        """All logits in a row."""
+        with torch.no_grad():
+            return torch.cat([module(*read) for module, read in self.inputs]).double().cpu().numpy()
+
+    def _pull(self) -> Tensor:
+        """The gradient of the fraction of FLOPs left by the logits."""
+        alive = np.ones(self.graph.num_channels, dtype=bool)
+        alive[self.channels] = self.logits > 0
+        by_gates = self.price.marginal(alive)[self.channels] / self.total
+        return torch.from_numpy(by_gates * slopes(self.logits)).float()
+
+    def _rebalance(self, pull: Tensor) -> None:
+        """Weigh the FLOPs for the next step by the gradients of this one, of which they have had their part."""
         task = torch.cat([module.bias.grad for module, _ in self.inputs])  # type: ignore[misc]
-        logits = torch.cat([module(*read) for module, read in self.inputs])
-        channels = torch.from_numpy(self.channels).to(logits.device)
-        gates = logits.new_ones(self.graph.num_channels).index_copy(0, channels, straight_through(logits))
-        left = self.price.differentiable(gates) / self.total
-        pull, *pulls = torch.autograd.grad(left, [logits, *parameters])
         # Of one batch alone the balance is noise.
-        self.balance += (flops_balance(task, pull) - self.balance) / min(self.step + 1, 10)
-        for parameter, by_flops in zip(parameters, pulls, strict=True):
-            parameter.grad.add_(by_flops, alpha=self.balance)  # type: ignore[union-attr]
+        new = flops_balance(task - self.balance * pull, pull)
+        self.balance += (new - self.balance) / min(self.step + 1, 10)
 
     def _meet(self, target: float) -> float:
         """Shift all logits alike, so that the open gates cost at most a fraction of the FLOPs; returns their cost."""
+        values = self._read()
+        alive = np.ones(self.graph.num_channels, dtype=bool)
+        order = np.sort(values)
+        low, high = 0, len(order)
+        while low < high:
+            middle = (low + high) // 2
+            alive[self.channels] = values > order[middle]
+            fits = self.price(alive) <= target * self.total
+            low, high = (low, middle) if fits else (middle + 1, high)
+        # Between two logits, so that rounding cannot put one of them on the other side.
+        padded = np.concatenate([[order[0] - 2 * _LAST], order, [order[-1] + 2 * _LAST]])
+        threshold = float(padded[low + (target < 1) :][:2].mean())
+        starts = np.cumsum([0, *self.sizes[:-1]])
+        shifts = np.minimum(threshold, np.maximum.reduceat(values, starts) - _LAST)
         with torch.no_grad():
-            logits = torch.cat([module(*read) for module, read in self.inputs])
-            values = logits.double().cpu().numpy()
-            alive = np.ones(self.graph.num_channels, dtype=bool)
-            order = np.sort(values)
-            low, high = 0, len(order)
-            while low < high:
-                middle = (low + high) // 2
-                alive[self.channels] = values > order[middle]
-                fits = self.price(alive) <= target * self.total
-                low, high = (low, middle) if fits else (middle + 1, high)
-            # Between two logits, so that rounding cannot put one of them on the other side.
-            padded = np.concatenate([[order[0] - 2 * _LAST], order, [order[-1] + 2 * _LAST]])
-            threshold = float(padded[low + (target < 1) :][:2].mean())
-            start = 0
-            for (module, _), size in zip(self.inputs, self.sizes, strict=True):
-                mine = slice(start, start + size)
-                shift = min(threshold, float(values[mine].max()) - _LAST)
-                module.bias.sub_(shift)
-                alive[self.channels[mine]] = values[mine] > shift
-                start += size
+            torch._foreach_sub_([module.bias for module, _ in self.inputs], shifts.tolist())
+        self.logits = values - np.repeat(shifts, self.sizes)
+        alive[self.channels] = self.logits > 0
         return self.price(alive) / self.total
 
     def save(self, path: str | Path) -> None:
@@ -229,6 +236,7 @@ class Run:
                 "step": self.step,
                 "losses": list(self.losses),
                 "balance": self.balance,
+                "logits": torch.from_numpy(self.logits),
                 "model": self.accelerator.unwrap_model(self.objective).state_dict(),
                 "updates": [update.state_dict() for update in self.updates],
             }
@@ -246,6 +254,7 @@ class Run:
         for update, theirs in zip(self.updates, state["updates"], strict=True):
             update.load_state_dict(theirs)
         self.step, self.losses, self.balance = state["step"], list(state["losses"]), state["balance"]
+        self.logits = state["logits"].numpy()
 
     def choose(self) -> None:
         """Take the gates of the start, the learned ones or those halfway between them: what loses least."""

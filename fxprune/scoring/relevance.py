@@ -27,6 +27,7 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from fxprune import trees
 from fxprune.channels import ChannelGraph, Ids, Labels
+from fxprune.devices import beside
 from fxprune.errors import FxpruneError
 
 __all__ = ["relevance_scores"]
@@ -199,7 +200,7 @@ class _Relevance:
         """Samples of a node's channels, samples by channels; None where they cannot be had."""
         value = node.meta.get("value")
         if node.op == "placeholder" and isinstance(value, Tensor) and value.dim() == 4 and value.is_floating_point():
-            return torch.randn(_SAMPLES, value.shape[1], generator=self.random)
+            return beside(self.graph.module, torch.randn(_SAMPLES, value.shape[1], generator=self.random))
         axis = self.axis(node)
         if axis is None or not node.all_input_nodes or node.op == "output":
             return None

@@ -99,7 +99,7 @@ def gate_gradients(
     with evaluated(graph.module):
         reader = _GateReader(graph)
         for batch in Batches(data):
-            for part in batch.split(16):
+            for part in batch.beside(graph.module).split(16):
                 yield from reader.read(part, probes, random)
                 done += part.size
                 progress("score", done, done, {})

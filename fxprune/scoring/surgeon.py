@@ -206,7 +206,7 @@ def _walked(graph: ChannelGraph, data: Any, seed: int) -> _Walk:
     random = torch.Generator().manual_seed(seed)
     with evaluated(graph.module):
         for batch in Batches(data):
-            first, second = split_apart(graph.module, batch, 0.5, seed)
+            first, second = split_apart(graph.module, batch.beside(graph.module), 0.5, seed)
             walk.judged_by(first, second, len(graph.groups))
             # The places of a single sample are shared out between both halves.
             sides = {(0, 1): first} if second is None else {(0,): first, (1,): second}

@@ -14,10 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from fxprune import trees
-from fxprune.calls import call_arguments
+from fxprune.calls import given_call
 from fxprune.copies import TensorCopies, cloned, meta_like, meta_twin, tensors_of
 from fxprune.errors import FxpruneError, FxpruneWarning
-from fxprune.models import example_inputs as default_inputs
 from fxprune.models import source_of
 from fxprune.tracing.guards import insert_guards
 from fxprune.tracing.library_modules import is_library_module
@@ -110,7 +109,7 @@ def trace_knowing(
         raise FxpruneError(
             f"model (a {type(model).__name__}) is no nn.Module: build it first, as timm.create_model('resnet50') does"
         )
-    args, kwargs = call_arguments(default_inputs(model) if example_inputs is None else example_inputs)
+    args, kwargs = given_call(model, example_inputs)
     refuse_what_cannot_be_traced(model)
     source = _Source(model, args, kwargs, copy, values)
     notes: list[str] = []

@@ -4,6 +4,7 @@
     python tests/benchmarks/coverage.py LIST_FILE MODEL ...   these
     python tests/benchmarks/coverage.py all                   all of timm and torchvision, on the meta device
     python tests/benchmarks/coverage.py --one timm:resnet18   one, in this process, with the traceback
+    python tests/benchmarks/coverage.py --device cuda ...     on a GPU; what it has no memory for fails with that reason
 
 A model is named as `fxprune.models.load_model` takes it, with the shapes of its inputs after it where they are not the
 default: "torchvision:raft_small 1,3,128,128 1,3,128,128". Of a torchvision detector it is the backbone that is pruned.
@@ -17,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import functools
 import hashlib
 import importlib
 import io
@@ -43,6 +45,7 @@ from torch.utils import _pytree as pytree
 
 import fxprune
 from fxprune.calls import call_arguments
+from fxprune.devices import beside
 from fxprune.models import example_inputs, load_model
 from fxprune.verification import largest_difference, mask, outputs_in_double
 
@@ -57,7 +60,11 @@ Checks = Mapping[str, Callable[[str, dict[str, Any], Result], None]]
 
 
 def check(
-    spec: str, say: Callable[[str], None] = lambda stage: None, reraise: bool = False, checks: Checks | None = None
+    spec: str,
+    say: Callable[[str], None] = lambda stage: None,
+    reraise: bool = False,
+    checks: Checks | None = None,
+    device: str = "cpu",
 ) -> Result:
     """Prune one model to half of its FLOPs and check all that it must reach.
 
@@ -67,6 +74,7 @@ def check(
         say: called with the name of each check before it starts.
         reraise: let the first failure's exception through, for its traceback.
         checks: what to do, instead of what the name asks for.
+        device: where the model is.
 
     Returns:
         what can be written as JSON: `ok`, `failed` (check -> reason) and the measurements.
@@ -74,7 +82,7 @@ def check(
     torch.set_num_threads(1)
     torch.manual_seed(0)
     result: Result = {"model": spec, "ok": False, "failed": {}}
-    state: dict[str, Any] = {}
+    state: dict[str, Any] = {"device": device}
     began = time.perf_counter()
     on_the_meta_device = spec.startswith(on_meta.PREFIX)
     chosen: Checks = checks or (on_meta.CHECKS if on_the_meta_device else CHECKS)
@@ -106,9 +114,10 @@ def _check_build(spec: str, state: dict[str, Any], result: Result) -> None:
 
 
 def set_up(state: dict[str, Any], model: nn.Module, inputs: Any) -> None:
-    """Keep model and inputs for the checks that follow."""
+    """Keep model and inputs, on their device, for the checks that follow."""
+    model.to(state["device"])
     _randomise(model.eval())
-    state["model"], state["inputs"] = model, inputs
+    state["model"], state["inputs"] = model, beside(model, inputs)
     state["before"] = _fingerprint(model)
 
 
@@ -317,6 +326,7 @@ def run(
     gib: float,
     source: str,
     checks: Checks | None = None,
+    device: str = "cpu",
 ) -> None:
     """Check the models in forked processes, at most `workers` at a time; append a line to `output` for each."""
     context = multiprocessing.get_context("fork")
@@ -327,7 +337,7 @@ def run(
         while waiting and len(running) < workers:
             spec = waiting.pop()
             here, there = context.Pipe(duplex=False)
-            process = context.Process(target=_child, args=(spec, there, gib, seconds, checks))
+            process = context.Process(target=_child, args=(spec, there, gib, seconds, checks, device))
             process.start()
             there.close()
             # It may wait for a processor much longer than it computes.
@@ -362,12 +372,12 @@ def run(
                 )
 
 
-def _child(spec: str, connection: Connection, gib: float, seconds: float, checks: Checks | None) -> None:
+def _child(spec: str, connection: Connection, gib: float, seconds: float, checks: Checks | None, device: str) -> None:
     limit = int(gib * 2**30)
     resource.setrlimit(resource.RLIMIT_CPU, (math.ceil(seconds), math.ceil(seconds) + 5))
     # Of data, not of addresses: torch's libraries alone map many GiB that they never touch.
     resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
-    connection.send(check(spec, say=connection.send, checks=checks))
+    connection.send(check(spec, say=connection.send, checks=checks, device=device))
 
 
 def _lost(spec: str, stage: str, reason: str) -> Result:
@@ -455,9 +465,11 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=900.0, help="CPU time limit of one model (default 900)")
     parser.add_argument("--gib", type=float, default=14.0, help="memory limit of one model in GiB (default 14)")
     parser.add_argument("--at-least", type=int, help="how many must pass (default: all)")
+    parser.add_argument("--device", default="cpu", help="where the models are (default cpu)")
     options = parser.parse_args()
     if options.one:
-        result = check(options.one, say=lambda stage: print(f"{stage} ...", flush=True), reraise=True)
+        show = functools.partial(print, "...", flush=True)
+        result = check(options.one, say=show, reraise=True, device=options.device)
         print(json.dumps(result, indent=2))
         return 0
     torch.set_num_threads(1)
@@ -472,7 +484,8 @@ def main() -> int:
         specs = [spec for spec in specs if not known.get(spec, {"ok": False})["ok"]]
     current = {spec for spec, result in known.items() if options.any_source or result["source"] == source}
     todo = [spec for spec in specs if spec not in current]
-    run(todo, options.output, workers=options.workers, seconds=options.seconds, gib=options.gib, source=source)
+    limits = {"workers": options.workers, "seconds": options.seconds, "gib": options.gib}
+    run(todo, options.output, **limits, source=source, device=options.device)
     known = read(options.output)
     results = [known[spec] for spec in specs]
     print(table(results))

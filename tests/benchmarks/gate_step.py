@@ -1,10 +1,11 @@
 """What gates cost: a training step with gates beside the same step without.
 
     python tests/benchmarks/gate_step.py [--rounds 15] [--at-most 1.15] [--only resnet20 ...]
+        [--device cpu] [--batch 8] [--pixels 128]
 
 A step is forward, backward and an update of the weights by SGD; with gates, their own loss, backward and update too:
-all that `learn_gates` does in a step. The two take turns in one process and on one thread; the
-table has the medians. `--at-most R` exits with 1 if the ratio is above R for any model.
+all that `learn_gates` does in a step. The two take turns in one process and on one thread; the table has the medians,
+of processor time, on a GPU of time until it is done. `--at-most R` exits with 1 if the ratio is above R for any model.
 """
 
 from __future__ import annotations
@@ -25,18 +26,25 @@ import fxprune
 from fxprune.gates.learning import learn_gates
 from fxprune.models import load_model
 
-REAL = {"timm:resnet50": 8, "timm:mobilenetv2_100": 8}
+REAL = ("timm:resnet50", "timm:mobilenetv2_100")
 
 
-def _case(name: str) -> tuple[nn.Module, Tensor, int]:
+def _now(device: torch.device) -> float:
+    if device.type == "cpu":
+        return time.process_time()
+    torch.get_device_module(device).synchronize()
+    return time.perf_counter()
+
+
+def _case(name: str, batch: int, pixels: int) -> tuple[nn.Module, Tensor, int]:
     torch.manual_seed(0)
     if name in NETS:
         return NETS[name](), torch.randn(128, 1, 28, 28), 10
-    return load_model(name), torch.randn(REAL[name], 3, 128, 128), 1000
+    return load_model(name), torch.randn(batch, 3, pixels, pixels), 1000
 
 
 class Turns:
-    """CPU seconds of both steps. It is the data of the gates: with each batch drawn from it, it makes a plain step."""
+    """Seconds of both steps. It is the data of the gates: with each batch drawn from it, it makes a plain step."""
 
     def __init__(self, model: nn.Module, inputs: Tensor, labels: Tensor, rounds: int) -> None:
         self.model, self.inputs, self.labels, self.rounds = model.train(), inputs, labels, rounds
@@ -50,24 +58,24 @@ class Turns:
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         # The first turn pays for first calls.
         for turn in range(len(self)):
-            began = time.process_time()
+            began = _now(self.inputs.device)
             self.optimizer.zero_grad()
             F.cross_entropy(self.model(self.inputs), self.labels).backward()
             self.optimizer.step()
-            plain_at = time.process_time()
+            plain_at = _now(self.inputs.device)
             yield self.inputs, self.labels
             if turn:
                 self.plain.append(plain_at - began)
-                self.gated.append(time.process_time() - plain_at)
+                self.gated.append(_now(self.inputs.device) - plain_at)
 
 
-def compare(name: str, rounds: int) -> Turns:
+def compare(name: str, rounds: int, device: str, batch: int, pixels: int) -> Turns:
     """Seconds of each step."""
-    model, inputs, classes = _case(name)
-    model = model.to(memory_format=torch.channels_last)
-    inputs = inputs.contiguous(memory_format=torch.channels_last)
+    model, inputs, classes = _case(name, batch, pixels)
+    model = model.to(device, memory_format=torch.channels_last)
+    inputs = inputs.to(device, memory_format=torch.channels_last)
     graph = fxprune.analyze(fxprune.trace(model.train(), inputs[:1]))
-    turns = Turns(model, inputs, torch.arange(len(inputs)) % classes, rounds)
+    turns = Turns(model, inputs, torch.arange(len(inputs), device=device) % classes, rounds)
     learn_gates(graph, turns, flops=0.5, start="relevance", progress=False)
     return turns
 
@@ -78,13 +86,16 @@ def main() -> int:
     parser.add_argument("--only", nargs="*", default=[*NETS, *REAL], metavar="MODEL")
     parser.add_argument("--rounds", type=int, default=15, help="timed turns of each (default 15)")
     parser.add_argument("--at-most", type=float, metavar="RATIO", help="exit with 1 if gates cost more")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--batch", type=int, default=8, help="images for the models of timm (default 8)")
+    parser.add_argument("--pixels", type=int, default=128, help="and their size (default 128)")
     options = parser.parse_args()
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
-    print(f"{'CPU, one step, medians':<24} {'plain ms':>9} {'gated ms':>9} {'ratio':>7}")
+    print(f"{'one step, medians':<24} {'plain ms':>9} {'gated ms':>9} {'ratio':>7}")
     worst = 0.0
     for name in options.only:
-        turns = compare(name, options.rounds)
+        turns = compare(name, options.rounds, options.device, options.batch, options.pixels)
         plain, gated = statistics.median(turns.plain), statistics.median(turns.gated)
         worst = max(worst, gated / plain)
         print(f"{name:<24} {1000 * plain:>9.1f} {1000 * gated:>9.1f} {gated / plain:>7.3f}", flush=True)
