@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Callable, Sequence
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -62,15 +63,25 @@ models timed in turns on one thread.
 
 
 def _speeds(rows: Sequence[dict[str, Any]]) -> str:
-    how = next(row["how"] for row in rows if "how" in row)
-    head = f"""## Speed at half of the FLOPs
+    head = """## Speed at half of the FLOPs
 
 The last column is the speed-up as a part of the ideal, which is what it were if time went by FLOPs: half of the FLOPs,
 twice as fast. *By time* is `prune(model, flops=0.5, latency=1)`, *uniform* is `prune(model, flops=0.5,
 method="uniform")`, all layers alike: what a score keeps whole for the sake of accuracy, as the residual stream of a
 ResNet, takes its whole time in additions and normalisation. The number behind is `round_to`. Torch-Pruning 1.6.1 prunes
-with group magnitude, all layers alike, its default. Random weights; {how};
-the versions of a model were timed in turns.
+with group magnitude, all layers alike, its default. Random weights; the versions of a model were timed in turns.
+"""
+    return "\n".join([head, *(_speeds_of(how, [*group]) for how, group in itertools.groupby(rows, _how(rows)))])
+
+
+def _how(rows: Sequence[dict[str, Any]]) -> Callable[[dict[str, Any]], str]:
+    """How a row was measured; one that was not, since there is no such version, as the others of its model."""
+    known = {(row["model"], row.get("batch")): row["how"] for row in rows if "how" in row}
+    return lambda row: str(known[row["model"], row.get("batch")])
+
+
+def _speeds_of(how: str, rows: Sequence[dict[str, Any]]) -> str:
+    head = f"""### {how}
 
 | model | batch | version | FLOPs | median ms | interquartile range | speed-up | of the ideal |
 |---|---|---|---|---|---|---|---|"""
