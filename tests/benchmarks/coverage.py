@@ -4,6 +4,7 @@
     python tests/benchmarks/coverage.py LIST_FILE MODEL ...   these
     python tests/benchmarks/coverage.py all                   all of timm and torchvision, on the meta device
     python tests/benchmarks/coverage.py --one timm:resnet18   one, in this process, with the traceback
+    python tests/benchmarks/coverage.py --untrained ...       without the backward pass and the training step
     python tests/benchmarks/coverage.py --device cuda ...     on a GPU; what it has no memory for fails with that reason
 
 A model is named as `fxprune.models.load_model` takes it, with the shapes of its inputs after it where they are not the
@@ -101,6 +102,7 @@ def check(
                     raise
                 result["failed"][name] = f"{_reason(error)}{_where(error)}"
     result["ok"] = not result["failed"]
+    result["trained"] = "train" in chosen
     result["total_seconds"] = round(time.perf_counter() - began, 2)
     result["peak_mib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
     return result
@@ -465,6 +467,7 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=900.0, help="CPU time limit of one model (default 900)")
     parser.add_argument("--gib", type=float, default=14.0, help="memory limit of one model in GiB (default 14)")
     parser.add_argument("--at-least", type=int, help="how many must pass (default: all)")
+    parser.add_argument("--untrained", action="store_true", help="leave out what takes most: backward and training")
     parser.add_argument("--device", default="cpu", help="where the models are (default cpu)")
     options = parser.parse_args()
     if options.one:
@@ -485,7 +488,9 @@ def main() -> int:
     current = {spec for spec, result in known.items() if options.any_source or result["source"] == source}
     todo = [spec for spec in specs if spec not in current]
     limits = {"workers": options.workers, "seconds": options.seconds, "gib": options.gib}
-    run(todo, options.output, **limits, source=source, device=options.device)
+    untrained = {name: check for name, check in CHECKS.items() if name not in ("backward", "train")}
+    checks = untrained if options.untrained else None
+    run(todo, options.output, **limits, source=source, device=options.device, checks=checks)
     known = read(options.output)
     results = [known[spec] for spec in specs]
     print(table(results))

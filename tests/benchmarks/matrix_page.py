@@ -33,7 +33,7 @@ def compact(rows: Iterable[Row], with_weights: dict[str, Row]) -> dict[str, Any]
     """What the page's table needs, failures first: names of columns, reasons, and one list for each model.
 
     `frozen` is a flat list of pairs: the number of a reason, and how many channels are frozen for it. `wrong` says of
-    models that fail with weights what is wrong.
+    models that fail with weights what is wrong, `untrained` names those with weights that were not trained a step.
     """
     reasons: dict[str, int] = {}
     table = []
@@ -59,7 +59,8 @@ def compact(rows: Iterable[Row], with_weights: dict[str, Row]) -> dict[str, Any]
             ]
         )
     wrong = {name: row["failed"] for name, row in with_weights.items() if not row["ok"]}
-    return {"columns": COLUMNS, "reasons": list(reasons), "wrong": wrong, "rows": table}
+    untrained = sorted(name for name, row in with_weights.items() if not row.get("trained", True))
+    return {"columns": COLUMNS, "reasons": list(reasons), "wrong": wrong, "untrained": untrained, "rows": table}
 
 
 def expand(data: dict[str, Any]) -> tuple[list[Row], dict[str, Row]]:
@@ -85,7 +86,13 @@ def expand(data: dict[str, Any]) -> tuple[list[Row], dict[str, Row]]:
         error = entry["error"]
         if error is not None:
             failed = data["wrong"].get(entry["model"], {})
-            with_weights[entry["model"]] = {"model": entry["model"], "error": error, "ok": not failed, "failed": failed}
+            with_weights[entry["model"]] = {
+                "model": entry["model"],
+                "error": error,
+                "ok": not failed,
+                "failed": failed,
+                "trained": entry["model"] not in data["untrained"],
+            }
     return rows, with_weights
 
 
@@ -98,6 +105,7 @@ def summary(rows: list[Row], with_weights: dict[str, Row], date: str) -> str:
     libraries = Counter(row["model"].removeprefix("meta:").partition(":")[0] for row in rows)
     errors = [row["error"] for row in with_weights.values() if "error" in row]
     wrong = [row for row in with_weights.values() if not row["ok"]]
+    trained = sum(row.get("trained", True) for row in with_weights.values())
     lines = [
         f"As of {date}:",
         "",
@@ -106,8 +114,9 @@ def summary(rows: list[Row], with_weights: dict[str, Row], date: str) -> str:
         f"| looked at | {len(rows):,} ({', '.join(f'{n:,} of {library}' for library, n in libraries.most_common())}) |",
         f"| pass | {len(passed):,} |",
         f"| fail | {len(failures):,} |",
-        f"| with weights, too: run, compared in float64, trained a step, saved | {len(with_weights):,} |",
-        f"| of these pass | {len(with_weights) - len(wrong):,}, largest error {max(errors):.1e} |",
+        f"| with weights, too: run, compared in float64, saved and loaded | {len(with_weights):,} |",
+        f"| of these also trained a step | {trained:,} |",
+        f"| of those with weights pass | {len(with_weights) - len(wrong):,}, largest error {max(errors):.1e} |",
         "",
         f"FLOPs of the result: {min(ratios):.4f} to {max(ratios):.4f} of the original's; at most 0.5 was asked for.",
         f"Processor time of all steps: median {statistics.median(seconds):.1f} s, most {max(seconds):.1f} s.",
