@@ -63,3 +63,17 @@ def test_more_samples_of_the_same_scenes_do_not_make_channels_cheap() -> None:
     few, many = (surgeon_scores(graph, [data], flops_power=0.0)[group.channels].sum() for data in (scenes, again))
     # Judged on the scenes that it was fitted to, this would be about half.
     assert many > 0.75 * few
+
+
+def test_progress_is_told_of_every_group() -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(128, 4))
+    graph = fxprune.analyze(fxprune.trace(net.eval(), torch.zeros(1, 3, 8, 8)))
+    told: list[tuple[str, int, int]] = []
+    fxprune.scores(
+        graph,
+        "surgeon",
+        data=torch.randn(16, 3, 8, 8),
+        progress=lambda name, done, total, _: told.append((name, done, total)),
+    )
+    assert [step for step in told if step[0] == "refit"] == [("refit", k + 1, 8) for k in range(8)]

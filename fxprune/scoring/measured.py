@@ -44,6 +44,7 @@ def set_right(
     readers: Callable[[Group], Sequence[Refitted]],
     contractions: Mapping[str, Contraction],
     samples: Batch,
+    told: Callable[[], None] = lambda: None,
 ) -> Scores:
     """Costs whose sums lie halfway, in logarithms, between what they are and what is measured.
 
@@ -55,6 +56,7 @@ def set_right(
         readers: those of a group; none where nothing can be refitted, and its costs stay.
         contractions: what the nodes of the readers are.
         samples: that measure; neither costs nor refitted layers should come from them.
+        told: called for each group.
     """
     right: Scores = costs.copy()
     factors, measured = [], []
@@ -62,6 +64,7 @@ def set_right(
         parts = samples.split(_CHUNK)
         wanted = [run_model(graph.module, part) for part in parts]
         for group in graph.groups:
+            told()
             mine = readers(group)
             if not mine:
                 continue

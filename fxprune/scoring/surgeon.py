@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -61,21 +62,27 @@ def surgeon_scores(
         flops_power: scores are divided by this power of the FLOPs that a channel costs.
         damping: added to covariances, relative to the mean variance.
         seed: of the directions, where there are no labels.
-        progress: is told of the samples done.
+        progress: is told of the samples done, then of the groups.
 
     Returns:
         Float array with one entry per channel number, not negative.
     """
     scores = fisher_scores(graph, data, seed=seed, progress=progress)
     walk = _walked(graph, data, seed)
+    steps, done = (2 if walk.judges is None else 4) * len(graph.groups), itertools.count(1)
+
+    def told() -> None:
+        progress("refit", next(done), steps, {})
+
     # Either half judges what was fitted to the other.
     halves = []
     for turned in (False, True):
         readers = list(walk.readers(damping, turned))
-        costs = _judged(graph, readers, scores)
+        costs = _judged(graph, readers, scores, told)
         if walk.judges is not None:
+            mine, judges = partial(_of_group, graph, readers), walk.judges[not turned]
             with evaluated(graph.module):
-                costs = set_right(graph, costs, partial(_of_group, graph, readers), walk.found, walk.judges[not turned])
+                costs = set_right(graph, costs, mine, walk.found, judges, told)
         halves.append(costs)
     return per_cost(graph, (halves[0] + halves[1]) / 2, flops_power)
 
@@ -84,9 +91,10 @@ def _of_group(graph: ChannelGraph, readers: list[_Reader], group: Group) -> list
     return [local for reader in readers if (local := reader.within(graph, group)) is not None]
 
 
-def _judged(graph: ChannelGraph, readers: list[_Reader], fisher: Scores) -> Scores:
+def _judged(graph: ChannelGraph, readers: list[_Reader], fisher: Scores, told: Callable[[], None]) -> Scores:
     scores: Scores = fisher.copy()
     for group in graph.groups:
+        told()
         mine = _of_group(graph, readers, group)
         if mine:
             scores[group.channels] = _taken_apart(mine, len(group), float(fisher[group.channels].sum()))
