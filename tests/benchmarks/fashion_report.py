@@ -50,14 +50,15 @@ def _without_data(rows: Sequence[Row]) -> str:
 
 
 def table(rows: Sequence[Row]) -> str:
-    """Test accuracy in percent, mean ± standard deviation over the seeds; the best fine-tuned first."""
+    """Test accuracy in percent, mean ± standard deviation over the seeds; the best fine-tuned at all budgets first."""
     budgets = sorted({row["budget"] for row in rows}, reverse=True)
     stages = [stage for stage in STAGES if any(row[stage] is not None for row in rows)]
     heads = [f"{100 * budget:g} % FLOPs: {STAGES[stage]}" for budget in budgets for stage in stages]
     lines = [f"| method | {' | '.join(heads)} |", "|---" * (1 + len(heads)) + "|"]
 
-    def tuned(method: str) -> float:
-        return statistics.mean(row["tuned"] for row in rows if row["method"] == method)
+    def tuned(method: str) -> tuple[int, float]:
+        mine = [row for row in rows if row["method"] == method]
+        return len({row["budget"] for row in mine}), statistics.mean(row["tuned"] for row in mine)
 
     for method in sorted(_in_order(rows, "method"), key=tuned, reverse=True):
         cells = []
