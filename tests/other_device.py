@@ -20,8 +20,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 __all__ = ["ELSEWHERE", "is_elsewhere", "other_device"]
 
 ELSEWHERE = torch.device("hpu", 0)
-# Take an index, or what is copied, from any device.
-_ANY_DEVICE = ("aten::copy_", "aten::_copy_from", "aten::index.Tensor")
+# Take an index, or what is copied, from any device; what is written through an index has to be beside it.
+_COPYING = ("aten::copy_", "aten::_copy_from", "aten::index.Tensor")
 _INDEXED = ("aten::index_put", "aten::_index_put_impl_", "aten::_unsafe_index")
 
 _storages: dict[int, StorageWeakRef] = {}
@@ -62,31 +62,19 @@ class _Operations(TorchDispatchMode):
     """Results are where the operands are, which must be in one place; single numbers may be anywhere."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        operands = _tensors((args, kwargs))
-        name = str(func).replace(".default", "")
+        operands, name = _tensors((args, kwargs)), func.name()
         there = [tensor for tensor in operands if is_elsewhere(tensor)]
         here = [tensor for tensor in operands if tensor.dim() and not is_elsewhere(tensor) and not tensor.is_meta]
-        name = func.name()
-        indexed = name.startswith(_INDEXED) and bool(there) and is_elsewhere(operands[0])
-        if there and here and not name.startswith(_ANY_DEVICE) and not indexed:
+        indexed = name.startswith(_INDEXED) and is_elsewhere(operands[0])
+        if there and here and not indexed and not name.startswith(_COPYING):
             raise RuntimeError(f"Expected all tensors to be on the same device, but {name} got {ELSEWHERE} and cpu")
         result = func(*args, **(kwargs or {}))
-        known = {id(tensor) for tensor in operands}
-        if there:
-            of_first = is_elsewhere(operands[0]) if name.startswith("aten::index.Tensor") else True
-            for tensor in _tensors(result):
-                if id(tensor) not in known and not tensor.is_meta:
-                    _put(tensor, of_first)
-        else:
-            for tensor in _tensors(result):
-                if (
-                    id(tensor) not in known
-                    and not tensor.is_meta
-                    and not any(
-                        tensor.untyped_storage()._cdata == operand.untyped_storage()._cdata for operand in operands
-                    )
-                ):
-                    _put(tensor, False)
+        # An index may be elsewhere when what it picks from is not.
+        elsewhere = bool(there) and (is_elsewhere(operands[0]) or not name.startswith(_COPYING))
+        known = {tensor.untyped_storage()._cdata for tensor in operands if not tensor.is_meta}
+        for tensor in _tensors(result):
+            if not tensor.is_meta and tensor.untyped_storage()._cdata not in known:
+                _put(tensor, elsewhere)
         return result
 
 
@@ -107,11 +95,11 @@ class _Functions(TorchFunctionMode):
                 if id(first) not in memo:
                     memo[id(first)] = first.detach().clone().requires_grad_(first.requires_grad)
                 return memo[id(first)]
-        if func is torch.unravel_index:
+        if first is not None and func is torch.unravel_index:
             # Written in Python, it asks for the device itself.
-            with torch.device("cpu"):
-                places = func(first.cpu() if first is None else _moved(Tensor.cpu, first, (), {}), *args[1:], **kwargs)
-            return tuple(_moved(Tensor.to, place, (first.device,), {}) for place in places)
+            places = func(_moved(Tensor.cpu, first, (), {}), *args[1:], **kwargs)
+            there = ELSEWHERE if is_elsewhere(first) else "cpu"
+            return tuple(_moved(Tensor.to, place, (there,), {}) for place in places)
         if first is not None and func in (Tensor.to, Tensor.cpu, Tensor.type_as):
             return _moved(func, first, args[1:], kwargs)
         device = kwargs.get("device")
@@ -140,7 +128,7 @@ def _moved(func: Any, tensor: Tensor, args: tuple[Any, ...], kwargs: dict[str, A
         elif isinstance(value, (str, torch.device)):
             device = torch.device(value)
             if device.type == "meta":
-                return func(tensor, *args, device="meta", **kwargs) if not args else func(tensor, *args, **kwargs)
+                return func(tensor, *args, **kwargs) if args else func(tensor, device="meta", **kwargs)
             goes = device.type == ELSEWHERE.type
         elif isinstance(value, torch.dtype):
             plain.append(value)
