@@ -14,23 +14,22 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Dagger", "Join", "flops_balance", "gate", "slopes", "straight_through"]
+__all__ = ["Dagger", "Join", "Spread", "flops_balance", "gate", "slopes", "straight_through"]
 
 _OPEN = 1.0
 _HIDDEN = 16
 _WIDTH = 0.3
 
 
-def gate(x: Tensor, gates: Tensor, index: Tensor, dim: int) -> Tensor:
+def gate(x: Tensor, gates: Tensor, dim: int) -> Tensor:
     """`x` times its channels' gates along one dimension.
 
     Args:
         x: any tensor.
-        gates: the gates of all channels, (number of channels + 1,); the last one is always open.
-        index: for each index of `dim` its place in `gates`.
+        gates: one for each index of `dim`.
         dim: a negative dimension of `x`.
     """
-    return x * gates.to(x.dtype).index_select(0, index).reshape(-1, *(1,) * (-1 - dim))
+    return x * gates.to(x.dtype).reshape(-1, *(1,) * (-1 - dim))
 
 
 class Dagger(nn.Module):
@@ -124,6 +123,26 @@ class Join(nn.Module):
             joined.register_hook(lambda gradient: gradient + pull)  # type: ignore[no-untyped-call]
         gates = straight_through(joined)
         return torch.cat([gates, gates.new_ones(1)])
+
+
+class Spread(nn.Module):
+    """The gates at each place that has some, taken from those of all channels at once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.index: Tensor
+        self.register_buffer("index", torch.empty(0, dtype=torch.long), persistent=False)
+        self.sizes: list[int] = []
+
+    def add(self, index: Tensor) -> int:
+        """A place more, with the number of the gate at each of its indices; returns the place's number."""
+        self.index = torch.cat([self.index, index])
+        self.sizes.append(len(index))
+        return len(self.sizes) - 1
+
+    def forward(self, gates: Tensor) -> tuple[Tensor, ...]:
+        """The gates of each place, from all of them in a row."""
+        return torch.split(gates.index_select(0, self.index), self.sizes)
 
 
 def straight_through(logits: Tensor) -> Tensor:

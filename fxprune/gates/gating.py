@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 import math
+import operator
 import re
 from dataclasses import dataclass
 from typing import Any
@@ -22,13 +23,13 @@ from torch import Tensor, fx, nn
 from fxprune.channels import ChannelGraph, Group, Ids, Labels
 from fxprune.errors import FxpruneError
 from fxprune.files.fingerprint import named_tensors
-from fxprune.gates.dagger import Dagger, Join, gate
+from fxprune.gates.dagger import Dagger, Join, Spread, gate
 from fxprune.gates.weight_given import WEIGHT_GIVEN
 from fxprune.rules.recurrent import recurrent_weights
 
 __all__ = ["GatePlace", "dagger_inputs", "gate_logits", "gate_places", "gated_groups", "insert_gates", "remove_gates"]
 
-_ROOT, _JOIN = "dagger", "gates"
+_ROOT, _JOIN, _SPREAD = "dagger", "gates", "spread"
 # The batch, in examples, at which gating an activation is as dear as gating a weight of the example's size.
 _BATCH = 64
 _CONVS = (F.conv1d, F.conv2d, F.conv3d)
@@ -146,7 +147,9 @@ def insert_gates(graph: ChannelGraph, *, reluctant: bool = False) -> fx.GraphMod
             read = [gated.graph.get_attr(weight) for weight in weights]
             nodes.append(gated.graph.call_module(f"{_ROOT}.{name}", tuple(read)))
         daggers.add_module(_JOIN, Join())
-        gates = gated.graph.call_module(f"{_ROOT}.{_JOIN}", (nodes,))
+        joined = gated.graph.call_module(f"{_ROOT}.{_JOIN}", (nodes,))
+        daggers.add_module(_SPREAD, Spread())
+        gates = gated.graph.call_module(f"{_ROOT}.{_SPREAD}", (joined,))
     gates.name = "gates"
     for place in gate_places(graph):
         index = position[place.channels]
@@ -183,13 +186,11 @@ def insert_gates(graph: ChannelGraph, *, reluctant: bool = False) -> fx.GraphMod
 
 def _insert_gate(gated: fx.GraphModule, user: fx.Node, value: Any, gates: fx.Node, index: Ids, dim: int) -> fx.Node:
     """A node that multiplies `value`, a node or the name of a parameter, by the gates of `index` along `dim`."""
-    daggers = gated.get_submodule(_ROOT)
-    place = f"place_{len(daggers._buffers)}"
-    daggers.register_buffer(place, torch.from_numpy(index), persistent=False)
+    spread: Any = gated.get_submodule(f"{_ROOT}.{_SPREAD}")
     with gated.graph.inserting_before(user):
-        where = gated.graph.get_attr(f"{_ROOT}.{place}")
+        here = gated.graph.call_function(operator.getitem, (gates, spread.add(torch.from_numpy(index))))
         node = gated.graph.get_attr(value) if isinstance(value, str) else value
-        return gated.graph.call_function(gate, (node, gates, where, dim))
+        return gated.graph.call_function(gate, (node, here, dim))
 
 
 def _gate_own_weight(gated: fx.GraphModule, user: fx.Node, name: str, gates: fx.Node, index: Ids) -> None:
@@ -239,7 +240,8 @@ def remove_gates(gated: fx.GraphModule) -> fx.GraphModule:
     for node in reversed(list(plain.graph.nodes)):
         added = node.target is gate or str(node.target).startswith(f"{_ROOT}.")
         weight = node.op == "get_attr" and not node.users
-        if added or weight:
+        of_spread = any(source.target == f"{_ROOT}.{_SPREAD}" for source in node.all_input_nodes)
+        if added or weight or of_spread:
             plain.graph.erase_node(node)
     delattr(plain, _ROOT)
     plain.recompile()
