@@ -125,7 +125,9 @@ class Run:
         updates: list[torch.optim.Optimizer] = [torch.optim.Adam(parts, lr=settings.lr, betas=(0.9, 0.99), fused=True)]
         if settings.train_weights:
             chosen = [p for p in weights if p.requires_grad]
-            updates.append(torch.optim.SGD(chosen, lr=settings.weight_lr, momentum=0.9, foreach=True))
+            # Complex weights are updated one by one.
+            fused = all(p.is_floating_point() for p in chosen)
+            updates.append(torch.optim.SGD(chosen, lr=settings.weight_lr, momentum=0.9, fused=fused))
         self.objective, *self.updates = accelerator.prepare(_Objective(gated, settings), *updates)
         self.inputs = dagger_inputs(gated)
         if settings.train_weights:
