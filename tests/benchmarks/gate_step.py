@@ -48,7 +48,7 @@ class Turns:
 
     def __init__(self, model: nn.Module, inputs: Tensor, labels: Tensor, rounds: int) -> None:
         self.model, self.inputs, self.labels, self.rounds = model.train(), inputs, labels, rounds
-        self.optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9)
+        self.optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9, fused=True)
         self.plain: list[float] = []
         self.gated: list[float] = []
 
