@@ -74,7 +74,9 @@ class Batch:
 
     def to(self, device: torch.device | str) -> Batch:
         """The same batch on a device."""
-        return self._map(lambda leaf: leaf.to(device, non_blocking=True))
+        # What is brought to main memory in the background may be read before it is there.
+        background = torch.device(device).type != "cpu"
+        return self._map(lambda leaf: leaf.to(device, non_blocking=background))
 
     def beside(self, model: nn.Module) -> Batch:
         """The same batch where the model is."""

@@ -30,5 +30,5 @@ def beside(model: nn.Module, tree: Tree) -> Tree:
     device = device_of(model)
     if device is None or device.type == "meta":
         return tree
-    moved: Tree = pytree.tree_map_only(Tensor, lambda leaf: leaf.to(device, non_blocking=True), tree)
+    moved: Tree = pytree.tree_map_only(Tensor, lambda leaf: leaf.to(device), tree)
     return moved
