@@ -9,12 +9,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Dagger", "Join", "Spread", "flops_balance", "gate", "slopes", "straight_through"]
+__all__ = ["Dagger", "Join", "Spread", "flops_balance", "gate", "straight_through"]
 
 _OPEN = 1.0
 _HIDDEN = 16
@@ -150,13 +148,6 @@ def straight_through(logits: Tensor) -> Tensor:
     soft = torch.sigmoid(logits / _WIDTH)
     hard = (logits > 0).to(soft.dtype)
     return hard + (soft - soft.detach())
-
-
-def slopes(logits: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """The derivative of `straight_through`."""
-    soft = 0.5 + 0.5 * np.tanh(logits / (2 * _WIDTH))
-    found: npt.NDArray[np.float64] = soft * (1 - soft) / _WIDTH
-    return found
 
 
 def flops_balance(task: Tensor, flops: Tensor) -> float:

@@ -21,7 +21,7 @@ from fxprune.channels import ChannelGraph, Scores
 from fxprune.data import Batch, check_labels, run_model
 from fxprune.errors import FxpruneError
 from fxprune.gates.choosing import least_lossy
-from fxprune.gates.dagger import Dagger, Join, flops_balance, slopes
+from fxprune.gates.dagger import Dagger, Join, flops_balance, straight_through
 from fxprune.gates.gating import dagger_inputs, gate_logits, gated_groups
 from fxprune.losses import class_loss, distillation_loss, number_of_classes
 from fxprune.training.runs import frozen, of_main_process
@@ -198,8 +198,10 @@ class Run:
         """The gradient of the fraction of FLOPs left by the logits."""
         alive = np.ones(self.graph.num_channels, dtype=bool)
         alive[self.channels] = self.logits > 0
-        by_gates = self.price.marginal(alive)[self.channels] / self.total
-        return torch.from_numpy(by_gates * slopes(self.logits)).float()
+        by_gates = torch.from_numpy(self.price.marginal(alive)[self.channels] / self.total)
+        logits = torch.from_numpy(self.logits).requires_grad_()
+        (by_logits,) = torch.autograd.grad(straight_through(logits), logits, by_gates)
+        return by_logits.float()
 
     def _rebalance(self, pull: Tensor) -> None:
         """Weigh the FLOPs for the next step by the gradients of this one, of which they have had their part."""
