@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 import fxprune
-from fxprune.gates.dagger import Dagger
+from fxprune.gates.dagger import Dagger, Join
 from fxprune.gates.gating import gate, gate_logits, gate_places, gated_groups, insert_gates, remove_gates
 from fxprune.models import example_inputs, load_model
 from fxprune.rewriting import alive_channels
@@ -178,3 +178,14 @@ def test_that_only_reluctant_groups_are_there_to_gate_is_said() -> None:
     with pytest.raises(fxprune.FxpruneError, match=r"pruned only in need \(normalised over.*reluctant=True"):
         insert_gates(graph)
     assert torch.equal(insert_gates(graph, reluctant=True)(torch.ones(3, 4)), model(torch.ones(3, 4)))
+
+
+def test_the_pull_of_the_flops_joins_the_gradient_of_the_task() -> None:
+    gradients = []
+    for pull in (None, torch.tensor([0.5, -1.0, 2.0])):
+        logits = [torch.tensor([0.2, -0.1], requires_grad=True), torch.tensor([0.4], requires_grad=True)]
+        join = Join()
+        join.pull = pull
+        (join(logits)[:-1] * torch.tensor([1.0, 2.0, 3.0])).sum().backward()
+        gradients.append(torch.cat([part.grad for part in logits if part.grad is not None]))
+    torch.testing.assert_close(gradients[1] - gradients[0], torch.tensor([0.5, -1.0, 2.0]))
