@@ -4,9 +4,11 @@ The original and the pruned model run side by side on the batch, and the pruned 
 that each layer is fitted to the inputs that it will really have. Two corrections:
 
 - *Ridge*, at each convolution and linear layer: the change D of its weight that brings its output on the pruned
-  inputs x back to the original's output y, ``min |(W + D) x - y|^2 + damping |D|^2``.
+  inputs x back to the original's output y, ``min |(W + D) x - y|^2 + damping |D|^2``. At the end of a residual branch y
+  also has what the other side of the sum lacks by now (He et al., "Channel Pruning", ICCV 2017).
 - *Moments*, at each BatchNorm: its statistics are set so that its output has the mean and deviation, per channel, that
-  the original's has on the same batch. Plain re-estimation supposes that the batch looks like the training data.
+  the original's has on the same batch. Plain re-estimation supposes that the batch looks like the training data. Not
+  where the ridge has made up for another side: the output is then meant to be another.
 """
 
 from __future__ import annotations
@@ -32,7 +34,9 @@ from fxprune.eval_mode import in_eval
 from fxprune.holdout import output_error, split_apart
 from fxprune.lockstep import Lockstep
 from fxprune.progress import Progress, silent
+from fxprune.residuals import residual_of
 from fxprune.rewriting import alive_channels, plan_of
+from fxprune.ridge import solve
 from fxprune.tracing.tracer import leaves_of, trace
 
 __all__ = ["compensate"]
@@ -42,6 +46,8 @@ _CHUNK = 16
 _NOTHING = 1e-10
 # The most by which moments scale a channel.
 _MOST_GAIN = 4.0
+# A BatchNorm that scales a channel by less than this part of the most lets nothing through.
+_LEAST_GAIN = 1e-3
 # Rows that a layer is fitted on, for each input of the weight; positions of a sample that moments are taken on.
 _ROWS_PER_INPUT, _GRID = 16, 196
 
@@ -141,17 +147,22 @@ class _Pass:
         total = len(self.pruned.graph.nodes)
         norms = [module for module in modules.values() if _is_batch_norm(module)]
         moments = [moment for norm in norms for moment in (norm.running_mean, norm.running_var)]
+        matched: set[fx.Node | None] = set()
         with torch.no_grad(), in_eval(self.graph.module, self.pruned, changing=moments):
             for number, (partner, node) in enumerate(lockstep):
                 module = modules[str(node.target)] if node.op == "call_module" else None
                 if partner is not None and _is_batch_norm(module) and uses[id(module)] == 1:
-                    if "moments" in self.parts:
+                    if "moments" in self.parts and node not in matched:
                         self._match_moments(lockstep, partner, node, module)
                 else:
                     found = contraction_of(node, self.pruned) if partner is not None and "ridge" in self.parts else None
                     if found is not None and uses[id(find_parameter(self.pruned, found.weight))] == 1:
                         assert partner is not None
-                        chosen[node.name] = self._fit_weight(lockstep, partner, node, found, modules, uses)
+                        norm, lacking = self._lacking(lockstep, node, modules, uses)
+                        strength = self._fit_weight(lockstep, partner, node, found, modules, uses, lacking)
+                        chosen[node.name] = strength
+                        if lacking and strength is not None:
+                            matched.add(norm)
                 lockstep.pruned.run(node)
                 self.progress("compensate", number + 1, total, {})
         return chosen
@@ -187,8 +198,43 @@ class _Pass:
         dim = self.graph.labels[name].dims[axis]
         return torch.from_numpy(np.flatnonzero(np.ones(dim, dtype=bool) if isinstance(dim, int) else self.alive[dim]))
 
+    def _lacking(
+        self, lockstep: Lockstep, node: fx.Node, modules: Any, uses: Counter[int]
+    ) -> tuple[fx.Node | None, list[Tensor]]:
+        """What the other side of the sum lacks that a node's output goes into, in each batch, in units of the output.
+
+        Returns the BatchNorm between them, too; nothing is lacking where there is no such sum.
+        """
+        found = residual_of(node, modules)
+        before = {} if found is None else {source.name: source for source in lockstep.original.values}
+        if found is None or found.other not in lockstep.pruned.values or found.other.name not in before:
+            return None, []
+        gain: Any = 1.0
+        if found.norm is not None:
+            norm = modules[str(found.norm.target)]
+            if not _is_batch_norm(norm) or uses[id(norm)] != 1:
+                return None, []
+            gain = (norm.running_var + norm.eps).rsqrt() * (1.0 if norm.weight is None else norm.weight)
+            gain = torch.where(gain.abs() < _LEAST_GAIN * gain.abs().max(), torch.inf, gain)
+        lacking = []
+        sides = lockstep.original.values[before[found.other.name]], lockstep.pruned.values[found.other]
+        for wanted, now in zip(*sides, strict=True):
+            left = self._left(found.other.name, wanted) if isinstance(wanted, Tensor) else None
+            if left is None or left.shape != now.shape:
+                return None, []
+            scale = gain.reshape(-1, *(1,) * (now.dim() - 2)) if found.norm is not None else gain
+            lacking.append((left - now) / scale)
+        return found.norm, lacking
+
     def _fit_weight(
-        self, lockstep: Lockstep, partner: fx.Node, node: fx.Node, found: Contraction, modules: Any, uses: Counter[int]
+        self,
+        lockstep: Lockstep,
+        partner: fx.Node,
+        node: fx.Node,
+        found: Contraction,
+        modules: Any,
+        uses: Counter[int],
+        lacking: list[Tensor],
     ) -> float | None:
         """Correct a weight; returns the damping, None where it stays as it is."""
         choices = [self.damping.get(node.name)] if isinstance(self.damping, Mapping) else self.damping
@@ -204,8 +250,11 @@ class _Pass:
         samples = sum(batch.size for batch in self.fit)
         table = weight.reshape(found.groups, -1, width).transpose(1, 2)
         offset = 0.0 if bias is None else bias.reshape(found.groups, 1, -1)
-        for x, y in zip(lockstep.pruned.values[found.input], lockstep.original.values[partner], strict=True):
+        sides = lockstep.pruned.values[found.input], lockstep.original.values[partner]
+        for number, (x, y) in enumerate(zip(*sides, strict=True)):
             y = self._left(partner.name, y)
+            if lacking and lacking[number].shape == y.shape:
+                y = y + lacking[number]
             if x.shape[0] != y.shape[0] or not (found.kernel or x.shape[:-1] == y.shape[:-1]):
                 # Channels along the batch: at other sizes it is not known which rows are left.
                 return None
@@ -223,7 +272,7 @@ class _Pass:
         norm = modules[str(follower.target)] if follower is not None and follower.op == "call_module" else None
         norm = norm if norm is not None and _is_batch_norm(norm) and uses[id(norm)] == 1 else None
         centre = norm is not None or (bias is not None and uses[id(bias)] == 1)
-        solved = _solve(a[:cut], r[:cut], a[cut:], r[cut:], centre, strengths)
+        solved = solve(a[:cut], r[:cut], a[cut:], r[cut:], centre, strengths)
         if solved is None:
             return None
         strength, change, intercept = solved
@@ -233,54 +282,6 @@ class _Pass:
         elif norm is not None:
             norm.running_mean.sub_(intercept.to(norm.running_mean))
         return strength
-
-
-def _solve(
-    a: Tensor, r: Tensor, a_held: Tensor, r_held: Tensor, centre: bool, damping: Sequence[float]
-) -> tuple[float, Tensor, Tensor] | None:
-    """Ridge regression of residuals on inputs, per conv group.
-
-    Args:
-        a: inputs (rows, conv groups, inputs of a conv group).
-        r: residuals (rows, conv groups, outputs of a conv group).
-
-    Returns:
-        The damping chosen, the change of the weight (outputs, inputs of a conv group) and of the bias (outputs,); None
-        where the held-out rows are better off without.
-    """
-    width = a.shape[2]
-
-    def mean(rows: Tensor) -> Tensor:
-        return rows.double().mean(0) if centre else torch.zeros_like(rows[0], dtype=torch.float64)
-
-    mean_a, mean_r = mean(a), mean(r)
-    x, y = (a - mean_a.to(a)).transpose(0, 1), (r - mean_r.to(r)).transpose(0, 1)
-    gram, cross = _product(x, x), _product(x, y)
-    level = gram.diagonal(dim1=1, dim2=2).mean(1).clamp_min(1e-30)
-    eye = torch.eye(width, dtype=torch.float64, device=a.device)
-    best, least = None, float(r_held.double().square().sum()) if len(r_held) else float("inf")
-    x_held = a_held.transpose(0, 1)
-    for strength in damping:
-        factor, failed = torch.linalg.cholesky_ex(gram + (strength * level)[:, None, None] * eye)
-        if bool(failed.any()):
-            continue
-        solution = torch.cholesky_solve(cross, factor)
-        intercept = mean_r - torch.einsum("gi,gio->go", mean_a, solution)
-        if not len(r_held):
-            return strength, solution.transpose(1, 2).reshape(-1, width), intercept.reshape(-1)
-        left = r_held - torch.bmm(x_held, solution.to(a)).transpose(0, 1) - intercept.to(r)
-        error = float(left.double().square().sum())
-        if error < least:
-            best, least = (strength, solution.transpose(1, 2).reshape(-1, width), intercept.reshape(-1)), error
-    return best
-
-
-def _product(x: Tensor, y: Tensor, block: int = 1024) -> Tensor:
-    """x^T y per conv group, in float64 sums of blocks."""
-    total = x.new_zeros(x.shape[0], x.shape[2], y.shape[2], dtype=torch.float64)
-    for start in range(0, x.shape[1], block):
-        total += torch.bmm(x[:, start : start + block].transpose(1, 2), y[:, start : start + block]).double()
-    return total
 
 
 def _moments(values: Sequence[Tensor]) -> tuple[Tensor, Tensor]:

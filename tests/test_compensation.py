@@ -13,6 +13,7 @@ import fxprune
 from fxprune.compensation import compensate
 from fxprune.losses import distillation_loss
 from fxprune.models import example_inputs, load_model
+from fxprune.residuals import residual_of
 
 
 def _net() -> nn.Module:
@@ -63,6 +64,41 @@ def test_moments_are_matched_and_last() -> None:
             for path, buffer in better.named_buffers()
             if path.endswith(name)
         )
+
+
+class _Block(nn.Module):
+    def __init__(self, between: nn.Module) -> None:
+        super().__init__()
+        self.a, self.b, self.between = nn.Conv2d(12, 16, 3, padding=1), nn.Conv2d(16, 12, 3, padding=1), between
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.between(self.b(self.a(x).relu()))
+
+
+@pytest.mark.parametrize("between", [nn.BatchNorm2d(12), nn.Dropout(0.5)], ids=["norm", "dropout"])
+def test_a_residual_branch_makes_up_for_the_other_side(between: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    blocks = [_Block(copy.deepcopy(between)) for _ in range(4)]
+    head = [nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(48, 5)]
+    model = nn.Sequential(nn.Conv2d(3, 12, 3, padding=1), *blocks, *head).train()
+    with torch.no_grad():
+        for _ in range(20):
+            model(_images(32))
+    model.eval()
+    pruned = fxprune.prune(model, flops=0.7, example_inputs=_images(1, 0), method="l2", compensate=False)
+    errors = []
+    for find in (residual_of, lambda node, modules: None):
+        monkeypatch.setattr("fxprune.compensation.residual_of", find)
+        errors.append(_error(model, compensate(model, pruned, _images(64, 1)), _images(256, 2)))
+    assert errors[0] < 0.8 * errors[1]
+
+
+def test_a_number_added_to_a_layer_is_no_other_side() -> None:
+    torch.manual_seed(0)
+    model = net(lambda self, x: self.b((self.a(x) + x.size(1)).relu()), a=nn.Conv2d(3, 16, 3), b=nn.Conv2d(16, 4, 3))
+    pruned = fxprune.prune(model, flops=0.5, example_inputs=_images(1, 0), method="l2", compensate=False)
+    better = compensate(model, pruned, _images(64, 1))
+    assert _error(model, better, _images(64, 2)) < _error(model, pruned, _images(64, 2))
 
 
 def test_what_was_not_pruned_is_not_changed() -> None:
