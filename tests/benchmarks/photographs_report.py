@@ -9,17 +9,20 @@ from typing import Any
 __all__ = ["write_report"]
 
 Row = dict[str, Any]
+# Sources of samples that a user has; what the others reach is a bound.
+_AT_HAND = ("photographs", "no data")
 
 
 def write_report(rows: Sequence[Row], out: Path) -> None:
     """Write `index.md` and `agreement.svg` into a folder; of equal runs the last one counts."""
     latest = {(row["source"], row["method"], row["budget"]): row for row in rows}
     out.mkdir(parents=True, exist_ok=True)
-    (out / "index.md").write_text(_page(list(latest.values())))
-    _plot(list(latest.values()), out / "agreement.svg")
+    at_hand = [row for row in latest.values() if row["source"] in _AT_HAND]
+    (out / "index.md").write_text(_page(at_hand, [row for row in latest.values() if row["source"] not in _AT_HAND]))
+    _plot(at_hand, out / "agreement.svg")
 
 
-def _page(rows: list[Row]) -> str:
+def _page(rows: list[Row], bounds: list[Row]) -> str:
     budgets = sorted({row["budget"] for row in rows}, reverse=True)
     samples = {row["source"]: row["samples"] for row in rows}
     sources = ", ".join(f"{count} of *{source}*" for source, count in samples.items())
@@ -38,7 +41,19 @@ def _page(rows: list[Row]) -> str:
     return (
         f"{head}\n{agreements}\n![Agreement against FLOPs](agreement.svg)\n\n"
         "Mean Kullback-Leibler divergence of the class probabilities from the original's after compensation, in nats, "
-        f"which depends less on chance than the class that comes first:\n\n{divergences}"
+        f"which depends less on chance than the class that comes first:\n\n{divergences}{_limits(bounds, budgets)}"
+    )
+
+
+def _limits(bounds: list[Row], budgets: list[float]) -> str:
+    if not bounds:
+        return ""
+    table = _table(bounds, budgets, lambda row: f"{row['compensated']:.2f} ({row['divergence']:.3f})")
+    return (
+        "\n## What limits\n\n"
+        "Agreement after compensation and, in brackets, the divergence, if the crops that are judged were at hand: the "
+        "difference from the table above is there because unseen scenes are other than the seen ones; what is still "
+        f"lost is the limit of the score and of compensation.\n\n{table}"
     )
 
 
