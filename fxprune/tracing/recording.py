@@ -18,23 +18,17 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._device import _device_constructors
 
 from fxprune import trees
-from fxprune.errors import FxpruneError
 from fxprune.tracing.aten import as_function
-from fxprune.tracing.known_values import in_plain_types, layout_in_plain_types, restored, spelling
 from fxprune.tracing.library_modules import has_forward_hooks
 from fxprune.tracing.meta_results import META, call_key, leaf_key, recall, remember
 from fxprune.tracing.meta_runs import META_RUNS
 from fxprune.tracing.node_targets import is_random, is_reflected, node_target
-from fxprune.tracing.nodes import INPUTS, NOTHING, PARAMETERS, Nodes
-from fxprune.tracing.real_values import RealValues, is_count
+from fxprune.tracing.nodes import INPUTS, NOTHING, PARAMETERS
+from fxprune.tracing.reading import DataDependentError, Reader
 from fxprune.tracing.traced_module import ApplyFunction, ByMode, DivideBySpectralNorm
 from fxprune.unwrapped import run_forward, runs_modules
 
-__all__ = ["DataDependentError", "Recorder"]
-
-
-class DataDependentError(FxpruneError):
-    """The model's Python code asked for the value of a tensor that depends on the input."""
+__all__ = ["Recorder"]
 
 
 # What they give is laid out by the values of lengths; it is that of the example.
@@ -43,11 +37,10 @@ _PACKING = frozenset({torch._VF._pack_padded_sequence, torch._VF._pad_packed_seq
 _JOINS = frozenset({torch.cat, torch.concat, torch.concatenate, torch.stack, torch.hstack, torch.vstack})
 
 
-class Recorder(TorchFunctionMode, Nodes):
+class Recorder(TorchFunctionMode, Reader):
     """Records what `module` (on the meta device) does under `recording(recorder)` into `graph`.
 
-    `leaf_clone` gives a real module for the path of a leaf, `special_calls` what is done in place of recording a call,
-    and `values` what an earlier trace has read, which is not read again.
+    `special_calls` gives what is done in place of recording a call.
     """
 
     def __init__(
@@ -61,16 +54,12 @@ class Recorder(TorchFunctionMode, Nodes):
         values: Mapping[str, Any],
     ) -> None:
         TorchFunctionMode.__init__(self)
-        Nodes.__init__(self, module, real)
+        Reader.__init__(self, module, real, leaf_clone, values)
         self.paths = {id(child): path for path, child in module.named_modules()}
         self.original_paths = frozenset(path for path, _ in module.named_modules(remove_duplicate=False))
         self.is_leaf = is_leaf
         self.device = device
         self.special_calls = special_calls
-        self.values = values
-        # None for what does not go into plain types.
-        self.values_read: dict[str, Any] = {}
-        self.functions: dict[str, nn.Module] = {}
         # Attributes that forward has changed, by the path of the module and the name.
         self.changed_numbers: dict[tuple[str, str], Any] = {}
         self.training_readers: set[str] = set()
@@ -78,7 +67,6 @@ class Recorder(TorchFunctionMode, Nodes):
         # How many functions are being run as what they compute.
         self.opened = 0
         self._calls: dict[str, int] = {}
-        self._real_values = RealValues(self.graph, self.example, self.constants, self.functions, real, leaf_clone)
         self._grad_region: tuple[fx.Node, fx.Node, int] | None = None
 
     # -- calls --
@@ -115,7 +103,7 @@ class Recorder(TorchFunctionMode, Nodes):
         if type(arg) is slice:
             return slice(*(self._with_numbers(bound, True) for bound in (arg.start, arg.stop, arg.step)))
         if nested and isinstance(arg, Tensor) and not arg.dim() and not (arg.is_floating_point() or arg.is_complex()):
-            return self._count(self.node_of(arg))
+            return self.count(self.node_of(arg))
         return arg
 
     def _call(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -286,7 +274,7 @@ class Recorder(TorchFunctionMode, Nodes):
     def _open_function(self, function: type[torch.autograd.Function], args: Any) -> Any:
         """Records what `function.forward` does; autograd, which `forward` turns off and detaches from, will see it."""
         self.notes.append(
-            f"`{function.__name__}` in {self._where()} runs modules: the graph has what it computes, and their "
+            f"`{function.__name__}` in {self.where()} runs modules: the graph has what it computes, and their "
             "gradients are those of autograd, not of its own `backward`."
         )
         before = torch.is_grad_enabled()
@@ -318,59 +306,6 @@ class Recorder(TorchFunctionMode, Nodes):
                     self.running_leaf -= 1
 
             return self.record("call_module", path, symbolic, {}, origin, run, values)
-
-    # -- real values --
-
-    def concrete(self, node: fx.Node, only_layout: bool = False) -> Any:
-        """The real value of a node that depends on parameters, buffers and constants only."""
-        key = spelling(node)
-        if self.values.get(key) is not None:
-            self.values_read[key] = self.values[key]
-            with torch._C.DisableTorchFunction():
-                return restored(self.values[key])
-        self.running_leaf += 1
-        try:
-            with torch._C.DisableTorchFunction(), torch.no_grad():
-                value = self._real_values.of(node)
-                self.values_read[key] = (layout_in_plain_types if only_layout else in_plain_types)(value)
-                return value
-        finally:
-            self.running_leaf -= 1
-
-    def is_known(self, tensor: Tensor) -> bool:
-        """Whether the input has no part in a tensor's values."""
-        return self.origin[self.node_of(tensor)] < INPUTS
-
-    def read_value(self, func: Any, tensor: Tensor, *args: Any) -> Any:
-        """`bool(tensor)`, `tensor.item()`, ...: answered where the input has no part in it."""
-        if self.running_leaf or not self.active:
-            return func(tensor, *args)
-        node = self.node_of(tensor)
-        if self.origin[node] >= INPUTS:
-            if func is Tensor.item and is_count(node):
-                return self._count(node)
-            raise DataDependentError(
-                f"`{func.__name__}` asks for the value of a tensor that depends on the model's input"
-                f" (node `{node.name}`, shape {tuple(tensor.shape)})"
-            )
-        if self.origin[node] == PARAMETERS:
-            self.notes.append(f"`{func.__name__}` of `{node.name}` in {self._where()} was taken as a constant.")
-        with torch._C.DisableTorchFunction():
-            return func(self.concrete(node), *args)
-
-    def _where(self) -> str:
-        """The module that is being run, for messages."""
-        return f"`{self.scope[-1][0]}`" if self.scope[-1][0] else "the model itself"
-
-    def _count(self, node: fx.Node) -> Any:
-        """The number in `node`, computed by the graph; Python sees that of the example, as it does with sizes."""
-        with torch._C.DisableTorchFunction():
-            value = self.concrete(node).item()
-        self.notes.append(
-            f"`{node.name}` in {self._where()} is a number that the input gives; "
-            "control flow that depends on it is that of the example input."
-        )
-        return self.adopt(value, self.create_node("call_method", "item", (node,), {}, value, INPUTS))
 
     def set_grad_enabled(self, func: Any, enabled: bool) -> None:
         """Records regions without gradients, unless all that is computed in them has none anyway."""

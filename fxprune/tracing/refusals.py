@@ -10,7 +10,8 @@ from torch import nn
 
 from fxprune import trees
 from fxprune.errors import FxpruneError
-from fxprune.tracing.recording import DataDependentError, Recorder
+from fxprune.tracing.reading import DataDependentError
+from fxprune.tracing.recording import Recorder
 from fxprune.tracing.user_code import place_of
 
 __all__ = ["explained", "refuse_what_cannot_be_traced"]

@@ -22,7 +22,8 @@ from fxprune.tracing.guards import insert_guards
 from fxprune.tracing.library_modules import is_library_module
 from fxprune.tracing.modes import compare, insert_modes, small_readers
 from fxprune.tracing.patching import recording
-from fxprune.tracing.recording import DataDependentError, Recorder
+from fxprune.tracing.reading import DataDependentError
+from fxprune.tracing.recording import Recorder
 from fxprune.tracing.refusals import explained, refuse_what_cannot_be_traced
 from fxprune.tracing.sizes import is_refused_type
 from fxprune.tracing.special_calls import SPECIAL_CALLS
