@@ -13,6 +13,7 @@ A bare tensor, a bare dict of tensors, and a bare `Batch`, is one batch.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -319,8 +320,8 @@ def _check_inputs(batch: Batch, position: int) -> None:
     if batch.size == 0:
         raise FxpruneError(f"batch {position} of data has no sample (shapes {batch.shapes}): leave it out")
     for leaf in batch._inputs():
-        if leaf.is_floating_point() and not bool(leaf.isfinite().all()):
-            bad = int((~leaf.isfinite()).sum())
+        # A sum is quicker to look at than all that is in it; it may overflow.
+        if leaf.is_floating_point() and not math.isfinite(leaf.sum()) and (bad := int((~leaf.isfinite()).sum())):
             raise FxpruneError(
                 f"batch {position} of data has {bad} NaN or infinite values in an input of shape {tuple(leaf.shape)}: "
                 "mend or leave out these samples"

@@ -30,7 +30,11 @@ def reseed(seed: int, *position: int) -> None:
     number = mixed(seed, *position)
     random.seed(number)
     np.random.seed(number & 0xFFFFFFFF)  # noqa: NPY002
-    torch.manual_seed(number)
+    if torch.accelerator.is_available():
+        torch.manual_seed(number)
+    else:
+        # torch.manual_seed keeps each call, and where it came from, for devices that are never used.
+        torch.default_generator.manual_seed(number)
 
 
 def mixed(*numbers: int) -> int:

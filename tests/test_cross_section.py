@@ -9,8 +9,7 @@ from benchmarks.coverage import HERE, _randomise, check
 from torch.utils import _pytree as pytree
 
 import fxprune
-from fxprune.gates.dagger import Dagger
-from fxprune.gates.gating import gated_groups, insert_gates
+from fxprune.gates.gating import dagger_of, gated_groups, insert_gates
 from fxprune.models import example_inputs, load_model
 from fxprune.rewriting import alive_channels
 
@@ -40,9 +39,8 @@ def test_hard_gates_are_the_rewritten_model(spec: str) -> None:
             assert torch.equal(a, b)
     plan = fxprune.make_plan(graph, fxprune.scores(graph, "random"), flops=0.5)
     alive = alive_channels(graph, plan)
-    modules = [module for module in gated.modules() if isinstance(module, Dagger)]
-    for module, group in zip(modules, gated_groups(graph, reluctant=True), strict=True):
-        module.open(torch.from_numpy(np.where(alive[group.channels], 1.0, -1.0)))
+    channels = np.concatenate([group.channels for group in gated_groups(graph, reluctant=True)])
+    dagger_of(gated).open(torch.from_numpy(np.where(alive[channels], 1.0, -1.0)))
     with torch.no_grad():
         expected = pytree.tree_leaves(fxprune.rewrite(graph, plan)(*inputs))
         for a, b in zip(expected, pytree.tree_leaves(gated(*inputs)), strict=True):

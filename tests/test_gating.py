@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 import fxprune
-from fxprune.gates.dagger import Dagger, Join
-from fxprune.gates.gating import gate, gate_logits, gate_places, gated_groups, insert_gates, remove_gates
+from fxprune.gates.dagger import Dagger, Description
+from fxprune.gates.gating import dagger_of, gate, gate_logits, gate_places, gated_groups, insert_gates, remove_gates
 from fxprune.models import example_inputs, load_model
 from fxprune.rewriting import alive_channels
 
@@ -40,9 +40,8 @@ def _graph(spec: str) -> tuple[torch.nn.Module, Any, fxprune.ChannelGraph]:
 
 
 def _set_gates(gated: torch.fx.GraphModule, graph: fxprune.ChannelGraph, alive: np.ndarray[Any, Any]) -> None:
-    modules = [module for module in gated.modules() if isinstance(module, Dagger)]
-    for module, group in zip(modules, gated_groups(graph, reluctant=True), strict=True):
-        module.open(torch.from_numpy(np.where(alive[group.channels], 1.0, -1.0)))
+    channels = np.concatenate([group.channels for group in gated_groups(graph, reluctant=True)])
+    dagger_of(gated).open(torch.from_numpy(np.where(alive[channels], 1.0, -1.0)))
 
 
 @pytest.mark.parametrize("spec", MODELS)
@@ -101,7 +100,7 @@ def test_removing_gates_gives_the_traced_model_back(spec: str) -> None:
     before, after = graph.module.state_dict(), plain.state_dict()
     assert list(before) == list(after)
     assert all(torch.equal(before[name], after[name]) for name in before)
-    assert any(isinstance(module, Dagger) for module in gated.modules())
+    assert sum(isinstance(module, Description) for module in gated.modules()) == len(gated_groups(graph))
 
 
 def test_gates_depend_on_the_weights_alone() -> None:
@@ -109,10 +108,9 @@ def test_gates_depend_on_the_weights_alone() -> None:
     gated = insert_gates(graph)
     random = torch.Generator().manual_seed(1)
     with torch.no_grad():
-        for module in gated.modules():
-            if isinstance(module, Dagger):
-                module.direct.normal_(generator=random)
-                module.out.normal_(generator=random)
+        for name, parameter in dagger_of(gated).named_parameters():
+            if name.endswith(("direct", "out")):
+                parameter.normal_(generator=random)
     logits = gate_logits(gated, graph).detach()
     with torch.no_grad():
         gated(*(x + 1.0 for x in inputs))
@@ -183,9 +181,31 @@ def test_that_only_reluctant_groups_are_there_to_gate_is_said() -> None:
 def test_the_pull_of_the_flops_joins_the_gradient_of_the_task() -> None:
     gradients = []
     for pull in (None, torch.tensor([0.5, -1.0, 2.0])):
-        logits = [torch.tensor([0.2, -0.1], requires_grad=True), torch.tensor([0.4], requires_grad=True)]
-        join = Join()
-        join.pull = pull
-        (join(logits)[:-1] * torch.tensor([1.0, 2.0, 3.0])).sum().backward()
-        gradients.append(torch.cat([part.grad for part in logits if part.grad is not None]))
+        dagger = Dagger([(2, 1), (1, 3)])
+        dagger.pull = pull
+        gates = dagger([torch.zeros(2, 1), torch.zeros(1, 3)])
+        (gates[:-1] * torch.tensor([1.0, 2.0, 3.0])).sum().backward()
+        assert dagger.bias.grad is not None
+        gradients.append(dagger.bias.grad)
     torch.testing.assert_close(gradients[1] - gradients[0], torch.tensor([0.5, -1.0, 2.0]))
+
+
+def test_groups_that_are_computed_together_are_independent() -> None:
+    torch.manual_seed(0)
+    shapes = [(5, 2), (3, 1), (17, 4), (6, 3)]
+    dagger = Dagger(shapes)
+    described = [torch.randn(shape) for shape in shapes]
+
+    def by_group(described: list[torch.Tensor]) -> tuple[torch.Tensor, ...]:
+        return (dagger.logits(described) - dagger.bias).split([channels for channels, _ in shapes])
+
+    with torch.no_grad():
+        for parameter in dagger.parameters():
+            parameter.normal_()
+        before = by_group(described)
+        for number in range(len(shapes)):
+            # Channels in another order, of one group alone: so are its numbers.
+            turned = [x.flip(0) if k == number else x for k, x in enumerate(described)]
+            for k, (old, new) in enumerate(zip(before, by_group(turned), strict=True)):
+                torch.testing.assert_close(new, old.flip(0) if k == number else old)
+                assert not torch.allclose(old, old.flip(0))

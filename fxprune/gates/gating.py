@@ -23,13 +23,22 @@ from torch import Tensor, fx, nn
 from fxprune.channels import ChannelGraph, Group, Ids, Labels
 from fxprune.errors import FxpruneError
 from fxprune.files.fingerprint import named_tensors
-from fxprune.gates.dagger import Dagger, Join, Spread, gate
+from fxprune.gates.dagger import Dagger, Description, Spread, gate
 from fxprune.gates.weight_given import WEIGHT_GIVEN
 from fxprune.rules.recurrent import recurrent_weights
 
-__all__ = ["GatePlace", "dagger_inputs", "gate_logits", "gate_places", "gated_groups", "insert_gates", "remove_gates"]
+__all__ = [
+    "GatePlace",
+    "dagger_of",
+    "descriptions",
+    "gate_logits",
+    "gate_places",
+    "gated_groups",
+    "insert_gates",
+    "remove_gates",
+]
 
-_ROOT, _JOIN, _SPREAD = "dagger", "gates", "spread"
+_ROOT, _GATES, _SPREAD = "dagger", "gates", "spread"
 # The batch, in examples, at which gating an activation is as dear as gating a weight of the example's size.
 _BATCH = 64
 _CONVS = (F.conv1d, F.conv2d, F.conv3d)
@@ -131,7 +140,7 @@ def insert_gates(graph: ChannelGraph, *, reluctant: bool = False) -> fx.GraphMod
     daggers = nn.Module()
     gated.add_module(_ROOT, daggers)
     start = 0
-    nodes = []
+    nodes, shapes = [], []
     by_name = {node.name: node for node in gated.graph.nodes}
     # What enters in two of its dimensions is gated twice.
     entering: dict[tuple[str, str], fx.Node] = {}
@@ -142,12 +151,13 @@ def insert_gates(graph: ChannelGraph, *, reluctant: bool = False) -> fx.GraphMod
             position[group.channels] = np.arange(start, start + len(group))
             start += len(group)
             name = f"{re.sub(r'[^0-9A-Za-z_]', '_', group.name)}_{number}"
-            weights, module = _dagger_of(graph, group)
+            weights, module = _description_of(graph, group)
             daggers.add_module(name, module)
+            shapes.append((len(group), len(weights)))
             read = [gated.graph.get_attr(weight) for weight in weights]
             nodes.append(gated.graph.call_module(f"{_ROOT}.{name}", tuple(read)))
-        daggers.add_module(_JOIN, Join())
-        joined = gated.graph.call_module(f"{_ROOT}.{_JOIN}", (nodes,))
+        daggers.add_module(_GATES, Dagger(shapes))
+        joined = gated.graph.call_module(f"{_ROOT}.{_GATES}", (nodes,))
         daggers.add_module(_SPREAD, Spread())
         gates = gated.graph.call_module(f"{_ROOT}.{_SPREAD}", (joined,))
     gates.name = "gates"
@@ -259,25 +269,31 @@ def gate_logits(gated: fx.GraphModule, graph: ChannelGraph, *, reluctant: bool =
     Returns:
         Shape (number of channels of the graph,); open gates are positive.
     """
-    logits = torch.full((graph.num_channels,), torch.inf, device=next(gated.parameters()).device)
-    for (module, weights), group in zip(dagger_inputs(gated), gated_groups(graph, reluctant), strict=True):
-        values = module(*weights)
-        logits = logits.index_copy(0, torch.from_numpy(group.channels).to(values.device), values)
-    return logits
+    values = dagger_of(gated).logits([module(*weights) for module, weights in descriptions(gated)])
+    channels = np.concatenate([group.channels for group in gated_groups(graph, reluctant)])
+    logits = values.new_full((graph.num_channels,), torch.inf)
+    return logits.index_copy(0, torch.from_numpy(channels).to(values.device), values)
 
 
-def dagger_inputs(gated: fx.GraphModule) -> list[tuple[Dagger, list[Tensor]]]:
-    """The Dagger modules in the order of their groups, each with the weights that it reads."""
+def dagger_of(gated: fx.GraphModule) -> Dagger:
+    """The Dagger module of a gated model."""
+    module = gated.get_submodule(f"{_ROOT}.{_GATES}")
+    assert isinstance(module, Dagger)
+    return module
+
+
+def descriptions(gated: fx.GraphModule) -> list[tuple[Description, list[Tensor]]]:
+    """What describes the groups to the Dagger module, in their order, each with the weights that it reads."""
     modules = dict(gated.named_modules())
     tensors = named_tensors(gated)
-    found: list[tuple[Dagger, list[Tensor]]] = []
+    found: list[tuple[Description, list[Tensor]]] = []
     for node in gated.graph.nodes:
-        if node.op == "call_module" and isinstance(module := modules[str(node.target)], Dagger):
+        if node.op == "call_module" and isinstance(module := modules[str(node.target)], Description):
             found.append((module, [tensors[str(argument.target)] for argument in node.args]))
     return found
 
 
-def _dagger_of(graph: ChannelGraph, group: Group) -> tuple[list[str], Dagger]:
+def _description_of(graph: ChannelGraph, group: Group) -> tuple[list[str], Description]:
     local = np.full(graph.num_channels, len(group), dtype=np.int64)
     local[group.channels] = np.arange(len(group))
     names: list[str] = []
@@ -290,4 +306,4 @@ def _dagger_of(graph: ChannelGraph, group: Group) -> tuple[list[str], Dagger]:
         if not isinstance(ids, int):
             names.append(dimension.parameter)
             places.append((dimension.dim, torch.from_numpy(local[ids])))
-    return names, Dagger(len(group), places)
+    return names, Description(len(group), places)

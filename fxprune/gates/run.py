@@ -21,8 +21,8 @@ from fxprune.channels import ChannelGraph, Scores
 from fxprune.data import Batch, check_labels, run_model
 from fxprune.errors import FxpruneError
 from fxprune.gates.choosing import least_lossy
-from fxprune.gates.dagger import Dagger, Join, flops_balance, straight_through
-from fxprune.gates.gating import dagger_inputs, gate_logits, gated_groups
+from fxprune.gates.dagger import flops_balance, straight_through
+from fxprune.gates.gating import dagger_of, descriptions, gate_logits, gated_groups
 from fxprune.losses import class_loss, distillation_loss, number_of_classes
 from fxprune.training.runs import frozen, of_main_process
 from fxprune.training.snapshots import load_run, save_snapshot
@@ -78,8 +78,8 @@ class Settings:
                 raise FxpruneError(f"{name} (={getattr(self, name)}) must be positive")
 
 
-# Of each Dagger module.
-_State: TypeAlias = "list[dict[str, Tensor]]"
+# Of the Dagger module.
+_State: TypeAlias = "dict[str, Tensor]"
 
 
 class _Objective(nn.Module):
@@ -111,17 +111,14 @@ class Run:
     ) -> None:
         self.accelerator, self.graph, self.settings, self.steps = accelerator, graph, settings, steps
         self.samples = samples.beside(graph.module)
-        daggers = [module for module in gated.modules() if isinstance(module, Dagger)]
-        (self.join,) = (module for module in gated.modules() if isinstance(module, Join))
-        biases = [module.bias for module in daggers]
-        shared = [p for module in daggers for p in module.parameters() if p is not module.bias]
-        mine = {id(p) for p in (*biases, *shared)}
+        self.dagger = dagger_of(gated)
+        shared = [p for p in self.dagger.parameters() if p is not self.dagger.bias]
+        mine = {id(p) for p in self.dagger.parameters()}
         weights = [p for p in gated.parameters() if id(p) not in mine]
         gated.train(settings.train_weights)
         for parameter in weights:
             parameter.requires_grad_(settings.train_weights and parameter.requires_grad)
-        # Many small tensors: one by one they would cost more than they are worth.
-        parts = [{"params": biases, "part": 1.0}, {"params": shared, "part": _SHARED_RATE}]
+        parts = [{"params": [self.dagger.bias], "part": 1.0}, {"params": shared, "part": _SHARED_RATE}]
         updates: list[torch.optim.Optimizer] = [torch.optim.Adam(parts, lr=settings.lr, betas=(0.9, 0.99), fused=True)]
         if settings.train_weights:
             chosen = [p for p in weights if p.requires_grad]
@@ -129,9 +126,9 @@ class Run:
             fused = all(p.is_floating_point() for p in chosen)
             updates.append(torch.optim.SGD(chosen, lr=settings.weight_lr, momentum=0.9, fused=fused))
         self.objective, *self.updates = accelerator.prepare(_Objective(gated, settings), *updates)
-        self.inputs = dagger_inputs(gated)
+        self.descriptions = descriptions(gated)
         if settings.train_weights:
-            for module, read in self.inputs:
+            for module, read in self.descriptions:
                 module.hold(*read)
         self.teacher: Any = frozen(graph.module, accelerator.device)
         groups = gated_groups(graph, settings.reluctant)
@@ -148,12 +145,11 @@ class Run:
     def start_from(self, orders: list[Scores]) -> None:
         """Start from the order, of several, that loses least at the budget."""
         states = [self._in_order(order) for order in orders]
-        self._load(self._best_of(states))
+        self.dagger.load_state_dict(self._best_of(states))
         # Scores are not the same in all processes where BatchNorm has seen only their part of the data.
         with torch.no_grad():
-            for module, _ in self.inputs:
-                for parameter in module.parameters():
-                    parameter.copy_(of_main_process(parameter.detach().clone()))
+            for parameter in self.dagger.parameters():
+                parameter.copy_(of_main_process(parameter.detach().clone()))
         self.start = self._state()
         self.left = self._meet(self._target(self.step))
 
@@ -167,7 +163,7 @@ class Run:
             elif self.step == 0:
                 check_labels(batch, number_of_classes(run_model(self.teacher, there)))
         pull = self._pull().to(self.accelerator.device)
-        self.join.pull = self.balance * pull
+        self.dagger.pull = self.balance * pull
         task = self.objective(there, wanted)
         self.accelerator.backward(task)
         value = float(self.accelerator.reduce(task.detach(), "mean"))
@@ -192,7 +188,8 @@ class Run:
     def _read(self) -> npt.NDArray[np.float64]:
         """All logits in a row."""
         with torch.no_grad():
-            return torch.cat([module(*read) for module, read in self.inputs]).double().cpu().numpy()
+            logits = self.dagger.logits([module(*read) for module, read in self.descriptions])
+            return logits.double().cpu().numpy()
 
     def _pull(self) -> Tensor:
         """The gradient of the fraction of FLOPs left by the logits."""
@@ -205,7 +202,8 @@ class Run:
 
     def _rebalance(self, pull: Tensor) -> None:
         """Weigh the FLOPs for the next step by the gradients of this one, of which they have had their part."""
-        task = torch.cat([module.bias.grad for module, _ in self.inputs])  # type: ignore[misc]
+        task = self.dagger.bias.grad
+        assert task is not None
         # Of one batch alone the balance is noise.
         new = flops_balance(task - self.balance * pull, pull)
         self.balance += (new - self.balance) / min(self.step + 1, 10)
@@ -225,10 +223,10 @@ class Run:
         padded = np.concatenate([[order[0] - 2 * _LAST], order, [order[-1] + 2 * _LAST]])
         threshold = float(padded[low + (target < 1) :][:2].mean())
         starts = np.cumsum([0, *self.sizes[:-1]])
-        shifts = np.minimum(threshold, np.maximum.reduceat(values, starts) - _LAST)
+        shifts = np.repeat(np.minimum(threshold, np.maximum.reduceat(values, starts) - _LAST), self.sizes)
         with torch.no_grad():
-            torch._foreach_sub_([module.bias for module, _ in self.inputs], shifts.tolist())
-        self.logits = values - np.repeat(shifts, self.sizes)
+            self.dagger.bias.sub_(torch.from_numpy(shifts).to(self.dagger.bias))
+        self.logits = values - shifts
         alive[self.channels] = self.logits > 0
         return self.price(alive) / self.total
 
@@ -265,14 +263,12 @@ class Run:
         learned, logits = self._state(), []
         for state in (self.start, learned):
             self._go_to(state)
-            with torch.no_grad():
-                logits.append([module(*read) for module, read in self.inputs])
-        for (module, _), *both in zip(self.inputs, *logits, strict=True):
-            module.open((both[0] + both[1]) / 2)
+            logits.append(torch.from_numpy(self._read()))
+        self.dagger.open((logits[0] + logits[1]) / 2)
         self._go_to(self._best_of([self.start, self._state(), learned]))
 
     def _best_of(self, states: list[_State]) -> _State:
-        """The state of the Dagger modules whose gates lose least at the budget, on the samples."""
+        """The state of the Dagger module whose gates lose least at the budget, on the samples."""
         candidates = []
         for state in states:
             self._go_to(state)
@@ -291,21 +287,15 @@ class Run:
         """The state in which logits stand in the order of some scores, evenly spread."""
         ranks = np.empty(self.graph.num_channels)
         ranks[self.channels[np.argsort(order[self.channels], kind="stable")]] = np.arange(1, len(self.channels) + 1)
-        logits = torch.from_numpy(_SPREAD * ranks[self.channels] / len(self.channels))
-        for (module, _), mine in zip(self.inputs, torch.split(logits, self.sizes), strict=True):
-            module.open(mine)
+        self.dagger.open(torch.from_numpy(_SPREAD * ranks[self.channels] / len(self.channels)))
         return self._state()
 
     def _state(self) -> _State:
-        return [{name: value.clone() for name, value in module.state_dict().items()} for module, _ in self.inputs]
-
-    def _load(self, state: _State) -> None:
-        for (module, _), values in zip(self.inputs, state, strict=True):
-            module.load_state_dict(values)
+        return {name: value.clone() for name, value in self.dagger.state_dict().items()}
 
     def _go_to(self, state: _State) -> None:
-        """Take another state of the Dagger modules, and meet the budget with it."""
-        self._load(state)
+        """Take another state of the Dagger module, and meet the budget with it."""
+        self.dagger.load_state_dict(state)
         self.left = self._meet(self.settings.flops)
 
     def _gated(self) -> fx.GraphModule:
