@@ -33,7 +33,7 @@ def reseed(seed: int, *position: int) -> None:
     if torch.accelerator.is_available():
         torch.manual_seed(number)
     else:
-        # torch.manual_seed keeps each call, and where it came from, for devices that are never used.
+        # torch.manual_seed writes down where it was called from, for devices that are never used.
         torch.default_generator.manual_seed(number)
 
 

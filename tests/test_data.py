@@ -89,6 +89,10 @@ def test_unusable_data_is_named_with_what_to_do(data, message):
         list(Batches(data, num_classes=3))
 
 
+def test_large_values_whose_sum_overflows_are_no_error():
+    assert len(list(Batches([torch.full((4, 3), 3e38), torch.full((4, 3), 6e4).half()]))) == 2
+
+
 def test_the_label_that_torch_ignores_is_no_error():
     assert len(list(Batches([(X, torch.tensor([-100, 0, 1, 2]))], num_classes=3))) == 1
 
