@@ -158,7 +158,7 @@ class _Pass:
                     found = contraction_of(node, self.pruned) if partner is not None and "ridge" in self.parts else None
                     if found is not None and uses[id(find_parameter(self.pruned, found.weight))] == 1:
                         assert partner is not None
-                        norm, lacking = self._lacking(lockstep, node, modules, uses)
+                        norm, lacking = self._lacking(lockstep, partner, node, modules, uses)
                         strength = self._fit_weight(lockstep, partner, node, found, modules, uses, lacking)
                         chosen[node.name] = strength
                         if lacking and strength is not None:
@@ -199,7 +199,7 @@ class _Pass:
         return torch.from_numpy(np.flatnonzero(np.ones(dim, dtype=bool) if isinstance(dim, int) else self.alive[dim]))
 
     def _lacking(
-        self, lockstep: Lockstep, node: fx.Node, modules: Any, uses: Counter[int]
+        self, lockstep: Lockstep, partner: fx.Node, node: fx.Node, modules: Any, uses: Counter[int]
     ) -> tuple[fx.Node | None, list[Tensor]]:
         """What the other side of the sum lacks that a node's output goes into, in each batch, in units of the output.
 
@@ -217,10 +217,12 @@ class _Pass:
             gain = (norm.running_var + norm.eps).rsqrt() * (1.0 if norm.weight is None else norm.weight)
             gain = torch.where(gain.abs() < _LEAST_GAIN * gain.abs().max(), torch.inf, gain)
         lacking = []
-        sides = lockstep.original.values[before[found.other.name]], lockstep.pruned.values[found.other]
-        for wanted, now in zip(*sides, strict=True):
+        values = lockstep.original.values
+        sides = values[before[found.other.name]], lockstep.pruned.values[found.other], values[partner]
+        for wanted, now, own in zip(*sides, strict=True):
             left = self._left(found.other.name, wanted) if isinstance(wanted, Tensor) else None
-            if left is None or left.shape != now.shape:
+            # Of sides of two sizes one is spread out.
+            if left is None or left.shape != now.shape or wanted.shape != own.shape:
                 return None, []
             scale = gain.reshape(-1, *(1,) * (now.dim() - 2)) if found.norm is not None else gain
             lacking.append((left - now) / scale)
@@ -253,7 +255,7 @@ class _Pass:
         sides = lockstep.pruned.values[found.input], lockstep.original.values[partner]
         for number, (x, y) in enumerate(zip(*sides, strict=True)):
             y = self._left(partner.name, y)
-            if lacking and lacking[number].shape == y.shape:
+            if lacking:
                 y = y + lacking[number]
             if x.shape[0] != y.shape[0] or not (found.kernel or x.shape[:-1] == y.shape[:-1]):
                 # Channels along the batch: at other sizes it is not known which rows are left.

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -93,9 +95,17 @@ def test_a_residual_branch_makes_up_for_the_other_side(between: nn.Module, monke
     assert errors[0] < 0.8 * errors[1]
 
 
-def test_a_number_added_to_a_layer_is_no_other_side() -> None:
+@pytest.mark.parametrize(
+    "other", [lambda x: x.size(1), lambda x: x.mean((2, 3), keepdim=True)], ids=["number", "a position"]
+)
+def test_what_is_not_of_the_same_size_is_no_other_side(other: Callable[[Tensor], Any]) -> None:
     torch.manual_seed(0)
-    model = net(lambda self, x: self.b((self.a(x) + x.size(1)).relu()), a=nn.Conv2d(3, 16, 3), b=nn.Conv2d(16, 4, 3))
+    model = net(
+        lambda self, x: self.b((self.a(x) + other(self.c(x))).relu()),
+        a=nn.Conv2d(3, 16, 3),
+        b=nn.Conv2d(16, 4, 3),
+        c=nn.Conv2d(3, 16, 1),
+    )
     pruned = fxprune.prune(model, flops=0.5, example_inputs=_images(1, 0), method="l2", compensate=False)
     better = compensate(model, pruned, _images(64, 1))
     assert _error(model, better, _images(64, 2)) < _error(model, pruned, _images(64, 2))
