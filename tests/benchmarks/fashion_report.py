@@ -79,8 +79,9 @@ def _head(rows: Sequence[Row]) -> str:
         "# Fashion-MNIST\n\n"
         "Test accuracy (10,000 images) of each net after pruning: as cut, after compensation on 128 training images "
         f"without labels, and after {epochs} of fine-tuning on {one['images']:,} images{teacher}; mean ± "
-        f"standard deviation over {len({row['seed'] for row in rows})} seeds. `tp-` is Torch-Pruning 1.6.1, brought to "
-        "the same FLOPs. Made by `python tests/benchmarks/fashion.py report`.\n\n"
+        f"standard deviation over {len({row['seed'] for row in rows})} seeds, or one seed where no deviation stands. "
+        "`tp-` is Torch-Pruning 1.6.1, brought to the same FLOPs. Made by "
+        "`python tests/benchmarks/fashion.py report`.\n\n"
     )
 
 
