@@ -147,12 +147,12 @@ class _Pass:
         total = len(self.pruned.graph.nodes)
         norms = [module for module in modules.values() if _is_batch_norm(module)]
         moments = [moment for norm in norms for moment in (norm.running_mean, norm.running_var)]
-        matched: set[fx.Node | None] = set()
+        unmatched: set[fx.Node | None] = set()
         with torch.no_grad(), in_eval(self.graph.module, self.pruned, changing=moments):
             for number, (partner, node) in enumerate(lockstep):
                 module = modules[str(node.target)] if node.op == "call_module" else None
                 if partner is not None and _is_batch_norm(module) and uses[id(module)] == 1:
-                    if "moments" in self.parts and node not in matched:
+                    if "moments" in self.parts and node not in unmatched:
                         self._match_moments(lockstep, partner, node, module)
                 else:
                     found = contraction_of(node, self.pruned) if partner is not None and "ridge" in self.parts else None
@@ -162,7 +162,7 @@ class _Pass:
                         strength = self._fit_weight(lockstep, partner, node, found, modules, uses, lacking)
                         chosen[node.name] = strength
                         if lacking and strength is not None:
-                            matched.add(norm)
+                            unmatched.add(norm)
                 lockstep.pruned.run(node)
                 self.progress("compensate", number + 1, total, {})
         return chosen
