@@ -23,9 +23,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, fx, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from fxprune.analysis import analyze
+from fxprune.batch_norm import has_statistics
 from fxprune.channels import ChannelGraph
 from fxprune.contraction import Contraction, contraction_of, find_parameter, rows_of
 from fxprune.data import Batch, read_batch
@@ -34,7 +34,7 @@ from fxprune.eval_mode import in_eval
 from fxprune.holdout import output_error, split_apart
 from fxprune.lockstep import Lockstep
 from fxprune.progress import Progress, silent
-from fxprune.residuals import residual_of
+from fxprune.residuals import other_side
 from fxprune.rewriting import alive_channels, plan_of
 from fxprune.ridge import solve
 from fxprune.tracing.tracer import leaves_of, trace
@@ -145,24 +145,26 @@ class _Pass:
         uses = _uses(self.pruned)
         modules = dict(self.pruned.named_modules())
         total = len(self.pruned.graph.nodes)
-        norms = [module for module in modules.values() if _is_batch_norm(module)]
+        norms = [module for module in modules.values() if has_statistics(module)]
         moments = [moment for norm in norms for moment in (norm.running_mean, norm.running_var)]
-        unmatched: set[fx.Node | None] = set()
+        unmatched: set[fx.Node] = set()
         with torch.no_grad(), in_eval(self.graph.module, self.pruned, changing=moments):
             for number, (partner, node) in enumerate(lockstep):
                 module = modules[str(node.target)] if node.op == "call_module" else None
-                if partner is not None and _is_batch_norm(module) and uses[id(module)] == 1:
+                if partner is not None and has_statistics(module) and uses[id(module)] == 1:
                     if "moments" in self.parts and node not in unmatched:
                         self._match_moments(lockstep, partner, node, module)
                 else:
                     found = contraction_of(node, self.pruned) if partner is not None and "ridge" in self.parts else None
                     if found is not None and uses[id(find_parameter(self.pruned, found.weight))] == 1:
                         assert partner is not None
-                        norm, lacking = self._lacking(lockstep, partner, node, modules, uses)
-                        strength = self._fit_weight(lockstep, partner, node, found, modules, uses, lacking)
+                        after = _norm_after(node, modules, uses)
+                        norm = None if after is None else modules[str(after.target)]
+                        lacking = self._lacking(lockstep, partner, other_side(after or node, modules), norm)
+                        strength = self._fit_weight(lockstep, partner, node, found, norm, uses, lacking)
                         chosen[node.name] = strength
-                        if lacking and strength is not None:
-                            unmatched.add(norm)
+                        if after is not None and lacking and strength is not None:
+                            unmatched.add(after)
                 lockstep.pruned.run(node)
                 self.progress("compensate", number + 1, total, {})
         return chosen
@@ -198,35 +200,29 @@ class _Pass:
         dim = self.graph.labels[name].dims[axis]
         return torch.from_numpy(np.flatnonzero(np.ones(dim, dtype=bool) if isinstance(dim, int) else self.alive[dim]))
 
-    def _lacking(
-        self, lockstep: Lockstep, partner: fx.Node, node: fx.Node, modules: Any, uses: Counter[int]
-    ) -> tuple[fx.Node | None, list[Tensor]]:
-        """What the other side of the sum lacks that a node's output goes into, in each batch, in units of the output.
+    def _lacking(self, lockstep: Lockstep, partner: fx.Node, other: fx.Node | None, norm: Any) -> list[Tensor]:
+        """What the other side of a sum lacks in each batch, in units of a layer's output; empty where there is none.
 
-        Returns the BatchNorm between them, too; nothing is lacking where there is no such sum.
+        Args:
+            partner: the layer, in the original.
+            other: what its output is added to, past `norm` if that is not None.
         """
-        found = residual_of(node, modules)
-        before = {} if found is None else {source.name: source for source in lockstep.original.values}
-        if found is None or found.other not in lockstep.pruned.values or found.other.name not in before:
-            return None, []
-        gain: Any = 1.0
-        if found.norm is not None:
-            norm = modules[str(found.norm.target)]
-            if not _is_batch_norm(norm) or uses[id(norm)] != 1:
-                return None, []
-            gain = (norm.running_var + norm.eps).rsqrt() * (1.0 if norm.weight is None else norm.weight)
-            gain = torch.where(gain.abs() < _LEAST_GAIN * gain.abs().max(), torch.inf, gain)
+        before = {source.name: source for source in lockstep.original.values}
+        if other is None or other not in lockstep.pruned.values or other.name not in before:
+            return []
         lacking = []
         values = lockstep.original.values
-        sides = values[before[found.other.name]], lockstep.pruned.values[found.other], values[partner]
-        for wanted, now, own in zip(*sides, strict=True):
-            left = self._left(found.other.name, wanted) if isinstance(wanted, Tensor) else None
+        for wanted, now, own in zip(
+            values[before[other.name]], lockstep.pruned.values[other], values[partner], strict=True
+        ):
             # Of sides of two sizes one is spread out.
-            if left is None or left.shape != now.shape or wanted.shape != own.shape:
-                return None, []
-            scale = gain.reshape(-1, *(1,) * (now.dim() - 2)) if found.norm is not None else gain
-            lacking.append((left - now) / scale)
-        return found.norm, lacking
+            if not isinstance(wanted, Tensor) or wanted.shape != own.shape:
+                return []
+            left = self._left(other.name, wanted)
+            if left.shape != now.shape:
+                return []
+            lacking.append(left - now if norm is None else (left - now) / _gain(norm, now.dim()))
+        return lacking
 
     def _fit_weight(
         self,
@@ -234,7 +230,7 @@ class _Pass:
         partner: fx.Node,
         node: fx.Node,
         found: Contraction,
-        modules: Any,
+        norm: Any,
         uses: Counter[int],
         lacking: list[Tensor],
     ) -> float | None:
@@ -270,9 +266,6 @@ class _Pass:
         a, r = torch.cat(rows), torch.cat(residuals)
         if float(r.double().square().sum()) <= _NOTHING * scale:
             return None
-        follower = next(iter(node.users)) if len(node.users) == 1 else None
-        norm = modules[str(follower.target)] if follower is not None and follower.op == "call_module" else None
-        norm = norm if norm is not None and _is_batch_norm(norm) and uses[id(norm)] == 1 else None
         centre = norm is not None or (bias is not None and uses[id(bias)] == 1)
         solved = solve(a[:cut], r[:cut], a[cut:], r[cut:], centre, strengths)
         if solved is None:
@@ -286,6 +279,20 @@ class _Pass:
         return strength
 
 
+def _norm_after(node: fx.Node, modules: Mapping[str, Any], uses: Counter[int]) -> fx.Node | None:
+    """The BatchNorm that alone takes a node's output, and nothing else."""
+    follower = next(iter(node.users)) if len(node.users) == 1 else None
+    module = modules[str(follower.target)] if follower is not None and follower.op == "call_module" else None
+    return follower if has_statistics(module) and uses[id(module)] == 1 else None
+
+
+def _gain(norm: Any, rank: int) -> Tensor:
+    """By what a BatchNorm multiplies each channel of an input of so many dimensions; infinite where that is nothing."""
+    gain = (norm.running_var + norm.eps).rsqrt() * (1.0 if norm.weight is None else norm.weight)
+    gain = torch.where(gain.abs() < _LEAST_GAIN * gain.abs().max(), torch.inf, gain)
+    return gain.reshape(-1, *(1,) * (rank - 2))
+
+
 def _moments(values: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     """Mean and variance per channel (dimension 1) of batches, on a grid of positions."""
     flat = [x.flatten(2) if x.dim() > 2 else x.unsqueeze(2) for x in values]
@@ -297,10 +304,6 @@ def _moments(values: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
 
 def _close(a: Tensor, b: Tensor, var: Tensor) -> bool:
     return bool(((a - b).abs() <= 1e-6 * (a.abs() + var.sqrt())).all())
-
-
-def _is_batch_norm(module: nn.Module | None) -> bool:
-    return isinstance(module, _BatchNorm) and module.running_mean is not None and module.running_var is not None
 
 
 def _uses(module: fx.GraphModule) -> Counter[int]:

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
+from fxprune.batch_norm import has_statistics
 from fxprune.channels import ChannelGraph
 from fxprune.progress import Progress, silent
 from fxprune.scoring.sensitivity import evaluated
@@ -50,7 +50,7 @@ def synthesize(
     if len(args) != 1 or kwargs or not isinstance(args[0], Tensor) or not args[0].is_floating_point():
         return None
     example = args[0]
-    if example.dim() < 2 or not any(map(_remembers, graph.module.modules())):
+    if example.dim() < 2 or not any(map(has_statistics, graph.module.modules())):
         return None
     weight = next(parameter for parameter in graph.module.parameters() if parameter.is_floating_point())
     if weight.element_size() < 4:
@@ -125,10 +125,6 @@ def pink_noise(shape: tuple[int, ...], random: torch.Generator) -> Tensor:
     return normalised + level
 
 
-def _remembers(module: nn.Module) -> bool:
-    return isinstance(module, _BatchNorm) and module.running_mean is not None and module.running_var is not None
-
-
 @contextmanager
 def _quickly(module: nn.Module) -> Iterator[None]:
     """Filters lie in memory as depthwise convolutions of a CPU like them; afterwards as before."""
@@ -162,7 +158,7 @@ class _StatisticsReader(fx.Interpreter):
     def call_module(self, target: Any, args: Any, kwargs: Any) -> Any:
         """Run a module; of a BatchNorm look at the input first."""
         module: Any = self.fetch_attr(target)
-        if _remembers(module):
+        if has_statistics(module):
             x = args[0] if args else kwargs["input"]
             dims = [d for d in range(x.dim()) if d != 1]
             scale = (module.running_var + module.eps).sqrt()

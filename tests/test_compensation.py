@@ -15,7 +15,7 @@ import fxprune
 from fxprune.compensation import compensate
 from fxprune.losses import distillation_loss
 from fxprune.models import example_inputs, load_model
-from fxprune.residuals import residual_of
+from fxprune.residuals import other_side
 
 
 def _net() -> nn.Module:
@@ -89,22 +89,27 @@ def test_a_residual_branch_makes_up_for_the_other_side(between: nn.Module, monke
     model.eval()
     pruned = fxprune.prune(model, flops=0.7, example_inputs=_images(1, 0), method="l2", compensate=False)
     errors = []
-    for find in (residual_of, lambda node, modules: None):
-        monkeypatch.setattr("fxprune.compensation.residual_of", find)
+    for find in (other_side, lambda node, modules: None):
+        monkeypatch.setattr("fxprune.compensation.other_side", find)
         errors.append(_error(model, compensate(model, pruned, _images(64, 1)), _images(256, 2)))
     assert errors[0] < 0.8 * errors[1]
 
 
 @pytest.mark.parametrize(
-    "other", [lambda x: x.size(1), lambda x: x.mean((2, 3), keepdim=True)], ids=["number", "a position"]
+    ("other", "own"),
+    [(lambda x: x.size(1), lambda x: x), (lambda x: x, lambda x: x.mean((2, 3), keepdim=True))],
+    ids=["a number", "a larger tensor"],
 )
-def test_what_is_not_of_the_same_size_is_no_other_side(other: Callable[[Tensor], Any]) -> None:
+def test_what_is_not_of_the_same_size_is_no_other_side(
+    other: Callable[[Tensor], Any], own: Callable[[Tensor], Tensor]
+) -> None:
     torch.manual_seed(0)
     model = net(
-        lambda self, x: self.b((self.a(x) + other(self.c(x))).relu()),
-        a=nn.Conv2d(3, 16, 3),
+        lambda self, x: self.b((other(self.d(self.c(x).relu())) + self.a(own(x))).relu()),
+        a=nn.Conv2d(3, 16, 1),
         b=nn.Conv2d(16, 4, 3),
         c=nn.Conv2d(3, 16, 1),
+        d=nn.Conv2d(16, 16, 1),
     )
     pruned = fxprune.prune(model, flops=0.5, example_inputs=_images(1, 0), method="l2", compensate=False)
     better = compensate(model, pruned, _images(64, 1))
