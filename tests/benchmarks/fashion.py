@@ -13,6 +13,8 @@ dataset-fashion-mnist, or any folder with the four `*-ubyte.gz` files (--data).
 from __future__ import annotations
 
 import argparse
+import copy
+import functools
 import gzip
 import itertools
 import json
@@ -69,6 +71,7 @@ class Split:
     labels: Tensor
 
 
+@functools.cache
 def read_split(folder: Path, prefix: str) -> Split:
     """Read `train` or `t10k` from the idx files."""
     images = np.frombuffer(
@@ -112,12 +115,11 @@ class Batches:
 
 @torch.no_grad()
 def accuracy(model: nn.Module, split: Split, size: int = 500) -> float:
-    """Share of the images that the model, in eval mode, labels right."""
-    training = model.training
-    model.eval()
+    """Share of the images that the model, in eval mode, labels right; counted on a GPU where there is one."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    judged = copy.deepcopy(model).eval().to(device)
     pairs = zip(split.images.split(size), split.labels.split(size), strict=True)
-    right = sum(int((model(_fast(x)).argmax(1) == y).sum()) for x, y in pairs)
-    model.train(training)
+    right = sum(int((judged(_fast(x.to(device))).argmax(1).cpu() == y).sum()) for x, y in pairs)
     return right / len(split.labels)
 
 
@@ -191,6 +193,7 @@ class Trial:
     images: int
     lr: float
     distill: float
+    temperature: float
     gate_epochs: int
 
     @property
@@ -226,8 +229,9 @@ def compensated(trial: Trial, base: nn.Module, pruned: nn.Module, train: Split) 
     return fxprune.compensate(base, pruned, train.images[rows])
 
 
-def run_trial(trial: Trial, base: nn.Module, base_accuracy: float, train: Split, test: Split) -> Row:
+def run_trial(trial: Trial, data: Path) -> Row:
     """Prune, measure, repair, measure, fine-tune, measure."""
+    base, train, test = load_base(trial.net), read_split(data, "train"), read_split(data, "t10k")
     order = torch.randperm(len(train.labels), generator=torch.Generator().manual_seed(100 + trial.seed))[: trial.images]
     train = Split(train.images[order], train.labels[order])
     began = time.perf_counter()
@@ -240,7 +244,7 @@ def run_trial(trial: Trial, base: nn.Module, base_accuracy: float, train: Split,
         **trial.facts,
         "flops": flops,
         "share": flops / fxprune.count_flops(base, EXAMPLE),
-        "base": base_accuracy,
+        "base": accuracy(base, test),
         "raw": accuracy(pruned, test),
         "compensated": None if repaired is None else accuracy(repaired, test),
     }
@@ -250,6 +254,7 @@ def run_trial(trial: Trial, base: nn.Module, base_accuracy: float, train: Split,
         Batches(train, seed=trial.seed),
         teacher=base if trial.distill else None,
         distill_weight=trial.distill,
+        temperature=trial.temperature,
         epochs=trial.epochs,
         lr=trial.lr,
         warmup=0.1,
@@ -263,23 +268,22 @@ def run_trial(trial: Trial, base: nn.Module, base_accuracy: float, train: Split,
     return row
 
 
-def compare(trials: list[Trial], data: Path, results: Path) -> None:
+def compare(trials: list[Trial], data: Path, results: Path, processes: int) -> None:
     """Run what is not in the results yet; each row is written as soon as it is there."""
     done = [{key: row.get(key) for key in trials[0].facts} for row in read_rows(results)]
     waiting = [trial for trial in trials if trial.facts not in done]
     print(f"{len(trials) - len(waiting)} of {len(trials)} runs are there already", flush=True)
-    train, test = read_split(data, "train"), read_split(data, "t10k")
     results.parent.mkdir(parents=True, exist_ok=True)
-    bases = {net: load_base(net) for net in dict.fromkeys(trial.net for trial in waiting)}
-    accuracies = {net: accuracy(base, test) for net, base in bases.items()}
-    for trial in waiting:
-        row = run_trial(trial, bases[trial.net], accuracies[trial.net], train, test)
-        with results.open("a") as file:
-            file.write(json.dumps(row) + "\n")
-        figures = ", ".join(
-            f"{key} {row[key]:.4f}" for key in ("share", "raw", "compensated", "tuned") if row[key] is not None
-        )
-        print(f"{trial.net} {trial.method} {trial.budget} seed {trial.seed}: {figures}", flush=True)
+    # Spawned, since a process that has used a GPU cannot be forked.
+    starting = torch.multiprocessing.get_context("spawn")
+    with starting.Pool(processes, torch.set_num_threads, (torch.get_num_threads(),)) as pool:
+        for row in pool.imap_unordered(functools.partial(run_trial, data=data), waiting):
+            with results.open("a") as file:
+                file.write(json.dumps(row) + "\n")
+            figures = ", ".join(
+                f"{key} {row[key]:.4f}" for key in ("share", "raw", "compensated", "tuned") if row[key] is not None
+            )
+            print(f"{row['net']} {row['method']} {row['budget']} seed {row['seed']}: {figures}", flush=True)
 
 
 def without_data(nets: list[str], budget: float, seeds: list[int], data: Path, results: Path) -> None:
@@ -333,10 +337,12 @@ def main() -> None:
     comparing.add_argument("--methods", nargs="*", default=list(METHODS), choices=METHODS)
     comparing.add_argument("--budgets", nargs="*", type=float, default=[0.5, 0.25])
     comparing.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2])
-    comparing.add_argument("--epochs", type=int, default=3, help="of fine-tuning")
+    comparing.add_argument("--epochs", type=int, default=4, help="of fine-tuning")
     comparing.add_argument("--images", type=int, default=60000, help="training images that a run may see")
     comparing.add_argument("--lr", type=float, default=0.05)
-    comparing.add_argument("--distill", type=float, default=0.0, help="the unpruned net's share in the loss")
+    comparing.add_argument("--distill", type=float, default=0.5, help="the unpruned net's share in the loss")
+    comparing.add_argument("--temperature", type=float, default=4.0, help="of the distillation")
+    comparing.add_argument("--processes", type=int, default=1, help="runs at a time")
     comparing.add_argument("--gate-epochs", type=int, default=1)
     alone = commands.add_parser("nodata")
     alone.add_argument("--nets", nargs="*", default=list(NETS))
@@ -354,11 +360,13 @@ def main() -> None:
         for name in options.nets:
             train_base(name, options.data, options.epochs, options.further)
     elif options.command == "compare":
-        settings = (options.epochs, options.images, options.lr, options.distill, options.gate_epochs)
+        tuning = (options.epochs, options.images, options.lr, options.distill, options.temperature)
         # Seeds outermost: a run that is cut short has compared all methods, on fewer seeds.
         points = itertools.product(options.seeds, options.nets, options.budgets, options.methods)
-        trials = [Trial(net, method, budget, seed, *settings) for seed, net, budget, method in points]
-        compare(trials, options.data, options.results)
+        trials = [
+            Trial(net, method, budget, seed, *tuning, options.gate_epochs) for seed, net, budget, method in points
+        ]
+        compare(trials, options.data, options.results, options.processes)
     elif options.command == "nodata":
         without_data(options.nets, options.budget, options.seeds, options.data, options.nodata_results)
     else:

@@ -10,7 +10,7 @@ from typing import Any
 __all__ = ["table", "write_report"]
 
 Row = dict[str, Any]
-SETTINGS = ("epochs", "images", "lr", "distill")
+SETTINGS = ("epochs", "images", "lr", "distill", "temperature")
 STAGES = {"raw": "cut", "compensated": "compensated", "tuned": "fine-tuned"}
 
 
@@ -73,7 +73,8 @@ def _head(rows: Sequence[Row]) -> str:
     if not rows:
         return "Nothing has been measured yet.\n"
     one = rows[0]
-    teacher = f", the unpruned net's outputs with a share of {one['distill']:g} in the loss" if one["distill"] else ""
+    shared = f"a share of {one['distill']:g} in the loss, at temperature {one['temperature']:g}"
+    teacher = f", the unpruned net's outputs with {shared}" if one["distill"] else ""
     epochs = f"{one['epochs']} epoch{'s' * (one['epochs'] > 1)}"
     return (
         "# Fashion-MNIST\n\n"
