@@ -24,6 +24,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, fx, nn
 
+from fxprune.allocator import freed_memory_kept
 from fxprune.analysis import analyze
 from fxprune.batch_norm import has_statistics
 from fxprune.channels import ChannelGraph
@@ -52,6 +53,7 @@ _LEAST_GAIN = 1e-3
 _ROWS_PER_INPUT, _GRID = 16, 196
 
 
+@freed_memory_kept()
 def compensate(
     original: nn.Module | ChannelGraph,
     pruned: fx.GraphModule,

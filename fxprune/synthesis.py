@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
+from fxprune.allocator import freed_memory_kept
 from fxprune.batch_norm import has_statistics
 from fxprune.channels import ChannelGraph
 from fxprune.progress import Progress, silent
@@ -25,6 +26,7 @@ _SMALLEST = 32
 _LR, _BETAS = 0.12, (0.8, 0.99)
 
 
+@freed_memory_kept()
 def synthesize(
     graph: ChannelGraph, size: int | None = None, *, steps: int = 20, seed: int = 0, progress: Progress = silent
 ) -> Tensor | None:

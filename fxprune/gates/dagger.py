@@ -58,8 +58,10 @@ class Description(nn.Module):
 
     def forward(self, *weights: Tensor) -> Tensor:
         """The features of each channel: (channels, number of weights); the same tensor until a weight changes."""
+        if self._held:
+            return self.features
         state = tuple((weight.data_ptr(), weight._version, weight.dtype, weight.device) for weight in weights)
-        if self._held or self._described == state:
+        if self._described == state:
             return self.features
         with torch.no_grad():
             columns = [self._sizes(number, weight) for number, weight in enumerate(weights)]

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from fxprune.allocator import freed_memory_kept
 from fxprune.channels import ChannelGraph, Scores
 from fxprune.data import Batch, calibration_batch
 from fxprune.errors import FxpruneError
@@ -29,6 +30,7 @@ _PARTS, _PART = 4, 512
 _COMPARED = 1024
 
 
+@freed_memory_kept()
 def learn_gates(
     graph: ChannelGraph,
     data: Any,

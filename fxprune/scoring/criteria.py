@@ -11,6 +11,7 @@ import numpy.typing as npt
 import torch
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from fxprune.allocator import freed_memory_kept
 from fxprune.channels import ChannelGraph, Ids, Scores
 from fxprune.errors import FxpruneError
 from fxprune.progress import Progress, silent
@@ -33,6 +34,7 @@ __all__ = [
 FROM_DATA = ("surgeon", "fisher", "taylor")
 
 
+@freed_memory_kept()
 def scores(
     graph: ChannelGraph,
     method: str | Callable[[ChannelGraph], Scores] = "relevance",

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from fxprune.allocator import freed_memory_kept
 from fxprune.data import Batch
 from fxprune.errors import FxpruneError
 from fxprune.progress import Progress, shown
@@ -58,6 +59,7 @@ class Epoch:
     evaluation: float | None = None
 
 
+@freed_memory_kept()
 def finetune(
     pruned: Model,
     data: Any,
