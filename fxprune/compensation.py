@@ -50,7 +50,7 @@ _MOST_GAIN = 4.0
 # A BatchNorm that scales a channel by less than this part of the most lets nothing through.
 _LEAST_GAIN = 1e-3
 # Rows that a layer is fitted on, for each input of the weight; positions of a sample that moments are taken on.
-_ROWS_PER_INPUT, _GRID = 16, 196
+_ROWS_PER_INPUT, _GRID = 64, 196
 
 
 @freed_memory_kept()
@@ -63,7 +63,7 @@ def compensate(
     moments: bool = True,
     holdout: float = 0.25,
     damping: float | Sequence[float] = (1e-2, 1e-1, 1.0, 4.0),
-    positions: int = 8192,
+    positions: int = 32768,
     seed: int = 0,
     progress: Progress = silent,
 ) -> fx.GraphModule:
