@@ -24,6 +24,8 @@ _WORK, _MOST = 1.8e10, 2e10
 _FEWEST, _LARGEST = 8, 256
 # Pixels along the shorter side: images of fewer say little.
 _SMALLEST = 32
+# Learning rates: of values, and of spectra at half the resolution and at the whole.
+_RATE, _SPECTRA_RATES = 0.12, (0.1, 0.06)
 _BETAS = (0.8, 0.99)
 # The part of the steps that is made at half the resolution.
 _COARSE = 2 / 3
@@ -74,20 +76,20 @@ def synthesize(
     with _quickly(graph.module), evaluated(graph.module), torch.enable_grad():
         full, half = list(example.shape[2:]), [n // 2 for n in example.shape[2:]]
         coarse = round(steps * _COARSE) if _takes(graph.module, batch[:1], half) else 0
-        kind = _Spectra if batch.dim() == 4 else _Values
-        for resolution, more, rate in zip((half, full), (coarse, steps - coarse), kind.rates, strict=True):
+        kind, rates = (_Spectra, _SPECTRA_RATES) if batch.dim() == 4 else (_Values, (_RATE, _RATE))
+        for resolution, more, rate in zip((half, full), (coarse, steps - coarse), rates, strict=True):
             if not more:
                 continue
-            basis = kind(resolution)
-            learned = basis.parameters(_resized(batch, resolution)).requires_grad_(True)
-            optimizer = torch.optim.Adam([learned], lr=rate, betas=_BETAS)
+            made = kind(_resized(batch, resolution), rate)
+            optimizer = torch.optim.Adam([{"params": [one], "lr": own} for one, own in made.learned], betas=_BETAS)
             for _ in range(more):
-                loss = reader.mismatch(basis.inputs(learned))
-                (learned.grad,) = torch.autograd.grad(loss, [learned])
+                loss = reader.mismatch(made.inputs())
+                optimizer.zero_grad()
+                loss.backward()  # type: ignore[no-untyped-call]
                 optimizer.step()
                 done += 1
                 progress("synthesize", done, steps, {"mismatch": float(loss.detach())})
-            batch = basis.inputs(learned).detach()
+            batch = made.inputs().detach()
     return batch
 
 
@@ -139,40 +141,37 @@ def _amplitudes(size: Sequence[int]) -> Tensor:
 
 
 class _Values:
-    """Inputs by their own values."""
+    """Inputs by their own values.
 
-    rates = (0.12, 0.12)
+    Attributes:
+        learned: what stands for the inputs, each with its learning rate.
+    """
 
-    def __init__(self, size: Sequence[int]) -> None:
-        self._size = tuple(size)
+    def __init__(self, inputs: Tensor, rate: float) -> None:
+        self.learned = [(inputs.clone().requires_grad_(True), rate)]
 
-    def parameters(self, inputs: Tensor) -> Tensor:
-        """What stands for the inputs and is learned."""
-        return inputs.clone()
-
-    def inputs(self, parameters: Tensor) -> Tensor:
-        """The inputs that it stands for."""
-        return parameters
+    def inputs(self) -> Tensor:
+        """The inputs as they are now."""
+        return self.learned[0][0]
 
 
 class _Spectra(_Values):
-    """Images by their Fourier coefficients, real and imaginary, in units of what these are in natural images."""
+    """Images by their Fourier coefficients, in units of what these are in natural images, and a mean of each channel.
 
-    rates = (0.1, 0.06)
+    The mean is that of all images: what is dark beside the others stays so.
+    """
 
-    def __init__(self, size: Sequence[int]) -> None:
-        super().__init__(size)
-        self._unit = math.sqrt(math.prod(size)) * _amplitudes(size)
-        # The mean of an image, in its own units.
-        self._unit[0, 0] = math.prod(size)
+    def __init__(self, inputs: Tensor, rate: float) -> None:
+        self._size = inputs.shape[2:]
+        self._unit = (math.sqrt(math.prod(self._size)) * _amplitudes(self._size)).to(inputs)
+        parts = torch.view_as_real(torch.fft.rfft2(inputs.contiguous()) / self._unit).contiguous()
+        mean = inputs.new_zeros(1, inputs.shape[1], 1, 1)
+        self.learned = [(parts.requires_grad_(True), rate), (mean.requires_grad_(True), _RATE)]
 
-    def parameters(self, inputs: Tensor) -> Tensor:
-        return torch.view_as_real(torch.fft.rfft2(inputs.contiguous()) / self._unit.to(inputs)).contiguous()
-
-    def inputs(self, parameters: Tensor) -> Tensor:
-        spectra = torch.view_as_complex(parameters) * self._unit.to(parameters)
-        images: Tensor = torch.fft.irfft2(spectra, s=self._size)
-        return images.contiguous(memory_format=torch.channels_last)
+    def inputs(self) -> Tensor:
+        (parts, _), (mean, _) = self.learned
+        images: Tensor = torch.fft.irfft2(torch.view_as_complex(parts) * self._unit, s=self._size)
+        return (images + mean).contiguous(memory_format=torch.channels_last)
 
 
 @contextmanager
