@@ -27,21 +27,21 @@ _SMALLEST = 32
 # Learning rates: of values, and of spectra at half the resolution and at the whole.
 _RATE, _SPECTRA_RATES = 0.12, (0.1, 0.06)
 _BETAS = (0.8, 0.99)
-# The part of the steps that is made at half the resolution.
-_COARSE = 2 / 3
+# The part of the steps that is made at half the resolution, where there are such.
+_COARSE = 0.7
 
 
 @freed_memory_kept()
 def synthesize(
-    graph: ChannelGraph, size: int | None = None, *, steps: int = 18, seed: int = 0, progress: Progress = silent
+    graph: ChannelGraph, size: int | None = None, *, steps: int = 20, seed: int = 0, progress: Progress = silent
 ) -> Tensor | None:
     """Inputs that the model could have been trained on, as far as its BatchNorm statistics tell.
 
     Starts from noise with the spectrum of natural images and follows the gradient of the mismatch of every BatchNorm's
-    input statistics (as DeepInversion does: Yin et al., CVPR 2020, without its other terms). Of images it follows that
-    of their Fourier coefficients, each in units of what it is in natural images (as Olah et al., "Feature
-    Visualization", Distill 2017): they stay smooth, and the mismatch falls faster. Their first steps are made at half
-    the resolution, where the model takes that: a quarter of the work.
+    input statistics (as DeepInversion does: Yin et al., CVPR 2020, without its other terms). Of images that the model
+    takes at half the resolution too, and that say something there, the first steps are made at that, a quarter of the
+    work, and what is changed are Fourier coefficients, each in units of what it is in natural images (as in Olah et
+    al., "Feature Visualization", Distill 2017): they stay smooth, and the mismatch falls faster.
 
     Args:
         graph: the analysed model; it is not changed.
@@ -76,7 +76,7 @@ def synthesize(
     with _quickly(graph.module), evaluated(graph.module), torch.enable_grad():
         full, half = list(example.shape[2:]), [n // 2 for n in example.shape[2:]]
         coarse = round(steps * _COARSE) if _takes(graph.module, batch[:1], half) else 0
-        kind, rates = (_Spectra, _SPECTRA_RATES) if batch.dim() == 4 else (_Values, (_RATE, _RATE))
+        kind, rates = (_Spectra, _SPECTRA_RATES) if coarse else (_Values, (_RATE, _RATE))
         for resolution, more, rate in zip((half, full), (coarse, steps - coarse), rates, strict=True):
             if not more:
                 continue

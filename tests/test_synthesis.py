@@ -60,7 +60,7 @@ def test_noise_has_unit_scale(shape: tuple[int, ...]) -> None:
 @pytest.mark.parametrize(
     ("head", "sizes"),
     [
-        (nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2)), [35, 35, 35, 70, 70]),
+        (nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2)), [35, 35, 35, 35, 70]),
         (nn.Sequential(nn.Flatten(), nn.Linear(4 * 68 * 68, 2)), [70] * 5),
     ],
     ids=["any resolution", "one resolution"],
