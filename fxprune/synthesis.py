@@ -71,6 +71,8 @@ def synthesize(
         size = int(min(max(_WORK / max(flops, 1), _FEWEST), _LARGEST))
     random = torch.Generator().manual_seed(seed)
     batch = pink_noise((size, *example.shape[1:]), random).to(weight)
+    if batch.dim() == 4:
+        batch = batch.contiguous(memory_format=torch.channels_last)
     reader = _StatisticsReader(graph.module)
     done = 0
     with _quickly(graph.module), evaluated(graph.module), torch.enable_grad():

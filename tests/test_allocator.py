@@ -1,7 +1,6 @@
 """Main memory that is freed stays with the process inside, and goes back to the system in the end."""
 
 import platform
-import resource
 from pathlib import Path
 
 import pytest
@@ -11,6 +10,7 @@ from torch import nn
 from fxprune import allocator
 from fxprune.allocator import freed_memory_kept
 
+resource = pytest.importorskip("resource")
 pytestmark = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="needs glibc")
 
 _PAGE = resource.getpagesize()
