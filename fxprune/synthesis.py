@@ -41,7 +41,7 @@ def synthesize(
     input statistics (as DeepInversion does: Yin et al., CVPR 2020, without its other terms). Of images that the model
     takes at half the resolution too, and that say something there, the first steps are made at that, a quarter of the
     work, and what is changed are Fourier coefficients, each in units of what it is in natural images (as in Olah et
-    al., "Feature Visualization", Distill 2017): they stay smooth, and the mismatch falls faster.
+    al., "Feature Visualization", Distill 2017).
 
     Args:
         graph: the analysed model; it is not changed.

@@ -7,8 +7,10 @@ import pytest
 import torch
 from torch import nn
 
+import fxprune
 from fxprune import allocator
 from fxprune.allocator import freed_memory_kept
+from fxprune.synthesis import synthesize
 
 resource = pytest.importorskip("resource")
 pytestmark = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="needs glibc")
@@ -73,3 +75,30 @@ def test_who_sets_malloc_is_left_alone(monkeypatch):
     assert allocator._glibc() is None
     with freed_memory_kept():
         assert allocator._inside == 0
+
+
+@pytest.mark.parametrize("run", ["scores", "compensate", "synthesize", "learn_gates", "finetune"])
+def test_it_is_kept_where_a_model_runs_on_batches(run):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(144, 2)).eval()
+    images, labels = torch.randn(8, 1, 8, 8), torch.arange(8) % 2
+    graph = fxprune.analyze(fxprune.trace(model, images[:1]))
+    seen = []
+
+    def told(*_):
+        seen.append(allocator._inside)
+
+    if run == "scores":
+        fxprune.scores(graph, "fisher", data=[images], progress=told)
+    elif run == "compensate":
+        pruned = fxprune.rewrite(graph, fxprune.make_plan(graph, fxprune.scores(graph, "l2"), flops=0.6))
+        fxprune.compensate(graph, pruned, images, progress=told)
+    elif run == "synthesize":
+        synthesize(graph, 4, steps=1, progress=told)
+    elif run == "learn_gates":
+        fxprune.learn_gates(graph, [(images, labels)], start="l2", progress=told)
+    else:
+        fxprune.finetune(model, [(images, labels)], progress=told)
+    assert seen
+    assert all(depth > 0 for depth in seen)
+    assert allocator._inside == 0

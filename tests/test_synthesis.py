@@ -14,21 +14,22 @@ from fxprune.channels import ChannelGraph
 from fxprune.synthesis import pink_noise, synthesize
 
 
-def trained() -> ChannelGraph:
+def trained(size: int = 12) -> ChannelGraph:
     """A net whose BatchNorm has seen images of mean 2 and deviation 3."""
     torch.manual_seed(0)
     layers = [nn.BatchNorm2d(3), nn.Conv2d(3, 8, 3), nn.ReLU(inplace=True), nn.BatchNorm2d(8), nn.Conv2d(8, 4, 1)]
     model = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten())
     for _ in range(100):
-        model(2 + 3 * torch.randn(8, 3, 12, 12))
-    return fxprune.analyze(fxprune.trace(model.eval(), torch.zeros(1, 3, 12, 12), copy=False))
+        model(2 + 3 * torch.randn(8, 3, size, size))
+    return fxprune.analyze(fxprune.trace(model.eval(), torch.zeros(1, 3, size, size), copy=False))
 
 
-def test_statistics_come_near_to_those_remembered() -> None:
-    graph = trained()
+@pytest.mark.parametrize("size", [12, 64], ids=["by values", "by Fourier coefficients"])
+def test_statistics_come_near_to_those_remembered(size: int) -> None:
+    graph = trained(size)
     noise = synthesize(graph, 16, steps=0)
     batch = synthesize(graph, 16, steps=60)
-    assert batch.shape == (16, 3, 12, 12)
+    assert batch.shape == (16, 3, size, size)
     wanted = torch.full((3,), 2.0)
     before, after = ((made.mean((0, 2, 3)) - wanted).abs().max() for made in (noise, batch))
     assert after < 0.3 * before
