@@ -3,7 +3,7 @@
 from fxprune.analysis import analyze
 from fxprune.api import prune
 from fxprune.channels import ChannelGraph, Dimension, Frozen, Group
-from fxprune.compensation import compensate
+from fxprune.compensation.compensate import compensate
 from fxprune.errors import FxpruneError, FxpruneWarning
 from fxprune.files.checkpoint import load, save
 from fxprune.files.exporting import export
@@ -13,10 +13,10 @@ from fxprune.gates.learning import Gates, learn_gates
 from fxprune.latency.channels import time_channels
 from fxprune.latency.measure import Latency, measure_latency
 from fxprune.optimizers import prune_optimizer
-from fxprune.own_class import restore_class
-from fxprune.plan import Plan
-from fxprune.planning import make_plan
+from fxprune.planning.make import make_plan
+from fxprune.planning.plan import Plan
 from fxprune.reporting import Report, report
+from fxprune.restoring import restore_class
 from fxprune.rewriting import plan_of, rewrite
 from fxprune.scoring.criteria import scores
 from fxprune.tracing.tracer import trace

@@ -11,18 +11,18 @@ import numpy as np
 import torch
 from torch import fx, nn
 
-from fxprune import trees
 from fxprune.channels import ChannelGraph, Dim, IdTable, Labels, Size, map_labels
+from fxprune.channels.grouping import Resolved, collect
+from fxprune.channels.polynomial import Term
 from fxprune.errors import FxpruneError
 from fxprune.flops import count_flops
-from fxprune.grouping import Resolved, collect
-from fxprune.memory import roots, used_nodes
-from fxprune.polynomial import Term
 from fxprune.rules import find_rule
 from fxprune.rules.indexing import getitem
 from fxprune.rules.probe import probe
 from fxprune.rules.registry import Op, Parameters, Splits
 from fxprune.rules.size import attribute, map_values, size
+from fxprune.running import trees
+from fxprune.tracing.aliasing import alias_roots, used_nodes
 
 __all__ = ["analyze"]
 
@@ -59,11 +59,11 @@ def _analyze(traced: fx.GraphModule, splits: Splits) -> tuple[ChannelGraph, froz
     parameters = Parameters(traced, ids)
     modules = dict(traced.named_modules())
     # What is computed from the entries of the model's input, not from its size.
-    fed: set[fx.Node] = set()
+    input_dependent: set[fx.Node] = set()
     labels_of: dict[str, Any] = {}
     costs: dict[str, list[Term]] = {}
     contractions: dict[str, tuple[tuple[str, int], ...]] = {}
-    root = roots(traced.graph, modules)
+    root = alias_roots(traced.graph, modules)
     used = used_nodes(traced.graph, modules)
     by_name: dict[str, fx.Node] = {}
     sharing: dict[fx.Node, list[fx.Node]] = {}
@@ -71,9 +71,21 @@ def _analyze(traced: fx.GraphModule, splits: Splits) -> tuple[ChannelGraph, froz
         if "value" not in node.meta:
             raise FxpruneError(f"node {node.name} has no value: pass what fxprune.trace returned, not another graph")
         module = modules[str(node.target)] if node.op == "call_module" else None
-        if node.op == "placeholder" or any(x in fed and trees.has_tensor(x.meta["value"]) for x in _read(node)):
-            fed.add(node)
-        op = Op(node, ids, parameters, module, labels_of, entering=contractions, root=root, fed=fed, splits=splits)
+        if node.op == "placeholder" or any(
+            x in input_dependent and trees.has_tensor(x.meta["value"]) for x in _read(node)
+        ):
+            input_dependent.add(node)
+        op = Op(
+            node,
+            ids,
+            parameters,
+            module,
+            labels_of,
+            summed=contractions,
+            root=root,
+            input_dependent=input_dependent,
+            splits=splits,
+        )
         labels, cost = _propagate(op)
         labels_of[node.name] = labels
         for written in () if _writes_zeros(node) else node.meta.get("mutates", ()):
@@ -86,11 +98,11 @@ def _analyze(traced: fx.GraphModule, splits: Splits) -> tuple[ChannelGraph, froz
         sharing.setdefault(root[node], []).append(node)
         if node in used and cost:
             costs[node.name] = cost
-        if entering := _entering(op):
-            contractions[node.name] = tuple(dict.fromkeys((*contractions.get(node.name, ()), *entering)))
+        if summed := _summed(op):
+            contractions[node.name] = tuple(dict.fromkeys((*contractions.get(node.name, ()), *summed)))
     resolved = ids.resolve()
-    stuck = _stuck(splits, resolved, parameters)
-    return collect(traced, resolved, parameters, labels_of, costs, contractions), stuck
+    stuck = _fully_frozen_splits(splits, resolved, parameters)
+    return collect(traced, resolved, parameters.by_name(), labels_of, costs, contractions), stuck
 
 
 # What asks of its other tensors for no more than a type, a device or a size.
@@ -102,7 +114,7 @@ def _read(node: fx.Node) -> list[fx.Node]:
     return node.all_input_nodes[:1] if node.target in _READ_THE_FIRST else node.all_input_nodes
 
 
-def _stuck(splits: Splits, resolved: Resolved, parameters: Parameters) -> frozenset[Any]:
+def _fully_frozen_splits(splits: Splits, resolved: Resolved, parameters: Parameters) -> frozenset[Any]:
     """The splits where all channels are frozen, but for those of positions.
 
     Positions are rows of buffers, or rows of a table that is read at several places: to free them would gain nothing.
@@ -162,7 +174,7 @@ def _is_same(one: Dim, other: Dim) -> bool:
     return type(one) is type(other) and bool(np.array_equal(one, other))
 
 
-def _entering(op: Op) -> tuple[tuple[str, int], ...]:
+def _summed(op: Op) -> tuple[tuple[str, int], ...]:
     """The node's arguments, and their labelled dimensions, that are summed over."""
     names = {id(op.labels_of[n.name]): n.name for n in reversed(op.node.all_input_nodes)}
     places = ((names.get(id(x)), d) for x, d in op.contractions if not isinstance(x.dims[d], int))

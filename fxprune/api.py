@@ -11,23 +11,23 @@ import torch
 from torch import fx, nn
 
 from fxprune.analysis import analyze
-from fxprune.budgets import check_latency, flops_target
 from fxprune.channels import ChannelGraph, Scores
-from fxprune.compensation import compensate as compensated
-from fxprune.copies import cloned
+from fxprune.compensation.compensate import compensate as compensated
+from fxprune.compensation.synthesis import synthesize
 from fxprune.data import Batch, calibration_batch, check_labels, run_model
 from fxprune.errors import FxpruneError, FxpruneWarning
 from fxprune.gates.learning import learn_gates
 from fxprune.latency.budget import UnreachableLatencyError, plan_for_latency
 from fxprune.latency.channels import time_channels
 from fxprune.losses import are_class_labels, number_of_classes
-from fxprune.memory import written_attributes
-from fxprune.planning import make_plan
+from fxprune.planning.budgets import check_latency, flops_target
+from fxprune.planning.make import make_plan
 from fxprune.progress import Progress, shown
 from fxprune.rewriting import rewrite
+from fxprune.running.copies import cloned
+from fxprune.running.eval_mode import in_eval_without_grad
 from fxprune.scoring.criteria import FROM_DATA, check_method, scores
-from fxprune.scoring.sensitivity import evaluated
-from fxprune.synthesis import synthesize
+from fxprune.tracing.aliasing import written_attributes
 from fxprune.tracing.tracer import trace
 
 __all__ = ["prune"]
@@ -52,7 +52,7 @@ def prune(
 
     Channels are scored, a plan is made that meets the budget, the model is rewritten, and the weights that stay are
     made to do what the whole model does on samples. Without data these are made from the model's own BatchNorm
-    statistics (`fxprune.synthesis`); a model without any is cut by "relevance" and not compensated.
+    statistics (`fxprune.compensation.synthesis`); a model without any is cut by "relevance" and not compensated.
 
     Args:
         model: any traceable module; it is not changed.
@@ -89,7 +89,7 @@ def prune(
     with shown(progress) as show:
         # A generator would be used up by the first look.
         data = list(data) if method == "dagger" and hasattr(data, "__next__") else data
-        batch = None if data is None else calibration_batch(data, samples).beside(model)
+        batch = None if data is None else calibration_batch(data, samples).on_device_of(model)
         graph = analyze(_traced(model, example_inputs, batch))
         # What cannot be is said before the work.
         if batch is not None:
@@ -167,7 +167,7 @@ def _of_its_own(model: nn.Module, inputs: Any) -> fx.GraphModule:
 def _check_data(graph: ChannelGraph, batch: Batch) -> None:
     """Check that the model runs on a sample, and that the labels, if they are those of classes, are among its own."""
     one = batch.rows(0, 1)
-    with torch.no_grad(), evaluated(graph.module):
+    with torch.no_grad(), in_eval_without_grad(graph.module):
         outputs = run_model(graph.module, one)
     if one.labels is not None and are_class_labels(outputs, one.labels):
         check_labels(batch, number_of_classes(outputs))

@@ -23,8 +23,8 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
-from fxprune.devices import beside
 from fxprune.errors import FxpruneError
+from fxprune.running.devices import on_device_of
 
 __all__ = [
     "Batch",
@@ -79,9 +79,9 @@ class Batch:
         background = torch.device(device).type != "cpu"
         return self._map(lambda leaf: leaf.to(device, non_blocking=background))
 
-    def beside(self, model: nn.Module) -> Batch:
+    def on_device_of(self, model: nn.Module) -> Batch:
         """The same batch where the model is."""
-        return Batch(*beside(model, (self.args, dict(self.kwargs), self.labels)))
+        return Batch(*on_device_of(model, (self.args, dict(self.kwargs), self.labels)))
 
     def rows(self, start: int, stop: int) -> Batch:
         """The samples from start to stop; what does not run over the samples stays whole."""

@@ -31,11 +31,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from fxprune import trees
-from fxprune.calls import given_call
 from fxprune.errors import FxpruneError
-from fxprune.eval_mode import in_eval, keeping_weights
-from fxprune.unwrapped import source_of_scripted, unwrapped
+from fxprune.running import trees
+from fxprune.running.calls import given_call
+from fxprune.running.eager import running_eagerly, source_of_scripted
+from fxprune.running.eval_mode import in_eval, keeping_weights
 
 with warnings.catch_warnings():
     # It scripts parts of itself when it is imported, which torch has deprecated.
@@ -173,7 +173,7 @@ def _as_is(model: nn.Module) -> Iterator[None]:
     fast_path = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
-        with unwrapped(), _unscripted(), in_eval(model), keeping_weights(model):
+        with running_eagerly(), _unscripted(), in_eval(model), keeping_weights(model):
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast_path)

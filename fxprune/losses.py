@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fxprune import trees
 from fxprune.errors import FxpruneError
+from fxprune.running import trees
 
 __all__ = ["are_class_labels", "class_loss", "distillation_loss", "float_outputs", "main_output", "number_of_classes"]
 

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from fxprune.errors import FxpruneError
-from fxprune.files.fingerprint import Fingerprint, named_tensors
 from fxprune.rewriting import plan_of
+from fxprune.running.copies import named_tensors
+from fxprune.tracing.fingerprint import Fingerprint
 
 __all__ = ["prune_optimizer"]
 

@@ -13,14 +13,14 @@ import torch
 from torch import fx, nn
 
 from fxprune.channels import ChannelGraph, Labels, Size
-from fxprune.copies import cloned
 from fxprune.errors import FxpruneError
-from fxprune.files.fingerprint import fingerprint
-from fxprune.plan import Plan
+from fxprune.planning.plan import Plan
 from fxprune.rules import find_rule
 from fxprune.rules.known_index import computes_indices
 from fxprune.rules.registry import Rewrite
+from fxprune.running.copies import cloned
 from fxprune.tracing.checks import check_as_traced
+from fxprune.tracing.fingerprint import fingerprint
 
 __all__ = ["alive_channels", "plan_of", "rewrite"]
 

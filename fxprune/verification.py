@@ -14,20 +14,19 @@ from torch import fx, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
-from fxprune import trees
 from fxprune.analysis import analyze
-from fxprune.calls import call_of
-from fxprune.copies import cloned
-from fxprune.devices import beside
 from fxprune.errors import FxpruneError
-from fxprune.files.fingerprint import named_tensors
-from fxprune.memory import written_attributes
-from fxprune.plan import Plan
+from fxprune.planning.plan import Plan
 from fxprune.rewriting import plan_of, rewrite
+from fxprune.running import trees
+from fxprune.running.calls import call_of
+from fxprune.running.copies import cloned, named_tensors
+from fxprune.running.devices import on_device_of
+from fxprune.running.eager import running_eagerly
+from fxprune.tracing.aliasing import written_attributes
 from fxprune.tracing.constants import tensor_at
 from fxprune.tracing.patching import packages_of, uncached
 from fxprune.tracing.tracer import leaves_of, trace
-from fxprune.unwrapped import unwrapped
 
 __all__ = ["largest_difference", "mask", "outputs_in_double", "verify"]
 
@@ -125,7 +124,7 @@ _ALMOST_ZERO = 1e-150
 def outputs_in_double(model: nn.Module, args: Any, kwargs: Any) -> list[torch.Tensor]:
     """The tensors that a model returns in float64; the model is changed to it, and to eval."""
     with torch.no_grad():
-        args, kwargs = pytree.tree_map(_to_double, beside(model, (args, kwargs)))
+        args, kwargs = pytree.tree_map(_to_double, on_device_of(model, (args, kwargs)))
     # Going through training, models forget what they keep of an earlier pass in eval.
     model._apply(_to_double).train().eval()  # type: ignore[no-untyped-call]
     for module in model.modules():
@@ -133,7 +132,7 @@ def outputs_in_double(model: nn.Module, args: Any, kwargs: Any) -> list[torch.Te
         vars(module).update({name: _to_double(value) for name, value in vars(module).items()})
     # Both models draw the same random numbers.
     devices = range(torch.cuda.device_count())
-    with torch.no_grad(), unwrapped(), _in_double(), torch.random.fork_rng(devices):
+    with torch.no_grad(), running_eagerly(), _in_double(), torch.random.fork_rng(devices):
         torch.manual_seed(0)
         return trees.tensors(model(*copy.deepcopy(args), **copy.deepcopy(kwargs)))
 

@@ -12,7 +12,7 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 import fxprune
-from fxprune.plan import kept_indices
+from fxprune.planning.plan import kept_indices
 
 __all__ = ["check_invariant", "image", "masks", "net", "parameter", "plan_for", "prunable", "randomise", "tokens"]
 

@@ -33,13 +33,13 @@ def test_hard_gates_are_the_rewritten_model(spec: str) -> None:
     model = model.double()
     inputs = tuple(x.double() for x in example_inputs(model))
     graph = fxprune.analyze(fxprune.trace(model, inputs, copy=False))
-    gated = insert_gates(graph, reluctant=True)
+    gated = insert_gates(graph, last_resort=True)
     with torch.no_grad():
         for a, b in zip(pytree.tree_leaves(model(*inputs)), pytree.tree_leaves(gated(*inputs)), strict=True):
             assert torch.equal(a, b)
     plan = fxprune.make_plan(graph, fxprune.scores(graph, "random"), flops=0.5)
     alive = alive_channels(graph, plan)
-    channels = np.concatenate([group.channels for group in gated_groups(graph, reluctant=True)])
+    channels = np.concatenate([group.channels for group in gated_groups(graph, last_resort=True)])
     dagger_of(gated).open(torch.from_numpy(np.where(alive[channels], 1.0, -1.0)))
     with torch.no_grad():
         expected = pytree.tree_leaves(fxprune.rewrite(graph, plan)(*inputs))

@@ -1054,18 +1054,18 @@ class MergedInEval(nn.Module):
     def __init__(self, a, b):
         super().__init__()
         self.wide, self.narrow = nn.Conv2d(a, 2 * a, 1), nn.Conv2d(2 * a, b, 3)
-        self.beside, self.merged = nn.Conv2d(a, b, 1), nn.Conv2d(a, b, 3, padding=1)
+        self.on_device_of, self.merged = nn.Conv2d(a, b, 1), nn.Conv2d(a, b, 3, padding=1)
 
     def merge(self):
         first, second = self.wide.weight.data.clone(), self.narrow.weight.data.clone()
         weight = F.conv2d(first.permute(1, 0, 2, 3), second, padding=2).flip(2, 3).permute(1, 0, 2, 3)
         bias = (second * self.wide.bias.data.reshape(1, -1, 1, 1)).sum((1, 2, 3)) + self.narrow.bias.data
-        self.merged.weight.data = (weight + F.pad(self.beside.weight.data, [1] * 4)).contiguous()
-        self.merged.bias.data = bias + self.beside.bias.data
+        self.merged.weight.data = (weight + F.pad(self.on_device_of.weight.data, [1] * 4)).contiguous()
+        self.merged.bias.data = bias + self.on_device_of.bias.data
 
     def forward(self, x):
         if self.training:
-            return self.narrow(self.wide(F.pad(x, [1] * 4))) + self.beside(x)
+            return self.narrow(self.wide(F.pad(x, [1] * 4))) + self.on_device_of(x)
         self.merge()
         return self.merged(x)
 

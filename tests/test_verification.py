@@ -12,7 +12,7 @@ from invariant import image, net, randomise, tokens
 from torch import Tensor, nn
 
 import fxprune
-from fxprune.copies import cloned
+from fxprune.running.copies import cloned
 from fxprune.verification import mask
 
 

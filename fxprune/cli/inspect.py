@@ -34,7 +34,7 @@ def inspect(
             typer.echo(str(graph))
             return
         groups = [
-            {"name": group.name, "channels": len(group), "repeats": group.repeats, "reluctant": group.reluctant,
+            {"name": group.name, "channels": len(group), "repeats": group.repeats, "last_resort": group.last_resort,
              "dimensions": list(map(str, group.dimensions))}
             for group in graph.groups
         ]  # fmt: skip

@@ -19,25 +19,18 @@ from safetensors.torch import save as to_bytes
 from torch import Tensor, fx, nn
 
 from fxprune.analysis import analyze
-from fxprune.copies import cloned
 from fxprune.errors import FxpruneError
-from fxprune.files.fingerprint import Fingerprint, fingerprint, named_tensors
+from fxprune.files.packing import pack
 from fxprune.files.record import FORMAT, KEY, OWN_META, Record, trusted_source, version_of
-from fxprune.files.tensors import (
-    opened,
-    put_tensors,
-    read_tensors,
-    refuse_what_is_no_tensor,
-    unshared,
-    unusual_strides,
-)
+from fxprune.files.tensors import opened, put_tensors, read_tensors, refuse_what_is_no_tensor, unshared, unusual_strides
 from fxprune.files.writing import replace_file
 from fxprune.models import Source, load_model
-from fxprune.plan import plan_to_json
+from fxprune.planning.plan import plan_to_json
 from fxprune.rewriting import plan_of, rewrite
+from fxprune.running.copies import cloned, named_tensors
 from fxprune.tracing.constants import forget, put
+from fxprune.tracing.fingerprint import Fingerprint, fingerprint
 from fxprune.tracing.tracer import trace_knowing
-from fxprune.training.snapshots import pack
 
 __all__ = ["load", "save"]
 

@@ -17,9 +17,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from fxprune.calls import Call, call_of, first_dimension, has_batch, with_batch
 from fxprune.errors import FxpruneError
 from fxprune.files.writing import replace_file
+from fxprune.running.calls import Call, call_of, first_dimension, has_batch, with_batch
 
 __all__ = ["export"]
 

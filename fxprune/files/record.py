@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 
 from fxprune.errors import FxpruneError
-from fxprune.files.fingerprint import Fingerprint
+from fxprune.files.packing import unpack
 from fxprune.models import Source
-from fxprune.plan import Plan, plan_from_json
-from fxprune.training.snapshots import unpack
+from fxprune.planning.plan import Plan, plan_from_json
+from fxprune.tracing.fingerprint import Fingerprint
 
 __all__ = ["FORMAT", "KEY", "OWN_META", "Record", "trusted_source", "version_of"]
 

@@ -12,8 +12,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from fxprune.errors import FxpruneError
-from fxprune.files.fingerprint import named_tensors
 from fxprune.files.record import Record
+from fxprune.running.copies import named_tensors
 
 __all__ = [
     "opened", "put_tensors", "read_tensors", "refuse_what_is_no_tensor", "unshared", "unusual_strides",

@@ -8,10 +8,10 @@ import numpy as np
 import numpy.typing as npt
 
 from fxprune.channels import ChannelGraph
-from fxprune.compensation import compensate
+from fxprune.compensation.compensate import compensate
+from fxprune.compensation.holdout import output_error, split_apart
 from fxprune.data import Batch
-from fxprune.holdout import output_error, split_apart
-from fxprune.plan import Plan, kept_indices
+from fxprune.planning.plan import Plan, kept_indices
 from fxprune.rewriting import rewrite
 
 __all__ = ["least_lossy"]

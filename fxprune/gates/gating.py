@@ -12,7 +12,6 @@ import copy
 import math
 import operator
 import re
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -20,19 +19,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from fxprune.channels import ChannelGraph, Group, Ids, Labels
+from fxprune.channels import ChannelGraph, Group, Ids
 from fxprune.errors import FxpruneError
-from fxprune.files.fingerprint import named_tensors
 from fxprune.gates.dagger import Dagger, Description, Spread, gate
 from fxprune.gates.weight_given import WEIGHT_GIVEN
+from fxprune.layers.gate_places import CONVS, conv_groups, depends_on_input, gate_places
 from fxprune.rules.recurrent import recurrent_weights
+from fxprune.running.copies import named_tensors
 
 __all__ = [
-    "GatePlace",
     "dagger_of",
     "descriptions",
     "gate_logits",
-    "gate_places",
     "gated_groups",
     "insert_gates",
     "remove_gates",
@@ -41,99 +39,25 @@ __all__ = [
 _ROOT, _GATES, _SPREAD = "dagger", "gates", "spread"
 # The batch, in examples, at which gating an activation is as dear as gating a weight of the example's size.
 _BATCH = 64
-_CONVS = (F.conv1d, F.conv2d, F.conv3d)
 
 
-@dataclass(frozen=True, eq=False)
-class GatePlace:
-    """Channels that enter a contraction.
-
-    Attributes:
-        node: the contraction.
-        argument: the node whose value enters.
-        dim: the dimension of it that is summed over.
-        channels: channel number of each index of that dimension.
-        from_input: whether the value depends on the model's input, and is not of weights alone.
-    """
-
-    node: str
-    argument: str
-    dim: int
-    channels: Ids
-    from_input: bool
-
-
-def gate_places(graph: ChannelGraph) -> list[GatePlace]:
-    """Where gates have to stand for closed ones to remove their channels exactly; no more than that.
-
-    An op that hands each channel on by itself, such as a depthwise convolution, needs no gate: the next one makes it
-    void. Of two activations that meet in a product one is gated, the one that depends on the model's input if not both.
-    """
-    by_name = {node.name: node for node in graph.module.graph.nodes}
-    from_input = _from_input(graph.module.graph)
-    places: list[GatePlace] = []
-    for name, entering in graph.contractions.items():
-        here: list[GatePlace] = []
-        for argument, d in sorted(entering, key=lambda entry: entry[0] not in from_input):
-            labels = graph.labels[argument]
-            if not isinstance(labels, Labels) or isinstance(channels := labels.dims[d], int):
-                continue
-            met = any(place.argument != argument and np.array_equal(place.channels, channels) for place in here)
-            if not met and not _hands_on(graph, by_name[name], channels):
-                here.append(GatePlace(name, argument, d, channels, argument in from_input))
-        places += here
-    return places
-
-
-def _from_input(graph: fx.Graph) -> set[str]:
-    """The names of the nodes that depend on the model's input."""
-    found: set[str] = set()
-    for node in graph.nodes:
-        if node.op == "placeholder" or any(source.name in found for source in node.all_input_nodes):
-            found.add(node.name)
-    return found
-
-
-def _hands_on(graph: ChannelGraph, node: fx.Node, entering: Ids) -> bool:
-    """Whether it is a convolution whose conv groups each have one channel, of which inputs and outputs are."""
-    labels = graph.labels[node.name]
-    groups = _conv_groups(node, graph.module)
-    if groups <= 1 or not isinstance(labels, Labels):
-        return False
-    rank = len(node.meta["value"].shape)
-    leaving = labels.dims[1 if rank == len(labels.dims) and rank > 1 else 0]
-    if isinstance(leaving, int) or len(entering) % groups or len(leaving) % groups:
-        return False
-    first = entering.reshape(groups, -1)[:, :1]
-    return bool((entering.reshape(groups, -1) == first).all() and (leaving.reshape(groups, -1) == first).all())
-
-
-def _conv_groups(node: fx.Node, module: fx.GraphModule) -> int:
-    if node.op == "call_module":
-        return int(getattr(module.get_submodule(str(node.target)), "groups", 1))
-    if node.op == "call_function" and node.target in _CONVS:
-        given = node.args[6] if len(node.args) > 6 else node.kwargs.get("groups", 1)
-        return given if isinstance(given, int) else 1
-    return 1
-
-
-def insert_gates(graph: ChannelGraph, *, reluctant: bool = False) -> fx.GraphModule:
+def insert_gates(graph: ChannelGraph, *, last_resort: bool = False) -> fx.GraphModule:
     """The model with a `dagger` node per group, fed by the group's own weights, and gates where channels are summed.
 
     Args:
         graph: the analysed model; neither it nor its module is changed.
-        reluctant: whether groups that are pruned only in need get gates too.
+        last_resort: whether groups that are pruned only in need get gates too.
 
     Returns:
         A GraphModule whose gates are all open: until they are trained it gives the model's outputs, bit for bit.
     """
     gated = copy.deepcopy(graph.module)
-    groups = gated_groups(graph, reluctant)
+    groups = gated_groups(graph, last_resort)
     if not groups:
         if graph.groups:
             raise FxpruneError(
-                f"all channels of the model are pruned only in need ({graph.groups[0].reluctant}), so none is gated: "
-                "give reluctant=True to gate them too"
+                f"all channels of the model are pruned only in need ({graph.groups[0].last_resort}), so none is gated: "
+                "give last_resort=True to gate them too"
             )
         raise FxpruneError("the model has no channels that can be pruned, so there is nothing to gate")
     position = np.full(graph.num_channels, sum(len(group) for group in groups), dtype=np.int64)
@@ -144,7 +68,7 @@ def insert_gates(graph: ChannelGraph, *, reluctant: bool = False) -> fx.GraphMod
     by_name = {node.name: node for node in gated.graph.nodes}
     # What enters in two of its dimensions is gated twice.
     entering: dict[tuple[str, str], fx.Node] = {}
-    from_input = _from_input(gated.graph)
+    from_input = depends_on_input(gated.graph)
     first = next(node for node in gated.graph.nodes if node.op != "placeholder")
     with gated.graph.inserting_before(first):
         for number, group in enumerate(groups):
@@ -169,7 +93,7 @@ def insert_gates(graph: ChannelGraph, *, reluctant: bool = False) -> fx.GraphMod
         source = entering.get((place.node, place.argument), by_name[place.argument])
         shape = graph.labels[place.argument].shape
         weight = _gateable_weight(gated, user, source, from_input, _BATCH * math.prod(shape))
-        by_conv_group = index.reshape(_conv_groups(user, gated), -1)
+        by_conv_group = index.reshape(conv_groups(user, gated), -1)
         if weight is not None and (by_conv_group == by_conv_group[0]).all():
             index = by_conv_group[0].copy()
         else:
@@ -222,7 +146,7 @@ def _gateable_weight(gated: fx.GraphModule, user: fx.Node, source: fx.Node, from
         plain = type(module) in (*WEIGHT_GIVEN, *WEIGHT_GIVEN.values())
         # What is no parameter may be computed anew in each call.
         return module if plain and "weight" in module._parameters and module.weight.numel() <= most else None
-    if user.op == "call_function" and user.target in (*_CONVS, F.linear):
+    if user.op == "call_function" and user.target in (*CONVS, F.linear):
         weight = user.args[1] if len(user.args) > 1 else user.kwargs["weight"]
         x = user.args[0] if user.args else user.kwargs["input"]
         if x is source and isinstance(weight, fx.Node) and weight.name not in from_input and weight is not source:
@@ -258,19 +182,19 @@ def remove_gates(gated: fx.GraphModule) -> fx.GraphModule:
     return plain
 
 
-def gated_groups(graph: ChannelGraph, reluctant: bool = False) -> list[Group]:
+def gated_groups(graph: ChannelGraph, last_resort: bool = False) -> list[Group]:
     """The groups that get gates."""
-    return [group for group in graph.groups if reluctant or not group.reluctant]
+    return [group for group in graph.groups if last_resort or not group.last_resort]
 
 
-def gate_logits(gated: fx.GraphModule, graph: ChannelGraph, *, reluctant: bool = False) -> Tensor:
+def gate_logits(gated: fx.GraphModule, graph: ChannelGraph, *, last_resort: bool = False) -> Tensor:
     """The logit of every channel's gate, differentiable; infinite where there is no gate.
 
     Returns:
         Shape (number of channels of the graph,); open gates are positive.
     """
     values = dagger_of(gated).logits([module(*weights) for module, weights in descriptions(gated)])
-    channels = np.concatenate([group.channels for group in gated_groups(graph, reluctant)])
+    channels = np.concatenate([group.channels for group in gated_groups(graph, last_resort)])
     logits = values.new_full((graph.num_channels,), torch.inf)
     return logits.index_copy(0, torch.from_numpy(channels).to(values.device), values)
 

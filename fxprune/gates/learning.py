@@ -10,14 +10,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from fxprune.allocator import freed_memory_kept
 from fxprune.channels import ChannelGraph, Scores
 from fxprune.data import Batch, calibration_batch
 from fxprune.errors import FxpruneError
 from fxprune.gates.gating import insert_gates
 from fxprune.gates.run import Gates, Run, Settings
 from fxprune.progress import Progress, shown
-from fxprune.randomness import own_randomness
+from fxprune.running.allocator import freed_memory_kept
+from fxprune.running.randomness import preserve_rng_state
 from fxprune.scoring.criteria import FROM_DATA, scores
 from fxprune.training.runs import digest, make_accelerator
 from fxprune.training.sharding import Shards
@@ -42,7 +42,7 @@ def learn_gates(
     train_weights: bool = True,
     weight_lr: float = 0.01,
     temperature: float = 1.0,
-    reluctant: bool = False,
+    last_resort: bool = False,
     checkpoint: str | Path | None = None,
     checkpoint_every: int = 20,
     resume: bool = True,
@@ -75,7 +75,7 @@ def learn_gates(
             is not repaired. BatchNorm sees the part of the batch that is each process's: only without it, or with
             frozen weights, do several processes end with the gates of one.
         temperature: of the distillation.
-        reluctant: whether groups that are pruned only in need get gates.
+        last_resort: whether groups that are pruned only in need get gates.
         checkpoint: a file for the state of the run, written every `checkpoint_every` steps.
         resume: go on from the checkpoint where there is one; the run ends in the same gates as one never stopped.
         seed: fixes all that is random.
@@ -93,13 +93,13 @@ def learn_gates(
         train_weights=train_weights,
         weight_lr=weight_lr,
         temperature=temperature,
-        reluctant=reluctant,
+        last_resort=last_resort,
         seed=seed,
         weights=digest(graph.module),
     )
-    with own_randomness(), make_accelerator() as accelerator, shown(progress, accelerator.is_main_process) as show:
+    with preserve_rng_state(), make_accelerator() as accelerator, shown(progress, accelerator.is_main_process) as show:
         torch.manual_seed(seed)
-        gated = insert_gates(graph, reluctant=reluctant)
+        gated = insert_gates(graph, last_resort=last_resort)
         # The first of the first epoch, the same in every process.
         walk = (batch for _, batch in Shards(data, seed=seed).epoch(0))
         # Batches of other shapes do not make one: what is not scored on samples is judged on those of the first.

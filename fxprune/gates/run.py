@@ -66,7 +66,7 @@ class Settings:
     train_weights: bool
     weight_lr: float
     temperature: float
-    reluctant: bool
+    last_resort: bool
     seed: int
     weights: str
 
@@ -110,7 +110,7 @@ class Run:
         samples: Batch,
     ) -> None:
         self.accelerator, self.graph, self.settings, self.steps = accelerator, graph, settings, steps
-        self.samples = samples.beside(graph.module)
+        self.samples = samples.on_device_of(graph.module)
         self.dagger = dagger_of(gated)
         shared = [p for p in self.dagger.parameters() if p is not self.dagger.bias]
         mine = {id(p) for p in self.dagger.parameters()}
@@ -131,7 +131,7 @@ class Run:
             for module, read in self.descriptions:
                 module.hold(*read)
         self.teacher: Any = frozen(graph.module, accelerator.device)
-        groups = gated_groups(graph, settings.reluctant)
+        groups = gated_groups(graph, settings.last_resort)
         self.channels = np.concatenate([group.channels for group in groups])
         self.sizes = [len(group) for group in groups]
         self.price, self.total = graph.price, float(graph.price.total)
@@ -304,7 +304,7 @@ class Run:
 
     def _logits(self) -> Tensor:
         with torch.no_grad():
-            return gate_logits(self._gated(), self.graph, reluctant=self.settings.reluctant).double().cpu()
+            return gate_logits(self._gated(), self.graph, last_resort=self.settings.last_resort).double().cpu()
 
     def result(self) -> Gates:
         """The learned gates, on the device of the original."""

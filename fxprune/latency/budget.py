@@ -9,13 +9,13 @@ from typing import Literal
 
 from torch import nn
 
-from fxprune.calls import example_of
 from fxprune.channels import ChannelGraph, Scores
 from fxprune.errors import FxpruneError, FxpruneWarning
 from fxprune.latency.measure import measure_latency
-from fxprune.plan import Plan
-from fxprune.planning import make_plan
+from fxprune.planning.make import make_plan
+from fxprune.planning.plan import Plan
 from fxprune.rewriting import rewrite
+from fxprune.running.calls import example_of
 
 __all__ = ["UnreachableLatencyError", "plan_for_latency"]
 

@@ -14,12 +14,12 @@ import torch
 from torch import fx, nn
 from torch.utils import _pytree as pytree
 
-from fxprune.calls import Call
 from fxprune.channels import ChannelGraph, Labels
+from fxprune.channels.polynomial import Polynomial, Term, build_polynomial, term
 from fxprune.data import Batch, placeholder_values
 from fxprune.latency.measure import Run, check_settings, threads_set, without_collection
-from fxprune.polynomial import Polynomial, Term, build_polynomial, term
-from fxprune.randomness import own_randomness
+from fxprune.running.calls import Call
+from fxprune.running.randomness import preserve_rng_state
 
 __all__ = ["time_channels"]
 
@@ -63,7 +63,7 @@ def time_channels(
     with ExitStack() as stack:
         stack.enter_context(torch.inference_mode())
         stack.enter_context(threads_set(threads))
-        stack.enter_context(own_randomness())
+        stack.enter_context(preserve_rng_state())
         run = Run.of(graph.module, example_inputs, batch_size, device, stack)
         run.warm_up(warmup)
         stack.enter_context(without_collection())

@@ -14,11 +14,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from fxprune.calls import Call, call_of, first_dimension, with_batch
-from fxprune.copies import cloned
 from fxprune.errors import FxpruneError
-from fxprune.eval_mode import in_eval
-from fxprune.randomness import own_randomness
+from fxprune.running.calls import Call, call_of, first_dimension, with_batch
+from fxprune.running.copies import cloned
+from fxprune.running.eval_mode import in_eval
+from fxprune.running.randomness import preserve_rng_state
 
 __all__ = ["Latency", "Run", "check_settings", "measure_latency", "threads_set", "without_collection"]
 
@@ -123,7 +123,7 @@ def measure_latency(
     with ExitStack() as stack:
         stack.enter_context(torch.inference_mode())
         stack.enter_context(threads_set(threads))
-        stack.enter_context(own_randomness())
+        stack.enter_context(preserve_rng_state())
         runs = [Run.of(each, example_inputs, batch_size, device, stack) for each in models]
         for run in runs:
             run.warm_up(warmup)

@@ -11,13 +11,14 @@ import numpy.typing as npt
 from torch import Tensor, fx, nn
 
 from fxprune.analysis import analyze
-from fxprune.calls import example_of
 from fxprune.channels import ChannelGraph, Group
+from fxprune.channels.polynomial import Term
 from fxprune.errors import FxpruneError
-from fxprune.files.fingerprint import Fingerprint, fingerprint, named_tensors
-from fxprune.polynomial import Term
 from fxprune.reporting.facts import Change
 from fxprune.rewriting import alive_channels, plan_of
+from fxprune.running.calls import example_of
+from fxprune.running.copies import named_tensors
+from fxprune.tracing.fingerprint import Fingerprint, fingerprint
 from fxprune.tracing.tracer import leaves_of, trace
 
 __all__ = ["Basis", "make_basis"]

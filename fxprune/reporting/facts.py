@@ -63,7 +63,7 @@ class GroupFacts:
         repeats: how many indices one channel takes where it takes the most.
         flops: of the layers that write them, in proportion where a layer writes several groups.
         parameters: the same of parameters.
-        reluctant: why the group is pruned only where the budget cannot be met without it; empty for most.
+        last_resort: why the group is pruned only where the budget cannot be met without it; empty for most.
     """
 
     name: str
@@ -73,7 +73,7 @@ class GroupFacts:
     repeats: int
     flops: Change
     parameters: Change
-    reluctant: str = ""
+    last_resort: str = ""
 
 
 @dataclass(frozen=True)

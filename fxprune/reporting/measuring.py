@@ -12,10 +12,10 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from fxprune.calls import call_of
-from fxprune.eval_mode import in_eval
-from fxprune.files.fingerprint import named_tensors
 from fxprune.reporting.facts import Certificate, Memory
+from fxprune.running.calls import call_of
+from fxprune.running.copies import named_tensors
+from fxprune.running.eval_mode import in_eval
 from fxprune.verification import verify
 
 __all__ = ["certify", "memory_of"]

@@ -8,9 +8,10 @@ import torch
 from torch import nn
 
 from fxprune.errors import FxpruneError
-from fxprune.files.fingerprint import Fingerprint, named_tensors
 from fxprune.files.record import trusted_source
 from fxprune.models import load_model
+from fxprune.running.copies import named_tensors
+from fxprune.tracing.fingerprint import Fingerprint
 
 __all__ = ["rebuilt"]
 

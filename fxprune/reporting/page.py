@@ -187,7 +187,7 @@ def _groups(report: Report) -> str:
     rows = []
     for number, group in enumerate(report.groups):
         dot = f'<span class="dot colour" style="{hue(number)}"></span>'
-        note = f'<br><span class="soft">only if needed: {escape(group.reluctant)}</span>' if group.reluctant else ""
+        note = f'<br><span class="soft">only if needed: {escape(group.last_resort)}</span>' if group.last_resort else ""
         repeats = f" {TIMES}{group.repeats}" if group.repeats > 1 else ""
         rows.append(
             (

@@ -11,7 +11,6 @@ from rich.console import RenderableType
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from fxprune.calls import call_of, example_of
 from fxprune.errors import FxpruneError
 from fxprune.files.writing import replace_file
 from fxprune.latency.measure import Latency, measure_latency
@@ -24,6 +23,7 @@ from fxprune.reporting.numbers import TIMES
 from fxprune.reporting.originals import rebuilt
 from fxprune.reporting.structure import structure
 from fxprune.rewriting import plan_of
+from fxprune.running.calls import call_of, example_of
 
 __all__ = ["Report", "report"]
 

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from torch import fx, nn
 
-from fxprune.polynomial import Term
+from fxprune.channels.polynomial import Term
 from fxprune.reporting.basis import Basis
 from fxprune.reporting.drawing import draw
 from fxprune.reporting.facts import Change, FrozenFacts, GroupFacts, LayerFacts, Structure, total
@@ -194,7 +194,7 @@ def _shared_out(
                 repeats=group.repeats,
                 flops=total(flops[number]),
                 parameters=total(parameters[number]),
-                reluctant=group.reluctant,
+                last_resort=group.last_resort,
             )
         )
     frozen = []

@@ -106,7 +106,7 @@ def _groups(report: Report) -> Table:
         table.add_column(name, justify="right", no_wrap=True)
     for group in _most_changed(report.groups):
         repeats = f" {TIMES}{group.repeats}" if group.repeats > 1 else ""
-        name = f"{group.name} (only if needed)" if group.reluctant else group.name
+        name = f"{group.name} (only if needed)" if group.last_resort else group.name
         table.add_row(
             name,
             _layers(group.layers),

@@ -8,7 +8,7 @@ from typing import Any
 import torch.nn.functional as F
 
 from fxprune.channels import Dim, Labels, is_labelled, size_of
-from fxprune.polynomial import Term, term
+from fxprune.channels.polynomial import Term, term
 from fxprune.rules.linear import contract
 from fxprune.rules.registry import Call, Op, Rewrite, rule
 

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from fxprune.channels import Dim, Ids, Labels, is_labelled, size_of
-from fxprune.polynomial import Term, term
+from fxprune.channels.polynomial import Term, term
 from fxprune.rules.linear import contract
 from fxprune.rules.registry import Call, Op, Rewrite, rule
 
@@ -64,7 +64,7 @@ def _convolve(op: Op, x: Labels, weight: Labels, bias: Labels | None, groups: in
         contract(op, x, axis, weight, 0 if transposed else 1)
         out = weight.dims[1 if transposed else 0]
     else:
-        op.enters(x, axis)
+        op.sums_over(x, axis)
         whole = _by_whole_groups(groups, x.shape[axis], op.shape[axis])
         # What enters a conv group that goes as a whole does not reach the others.
         if whole:
@@ -118,10 +118,10 @@ def _flops(op: Op, x: Labels, out: Labels, weight: Labels, transposed: bool) -> 
 
 def _groups_left(op: Rewrite, x: Any, groups: int, spatial: int) -> int:
     axis = len(op.out.dims) - spatial - 1
-    entering = op.labels(x).dims[axis]
-    in_channels, out_channels = size_of(entering), size_of(op.out.dims[axis])
+    summed = op.labels(x).dims[axis]
+    in_channels, out_channels = size_of(summed), size_of(op.out.dims[axis])
     if _by_whole_groups(groups, in_channels, out_channels):
-        return op.size(entering) // (in_channels // groups)
+        return op.size(summed) // (in_channels // groups)
     return groups
 
 

@@ -83,9 +83,9 @@ def _stays_zero(op: Op, arguments: tuple[Any, ...], options: dict[str, Any], zer
 def _broadcast_to_tables(op: Op, operands: list[Labels]) -> tuple[Dim, ...]:
     """As `broadcast`; of what carries no channels, as angles of rotary embeddings, entries are taken for those left."""
     carrying = [x for x in operands if x.labelled]
-    fed = [op.labels_of[x.name] for x in op.node.all_input_nodes if x in op.fed]
+    input_dependent = [op.labels_of[x.name] for x in op.node.all_input_nodes if x in op.input_dependent]
     # Of parameters alone there are no activations whose channels a table could follow.
-    if "mutates" in op.node.meta or not any(isinstance(x, Labels) and x.labelled for x in fed):
+    if "mutates" in op.node.meta or not any(isinstance(x, Labels) and x.labelled for x in input_dependent):
         return broadcast(op, operands)
     dims = list(broadcast(op, carrying))
     for x in operands:

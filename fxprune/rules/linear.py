@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from fxprune.channels import Dim, Labels, size_of
-from fxprune.polynomial import Term, term
+from fxprune.channels.polynomial import Term, term
 from fxprune.rules.registry import Call, Op, Rewrite, freeze_labels, rule
 
 __all__ = ["contract"]
@@ -20,7 +20,7 @@ def contract(op: Op, left: Labels, d: int, right: Labels, e: int) -> None:
     A removed channel must contribute zero: one of the two is zero there, or the channel stays.
     """
     dim = op.unite(left.dims[d], right.dims[e])
-    op.enters(left, d)
+    op.sums_over(left, d)
     if not (left.zero[d] or right.zero[e]):
         op.freeze(dim, "contracted where it is not zero")
 
@@ -159,7 +159,7 @@ def einsum(op: Op, equation: str, *operands: Any) -> Labels:
     for letter, dim in dims.items():
         if letter not in result:
             letters, x = next((letters, x) for letters, x in zip(terms, operands, strict=True) if letter in letters)
-            op.enters(x, letters.index(letter))
+            op.sums_over(x, letters.index(letter))
             if not zero[letter]:
                 op.freeze(dim, "contracted where it is not zero")
     return Labels(tuple(dims[c] for c in result), tuple(zero[c] for c in result))

@@ -18,9 +18,9 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.nn.utils.parametrizations import _SpectralNorm
 
 from fxprune.channels import Labels, size_of
-from fxprune.polynomial import Term, term
+from fxprune.channels.polynomial import Term, term
 from fxprune.rules.registry import Call, Op, Rewrite, numel, rule
-from fxprune.rules.stand_in import completed, enter_completed
+from fxprune.rules.stand_in import append_removed, sum_over_appended
 from fxprune.tracing.traced_module import DivideBySpectralNorm
 
 __all__: list[str] = []
@@ -84,7 +84,7 @@ def batch_norm(
     """With `training` (weight standardisation) the last dimension may lose channels: zeros stand in for them."""
     by_statistics = training or running_mean is None
     if by_statistics:
-        op.enters(input, len(input.dims) - 1)
+        op.sums_over(input, len(input.dims) - 1)
     for d in (0, *range(2, len(input.dims))) if by_statistics else ():
         if d != len(input.dims) - 1 or d < 2 or not input.zero[d]:
             op.freeze(input.dims[d], _OVER_CHANNELS)
@@ -157,10 +157,10 @@ def _over_channels(op: Op, x: Labels, d: int, weights: list[Labels | None], at: 
     zero = _is_zero(weights[0], at) and (bias is None or _is_zero(bias, at))
     node = next(node for node in op.node.all_input_nodes if op.labels_of[node.name] is x)
     if x.zero[d]:
-        op.enters(x, d)
-    elif not enter_completed(op, node, d):
+        op.sums_over(x, d)
+    elif not sum_over_appended(op, node, d):
         op.freeze(dim, _OVER_CHANNELS)
-    op.mark_reluctant(dim, _RELUCTANT)
+    op.mark_last_resort(dim, _RELUCTANT)
     for labels in weights:
         if labels is not None and size_of(dim) > 1:
             dim = op.unite(dim, labels.dims[at])
@@ -174,7 +174,7 @@ def _stand_in(op: Rewrite, input: Any, d: int, function: Any, weights: list[Any]
     if op.labels(input).zero[d]:
         padded: fx.Node | None = op.insert(F.pad, (input, (*(0,) * (2 * (rank - 1 - d)), 0, lost)))
     else:
-        padded = completed(op, input, d)
+        padded = append_removed(op, input, d)
     end = (*(0,) * (2 * (-1 - at)), 0, lost)
     long = [None if weight is None else op.insert(F.pad, (weight, end)) for weight in weights]
     whole = op.insert(function, arguments(padded, *long))
@@ -276,7 +276,7 @@ def weight_norm(op: Op, v: Labels, g: Labels, dim: int = 0) -> Labels:
     out = v.replace(dim, op.unite(v.dims[dim], g.dims[dim]), zero=g.zero[dim] or v.zero[dim])
     for d in range(len(v.dims)):
         if d != dim % len(v.dims):
-            op.enters(v, d)
+            op.sums_over(v, d)
             if not v.zero[d]:
                 op.freeze(v.dims[d], _OVER_CHANNELS)
     return out
@@ -288,7 +288,7 @@ def _over_spectral_norm(op: Op, weight: Labels, u: Labels, v: Labels, dim: int) 
     for d in rest:
         op.freeze(weight.dims[d], "spectral norm")
     for d, vector in ((dim, u.dims[0]), (columns, v.dims[0])):
-        op.enters(weight, d)
+        op.sums_over(weight, d)
         if isinstance(vector, np.ndarray) and size_of(weight.dims[d]) > 1:
             op.unite(weight.dims[d], op.unite_axis(vector.reshape(size_of(weight.dims[d]), -1), 0))
     return weight

@@ -12,7 +12,7 @@ import numpy as np
 from torch import fx, nn
 
 from fxprune.channels import Dim, Labels, is_labelled, size_of
-from fxprune.polynomial import Term, term
+from fxprune.channels.polynomial import Term, term
 from fxprune.rules.linear import contract
 from fxprune.rules.registry import Call, Op, Rewrite, rule
 from fxprune.rules.size import map_values
@@ -47,10 +47,10 @@ def _hidden(op: Op, suffixes: list[str], directions: int) -> tuple[Dim, Dim]:
     hidden = first.dims[1]
     state = hidden if projects is None else projects.dims[1]
     for k, suffix in enumerate(suffixes):
-        recurrent, entering = op.weight(f"weight_hh{suffix}"), op.weight(f"weight_ih{suffix}")
+        recurrent, of_input = op.weight(f"weight_hh{suffix}"), op.weight(f"weight_ih{suffix}")
         assert recurrent is not None
-        assert entering is not None
-        for weight in (recurrent, entering, op.weight(f"bias_ih{suffix}"), op.weight(f"bias_hh{suffix}")):
+        assert of_input is not None
+        for weight in (recurrent, of_input, op.weight(f"bias_ih{suffix}"), op.weight(f"bias_hh{suffix}")):
             rows = None if weight is None else weight.dims[0]
             if isinstance(rows, np.ndarray):
                 _unite(op, state, op.unite_axis(rows.reshape(-1, size_of(state)), 1))
@@ -61,7 +61,7 @@ def _hidden(op: Op, suffixes: list[str], directions: int) -> tuple[Dim, Dim]:
             _unite(op, hidden, projection.dims[0])
         _unite(op, hidden, recurrent.dims[1])
         if k >= directions:
-            _unite(op, _times(hidden, directions), entering.dims[1])
+            _unite(op, _times(hidden, directions), of_input.dims[1])
     return hidden, state
 
 
@@ -156,10 +156,10 @@ def cell(op: Op, input: Labels, hx: Any = None) -> Any:
 @cell.flops
 def _(op: Op, out: Any, input: Labels, hx: Any = None) -> list[Term]:
     """Of the recurrent layers fvcore counts only these: they are linear layers to it."""
-    entering, recurrent = op.weight("weight_ih"), op.weight("weight_hh")
-    assert entering is not None
+    of_input, recurrent = op.weight("weight_ih"), op.weight("weight_hh")
+    assert of_input is not None
     assert recurrent is not None
-    return [term(*input.dims, entering.dims[0]), term(*input.dims[:-1], recurrent.dims[1], recurrent.dims[0])]
+    return [term(*input.dims, of_input.dims[0]), term(*input.dims[:-1], recurrent.dims[1], recurrent.dims[0])]
 
 
 @recurrent.rewrite

@@ -15,7 +15,7 @@ from torch import nn
 from fxprune.channels import Labels, is_labelled, size_of
 from fxprune.rules.elementwise import broadcast, elementwise, take_from_tables
 from fxprune.rules.registry import Call, Op, Rewrite, rule
-from fxprune.rules.stand_in import completed, enter_completed
+from fxprune.rules.stand_in import append_removed, sum_over_appended
 
 __all__: list[str] = []
 
@@ -32,11 +32,11 @@ def _reduce(op: Op, x: Labels, dim: Any, keepdim: bool, additive: bool, complete
     labelled = [d for d in reduced if is_labelled(x.dims[d])]
     for d in reduced:
         if additive and x.zero[d]:
-            op.enters(x, d)
-        elif completes and labelled == [d] and enter_completed(op, op.node.all_input_nodes[0], d):
-            op.mark_reluctant(x.dims[d], f"reduced by {_name(op)}; zeros stand in for what is removed")
+            op.sums_over(x, d)
+        elif completes and labelled == [d] and sum_over_appended(op, op.node.all_input_nodes[0], d):
+            op.mark_last_resort(x.dims[d], f"reduced by {_name(op)}; zeros stand in for what is removed")
         else:
-            op.enters(x, d)
+            op.sums_over(x, d)
             op.freeze(x.dims[d], f"reduced by {_name(op)}{' where it is not zero' if additive else ''}")
     left = [d for d in range(len(x.dims)) if d not in reduced]
     if not keepdim:
@@ -56,7 +56,7 @@ def _of_completed(op: Rewrite, input: Any, dim: Any, arguments: Any, options: An
     lost = _lost(op, input, dim)
     if not lost:
         return None
-    whole = completed(op, input, lost[0])
+    whole = append_removed(op, input, lost[0])
     given = () if dim is None else (dim, *arguments)
     return None if whole is None else Call((whole, *given), options)
 
@@ -166,7 +166,7 @@ def norm(op: Op, input: Labels, p: Any = 2, dim: Any = None, keepdim: bool = Fal
 
 @rule(F.normalize)
 def normalize(op: Op, input: Labels, p: float = 2.0, dim: int = 1, eps: float = 1e-12, out: Any = None) -> Labels:
-    op.enters(input, dim)
+    op.sums_over(input, dim)
     if not input.zero[dim]:
         op.freeze(input.dims[dim], "normalised where it is not zero")
     return input
@@ -177,7 +177,7 @@ def renorm(op: Op, input: Labels, p: float, dim: int, maxnorm: float) -> Labels:
     """Along `dim` each slice has a norm of its own, over all other dimensions."""
     for d in range(len(input.dims)):
         if d != dim % len(input.dims):
-            op.enters(input, d)
+            op.sums_over(input, d)
             if not (input.zero[d] and p > 0):
                 op.freeze(input.dims[d], "normalised where it is not zero")
     return input

@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from torch import fx, nn
 
 from fxprune.channels import Dim, Ids, IdTable, Labels, Size, is_labelled, size_of
-from fxprune.polynomial import Term, term
+from fxprune.channels.polynomial import Term, term
 from fxprune.tracing.constants import is_constant
 
 __all__ = ["Call", "Op", "Parameters", "Rewrite", "Rule", "Splits", "find_rule", "freeze_labels", "rule"]
@@ -105,9 +105,9 @@ class Op:
     module: nn.Module | None
     labels_of: dict[str, Any]
     contractions: list[tuple[Labels, int]] = field(default_factory=list)
-    entering: dict[str, tuple[tuple[str, int], ...]] = field(default_factory=dict)
+    summed: dict[str, tuple[tuple[str, int], ...]] = field(default_factory=dict)
     root: dict[fx.Node, fx.Node] = field(default_factory=dict)
-    fed: set[fx.Node] = field(default_factory=set)
+    input_dependent: set[fx.Node] = field(default_factory=set)
     splits: Splits = field(default_factory=Splits)
 
     @property
@@ -139,24 +139,24 @@ class Op:
             if not isinstance(dim, int):
                 self.ids.freeze(dim, f"{reason} ({self.node.name})")
 
-    def enters(self, x: Labels, d: int) -> None:
+    def sums_over(self, x: Labels, d: int) -> None:
         """The channels of dimension `d` of an argument are summed over here: this is where a gate acts."""
         self.contractions.append((x, d % len(x.dims)))
 
     def enters_at(self, user: fx.Node, x: fx.Node, d: int) -> None:
         """As `enters`, at a node before this one, or this one."""
         if not isinstance(self.labels_of[x.name].dims[d], int):
-            self.entering[user.name] = tuple(dict.fromkeys((*self.entering.get(user.name, ()), (x.name, d))))
+            self.summed[user.name] = tuple(dict.fromkeys((*self.summed.get(user.name, ()), (x.name, d))))
 
     def written(self, nodes: Iterable[fx.Node]) -> set[fx.Node]:
         """What these nodes change in place, each by the first node that shares its memory."""
         names = {name for node in nodes for name in node.meta.get("mutates", ())}
         return {first for node, first in self.root.items() if node.name in names}
 
-    def mark_reluctant(self, dim: Dim, reason: str) -> None:
+    def mark_last_resort(self, dim: Dim, reason: str) -> None:
         """These channels are pruned only when the budget cannot be met without."""
         if not isinstance(dim, int):
-            self.ids.mark_reluctant(dim, reason)
+            self.ids.mark_last_resort(dim, reason)
 
     def part(self, dim: Dim, which: slice | npt.NDArray[np.int64]) -> Dim:
         """Some of a dimension's indices; a single index is not a channel dimension any more."""

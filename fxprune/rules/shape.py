@@ -144,7 +144,7 @@ def _copies(op: Op, dim: Dim, times: int, argument: Any) -> Ids | None:
 
     So are copies of one entry, and of few entries that do not depend on the model's input, as those of a fixed kernel.
     """
-    few = size_of(dim) < times and op.node.all_input_nodes[0] not in op.fed
+    few = size_of(dim) < times and op.node.all_input_nodes[0] not in op.input_dependent
     if times == 1 or not op.is_static(argument) or not (size_of(dim) == 1 or few):
         return None
     op.freeze(dim, "repeated as a whole")
@@ -197,7 +197,7 @@ def cat(op: Op, tensors: Any, dim: int = 0) -> Labels:
     """Of a fixed tensor again and again it is as `repeat`."""
     out = _joined(op, tensors, dim)
     dim %= len(out.dims)
-    if _is_repeated(op.node) and op.node.all_input_nodes[0] not in op.fed:
+    if _is_repeated(op.node) and op.node.all_input_nodes[0] not in op.input_dependent:
         copies = _copies(op, tensors[0].dims[dim], len(tensors), len(tensors))
         if copies is not None:
             return out.replace(dim, np.repeat(copies, size_of(tensors[0].dims[dim])), zero=False)

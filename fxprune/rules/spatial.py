@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from fxprune.channels import Dim, Labels, is_labelled, size_of
-from fxprune.polynomial import Term
+from fxprune.channels.polynomial import Term
 from fxprune.rules.registry import Call, Op, Rewrite, numel, rule
 
 __all__: list[str] = []

@@ -19,10 +19,10 @@ from fxprune.channels import Labels, size_of
 from fxprune.rules.elementwise import activation, elementwise, unchanged
 from fxprune.rules.registry import Op, Rewrite, find_rule
 
-__all__ = ["completed", "enter_completed"]
+__all__ = ["append_removed", "sum_over_appended"]
 
 
-def enter_completed(op: Op, x: fx.Node, d: int) -> bool:
+def sum_over_appended(op: Op, x: fx.Node, d: int) -> bool:
     """Whether the removed entries of an argument can be computed along `d`; gates then act where they are zero."""
     rank = len(op.labels_of[x.name].dims)
     made = _made_of(x, d - rank, op.labels_of)
@@ -37,7 +37,7 @@ def enter_completed(op: Op, x: fx.Node, d: int) -> bool:
     return True
 
 
-def completed(op: Rewrite, x: fx.Node, d: int) -> fx.Node | None:
+def append_removed(op: Rewrite, x: fx.Node, d: int) -> fx.Node | None:
     """An argument with the entries of the removed channels appended along `d`; None where they are not known."""
     labels = op.labels(x)
     if _made_of(x, d - len(labels.dims), op.labels_of) is None:

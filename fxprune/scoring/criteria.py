@@ -11,10 +11,10 @@ import numpy.typing as npt
 import torch
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from fxprune.allocator import freed_memory_kept
 from fxprune.channels import ChannelGraph, Ids, Scores
 from fxprune.errors import FxpruneError
 from fxprune.progress import Progress, silent
+from fxprune.running.allocator import freed_memory_kept
 from fxprune.scoring.relevance import relevance_scores
 from fxprune.scoring.sensitivity import fisher_scores, taylor_scores
 from fxprune.scoring.surgeon import surgeon_scores

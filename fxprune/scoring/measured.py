@@ -14,11 +14,11 @@ import torch
 from torch import Tensor, fx
 
 from fxprune.channels import ChannelGraph, Group, Ids, Scores
-from fxprune.contraction import Contraction
 from fxprune.data import Batch, placeholder_values, run_model, running_on
+from fxprune.layers.contraction import Contraction
 from fxprune.losses import distillation_loss
 
-__all__ = ["Change", "Refitted", "set_right"]
+__all__ = ["Change", "Refitted", "calibrate_costs"]
 
 # Parts of a group's channels that are taken out together.
 _CUTS = (0.25, 0.5, 0.75)
@@ -38,13 +38,13 @@ class Refitted(Protocol):
         """Its weight, and an addition to its outputs, without these places of the group."""
 
 
-def set_right(
+def calibrate_costs(
     graph: ChannelGraph,
     costs: Scores,
     readers: Callable[[Group], Sequence[Refitted]],
     contractions: Mapping[str, Contraction],
     samples: Batch,
-    told: Callable[[], None] = lambda: None,
+    on_step: Callable[[], None] = lambda: None,
 ) -> Scores:
     """Costs whose sums lie halfway, in logarithms, between what they are and what is measured.
 
@@ -64,7 +64,7 @@ def set_right(
         parts = samples.split(_CHUNK)
         wanted = [run_model(graph.module, part) for part in parts]
         for group in graph.groups:
-            told()
+            on_step()
             mine = readers(group)
             if not mine:
                 continue

@@ -25,10 +25,10 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _NormBase
 
-from fxprune import trees
 from fxprune.channels import ChannelGraph, Ids, Labels
-from fxprune.devices import beside
 from fxprune.errors import FxpruneError
+from fxprune.running import trees
+from fxprune.running.devices import on_device_of
 
 __all__ = ["relevance_scores"]
 
@@ -142,8 +142,8 @@ class _Relevance:
         if source is None or axis is None or own is None or own[0] != axis[0]:
             return False
         size = len(self.graph.labels[source.name].dims)
-        entering = self.graph.contractions.get(node.name, ())
-        return any(name == source.name and d % size == axis[0] for name, d in entering)
+        summed = self.graph.contractions.get(node.name, ())
+        return any(name == source.name and d % size == axis[0] for name, d in summed)
 
     def weight(self, node: fx.Node) -> Tensor | None:
         """The squared weight of a convolution or linear layer, summed over the kernel: outputs by inputs."""
@@ -200,7 +200,7 @@ class _Relevance:
         """Samples of a node's channels, samples by channels; None where they cannot be had."""
         value = node.meta.get("value")
         if node.op == "placeholder" and isinstance(value, Tensor) and value.dim() == 4 and value.is_floating_point():
-            return beside(self.graph.module, torch.randn(_SAMPLES, value.shape[1], generator=self.random))
+            return on_device_of(self.graph.module, torch.randn(_SAMPLES, value.shape[1], generator=self.random))
         axis = self.axis(node)
         if axis is None or not node.all_input_nodes or node.op == "output":
             return None

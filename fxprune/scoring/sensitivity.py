@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor, fx, nn
+from torch import Tensor, fx
 
 from fxprune.channels import ChannelGraph, Scores
 from fxprune.data import Batch, Batches, check_labels, placeholder_values, running_on
 from fxprune.errors import FxpruneError
-from fxprune.eval_mode import in_eval
-from fxprune.gates.gating import gate_places
+from fxprune.layers.gate_places import gate_places
 from fxprune.losses import are_class_labels, class_loss, float_outputs, main_output, number_of_classes
 from fxprune.progress import Progress, silent
+from fxprune.running.eval_mode import in_eval_without_grad
 
 __all__ = [
-    "evaluated",
     "fisher_scores",
     "gate_gradients",
     "output_losses",
@@ -96,10 +94,10 @@ def gate_gradients(
     """
     random = torch.Generator().manual_seed(seed)
     done = 0
-    with evaluated(graph.module):
+    with in_eval_without_grad(graph.module):
         reader = _GateReader(graph)
         for batch in Batches(data):
-            for part in batch.beside(graph.module).split(16):
+            for part in batch.on_device_of(graph.module).split(16):
                 yield from reader.read(part, probes, random)
                 done += part.size
                 progress("score", done, done, {})
@@ -112,20 +110,6 @@ def per_cost(graph: ChannelGraph, scores: Scores, power: float) -> Scores:
     cost = np.maximum(graph.price.marginal(np.ones(graph.num_channels, dtype=bool)), 1.0)
     divided: Scores = scores / (cost / cost.mean()) ** power
     return divided
-
-
-@contextmanager
-def evaluated(module: nn.Module) -> Iterator[None]:
-    """In eval, and without gradients of the weights; afterwards as before."""
-    wanted = [parameter for parameter in module.parameters() if parameter.requires_grad]
-    for parameter in wanted:
-        parameter.requires_grad_(False)
-    try:
-        with in_eval(module):
-            yield
-    finally:
-        for parameter in wanted:
-            parameter.requires_grad_(True)
 
 
 class _GateReader(fx.Interpreter):

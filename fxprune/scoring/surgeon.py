@@ -14,13 +14,14 @@ import torch
 from torch import Tensor, fx
 
 from fxprune.channels import ChannelGraph, Group, Ids, Scores
-from fxprune.contraction import Contraction, contraction_of, find_parameter
+from fxprune.compensation.holdout import split_apart
 from fxprune.data import Batch, Batches, placeholder_values, running_on
-from fxprune.gates.gating import GatePlace, gate_places
-from fxprune.holdout import split_apart
+from fxprune.layers.contraction import Contraction, contraction_of, find_parameter
+from fxprune.layers.gate_places import GatePlace, gate_places
 from fxprune.progress import Progress, silent
-from fxprune.scoring.measured import Change, set_right
-from fxprune.scoring.sensitivity import evaluated, fisher_scores, output_losses, per_cost
+from fxprune.running.eval_mode import in_eval_without_grad
+from fxprune.scoring.measured import Change, calibrate_costs
+from fxprune.scoring.sensitivity import fisher_scores, output_losses, per_cost
 
 __all__ = ["surgeon_scores"]
 
@@ -71,18 +72,18 @@ def surgeon_scores(
     walk = _walked(graph, data, seed)
     steps, done = (2 if walk.judges is None else 4) * len(graph.groups), itertools.count(1)
 
-    def told() -> None:
+    def on_step() -> None:
         progress("refit", next(done), steps, {})
 
     # Either half judges what was fitted to the other.
     halves = []
     for turned in (False, True):
         readers = list(walk.readers(damping, turned))
-        costs = _judged(graph, readers, scores, told)
+        costs = _judged(graph, readers, scores, on_step)
         if walk.judges is not None:
             mine, judges = partial(_of_group, graph, readers), walk.judges[not turned]
-            with evaluated(graph.module):
-                costs = set_right(graph, costs, mine, walk.found, judges, told)
+            with in_eval_without_grad(graph.module):
+                costs = calibrate_costs(graph, costs, mine, walk.found, judges, on_step)
         halves.append(costs)
     return per_cost(graph, (halves[0] + halves[1]) / 2, flops_power)
 
@@ -91,10 +92,10 @@ def _of_group(graph: ChannelGraph, readers: list[_Reader], group: Group) -> list
     return [local for reader in readers if (local := reader.within(graph, group)) is not None]
 
 
-def _judged(graph: ChannelGraph, readers: list[_Reader], fisher: Scores, told: Callable[[], None]) -> Scores:
+def _judged(graph: ChannelGraph, readers: list[_Reader], fisher: Scores, on_step: Callable[[], None]) -> Scores:
     scores: Scores = fisher.copy()
     for group in graph.groups:
-        told()
+        on_step()
         mine = _of_group(graph, readers, group)
         if mine:
             scores[group.channels] = _taken_apart(mine, len(group), float(fisher[group.channels].sum()))
@@ -127,7 +128,7 @@ class _Reader:
     whole: Tensor
     weight: Tensor
     own: Tensor
-    roots: Tensor
+    alias_roots: Tensor
 
     def within(self, graph: ChannelGraph, group: Group) -> _Reader | None:
         """A copy for taking a group apart; None where the layer does not read it, or reads a channel twice."""
@@ -159,7 +160,7 @@ class _Reader:
         other = replace(self, inverse=self.inverse.clone(), weight=self.whole.clone())
         other.remove(places)
         # The loss does not depend on rows without a root.
-        change = (other.weight - self.whole) / self.roots.clamp_min(1e-30)
+        change = (other.weight - self.whole) / self.alias_roots.clamp_min(1e-30)
         added = -(change.sum(2) @ self.mean)
         return self.own + change.reshape(self.own.shape).to(self.own), added.to(self.own)
 
@@ -212,9 +213,9 @@ def _walked(graph: ChannelGraph, data: Any, seed: int) -> _Walk:
             places[place.node] = place, found
     walk = _Walk(graph, places)
     random = torch.Generator().manual_seed(seed)
-    with evaluated(graph.module):
+    with in_eval_without_grad(graph.module):
         for batch in Batches(data):
-            first, second = split_apart(graph.module, batch.beside(graph.module), 0.5, seed)
+            first, second = split_apart(graph.module, batch.on_device_of(graph.module), 0.5, seed)
             walk.judged_by(first, second, len(graph.groups))
             # The places of a single sample are shared out between both halves.
             sides = {(0, 1): first} if second is None else {(0,): first, (1,): second}
@@ -317,8 +318,8 @@ class _Walk(fx.Interpreter):
             second = (fitted.about(0 * mean) + judged.about(0 * mean)).diagonal() / 2
             own = find_parameter(self.module, found.weight).detach()
             weight = own.double().cpu().reshape(own.shape[0], width, -1)
-            roots = (squares / self._samples).sqrt()[:, None, None]
-            whole = weight * roots
+            alias_roots = (squares / self._samples).sqrt()[:, None, None]
+            whole = weight * alias_roots
             yield _Reader(
                 node=name,
                 channels=place.channels,
@@ -329,5 +330,5 @@ class _Walk(fx.Interpreter):
                 whole=whole,
                 weight=whole,
                 own=own,
-                roots=roots,
+                alias_roots=alias_roots,
             )

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor, fx, nn
 
-from fxprune import trees
+from fxprune.running import trees
 from fxprune.tracing.recording import Recorder
 
 __all__ = ["fixed_sizes", "is_whole"]

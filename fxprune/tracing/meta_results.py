@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-__all__ = ["META", "Recalled", "call_key", "leaf_key", "recall", "remember"]
+from fxprune.running.copies import META
 
-META = torch.device("meta")
+__all__ = ["Recalled", "call_key", "leaf_key", "recall", "remember"]
 
 _MOST_RESULTS = 20_000
 

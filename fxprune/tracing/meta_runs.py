@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from fxprune.tracing.meta_results import META
+from fxprune.running.copies import META
 
 __all__ = ["META_RUNS"]
 

@@ -19,19 +19,11 @@ import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
-from fxprune import trees
 from fxprune.errors import FxpruneError
+from fxprune.running import trees
+from fxprune.running.copies import META
 from fxprune.tracing.constants import Place, constant_name, place_of_tensor
-from fxprune.tracing.meta_results import META
-from fxprune.tracing.sizes import (
-    TracedInt,
-    TracedNumber,
-    TracedPieces,
-    plain,
-    read_size,
-    traced_number,
-    untraced_type,
-)
+from fxprune.tracing.sizes import TracedInt, TracedNumber, TracedPieces, plain, read_size, traced_number, untraced_type
 from fxprune.tracing.user_code import user_frame
 
 __all__ = ["INPUTS", "NOTHING", "PARAMETERS", "Guard", "Nodes"]

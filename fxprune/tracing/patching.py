@@ -17,11 +17,11 @@ import torch
 from torch import nn
 from torch.nn.utils.spectral_norm import SpectralNorm
 
+from fxprune.running.eager import running_eagerly, source_of_scripted
 from fxprune.tracing.numpy_functions import NUMPY_FUNCTIONS
 from fxprune.tracing.recording import Recorder
 from fxprune.tracing.sizes import BUILTINS, NUMBER_FUNCTIONS, index
 from fxprune.tracing.tensor_types import TENSOR_TYPES, TensorType
-from fxprune.unwrapped import source_of_scripted, unwrapped
 
 __all__ = ["packages_of", "recording", "uncached"]
 
@@ -167,7 +167,7 @@ def recording(recorder: Recorder, own_types: bool = False) -> Iterator[None]:
             setattr(owner, name, value)
 
         stack.enter_context(uncached(packages))
-        stack.enter_context(unwrapped())
+        stack.enter_context(running_eagerly())
         for module in _modules_of(packages):
             for name, value in _patches(module).items():
                 if own_types and name in ("int", "float"):

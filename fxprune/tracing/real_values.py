@@ -9,8 +9,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor, fx, nn
 
-from fxprune import trees
 from fxprune.errors import FxpruneError
+from fxprune.running import trees
 
 __all__ = ["RealValues", "is_count"]
 

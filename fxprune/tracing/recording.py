@@ -17,16 +17,17 @@ from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.overrides import TorchFunctionMode
 from torch.utils._device import _device_constructors
 
-from fxprune import trees
+from fxprune.running import trees
+from fxprune.running.copies import META
+from fxprune.running.eager import run_forward, runs_modules
 from fxprune.tracing.aten import as_function
 from fxprune.tracing.library_modules import has_forward_hooks
-from fxprune.tracing.meta_results import META, call_key, leaf_key, recall, remember
+from fxprune.tracing.meta_results import call_key, leaf_key, recall, remember
 from fxprune.tracing.meta_runs import META_RUNS
 from fxprune.tracing.node_targets import is_random, is_reflected, node_target
 from fxprune.tracing.nodes import INPUTS, NOTHING, PARAMETERS
 from fxprune.tracing.reading import DataDependentError, Reader
 from fxprune.tracing.traced_module import ApplyFunction, ByMode, DivideBySpectralNorm
-from fxprune.unwrapped import run_forward, runs_modules
 
 __all__ = ["Recorder"]
 

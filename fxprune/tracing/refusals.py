@@ -8,8 +8,8 @@ from collections.abc import Iterator
 import torch
 from torch import nn
 
-from fxprune import trees
 from fxprune.errors import FxpruneError
+from fxprune.running import trees
 from fxprune.tracing.reading import DataDependentError
 from fxprune.tracing.recording import Recorder
 from fxprune.tracing.user_code import place_of

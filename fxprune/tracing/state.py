@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 
 from torch import Tensor, fx, nn
 
-from fxprune import trees
+from fxprune.running import trees
 from fxprune.tracing.nodes import INPUTS
 from fxprune.tracing.recording import Recorder
 

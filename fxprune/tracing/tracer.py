@@ -13,11 +13,11 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from fxprune import trees
-from fxprune.calls import given_call
-from fxprune.copies import TensorCopies, cloned, meta_like, meta_twin, tensors_of
 from fxprune.errors import FxpruneError, FxpruneWarning
 from fxprune.models import source_of
+from fxprune.running import trees
+from fxprune.running.calls import given_call
+from fxprune.running.copies import TensorCopies, cloned, meta_like, meta_twin, tensors_of
 from fxprune.tracing.guards import insert_guards
 from fxprune.tracing.library_modules import is_library_module
 from fxprune.tracing.modes import compare, insert_modes, small_readers

@@ -14,11 +14,11 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from fxprune.allocator import freed_memory_kept
 from fxprune.data import Batch
 from fxprune.errors import FxpruneError
 from fxprune.progress import Progress, shown
-from fxprune.randomness import own_randomness
+from fxprune.running.allocator import freed_memory_kept
+from fxprune.running.randomness import preserve_rng_state
 from fxprune.training.runs import digest, frozen, make_accelerator
 from fxprune.training.sharding import Shards
 from fxprune.training.state import Run, Settings, make_optimizer
@@ -140,7 +140,7 @@ def finetune(
         weights=digest(pruned),
     )
     with (
-        own_randomness(),
+        preserve_rng_state(),
         make_accelerator(mixed_precision) as accelerator,
         shown(progress, accelerator.is_main_process) as show,
     ):

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fxprune.copies import cloned
 from fxprune.errors import FxpruneError
+from fxprune.running.copies import cloned
 
 __all__ = ["digest", "frozen", "make_accelerator", "of_main_process"]
 

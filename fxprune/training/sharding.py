@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 
 from fxprune.data import Batch, Batches
 from fxprune.errors import FxpruneError
-from fxprune.randomness import mixed, reseed
+from fxprune.running.randomness import derive_seed, reseed
 
 __all__ = ["Shards"]
 
@@ -82,7 +82,7 @@ class Shards:
                 set_epoch(number)
             generator = getattr(place, "generator", None)
             if isinstance(generator, torch.Generator):
-                generator.manual_seed(mixed(self.seed, number))
+                generator.manual_seed(derive_seed(self.seed, number))
 
 
 def _part(size: int, rank: int, processes: int) -> tuple[int, int]:

@@ -11,19 +11,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
 from fxprune.errors import FxpruneError
+from fxprune.files.packing import pack, unpack
 from fxprune.files.writing import replace_file
 
-__all__ = ["load_run", "load_snapshot", "pack", "save_snapshot", "unpack"]
+__all__ = ["load_run", "load_snapshot", "save_snapshot"]
 
 _KEY = "fxprune.snapshot"
-# JSON has no tuples and no keys but strings: what is not plain JSON is spelled as a dict with this one key.
-_MARK = "$"
 
 
 def save_snapshot(path: str | Path, state: Any) -> None:
@@ -80,47 +78,3 @@ def load_run(path: str | Path, settings: Mapping[str, Any]) -> Any:
             "another path, or resume=False to start anew"
         )
     return state
-
-
-def pack(value: Any, tensors: dict[str, Tensor], path: str) -> Any:
-    """A nesting as JSON; its tensors go into `tensors`, by their `path` in it.
-
-    Raises:
-        FxpruneError: it holds something else than what the head of this module names.
-    """
-    if isinstance(value, Tensor):
-        # A copy: safetensors refuses tensors that share memory, as tied weights do.
-        tensors[path] = value.detach().cpu().clone(memory_format=torch.contiguous_format)
-        return {_MARK: "tensor", "name": path}
-    if isinstance(value, dict):
-        if all(isinstance(key, str) for key in value) and _MARK not in value:
-            return {key: pack(item, tensors, f"{path}.{key}") for key, item in value.items()}
-        items = [
-            [pack(key, tensors, f"{path}.key"), pack(item, tensors, f"{path}.{key}")] for key, item in value.items()
-        ]
-        return {_MARK: "dict", "items": items}
-    if isinstance(value, (list, tuple)):
-        items = [pack(item, tensors, f"{path}.{k}") for k, item in enumerate(value)]
-        return items if isinstance(value, list) else {_MARK: "tuple", "items": items}
-    if value is None or isinstance(value, (bool, int, float, str)):
-        return value
-    raise FxpruneError(
-        f"{path} (a {type(value).__name__}) cannot go into a snapshot: only tensors, numbers, strings, None, "
-        "and dicts, lists and tuples of them can"
-    )
-
-
-def unpack(value: Any, tensors: Mapping[str, Tensor]) -> Any:
-    """What `pack` has packed."""
-    if isinstance(value, list):
-        return [unpack(item, tensors) for item in value]
-    if not isinstance(value, dict):
-        return value
-    kind = value.get(_MARK)
-    if kind == "tensor":
-        return tensors[value["name"]]
-    if kind == "tuple":
-        return tuple(unpack(item, tensors) for item in value["items"])
-    if kind == "dict":
-        return {unpack(key, tensors): unpack(item, tensors) for key, item in value["items"]}
-    return {key: unpack(item, tensors) for key, item in value.items()}

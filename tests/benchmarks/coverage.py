@@ -45,9 +45,9 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 import fxprune
-from fxprune.calls import call_arguments
-from fxprune.devices import beside
 from fxprune.models import example_inputs, load_model
+from fxprune.running.calls import call_arguments
+from fxprune.running.devices import on_device_of
 from fxprune.verification import largest_difference, mask, outputs_in_double
 
 HERE = Path(__file__).resolve().parent
@@ -119,7 +119,7 @@ def set_up(state: dict[str, Any], model: nn.Module, inputs: Any) -> None:
     """Keep model and inputs, on their device, for the checks that follow."""
     model.to(state["device"])
     _randomise(model.eval())
-    state["model"], state["inputs"] = model, beside(model, inputs)
+    state["model"], state["inputs"] = model, on_device_of(model, inputs)
     state["before"] = _fingerprint(model)
 
 

@@ -17,8 +17,8 @@ import warnings
 import torch
 from torch import Tensor, nn
 
-from fxprune.allocator import freed_memory_kept
 from fxprune.models import load_model
+from fxprune.running.allocator import freed_memory_kept
 
 MODELS = ("timm:tf_efficientnet_lite0", "timm:resnet50", "timm:mobilenetv2_100", "timm:vit_small_patch16_224")
 

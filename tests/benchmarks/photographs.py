@@ -39,7 +39,7 @@ from timm.data import create_transform, resolve_model_data_config
 from torch import Tensor, nn
 
 import fxprune
-from fxprune.synthesis import synthesize
+from fxprune.compensation.synthesis import synthesize
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "docs"))
 import demo

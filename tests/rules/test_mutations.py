@@ -11,6 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from invariant import check_invariant, image, net, parameter, prunable, tokens
+from rules.test_recurrent import packed
 from torch import nn
 from torchvision.ops import deform_conv2d
 
@@ -32,7 +33,6 @@ from fxprune.rules import (
 )
 from fxprune.rules.registry import _RULES, Op, Rewrite, Rule
 from fxprune.rules.size import map_values
-from rules.test_recurrent import packed
 
 Patch = Callable[[pytest.MonkeyPatch], None]
 
@@ -196,7 +196,9 @@ MUTATIONS: dict[str, tuple[Patch, nn.Module, Any]] = {
         image(),
     ),
     "layer norm takes what is removed for zero": (
-        attribute(norm, "completed", lambda op, x, d: op.insert(F.pad, (x, (0, 8 - op.size(op.labels(x).dims[d]))))),
+        attribute(
+            norm, "append_removed", lambda op, x, d: op.insert(F.pad, (x, (0, 8 - op.size(op.labels(x).dims[d]))))
+        ),
         nn.Sequential(nn.Linear(4, 8), nn.Sigmoid(), nn.LayerNorm(8), nn.Linear(8, 2)),
         tokens(),
     ),
@@ -352,7 +354,7 @@ MUTATIONS: dict[str, tuple[Patch, nn.Module, Any]] = {
         image(),
     ),
     "nothing stands in for channels in a variance": (
-        attribute(reduce, "completed", lambda op, x, d: x),
+        attribute(reduce, "append_removed", lambda op, x, d: x),
         images(lambda self, x: x / (x.var(1, keepdim=True) + 1)),
         image(),
     ),

@@ -375,7 +375,7 @@ def test_norms_keep_the_invariant(name: str) -> None:
     check_invariant(make(), inputs, channels)
 
 
-def test_a_norm_over_channels_makes_them_reluctant_and_says_why() -> None:
+def test_a_norm_over_channels_makes_them_a_last_resort_and_says_why() -> None:
     graph = check_invariant(nn.Sequential(nn.Linear(4, 8), nn.LayerNorm(8), nn.Linear(8, 2)), tokens(), 8)
-    assert graph.groups[0].reluctant == "normalised over; zeros stand in for what is removed"
+    assert graph.groups[0].last_resort == "normalised over; zeros stand in for what is removed"
     assert "only if needed: normalised over" in str(graph)

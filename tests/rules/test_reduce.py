@@ -184,7 +184,7 @@ def test_reductions_keep_the_invariant(name: str) -> None:
 
 def test_what_zeros_stand_in_for_goes_only_if_needed() -> None:
     graph = check_invariant(images(lambda self, x: x / (x.var(1, keepdim=True) + 1)), image(), 8)
-    assert graph.groups[0].reluctant == "reduced by var; zeros stand in for what is removed"
+    assert graph.groups[0].last_resort == "reduced by var; zeros stand in for what is removed"
 
 
 def test_what_stands_in_is_made_once_however_often_it_is_used() -> None:

@@ -1,0 +1,1 @@
+"""What convolutions, linear layers, norms and residual connections are in a graph."""

@@ -1,0 +1,169 @@
+"""What an op is: the one table of traits, which the tracer, the rules and the passes read.
+
+An op is known by its *name*: that of the tensor method or of the function in `torch`, `torch.nn.functional` or
+`operator`, without the `_` of methods that write in place and the underscores of special methods. A module is known by
+its class. What an op does to channels, what it costs and how it is rewritten stand in `fxprune.rules`.
+"""
+
+from __future__ import annotations
+
+import functools
+import operator
+from enum import Flag, auto
+from typing import Any
+
+from torch import fx, nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+from torch.nn.modules.dropout import _DropoutNd
+
+__all__ = ["Trait", "modules_with", "name_of_op", "names_with", "traits"]
+
+
+class Trait(Flag):
+    """Something that is true of an op, whatever its arguments."""
+
+    NONE = 0
+    #: The result may share memory with the first argument.
+    VIEW = auto()
+    #: Each entry of the result depends on the entries of the tensors at its place alone; operands broadcast.
+    ELEMENTWISE = auto()
+    #: The result has the shape of the first tensor, or that to which the tensors broadcast.
+    KEEPS_SHAPE = auto()
+    #: `a + b`.
+    ADDITION = auto()
+    #: `a - b`.
+    SUBTRACTION = auto()
+    #: Sums over channels: a product of matrices, a convolution.
+    CONTRACTION = auto()
+    #: A convolution.
+    CONVOLUTION = auto()
+    #: A convolution the other way: its weight has inputs first.
+    TRANSPOSED = auto()
+    #: A linear layer.
+    LINEAR = auto()
+    #: Normalises over channels, or over channels and positions, in eval too.
+    CHANNEL_NORM = auto()
+    #: Draws random numbers, in training at least.
+    RANDOM = auto()
+    #: Sets entries to zero at random, in training.
+    DROPOUT = auto()
+    #: Reads what a tensor looks like, and not its entries.
+    LAYOUT = auto()
+    #: Reads the entries of its first argument alone; of the others a type, a device or a size.
+    READS_FIRST = auto()
+    #: Gives the same indices each time that it is given the same ones.
+    INDEX = auto()
+
+
+_NAMES: dict[Trait, str] = {
+    Trait.VIEW: """
+        view reshape transpose permute flatten unflatten squeeze unsqueeze narrow select expand expand_as view_as
+        reshape_as movedim moveaxis t swapaxes swapdims chunk split split_with_sizes tensor_split unbind diagonal
+        contiguous detach to type_as float double half view_as_real view_as_complex dropout requires_grad getitem
+        getattr
+    """,
+    Trait.ELEMENTWISE: """
+        relu relu6 leaky_relu elu celu selu gelu silu mish hardswish sigmoid hardsigmoid tanh hardtanh softplus softsign
+        hardshrink softshrink tanhshrink logsigmoid threshold dropout alpha_dropout abs neg exp expm1 log log1p log2
+        log10 sqrt rsqrt square sin cos tan atan asin acos sinh cosh erf erfc reciprocal sign floor ceil round trunc
+        frac clamp clamp_min clamp_max clip nan_to_num isnan isinf isfinite logical_not bitwise_not invert positive
+        add sub mul div truediv true_divide floordiv floor_divide remainder mod fmod rsub pow maximum minimum
+        where lerp addcmul addcdiv atan2 hypot eq ne lt le gt ge logical_and logical_or logical_xor bitwise_and
+        bitwise_or masked_fill copysign xlogy iadd isub imul itruediv and or copy subtract multiply divide
+        radd rmul rtruediv
+    """,
+    Trait.KEEPS_SHAPE: """
+        add iadd sub isub mul imul truediv itruediv neg where clamp relu gelu silu sigmoid tanh softmax dropout
+        hardswish hardtanh leaky_relu contiguous clone to float type_as detach layer_norm batch_norm group_norm rms_norm
+        normalize
+    """,
+    Trait.ADDITION: "add iadd",
+    Trait.SUBTRACTION: "sub isub",
+    Trait.CONTRACTION: """
+        linear bilinear conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d matmul mm bmm mv addmm
+        baddbmm einsum scaled_dot_product_attention multi_head_attention_forward
+    """,
+    Trait.CONVOLUTION: "conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d",
+    Trait.TRANSPOSED: "conv_transpose1d conv_transpose2d conv_transpose3d",
+    Trait.LINEAR: "linear",
+    Trait.CHANNEL_NORM: "layer_norm group_norm",
+    Trait.RANDOM: """
+        rand randn randint randperm rand_like randn_like randint_like bernoulli multinomial normal uniform exponential
+        random dropout dropout1d dropout2d dropout3d alpha_dropout feature_alpha_dropout feature_dropout gumbel_softmax
+        poisson rrelu scaled_dot_product_attention
+    """,
+    Trait.DROPOUT: "dropout dropout1d dropout2d dropout3d alpha_dropout feature_alpha_dropout feature_dropout",
+    Trait.LAYOUT: "size numel dim ndimension element_size is_floating_point is_complex is_contiguous get_device",
+    Trait.READS_FIRST: "type_as to view_as reshape_as expand_as",
+    Trait.INDEX: """
+        to type long int cpu cuda contiguous clone detach argsort flip cat stack view reshape flatten transpose permute
+        t squeeze unsqueeze arange tensor nonzero getitem invert logical_not bool
+    """,
+}
+
+_MODULES: dict[Trait, tuple[type[nn.Module], ...]] = {
+    Trait.VIEW: (nn.Flatten, nn.Unflatten, _DropoutNd, nn.Identity),
+    Trait.KEEPS_SHAPE: (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, _DropoutNd, nn.Identity),
+    Trait.CONTRACTION: (nn.Linear, nn.Bilinear, _ConvNd, nn.MultiheadAttention, nn.RNNBase, nn.Embedding),
+    Trait.CONVOLUTION: (_ConvNd,),
+    Trait.TRANSPOSED: (_ConvTransposeNd,),
+    Trait.LINEAR: (nn.Linear,),
+    Trait.CHANNEL_NORM: (nn.LayerNorm, nn.GroupNorm),
+    Trait.DROPOUT: (_DropoutNd,),
+}
+
+
+@functools.cache
+def names_with(trait: Trait) -> tuple[str, ...]:
+    """The names of the ops that have a trait.
+
+    Examples:
+        >>> names_with(Trait.ADDITION)
+        ('add', 'iadd')
+    """
+    return tuple(_NAMES.get(trait, "").split())
+
+
+def modules_with(trait: Trait) -> tuple[type[nn.Module], ...]:
+    """The classes of the modules that have a trait."""
+    return _MODULES.get(trait, ())
+
+
+def name_of_op(target: Any) -> str:
+    """The name of the op that a node's target is; empty where it has none.
+
+    Examples:
+        >>> name_of_op("relu_"), name_of_op(operator.add), name_of_op("__add__"), name_of_op(operator.and_)
+        ('relu', 'add', 'add', 'and')
+    """
+    name = target if isinstance(target, str) else getattr(target, "__name__", "")
+    return name.strip("_") if name.startswith("__") else str(name).removesuffix("_")
+
+
+def traits(node: fx.Node, module: nn.Module | None = None) -> Trait:
+    """What is true of the op of a node.
+
+    Args:
+        node: of a traced model.
+        module: that which the node calls, if it calls one.
+
+    Examples:
+        >>> graph = fx.Graph()
+        >>> Trait.VIEW in traits(graph.call_method("view", (graph.placeholder("x"), -1)))
+        True
+    """
+    if node.op == "call_module":
+        kind: Any = type(module)
+        return _of_module(kind)
+    return _of_name(name_of_op(node.target)) if node.op in ("call_function", "call_method") else Trait.NONE
+
+
+@functools.cache
+def _of_name(name: str) -> Trait:
+    return functools.reduce(operator.or_, (trait for trait in _NAMES if name in names_with(trait)), Trait.NONE)
+
+
+@functools.cache
+def _of_module(kind: Any) -> Trait:
+    return functools.reduce(operator.or_, (t for t, kinds in _MODULES.items() if issubclass(kind, kinds)), Trait.NONE)

@@ -1,0 +1,1 @@
+"""Scores and budgets -> a plan: the stage is in `make`."""

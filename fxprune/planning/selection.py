@@ -1,0 +1,223 @@
+"""Which channels stay: those that score lowest go until every budget is met, then what still fits comes back."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from fxprune.channels import Group, Ids, Scores
+from fxprune.channels.polynomial import Polynomial
+from fxprune.planning.budgets import Budget
+
+__all__ = ["Units", "choose", "fewest", "units_of"]
+
+_LEAST_USED = 0.995
+# Parts of the targets to try where two budgets bind.
+_TIGHTER = (1.0, 0.995, 0.98, 0.95, 0.9)
+_MOST_EXCHANGED, _STEPS, _ROUNDS = 30, 12, 3
+
+
+@dataclass(frozen=True, eq=False)
+class Units:
+    """Everything that may be removed, in the order in which it goes.
+
+    Unit `k` consists of `channels[bounds[k] : bounds[k + 1]]`, all of group `group[k]`: they go together.
+    """
+
+    group: Ids
+    channels: Ids
+    bounds: Ids
+
+    def __len__(self) -> int:
+        return len(self.group)
+
+    def of(self, k: int) -> Ids:
+        """The channels of unit `k`."""
+        return self.channels[self.bounds[k] : self.bounds[k + 1]]
+
+
+def units_of(groups: Sequence[Group], scores: Scores, round_to: int) -> Units:
+    """All that may be removed, lowest scores first: at least one channel, or one multiple, of each group stays."""
+    members, sizes, means = [np.empty(0, np.int64)], [np.empty(0, np.int64)], [np.empty(0)]
+    for group in groups:
+        step = round_to // math.gcd(round_to, group.repeats)
+        order = group.channels[np.argsort(scores[group.channels], kind="stable")]
+        # What is left over by the multiple goes first.
+        size = np.full((len(order) - 1) // step, step, dtype=np.int64)
+        size[:1] = len(order) % step or step
+        order = order[: size.sum()]
+        mean = np.add.reduceat(scores[order], np.cumsum(size) - size) / size if len(size) else np.empty(0)
+        members.append(order)
+        sizes.append(size)
+        # They ascend, but for rounding; a stable sort then keeps the units of a group in order.
+        means.append(np.maximum.accumulate(mean))
+    flat, size, score = np.concatenate(members), np.concatenate(sizes), np.concatenate(means)
+    group_of = np.repeat(np.arange(len(sizes)), [len(size) for size in sizes])
+    starts = np.cumsum(size) - size
+    order = np.argsort(score, kind="stable")
+    size = size[order]
+    bounds = np.concatenate([[0], np.cumsum(size)])
+    within = np.arange(bounds[-1]) - np.repeat(bounds[:-1], size)
+    return Units(group_of[order], flat[np.repeat(starts[order], size) + within], bounds)
+
+
+class _State:
+    """The kept channels, and what they cost kept up to date."""
+
+    def __init__(self, polynomial: Polynomial) -> None:
+        self._polynomial = polynomial
+        self.alive = np.ones(polynomial.num_channels, dtype=bool)
+        self._forms, self._forms_from = _index(polynomial.channel_of, polynomial.form_of, polynomial.num_channels)
+        row = np.repeat(np.arange(len(polynomial.products)), polynomial.products.shape[1])
+        self._terms, self._terms_from = _index(polynomial.products.ravel(), row, polynomial.num_forms)
+        self._refresh()
+
+    def _refresh(self) -> None:
+        self._sizes = self._polynomial.sizes(self.alive)
+        self.cost = self._polynomial.of_sizes(self._sizes)
+
+    def remove_first(self, units: Units, count: int) -> None:
+        """All are kept but the channels of the first `count` units."""
+        self.alive[:] = True
+        self.alive[units.channels[: units.bounds[count]]] = False
+        self._refresh()
+
+    def set_alive(self, alive: npt.NDArray[np.bool_]) -> int:
+        """These are kept; returns their cost."""
+        self.alive[:] = alive
+        self._refresh()
+        return int(self.cost)
+
+    def try_change(self, channels: Ids, sign: int, lowest: float, highest: float) -> bool:
+        """Bring channels back (+1) or remove them (-1), if the cost is then within limits."""
+        forms = np.concatenate([self._forms[self._forms_from[c] : self._forms_from[c + 1]] for c in channels])
+        touched = np.unique(forms)
+        terms = [self._terms[self._terms_from[form] : self._terms_from[form + 1]] for form in touched]
+        rows = np.unique(np.concatenate([*terms, np.empty(0, np.int64)]))
+        products, coefficients = self._polynomial.products[rows], self._polynomial.coefficients[rows]
+        before = self._sizes[products].prod(axis=1)
+        np.add.at(self._sizes, forms, sign)
+        cost = self.cost + int((coefficients * (self._sizes[products].prod(axis=1) - before)).sum())
+        if not lowest <= cost <= highest:
+            np.add.at(self._sizes, forms, -sign)
+            return False
+        self.alive[channels] = sign > 0
+        self.cost = cost
+        return True
+
+
+def _index(keys: Ids, values: Ids, count: int) -> tuple[Ids, Ids]:
+    """The values by key: those of key `k` lie from `start[k]` to `start[k + 1]`."""
+    order = np.argsort(keys, kind="stable")
+    return values[order], np.searchsorted(keys[order], np.arange(count + 1))
+
+
+def choose(budgets: Sequence[Budget], units: Units) -> npt.NDArray[np.bool_] | None:
+    """The channels that stay, or None when a target is out of reach."""
+    # Units go in the same order for all: what keeps the tightest keeps the others, as long as nothing comes back.
+    tightest = min((_without_first(budget, units) for budget in budgets), key=np.count_nonzero)
+    if not all(budget.holds(tightest) for budget in budgets):
+        return None
+    for share in _TIGHTER:
+        for budget in budgets:
+            alive = _choose_one(budget.polynomial, units, math.floor(share * budget.target))
+            if alive is not None and all(other.holds(alive) for other in budgets):
+                return alive
+    return tightest
+
+
+def fewest(polynomial: Polynomial, units: Units) -> npt.NDArray[np.bool_]:
+    """The channels that are left when all goes that may go."""
+    state = _State(polynomial)
+    state.remove_first(units, len(units))
+    return state.alive
+
+
+def _without_first(budget: Budget, units: Units) -> npt.NDArray[np.bool_]:
+    """All but the first units, as few of them as the budget allows, if it can be kept."""
+    state = _State(budget.polynomial)
+    _remove_until(state, units, budget.target)
+    return state.alive
+
+
+def _remove_until(state: _State, units: Units, target: int) -> int:
+    """Remove as few of the first units as the target allows, or all; returns how many."""
+    low, high = 0, len(units)
+    while low < high:
+        middle = (low + high) // 2
+        state.remove_first(units, middle)
+        low, high = (low, middle) if state.cost <= target else (middle + 1, high)
+    state.remove_first(units, low)
+    return low
+
+
+def _choose_one(polynomial: Polynomial, units: Units, target: int) -> npt.NDArray[np.bool_] | None:
+    state = _State(polynomial)
+    low = _remove_until(state, units, target)
+    if state.cost > target:
+        return None
+    _put_back(state, units, low, target)
+    if state.cost >= _LEAST_USED * target or low == 0:
+        return state.alive
+    best: npt.NDArray[np.bool_] = state.alive.copy()
+    best_cost = state.cost
+    state.remove_first(units, low - 1)
+    _step_around(state, units, low, target)
+    if best_cost < state.cost <= target:
+        best, best_cost = state.alive.copy(), state.cost
+    if best_cost < _LEAST_USED * target:
+        best = _exchange(state, units, best, target)
+    return best
+
+
+def _exchange(state: _State, units: Units, best: npt.NDArray[np.bool_], target: int) -> npt.NDArray[np.bool_]:
+    """Where channels are coarse: a few more units of one group go, and what that frees is filled from another."""
+    queues = [np.flatnonzero(units.group == group).tolist() for group in np.unique(units.group)][:_MOST_EXCHANGED]
+    for _ in range(_ROUNDS):
+        before = best_cost = state.set_alive(best)
+        base = best
+        for giving, taking in itertools.permutations(range(len(queues)), 2):
+            if best_cost >= _LEAST_USED * target:
+                return best
+            going = [k for k in queues[giving] if base[units.of(k)].all()][:_STEPS]
+            coming = [k for k in reversed(queues[taking]) if not base[units.of(k)].any()][:_STEPS]
+            for count in range(1, len(going) + 1):
+                state.set_alive(base)
+                for k in going[:count]:
+                    state.try_change(units.of(k), -1, 0, math.inf)
+                for k in coming:
+                    if not state.try_change(units.of(k), 1, 0, target):
+                        break
+                if best_cost < state.cost <= target:
+                    best, best_cost = state.alive.copy(), state.cost
+        if best_cost == before:
+            break
+    return best
+
+
+def _put_back(state: _State, units: Units, removed: int, target: int) -> None:
+    """Restore removed units, best first, while the budget allows; a group whose next unit does not fit is left."""
+    full: set[int] = set()
+    groups = len(np.unique(units.group[:removed]))
+    for k in reversed(range(removed)):
+        if state.cost >= (1 - 1e-4) * target or len(full) == groups:
+            return
+        group = int(units.group[k])
+        if group not in full and not state.try_change(units.of(k), 1, 0, target):
+            full.add(group)
+
+
+def _step_around(state: _State, units: Units, following: int, target: int) -> None:
+    """From just above the target, remove only units that are fine enough not to fall short of it."""
+    closed: set[int] = set()
+    for k in range(following, len(units)):
+        if state.cost <= target:
+            return
+        group = int(units.group[k])
+        if group not in closed and not state.try_change(units.of(k), -1, _LEAST_USED * target, math.inf):
+            closed.add(group)

@@ -1,0 +1,1 @@
+"""How a model is run: calls, copies, devices, modes, random states, memory."""

@@ -1,0 +1,44 @@
+"""Random states: the caller's are kept, and those of a run are told by its seed and its position."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+
+__all__ = ["derive_seed", "preserve_rng_state", "reseed"]
+
+
+@contextmanager
+def preserve_rng_state() -> Iterator[None]:
+    """Whatever is seeded or drawn inside leaves the caller's random states as they were."""
+    python, numpy_state = random.getstate(), np.random.get_state()  # noqa: NPY002
+    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_available() else []
+    with torch.random.fork_rng(devices):
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(numpy_state)  # noqa: NPY002
+
+
+def reseed(seed: int, *position: int) -> None:
+    """Seed the global generators of torch, numpy and Python for one position of a run."""
+    number = derive_seed(seed, *position)
+    random.seed(number)
+    np.random.seed(number & 0xFFFFFFFF)  # noqa: NPY002
+    if torch.accelerator.is_available():
+        torch.manual_seed(number)
+    else:
+        # torch.manual_seed writes down where it was called from, for devices that are never used.
+        torch.default_generator.manual_seed(number)
+
+
+def derive_seed(*numbers: int) -> int:
+    """One seed made from several numbers."""
+    # The length goes in, for SeedSequence takes [1] and [1, 0] for the same.
+    entropy = [len(numbers), *(number & 0xFFFFFFFFFFFFFFFF for number in numbers)]
+    return int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0]) >> 1

@@ -1,0 +1,212 @@
+"""Gates are put into a graph and taken out again; closed ones are the cut."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from benchmarks.coverage import _randomise
+from invariant import masks, plan_for, randomise, to_double, tokens
+from rules import test_norm as norms
+from rules import test_recurrent as recurrent
+from rules import test_reduce as reductions
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+import fxprune
+from fxprune.gates.dagger import Dagger, Description
+from fxprune.gates.gating import dagger_of, gate, gate_logits, gated_groups, insert_gates, remove_gates
+from fxprune.layers.gate_places import gate_places
+from fxprune.models import example_inputs, load_model
+from fxprune.rewriting import alive_channels
+
+MODELS = (
+    "timm:test_resnet",
+    "timm:test_vit",
+    "timm:test_nfnet",
+    "timm:test_convnext",
+    "torchvision:shufflenet_v2_x0_5",
+)
+
+
+def _graph(spec: str) -> tuple[torch.nn.Module, Any, fxprune.ChannelGraph]:
+    pytest.importorskip(spec.partition(":")[0])
+    torch.manual_seed(0)
+    model = load_model(spec).eval()
+    _randomise(model)
+    inputs = example_inputs(model)
+    return model, inputs, fxprune.analyze(fxprune.trace(model, inputs))
+
+
+def _set_gates(gated: torch.fx.GraphModule, graph: fxprune.ChannelGraph, alive: np.ndarray[Any, Any]) -> None:
+    channels = np.concatenate([group.channels for group in gated_groups(graph, last_resort=True)])
+    dagger_of(gated).open(torch.from_numpy(np.where(alive[channels], 1.0, -1.0)))
+
+
+@pytest.mark.parametrize("spec", MODELS)
+def test_open_gates_change_no_bit_and_closed_gates_are_the_rewritten_model(spec: str) -> None:
+    model, inputs, graph = _graph(spec)
+    gated = insert_gates(graph, last_resort=True).eval()
+    with torch.no_grad():
+        for a, b in zip(pytree.tree_leaves(model(*inputs)), pytree.tree_leaves(gated(*inputs)), strict=True):
+            assert torch.equal(a, b)
+    plan = fxprune.make_plan(graph, fxprune.scores(graph), flops=0.5)
+    pruned = fxprune.rewrite(graph, plan).double().eval()
+    _set_gates(gated, graph, alive_channels(graph, plan))
+    doubled = [x.double() for x in inputs]
+    with torch.no_grad():
+        expected = pytree.tree_leaves(pruned(*doubled))
+        got = pytree.tree_leaves(gated.double()(*doubled))
+    for a, b in zip(expected, got, strict=True):
+        assert float((a - b).abs().max() / a.abs().max()) <= 1e-9
+
+
+GATED_INSIDE = {
+    **{name: make for name, (make, _) in recurrent.NETS.items()},
+    **{name: norms.NETS[name][0] for name in ("spectral norm", "spectral norm by a hook", "weight norm")},
+    **{name: make for name, make in reductions.WRITTEN_OUT.items() if "deviation" not in name},
+}
+
+
+@pytest.mark.parametrize("name", GATED_INSIDE)
+def test_gates_stand_where_a_layer_sums_over_channels_within_itself(name: str) -> None:
+    torch.manual_seed(0)
+    nets = {**norms.NETS, **reductions.NETS}
+    inputs = nets[name][1] if name in nets else tokens()
+    model, inputs = randomise(GATED_INSIDE[name]()), to_double(inputs)
+    graph = fxprune.analyze(fxprune.trace(model, inputs))
+    gated = insert_gates(graph, last_resort=True).eval()
+    with torch.no_grad():
+        # Not to the bit: of float64 products, BLAS rounds the last one by the address of the weights.
+        assert torch.allclose(gated(inputs), model(inputs), rtol=1e-14, atol=0)
+        for alive in masks(graph, 2):
+            _set_gates(gated, graph, alive)
+            expected = fxprune.rewrite(graph, plan_for(graph, alive)).eval()(inputs)
+            assert float((gated(inputs) - expected).abs().max() / expected.abs().max()) <= 1e-9
+    plain = remove_gates(gated)
+    assert plain.code == graph.module.code
+    assert [type(m).__name__ for m in plain.modules()] == [type(m).__name__ for m in graph.module.modules()]
+    with torch.no_grad():
+        assert torch.equal(plain(inputs), model(inputs))
+
+
+@pytest.mark.parametrize("spec", MODELS[:2])
+def test_removing_gates_gives_the_traced_model_back(spec: str) -> None:
+    _, _, graph = _graph(spec)
+    gated = insert_gates(graph)
+    plain = remove_gates(gated)
+    assert plain.code == graph.module.code
+    before, after = graph.module.state_dict(), plain.state_dict()
+    assert list(before) == list(after)
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert sum(isinstance(module, Description) for module in gated.modules()) == len(gated_groups(graph))
+
+
+def test_gates_depend_on_the_weights_alone() -> None:
+    _, inputs, graph = _graph("timm:test_resnet")
+    gated = insert_gates(graph)
+    random = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for name, parameter in dagger_of(gated).named_parameters():
+            if name.endswith(("direct", "out")):
+                parameter.normal_(generator=random)
+    logits = gate_logits(gated, graph).detach()
+    with torch.no_grad():
+        gated(*(x + 1.0 for x in inputs))
+    assert torch.equal(gate_logits(gated, graph), logits)
+    weights = [name for name, tensor in graph.module.named_parameters() if tensor.dim() == 4]
+    with torch.no_grad():
+        gated.get_parameter(weights[1]).mul_(torch.rand(gated.get_parameter(weights[1]).shape, generator=random))
+    assert not torch.equal(gate_logits(gated, graph), logits)
+
+
+class _Various(nn.Module):
+    """Layers whose weights are shared, grouped, padded by reflection, computed, or as large as no activation."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, 8, 3, padding=1, padding_mode="reflect")
+        self.twice = nn.Conv2d(8, 8, 3, padding=1, padding_mode="circular")
+        self.depthwise = nn.Conv2d(8, 8, 3, padding=1, groups=8)
+        self.grouped = nn.Conv2d(8, 12, 3, groups=2)
+        self.computed = nn.Parameter(torch.randn(6, 12, 1, 1))
+        self.transposed = nn.ConvTranspose2d(6, 5, 2)
+        self.large = nn.Linear(5, 2000)
+        self.last = nn.Linear(2000, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x).sigmoid()
+        x = x + self.twice(self.twice(x).sigmoid())
+        x = self.grouped(self.depthwise(x.sigmoid()).sigmoid()).sigmoid()
+        x = nn.functional.conv2d(x, self.computed - self.computed.mean()).sigmoid()
+        return self.last(self.large(self.transposed(x).mean((2, 3)).sigmoid()).sigmoid())
+
+
+def test_weights_are_gated_where_they_can_be_and_activations_elsewhere() -> None:
+    torch.manual_seed(0)
+    model = _Various().double().eval()
+    x = torch.randn(2, 3, 8, 8, dtype=torch.float64)
+    graph = fxprune.analyze(fxprune.trace(model, x))
+    gated = insert_gates(graph, last_resort=True)
+    # What the depthwise convolution hands on is gated at the next one.
+    assert "depthwise" not in {place.node for place in gate_places(graph)}
+    names = [str(node.args[0]) for node in gated.graph.nodes if node.target is gate]
+    assert sum("weight" in name for name in names) >= 3
+    assert torch.equal(gated(x), model(x))
+    assert remove_gates(gated).code == graph.module.code
+    assert [type(m) for m in remove_gates(gated).children()] == [type(m) for m in graph.module.children()]
+    for seed in range(3):
+        plan = fxprune.make_plan(graph, fxprune.scores(graph, "random", seed=seed), flops=0.5)
+        _set_gates(gated, graph, alive_channels(graph, plan))
+        assert torch.allclose(gated(x), fxprune.rewrite(graph, plan)(x), rtol=1e-10, atol=1e-12)
+
+
+def test_gated_weights_stay_channels_last() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3)).to(memory_format=torch.channels_last)
+    x = torch.randn(2, 3, 9, 9).contiguous(memory_format=torch.channels_last)
+    gated = insert_gates(fxprune.analyze(fxprune.trace(model, x)))
+    assert gated(x).is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(gated(x), model(x))
+
+
+def test_that_only_last_resort_groups_are_there_to_gate_is_said() -> None:
+    model = nn.Sequential(nn.Linear(4, 8), nn.LayerNorm(8), nn.Linear(8, 2))
+    graph = fxprune.analyze(fxprune.trace(model, torch.randn(3, 4)))
+    with pytest.raises(fxprune.FxpruneError, match=r"pruned only in need \(normalised over.*last_resort=True"):
+        insert_gates(graph)
+    assert torch.equal(insert_gates(graph, last_resort=True)(torch.ones(3, 4)), model(torch.ones(3, 4)))
+
+
+def test_the_pull_of_the_flops_joins_the_gradient_of_the_task() -> None:
+    gradients = []
+    for pull in (None, torch.tensor([0.5, -1.0, 2.0])):
+        dagger = Dagger([(2, 1), (1, 3)])
+        dagger.pull = pull
+        gates = dagger([torch.zeros(2, 1), torch.zeros(1, 3)])
+        (gates[:-1] * torch.tensor([1.0, 2.0, 3.0])).sum().backward()
+        assert dagger.bias.grad is not None
+        gradients.append(dagger.bias.grad)
+    torch.testing.assert_close(gradients[1] - gradients[0], torch.tensor([0.5, -1.0, 2.0]))
+
+
+def test_groups_that_are_computed_together_are_independent() -> None:
+    torch.manual_seed(0)
+    shapes = [(5, 2), (3, 1), (17, 4), (6, 3)]
+    dagger = Dagger(shapes)
+    described = [torch.randn(shape) for shape in shapes]
+
+    def by_group(described: list[torch.Tensor]) -> tuple[torch.Tensor, ...]:
+        return (dagger.logits(described) - dagger.bias).split([channels for channels, _ in shapes])
+
+    with torch.no_grad():
+        for parameter in dagger.parameters():
+            parameter.normal_()
+        before = by_group(described)
+        for number in range(len(shapes)):
+            # Channels in another order, of one group alone: so are its numbers.
+            turned = [x.flip(0) if k == number else x for k, x in enumerate(described)]
+            for k, (old, new) in enumerate(zip(before, by_group(turned), strict=True)):
+                torch.testing.assert_close(new, old.flip(0) if k == number else old)
+                assert not torch.allclose(old, old.flip(0))

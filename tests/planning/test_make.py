@@ -1,0 +1,168 @@
+"""Scores and a budget make a plan: within the budget, never an empty layer, deterministic."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from invariant import image, net, randomise, tokens
+from torch import nn
+
+import fxprune
+
+
+def convnet(width: int = 48) -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(3, width, 3, padding=1), nn.BatchNorm2d(width), nn.ReLU(), nn.Conv2d(width, width, 3, padding=1),
+        nn.BatchNorm2d(width), nn.ReLU(), nn.Conv2d(width, 2 * width, 3, 2), nn.ReLU(), nn.Conv2d(2 * width, 2, 1),
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def graph() -> fxprune.ChannelGraph:
+    model = randomise(convnet())
+    return fxprune.analyze(fxprune.trace(model, image(size=8).double()))
+
+
+def widths(plan: fxprune.Plan, graph: fxprune.ChannelGraph) -> dict[str, int]:
+    return {name: len(plan.kept.get(name, {}).get(0, range(len(p)))) for name, p in graph.module.named_parameters()}
+
+
+@pytest.mark.parametrize("flops", [0.05, 0.2, 0.37, 0.5, 0.75, 0.9, 0.99])
+def test_a_plan_uses_the_budget_to_within_half_a_percent(graph: fxprune.ChannelGraph, flops: float) -> None:
+    plan = fxprune.make_plan(graph, fxprune.scores(graph), flops=flops)
+    assert 0.995 * plan.flops_target <= plan.flops <= plan.flops_target == int(flops * graph.flops.total)
+    assert plan.flops_before == graph.flops.total
+
+
+@pytest.mark.parametrize("flops", [0.2, 0.35, 0.5, 0.75])
+@pytest.mark.parametrize("width", [11, 24, 33])
+def test_coarse_channels_are_exchanged_until_the_budget_is_used(width: int, flops: float) -> None:
+    graph = fxprune.analyze(fxprune.trace(randomise(convnet(width)), image(size=8).double()))
+    plan = fxprune.make_plan(graph, fxprune.scores(graph), flops=flops)
+    assert 0.99 * plan.flops_target <= plan.flops <= plan.flops_target
+
+
+def test_a_budget_above_one_is_a_number_of_flops(graph: fxprune.ChannelGraph) -> None:
+    target = graph.flops.total // 2
+    plan = fxprune.make_plan(graph, fxprune.scores(graph), flops=target)
+    assert 0.995 * target <= plan.flops <= target == plan.flops_target
+    assert fxprune.make_plan(graph, fxprune.scores(graph), flops=10 * graph.flops.total).kept == {}
+
+
+def test_the_whole_budget_keeps_everything(graph: fxprune.ChannelGraph) -> None:
+    for flops in (1, 1.0):
+        assert fxprune.make_plan(graph, fxprune.scores(graph), flops=flops).kept == {}
+
+
+def test_no_group_is_ever_empty(graph: fxprune.ChannelGraph) -> None:
+    for method in ("l1", "l2", "random"):
+        plan = fxprune.make_plan(graph, fxprune.scores(graph, method), flops=0.03)
+        assert all(indices for by_dim in plan.kept.values() for indices in by_dim.values())
+        assert min(widths(plan, graph).values()) >= 1
+
+
+def test_plans_are_deterministic(graph: fxprune.ChannelGraph) -> None:
+    plans = [fxprune.make_plan(graph, fxprune.scores(graph, "random", seed=3), flops=0.4) for _ in range(2)]
+    assert plans[0] == plans[1]
+    again = fxprune.analyze(fxprune.trace(randomise(convnet()), image(size=8).double()))
+    first = fxprune.make_plan(graph, fxprune.scores(graph), flops=0.4)
+    assert fxprune.make_plan(again, fxprune.scores(again), flops=0.4) == first
+
+
+def test_equal_scores_make_a_plan_too(graph: fxprune.ChannelGraph) -> None:
+    plan = fxprune.make_plan(graph, np.ones(graph.num_channels), flops=0.5)
+    assert 0.995 * plan.flops_target <= plan.flops <= plan.flops_target
+
+
+def test_the_lowest_scores_go(graph: fxprune.ChannelGraph) -> None:
+    scores = np.ones(graph.num_channels)
+    lowest = graph.groups[0].channels[5:15]
+    scores[lowest] = 0.0
+    kept = fxprune.make_plan(graph, scores, flops=0.8).kept
+    removed = {name: set(range(48)) - set(kept.get(name, {}).get(0, range(48))) for name in ("0.weight", "3.weight")}
+    position = {int(channel): k for k, channel in enumerate(graph.parameters["0.weight"][0])}
+    assert {position[int(channel)] for channel in lowest} <= removed["0.weight"]
+
+
+@pytest.mark.parametrize("multiple", [2, 4, 8])
+def test_changed_widths_are_multiples(graph: fxprune.ChannelGraph, multiple: int) -> None:
+    plan = fxprune.make_plan(graph, fxprune.scores(graph), flops=0.5, round_to=multiple)
+    assert plan.kept
+    assert all(len(kept) % multiple == 0 for by_dim in plan.kept.values() for kept in by_dim.values())
+    assert plan.flops <= plan.flops_target
+
+
+def test_auto_is_what_the_device_likes_or_a_part_of_it(
+    graph: fxprune.ChannelGraph, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def plan(capability: str, flops: float) -> list[int]:
+        monkeypatch.setattr("torch.backends.cpu.get_cpu_capability", lambda: capability)
+        made = fxprune.make_plan(graph, fxprune.scores(graph), flops=flops, round_to="auto")
+        assert made.flops <= made.flops_target
+        return [len(kept) for by_dim in made.kept.values() for kept in by_dim.values()]
+
+    # The weights are in float64: 8 of them fill a register of AVX512, 4 one of AVX2.
+    assert all(width % 8 == 0 for width in plan("AVX512", 0.5))
+    assert all(width % 4 == 0 for width in plan("AVX2", 0.5))
+    lowest = min(fraction for fraction in (0.1, 0.05, 0.02, 0.01, 0.005) if _reached(graph, fraction) is not None)
+    assert any(width % 8 for width in plan("AVX512", lowest))
+
+
+def _reached(graph: fxprune.ChannelGraph, flops: float) -> fxprune.Plan | None:
+    try:
+        return fxprune.make_plan(graph, fxprune.scores(graph), flops=flops)
+    except fxprune.FxpruneError:
+        return None
+
+
+def test_a_multiple_counts_what_flattening_repeats() -> None:
+    model = randomise(nn.Sequential(nn.Conv2d(3, 16, 1), nn.Flatten(), nn.Linear(16 * 36, 2)))
+    graph = fxprune.analyze(fxprune.trace(model, image().double()))
+    plan = fxprune.make_plan(graph, fxprune.scores(graph), flops=0.7, round_to=8)
+    assert len(plan.kept["2.weight"][1]) % 8 == 0
+
+
+@pytest.mark.parametrize("ignore", ["3", "3.weight", ["3", "4"], "[3-4]*"])
+def test_ignored_modules_stay_whole(graph: fxprune.ChannelGraph, ignore: str | list[str]) -> None:
+    plan = fxprune.make_plan(graph, fxprune.scores(graph), flops=0.9, ignore=ignore)
+    assert "3.weight" not in plan.kept
+    assert 0.995 * plan.flops_target <= plan.flops <= plan.flops_target
+
+
+def test_a_name_that_is_ignored_covers_all_below_it() -> None:
+    model = randomise(net(lambda self, x: self.head(self.body(x)), body=convnet(8), head=nn.Conv2d(2, 2, 1)))
+    graph = fxprune.analyze(fxprune.trace(model, image(size=8).double()))
+    assert fxprune.make_plan(graph, fxprune.scores(graph), flops=1.0, ignore="body").kept == {}
+    with pytest.raises(fxprune.FxpruneError, match="cannot be reached"):
+        fxprune.make_plan(graph, fxprune.scores(graph), flops=0.9, ignore="body")
+
+
+def test_last_resort_groups_are_whole_while_the_budget_can_be_met_without_them() -> None:
+    block = net(
+        lambda self, x: x + self.down(self.up(self.norm(x)).relu()),
+        norm=nn.LayerNorm(16), up=nn.Linear(16, 64), down=nn.Linear(64, 16),
+    )  # fmt: skip
+    model = randomise(nn.Sequential(nn.Linear(4, 16), block, nn.Linear(16, 2)))
+    graph = fxprune.analyze(fxprune.trace(model, tokens().double()))
+    gentle = fxprune.make_plan(graph, fxprune.scores(graph), flops=0.6)
+    assert "0.weight" not in gentle.kept
+    harsh = fxprune.make_plan(graph, fxprune.scores(graph), flops=0.08)
+    assert "0.weight" in harsh.kept
+
+
+def test_every_score_is_one_finite_number_per_channel(graph: fxprune.ChannelGraph) -> None:
+    for method in ("l1", "l2", "random", lambda graph: np.arange(graph.num_channels)):
+        values = fxprune.scores(graph, method)
+        assert values.shape == (graph.num_channels,)
+        assert np.isfinite(values).all()
+
+
+def test_magnitude_does_not_depend_on_the_scale_of_a_layer() -> None:
+    model = randomise(convnet(8))
+    inputs = image(size=8).double()
+    before = fxprune.scores(fxprune.analyze(fxprune.trace(model, inputs)))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(100)
+    assert fxprune.scores(fxprune.analyze(fxprune.trace(model, inputs))) == pytest.approx(before)

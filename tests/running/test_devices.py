@@ -1,0 +1,167 @@
+"""Models on a GPU: all works there, with data from main memory, and what comes back is there too.
+
+Without a GPU the same is tried on a device that only checks that nothing meets what lies elsewhere.
+"""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from other_device import other_device
+from torch import Tensor, nn
+
+import fxprune
+from fxprune.compensation.synthesis import synthesize
+
+WITHOUT_DATA = ("relevance", "l1", "l2", "uniform", "batchnorm", "fpgm", "random")
+FROM_DATA = ("surgeon", "fisher", "taylor", "dagger")
+
+
+@pytest.fixture(params=["emulated", "cuda"])
+def device(request: pytest.FixtureRequest) -> Iterator[torch.device]:
+    if request.param == "emulated":
+        with other_device() as found:
+            yield found
+    elif torch.cuda.is_available():
+        yield torch.device("cuda", 0)
+    else:
+        pytest.skip("needs a GPU")
+
+
+class Net(nn.Module):
+    """Constants, a buffer, a residual, a grouped convolution, attention, a norm of tokens, an op without a rule."""
+
+    mean: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.full((1, 3, 1, 1), 0.1))
+        self.stem = nn.Sequential(nn.Conv2d(3, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16), nn.ReLU())
+        self.branch = nn.Sequential(nn.Conv2d(16, 16, 3, padding=1, groups=4), nn.BatchNorm2d(16), nn.SiLU())
+        self.widen = nn.Conv2d(16, 24, 2, stride=2)
+        self.norm = nn.LayerNorm(24)
+        self.attention = nn.MultiheadAttention(24, 4, batch_first=True)
+        self.mlp = nn.Sequential(nn.Linear(24, 40), nn.GELU(), nn.Linear(40, 24))
+        self.head = nn.Linear(24, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem((x - self.mean) / torch.tensor([0.5, 0.6, 0.7], device=x.device).view(1, 3, 1, 1))
+        x = x + self.branch(x) * torch.linspace(0, 1, x.shape[-1], device=x.device)
+        x = torch.celu(self.widen(x)).flatten(2).transpose(1, 2)
+        y = self.norm(x)
+        x = x + self.attention(y, y, y, need_weights=False)[0]
+        x = x + self.mlp(F.layer_norm(x, (24,)))
+        return self.head(x.mean(1))
+
+
+def trained_on_chance(device: torch.device) -> nn.Module:
+    torch.manual_seed(0)
+    net = Net()
+    net(torch.randn(32, 3, 8, 8))
+    return net.eval().to(device)
+
+
+def batches() -> list[tuple[Tensor, Tensor]]:
+    torch.manual_seed(1)
+    return [(torch.randn(16, 3, 8, 8), torch.arange(16) % 5) for _ in range(3)]
+
+
+def is_on(model: nn.Module, device: torch.device) -> bool:
+    return {tensor.device for tensor in (*model.parameters(), *model.buffers())} == {device}
+
+
+@pytest.mark.parametrize("method", FROM_DATA)
+@pytest.mark.parametrize("labelled", [True, False], ids=["labels", "no labels"])
+def test_pruned_on_data_from_main_memory(method: str, labelled: bool, device: torch.device) -> None:
+    net = trained_on_chance(device)
+    data = batches() if labelled else [inputs for inputs, _ in batches()]
+    pruned = fxprune.prune(net, 0.6, data=data, method=method, progress=False)
+    assert is_on(pruned, device)
+    assert is_on(net, device)
+    assert fxprune.verify(net, pruned) <= 1e-9
+    inputs = batches()[0][0].to(device)
+    assert pruned(inputs).device == device
+
+
+@pytest.mark.parametrize("method", WITHOUT_DATA)
+def test_scored_as_in_main_memory(method: str, device: torch.device) -> None:
+    net = trained_on_chance(device)
+    here = fxprune.analyze(fxprune.trace(trained_on_chance(torch.device("cpu")), torch.zeros(1, 3, 8, 8)))
+    there = fxprune.analyze(fxprune.trace(net, torch.zeros(1, 3, 8, 8, device=device)))
+    assert len(here.groups) == len(there.groups)
+    expected, found = (torch.from_numpy(fxprune.scores(graph, method)) for graph in (here, there))
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("method", ["surgeon", "fisher", "taylor"])
+def test_scored_on_data_as_in_main_memory(method: str, device: torch.device) -> None:
+    graphs = [
+        fxprune.analyze(fxprune.trace(trained_on_chance(where), torch.zeros(1, 3, 8, 8, device=where)))
+        for where in (torch.device("cpu"), device)
+    ]
+    expected, found = (torch.from_numpy(fxprune.scores(graph, method, data=batches())) for graph in graphs)
+    torch.testing.assert_close(found, expected, rtol=1e-2, atol=1e-4 * float(expected.max()))
+
+
+def test_pruned_without_data(device: torch.device) -> None:
+    net = trained_on_chance(device)
+    pruned = fxprune.prune(net, 0.6, example_inputs=torch.zeros(1, 3, 8, 8, device=device), progress=False)
+    assert pruned.meta["compensated"] is not None
+    assert is_on(pruned, device)
+    graph = fxprune.analyze(fxprune.trace(net, torch.zeros(1, 3, 8, 8, device=device)))
+    made = synthesize(graph, 8)
+    assert made is not None
+    assert made.device == device
+
+
+def test_the_example_may_lie_in_main_memory(device: torch.device) -> None:
+    net = trained_on_chance(device)
+    pruned = fxprune.prune(net, 0.6, example_inputs=torch.zeros(1, 3, 8, 8), method="l2", compensate=False)
+    assert is_on(pruned, device)
+    assert fxprune.verify(net, pruned) <= 1e-9
+    if device.type == "cuda":
+        # The emulation is in the way of the jit's trace, by which fvcore counts.
+        assert fxprune.count_flops(pruned, torch.zeros(1, 3, 8, 8)) == fxprune.plan_of(pruned).flops
+
+
+def test_gates_are_bit_for_bit_the_model(device: torch.device) -> None:
+    net = trained_on_chance(device)
+    graph = fxprune.analyze(fxprune.trace(net, torch.zeros(1, 3, 8, 8, device=device)))
+    gated = fxprune.insert_gates(graph)
+    inputs = batches()[0][0].to(device)
+    assert torch.equal(gated(inputs).cpu(), graph.module(inputs).cpu())
+    assert is_on(fxprune.remove_gates(gated), device)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_budget_of_time_on_a_gpu() -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(*(nn.Conv2d(64 if k else 3, 64, 3, padding=1) for k in range(6))).eval().cuda()
+    inputs = torch.randn(8, 3, 96, 96, device="cuda")
+    with warnings.catch_warnings():
+        # Another process may be on the GPU.
+        warnings.simplefilter("ignore", fxprune.FxpruneWarning)
+        pruned = fxprune.prune(net, latency=0.8, example_inputs=inputs, method="l2", compensate=False, progress=False)
+    whole, small = fxprune.measure_latency([net, pruned], inputs)
+    assert small.seconds < whole.seconds
+    assert fxprune.verify(net, pruned) <= 1e-9
+
+
+def test_fine_tuned_saved_and_loaded(device: torch.device, tmp_path: Path) -> None:
+    net = trained_on_chance(device)
+    pruned = fxprune.prune(net, 0.6, data=batches(), method="l2", progress=False)
+    tuned = fxprune.finetune(pruned, batches(), teacher=net, epochs=1, progress=False)
+    assert is_on(tuned, device)
+    fxprune.save(tuned, tmp_path / "small.safetensors")
+    loaded = fxprune.load(tmp_path / "small.safetensors", Net().eval())
+    inputs = batches()[0][0]
+    here = copy.deepcopy(tuned).to("cpu").eval()(inputs)
+    torch.testing.assert_close(loaded.eval()(inputs), here)
+    report = fxprune.report(pruned, net, measure=device.type == "cuda")
+    assert str(fxprune.plan_of(pruned).flops) in str(report.to_dict())

@@ -1,0 +1,79 @@
+"""The surgeon's score knows what other channels can take over."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+import fxprune
+from fxprune.scoring.sensitivity import fisher_scores
+from fxprune.scoring.surgeon import surgeon_scores
+
+
+class InPlace(nn.Module):
+    """Two layers, and a third that reads a sum of them; ReLUs write in place."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, 6, 3, padding=1)
+        self.second = nn.Conv2d(6, 6, 3, padding=1)
+        self.head = nn.Linear(6, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = nn.functional.relu(self.first(x), inplace=True)
+        x = x + nn.functional.relu(self.second(x), inplace=True)
+        return self.head(x.mean((2, 3)))
+
+
+def test_a_copy_of_another_channel_costs_next_to_nothing() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(5, 8), nn.ReLU(), nn.Linear(8, 4))
+    with torch.no_grad():
+        model[0].weight[3], model[0].bias[3] = model[0].weight[6], model[0].bias[6]
+    data = [torch.randn(512, 5)]
+    graph = fxprune.analyze(fxprune.trace(model, data[0][:1]))
+    (group,) = graph.groups
+    scores = surgeon_scores(graph, data, flops_power=0.0, damping=1e-4)[group.channels]
+    plain = fisher_scores(graph, data)[group.channels]
+    first, second = sorted(scores[[3, 6]])
+    assert first < 0.1 * plain[[3, 6]].min()
+    # The one that stays does the work of both.
+    assert second > 2 * plain[[3, 6]].max()
+
+
+def test_what_is_learned_does_not_change_the_model() -> None:
+    model = InPlace()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    graph = fxprune.analyze(fxprune.trace(model, torch.randn(1, 3, 8, 8), copy=False))
+    scores = surgeon_scores(graph, [(torch.randn(20, 3, 8, 8), torch.arange(20) % 4)])
+    assert np.isfinite(scores).all()
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    assert all(parameter.requires_grad for parameter in model.parameters())
+    assert model.training
+
+
+def test_more_samples_of_the_same_scenes_do_not_make_channels_cheap() -> None:
+    torch.manual_seed(1)
+    model = nn.Sequential(nn.Linear(40, 64), nn.ReLU(), nn.Linear(64, 10))
+    scenes = torch.randn(24, 40)
+    again = (scenes.repeat(4, 1) + 0.01 * torch.randn(96, 40))[torch.randperm(96)]
+    graph = fxprune.analyze(fxprune.trace(model, scenes[:1]))
+    (group,) = graph.groups
+    few, many = (surgeon_scores(graph, [data], flops_power=0.0)[group.channels].sum() for data in (scenes, again))
+    # Judged on the scenes that it was fitted to, this would be about half.
+    assert many > 0.75 * few
+
+
+def test_progress_is_told_of_every_group() -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(128, 4))
+    graph = fxprune.analyze(fxprune.trace(net.eval(), torch.zeros(1, 3, 8, 8)))
+    on_step: list[tuple[str, int, int]] = []
+    fxprune.scores(
+        graph,
+        "surgeon",
+        data=torch.randn(16, 3, 8, 8),
+        progress=lambda name, done, total, _: on_step.append((name, done, total)),
+    )
+    assert [step for step in on_step if step[0] == "refit"] == [("refit", k + 1, 8) for k in range(8)]
