@@ -1,16 +1,24 @@
-"""What fxprune raises, and what it warns of."""
+"""What fxprune raises, and its warnings."""
 
 from __future__ import annotations
 
-__all__ = ["FxpruneError", "FxpruneWarning"]
+__all__ = ["CannotScoreError", "FxpruneError", "FxpruneWarning", "UnreachableBudgetError"]
 
 
 class FxpruneError(Exception):
-    """Something that was given cannot be used; the message says what, why and what to do.
+    """Something given cannot be used; the message says what was given, what is wrong and what to do.
 
-    Nothing of the caller's has been changed when this is raised.
+    The caller's model and data are as they were before the call.
     """
 
 
+class CannotScoreError(FxpruneError):
+    """This model cannot be scored or compensated on samples; a method that needs no data may still prune it."""
+
+
+class UnreachableBudgetError(FxpruneError):
+    """No plan meets the budget, of FLOPs or of latency."""
+
+
 class FxpruneWarning(UserWarning):
-    """Something was done in another way than usual; the message says how and why."""
+    """fxprune did something other than what is usual; the message says what and why."""
