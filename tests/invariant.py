@@ -13,10 +13,9 @@ from torch.utils import _pytree as pytree
 
 import fxprune
 from fxprune.planning.plan import kept_indices
+from fxprune.verification import TOLERANCE
 
 __all__ = ["check_invariant", "image", "masks", "net", "parameter", "plan_for", "prunable", "randomise", "tokens"]
-
-TOLERANCE = 1e-9
 
 
 def randomise(model: nn.Module, seed: int = 0) -> nn.Module:

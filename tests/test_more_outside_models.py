@@ -1136,13 +1136,13 @@ def test_layers_that_are_merged_in_eval_are_pruned_as_fvcore_counts_them_and_tra
         fxprune.FxpruneWarning, match=r"for `layers\.0`, `layers\.2`, `layers\.4`: other code runs there"
     ):
         small = fxprune.prune(model, 0.5, example_inputs=x, compensate=False, method="l2")
-    plan, before = small.meta["plan"], fxprune.count_flops(model, x)
+    plan, before = fxprune.plan_of(small), fxprune.count_flops(model, x)
     assert all(torch.equal(tensor, state[name]) for name, tensor in model.state_dict().items())
     assert fxprune.count_flops(small, x) == plan.flops <= 0.5 * before
     assert fxprune.verify(model, small, x) <= 1e-9
     # The colours are the model's input.
     assert small.get_buffer("_tensor_constant0").shape == (1, 3, 1, 1)
-    own = fxprune.restore_class(small, model)
+    own = fxprune.restore_class(model, small)
     assert (own.training, own(x).shape) == (False, small(x).shape)
     torch.testing.assert_close(own.train()(x), small(x), rtol=0, atol=1e-5)
 
@@ -1162,7 +1162,7 @@ class ScaledByKeptTables(nn.Module):
 def test_tables_that_a_model_keeps_are_cut_in_its_own_class_too() -> None:
     model, x = ScaledByKeptTables().eval(), image()
     small = fxprune.prune(model, 0.6, example_inputs=x, compensate=False, method="l2")
-    own = fxprune.restore_class(small, model)
+    own = fxprune.restore_class(model, small)
     assert len(own.scale) == len(own.shifts[0]) == small.get_parameter("a.weight").shape[0] < 8
     assert (len(model.scale), len(model.shifts[0])) == (8, 8)
     assert torch.equal(own(x), small(x))

@@ -12,12 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor
 
 from fxprune.errors import FxpruneError
 from fxprune.files.packing import pack, unpack
-from fxprune.files.writing import replace_file
+from fxprune.files.writing import write_tensors
 
 __all__ = ["load_run", "load_snapshot", "save_snapshot"]
 
@@ -34,15 +33,9 @@ def save_snapshot(path: str | Path, state: Any) -> None:
     Raises:
         FxpruneError: the state holds something that cannot be stored, or the file cannot be written.
     """
-    path = Path(path)
     tensors: dict[str, Tensor] = {}
     nesting = json.dumps(pack(state, tensors, "state"))
-    content = save(tensors, metadata={_KEY: nesting})
-    try:
-        replace_file(path, content)
-    except OSError as error:
-        before = "; the previous one is whole" if path.is_file() else ""
-        raise FxpruneError(f"snapshot {str(path)!r} cannot be written: {error}{before}") from error
+    write_tensors(Path(path), tensors, {_KEY: nesting}, "snapshot")
 
 
 def load_snapshot(path: str | Path) -> Any:
