@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
-from torch.utils import _pytree as pytree
 
 from fxprune.running import trees
 from fxprune.running.devices import on_device_of
@@ -23,7 +22,7 @@ __all__ = ["outputs_in_double"]
 def outputs_in_double(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[Tensor]:
     """The tensors that a model returns in float64 and eval; the model is changed to both: give a copy."""
     with torch.no_grad():
-        args, kwargs = pytree.tree_map(_to_double, on_device_of(model, (args, kwargs)))
+        args, kwargs = trees.map_tensors(_to_double, on_device_of(model, (args, kwargs)))
     # Going through training, models forget what they keep from an earlier call in eval.
     model._apply(_to_double).train().eval()  # type: ignore[no-untyped-call]
     for module in model.modules():
