@@ -45,9 +45,9 @@ def load_pruned(file: Path, spec: str | None, arguments: Sequence[str] | None) -
         )
     model = None if spec is None else build(spec, arguments, None, False)
     try:
-        return load(file, model)
+        return load(file, original=model)
     except FxpruneError as error:
-        raise FxpruneError(str(error).replace("as model=", "as --model MODEL")) from error
+        raise FxpruneError(str(error).replace("as original=", "as --model MODEL")) from error
 
 
 def load_original(

@@ -14,7 +14,7 @@ from fxprune.planning.budgets import Request
 from fxprune.planning.make import plan_for
 from fxprune.planning.plan import Plan
 from fxprune.rewriting import rewrite
-from fxprune.running.calls import example_of
+from fxprune.tracing.notes import example_of
 
 __all__ = ["plan_for_latency"]
 

@@ -11,7 +11,7 @@ __all__ = ["table", "write_report"]
 
 Row = dict[str, Any]
 SETTINGS = ("epochs", "images", "lr", "distill", "temperature")
-STAGES = {"raw": "cut", "compensated": "compensated", "tuned": "fine-tuned"}
+STAGES = {"raw": "pruned", "compensated": "compensated", "tuned": "fine-tuned"}
 
 
 def write_report(rows: Sequence[Row], without_data: Sequence[Row], out: Path) -> None:
@@ -34,8 +34,8 @@ def _without_data(rows: Sequence[Row]) -> str:
     nets = _in_order(rows, "net")
     budget = rows[0]["budget"]
     lines = [
-        f"## No data at all, {100 * budget:g} % FLOPs, not fine-tuned\n",
-        f"`fxprune.prune(net, {budget:g}, method=...)`: with a batch made from the BatchNorm statistics.\n",
+        f"## No data, {100 * budget:g} % FLOPs, not fine-tuned\n",
+        f"`fxprune.prune(net, {budget:g}, method=...)`, on a batch generated from the BatchNorm statistics.\n",
         f"| method | {' | '.join(nets)} |",
         "|---" * (1 + len(nets)) + "|",
     ]
@@ -73,16 +73,15 @@ def _head(rows: Sequence[Row]) -> str:
     if not rows:
         return "Nothing has been measured yet.\n"
     one = rows[0]
-    shared = f"a share of {one['distill']:g} in the loss, at temperature {one['temperature']:g}"
-    teacher = f", the unpruned net's outputs with {shared}" if one["distill"] else ""
+    weighted = f"a distillation loss of weight {one['distill']:g} and temperature {one['temperature']:g}"
+    teacher = f", with {weighted} on the unpruned net's outputs" if one["distill"] else ""
     epochs = f"{one['epochs']} epoch{'s' * (one['epochs'] > 1)}"
     return (
         "# Fashion-MNIST\n\n"
-        "Test accuracy (10,000 images) of each net after pruning: as cut, after compensation on 128 training images "
-        f"without labels, and after {epochs} of fine-tuning on {one['images']:,} images{teacher}; mean ± "
-        f"standard deviation over {len({row['seed'] for row in rows})} seeds, or one seed where no deviation stands. "
-        "`tp-` is Torch-Pruning 1.6.1, brought to the same FLOPs. Made by "
-        "`python tests/benchmarks/fashion.py report`.\n\n"
+        "Test accuracy in percent (10,000 images) of each net: after pruning, after compensation on 128 training images "
+        f"without labels, and after {epochs} of fine-tuning on {one['images']:,} images{teacher}. Mean ± standard "
+        f"deviation over {len({row['seed'] for row in rows})} seeds; values without a deviation are from one seed. "
+        "`tp-` is Torch-Pruning 1.6.1 at the same FLOPs. Made by `python tests/benchmarks/fashion.py report`.\n\n"
     )
 
 

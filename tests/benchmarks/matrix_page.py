@@ -103,7 +103,7 @@ def summary(rows: list[Row], with_weights: dict[str, Row], date: str) -> str:
     ratios = [row["ratio"] for row in passed]
     seconds = [row["prune_seconds"] for row in passed]
     libraries = Counter(row["model"].removeprefix("meta:").partition(":")[0] for row in rows)
-    errors = [row["error"] for row in with_weights.values() if "error" in row]
+    errors = [row["error"] for row in with_weights.values() if row["ok"] and "error" in row]
     wrong = [row for row in with_weights.values() if not row["ok"]]
     trained = sum(row.get("trained", True) for row in with_weights.values())
     lines = [
@@ -111,21 +111,23 @@ def summary(rows: list[Row], with_weights: dict[str, Row], date: str) -> str:
         "",
         "| | models |",
         "|---|---|",
-        f"| looked at | {len(rows):,} ({', '.join(f'{n:,} of {library}' for library, n in libraries.most_common())}) |",
-        f"| pass | {len(passed):,} |",
-        f"| fail | {len(failures):,} |",
-        f"| with weights, too: run, compared in float64, saved and loaded | {len(with_weights):,} |",
-        f"| of these also trained a step | {trained:,} |",
-        f"| of those with weights pass | {len(with_weights) - len(wrong):,}, largest error {max(errors):.1e} |",
+        f"| tried | {len(rows):,} ({', '.join(f'{n:,} of {library}' for library, n in libraries.most_common())}) |",
+        f"| pass on the meta device | {len(passed):,} |",
+        f"| fail on the meta device | {len(failures):,} |",
+        f"| also checked with weights: run, compared in float64, saved and loaded | {len(with_weights):,} |",
+        f"| of these, also trained for a step | {trained:,} |",
+        f"| pass with weights | {len(with_weights) - len(wrong):,}; largest error {max(errors):.1e} |",
+        f"| fail with weights | {len(wrong):,} |",
         "",
-        f"FLOPs of the result: {min(ratios):.4f} to {max(ratios):.4f} of the original's; at most 0.5 was asked for.",
-        f"Processor time of all steps: median {statistics.median(seconds):.1f} s, most {max(seconds):.1f} s.",
+        f"FLOPs of the result: {min(ratios):.4f} to {max(ratios):.4f} of the original's; the budget was 0.5.",
+        f"CPU time of all steps: median {statistics.median(seconds):.1f} s, maximum {max(seconds):.1f} s.",
     ]
-    if failures or wrong:
-        lines += ["", "Failures:", ""]
-    for row in [*failures, *wrong]:
-        reason = "; ".join(f"{check}: {text.partition(' [')[0]}" for check, text in row["failed"].items())
-        lines.append(f"- `{row['model'].removeprefix('meta:')}`: {reason}")
+    for title, rows_of in (("on the meta device", failures), ("with weights", wrong)):
+        if rows_of:
+            lines += ["", f"Failures {title}:", ""]
+        for row in rows_of:
+            reason = "; ".join(f"{check}: {text.partition(' [')[0]}" for check, text in row["failed"].items())
+            lines.append(f"- `{row['model'].removeprefix('meta:')}`: {reason}")
     frozen: Counter[str] = Counter(why for row in rows for why in row.get("frozen", {}))
     lines += ["", '<details markdown="1">', "<summary>Why channels are frozen, and in how many models</summary>", ""]
     lines += ["| reason | models |", "|---|---|"]

