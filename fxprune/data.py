@@ -21,9 +21,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.utils import _pytree as pytree
 
 from fxprune.errors import FxpruneError
+from fxprune.running import trees
 from fxprune.running.devices import on_device_of
 
 __all__ = [
@@ -98,10 +98,10 @@ class Batch:
         return [self.rows(start, start + size) for start in range(0, self.size, size)]
 
     def _inputs(self) -> list[Tensor]:
-        return [leaf for leaf in pytree.tree_leaves((self.args, dict(self.kwargs))) if isinstance(leaf, Tensor)]
+        return trees.tensors((self.args, dict(self.kwargs)))
 
     def _map(self, change: Any) -> Batch:
-        args, kwargs, labels = pytree.tree_map_only(Tensor, change, (self.args, dict(self.kwargs), self.labels))
+        args, kwargs, labels = trees.map_tensors(change, (self.args, dict(self.kwargs), self.labels))
         return Batch(args, kwargs, labels)
 
 
@@ -307,7 +307,7 @@ def _check_types(args: tuple[Any, ...], kwargs: Mapping[str, Any], labels: Any, 
         raise FxpruneError(
             f"batch {position} of data has labels of type {type(labels).__name__}: give a tensor or None"
         )
-    leaves = pytree.tree_leaves((args, dict(kwargs)))
+    leaves = trees.leaves((args, dict(kwargs)))
     for leaf in leaves:
         if not isinstance(leaf, (Tensor, bool, int, float, type(None))):
             hint = "torch.from_numpy turns arrays into tensors" if hasattr(leaf, "__array__") else _FORMS
@@ -332,7 +332,7 @@ def _joined(batches: Sequence[Batch]) -> Batch:
     """One batch of all samples; each batch says which of its tensors run over its samples."""
     columns, specs = [], []
     for batch in batches:
-        leaves, spec = pytree.tree_flatten((batch.args, dict(batch.kwargs), batch.labels))
+        leaves, spec = trees.flatten((batch.args, dict(batch.kwargs), batch.labels))
         columns.append(leaves)
         specs.append((spec, [isinstance(leaf, Tensor) for leaf in leaves]))
         if specs[-1] != specs[0]:
@@ -340,7 +340,7 @@ def _joined(batches: Sequence[Batch]) -> Batch:
                 "the batches of data have different inputs or labels: every item must have the same form"
             )
     joined = [_joined_leaf(leaves, batches) for leaves in zip(*columns, strict=True)]
-    return Batch(*pytree.tree_unflatten(joined, spec))
+    return Batch(*trees.unflatten(joined, spec))
 
 
 def _joined_leaf(leaves: tuple[Any, ...], batches: Sequence[Batch]) -> Any:

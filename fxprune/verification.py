@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from torch import fx, nn
 from torch.overrides import TorchFunctionMode
-from torch.utils import _pytree as pytree
 
 from fxprune.analysis import analyze
 from fxprune.errors import FxpruneError
@@ -124,7 +123,7 @@ _ALMOST_ZERO = 1e-150
 def outputs_in_double(model: nn.Module, args: Any, kwargs: Any) -> list[torch.Tensor]:
     """The tensors that a model returns in float64; the model is changed to it, and to eval."""
     with torch.no_grad():
-        args, kwargs = pytree.tree_map(_to_double, on_device_of(model, (args, kwargs)))
+        args, kwargs = trees.map_tensors(_to_double, on_device_of(model, (args, kwargs)))
     # Going through training, models forget what they keep of an earlier pass in eval.
     model._apply(_to_double).train().eval()  # type: ignore[no-untyped-call]
     for module in model.modules():

@@ -9,10 +9,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, fx, nn
-from torch.utils import _pytree as pytree
 
 import fxprune
 from fxprune.planning.plan import kept_indices
+from fxprune.running import trees
 
 __all__ = ["check_invariant", "image", "masks", "net", "parameter", "plan_for", "prunable", "randomise", "tokens"]
 
@@ -59,15 +59,12 @@ def plan_for(graph: fxprune.ChannelGraph, alive: npt.NDArray[np.bool_]) -> fxpru
 
 def to_double(inputs: Any) -> Any:
     """The inputs in float64."""
-    return pytree.tree_map(lambda t: t.double() if isinstance(t, Tensor) and t.is_floating_point() else t, inputs)
+    return trees.map_tensors(lambda t: t.double() if t.is_floating_point() else t, inputs)
 
 
 def doubled(inputs: Any) -> Any:
     """The inputs at twice their batch, the second half another one."""
-    return pytree.tree_map(
-        lambda t: torch.cat([t, t.flip(-1) * 0.7 if t.is_floating_point() else t]) if isinstance(t, Tensor) else t,
-        inputs,
-    )
+    return trees.map_tensors(lambda t: torch.cat([t, t.flip(-1) * 0.7 if t.is_floating_point() else t]), inputs)
 
 
 def check_invariant(

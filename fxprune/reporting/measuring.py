@@ -9,10 +9,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fxprune.reporting.facts import Certificate, Memory
+from fxprune.running import trees
 from fxprune.running.calls import call_of
 from fxprune.running.copies import named_tensors
 from fxprune.running.eval_mode import in_eval
@@ -68,11 +68,11 @@ class _Alive(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.now = self.peak = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        given = {_storage(leaf) for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)}
+        given = {_storage(tensor) for tensor in trees.tensors((args, kwargs))}
         result = func(*args, **(kwargs or {}))
-        for leaf in pytree.tree_leaves(result):
-            if isinstance(leaf, Tensor) and _storage(leaf) not in given:
-                self._count(leaf.untyped_storage())
+        for tensor in trees.tensors(result):
+            if _storage(tensor) not in given:
+                self._count(tensor.untyped_storage())
         return result
 
     def _count(self, storage: torch.UntypedStorage) -> None:

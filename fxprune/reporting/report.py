@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import RenderableType
-from torch import Tensor, nn
-from torch.utils import _pytree as pytree
+from torch import nn
 
 from fxprune.errors import FxpruneError
 from fxprune.files.writing import replace_file
@@ -23,6 +22,7 @@ from fxprune.reporting.numbers import TIMES
 from fxprune.reporting.originals import rebuilt
 from fxprune.reporting.structure import structure
 from fxprune.rewriting import plan_of
+from fxprune.running import trees
 from fxprune.running.calls import call_of, example_of
 
 __all__ = ["Report", "report"]
@@ -165,5 +165,4 @@ def _parameters(pruned: nn.Module, basis: Basis) -> Change:
 
 
 def _shapes(pruned: nn.Module) -> str:
-    leaves = [leaf for leaf in pytree.tree_leaves(call_of(pruned)) if isinstance(leaf, Tensor)]
-    return ", ".join(f" {TIMES} ".join(map(str, leaf.shape)) for leaf in leaves)
+    return ", ".join(f" {TIMES} ".join(map(str, tensor.shape)) for tensor in trees.tensors(call_of(pruned)))

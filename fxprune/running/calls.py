@@ -8,10 +8,10 @@ from typing import Any, TypeAlias
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
 from fxprune.errors import FxpruneError
 from fxprune.models import example_inputs as default_inputs
+from fxprune.running import trees
 from fxprune.running.devices import on_device_of
 
 __all__ = [
@@ -34,7 +34,7 @@ def call_arguments(inputs: Any) -> Call:
     Raises:
         FxpruneError: an array of numpy is among them.
     """
-    inputs = pytree.tree_map(_without_history, inputs)
+    inputs = trees.map_leaves(_without_history, inputs)
     if isinstance(inputs, Mapping):
         return (), dict(inputs)
     return (tuple(inputs) if isinstance(inputs, (tuple, list)) else (inputs,)), {}
@@ -73,7 +73,7 @@ def example_of(model: nn.Module) -> Any:
 
 def first_dimension(call: Call) -> int | None:
     """The size of the first dimension of the first tensor: the batch, as most models have it."""
-    first = next((leaf for leaf in pytree.tree_leaves(call) if isinstance(leaf, Tensor)), None)
+    first = next(iter(trees.tensors(call)), None)
     return None if first is None or not first.dim() else len(first)
 
 
@@ -94,5 +94,4 @@ def with_batch(call: Call, size: int, batch: int) -> Call:
             taken = taken * factor.reshape(-1, *[1] * (leaf.dim() - 1))
         return taken
 
-    resized: Call = pytree.tree_map(resize, call)
-    return resized
+    return trees.map_leaves(resize, call)

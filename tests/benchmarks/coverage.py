@@ -42,10 +42,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
 import fxprune
 from fxprune.models import example_inputs, load_model
+from fxprune.running import trees
 from fxprune.running.calls import call_arguments
 from fxprune.running.devices import on_device_of
 from fxprune.verification import largest_difference, mask, outputs_in_double
@@ -192,9 +192,7 @@ def _own_noise(state: dict[str, Any]) -> float:
     """What rounding makes of the masked original: how its outputs change with the last digit of its inputs."""
     masked = mask(copy.deepcopy(state["model"]).double(), fxprune.plan_of(state["pruned"]))
     args, kwargs = call_arguments(state["inputs"])
-    nudged = pytree.tree_map(
-        lambda x: x.double() * (1 + 2**-52) if isinstance(x, Tensor) and x.is_floating_point() else x, (args, kwargs)
-    )
+    nudged = trees.map_tensors(lambda x: x.double() * (1 + 2**-52) if x.is_floating_point() else x, (args, kwargs))
     return largest_difference(*(outputs_in_double(copy.deepcopy(masked), *given) for given in ((args, kwargs), nudged)))
 
 
@@ -230,7 +228,7 @@ def _check_reload(spec: str, state: dict[str, Any], result: Result) -> None:
         for parameter in fresh.parameters():
             parameter.zero_()
         fresh.load_state_dict(torch.load(file, weights_only=True))
-        same = zip(*(_tensors(call(net, state["inputs"])) for net in (fresh, pruned)), strict=True)
+        same = zip(*(trees.tensors(call(net, state["inputs"])) for net in (fresh, pruned)), strict=True)
         _require(all(torch.equal(a, b) for a, b in same), "outputs differ after save and reload")
 
 
@@ -285,16 +283,12 @@ def call(model: nn.Module, inputs: Any) -> Any:
     return model(*args, **kwargs)
 
 
-def _tensors(output: Any) -> list[Tensor]:
-    return [leaf for leaf in pytree.tree_leaves(output) if isinstance(leaf, Tensor)]
-
-
 def _shapes(output: Any) -> list[tuple[int, ...]]:
-    return [tuple(tensor.shape) for tensor in _tensors(output)]
+    return [tuple(tensor.shape) for tensor in trees.tensors(output)]
 
 
 def _loss(output: Any) -> Tensor:
-    return torch.stack([tensor.float().square().mean() for tensor in _tensors(output)]).sum()
+    return torch.stack([tensor.float().square().mean() for tensor in trees.tensors(output)]).sum()
 
 
 def _require(condition: bool, reason: str) -> None:

@@ -16,11 +16,11 @@ import pytest
 import torch
 from benchmarks.coverage import HERE, _randomise
 from torch import Tensor, fx, nn
-from torch.utils import _pytree as pytree
 
 import fxprune
 from fxprune import FxpruneError
 from fxprune.models import load_model
+from fxprune.running import trees
 
 ALL = bool(int(os.environ.get("FXPRUNE_EXPORT", "0")))
 MODELS = (HERE / "models-fast.txt").read_text().split() if ALL else ["timm:test_vit"]
@@ -141,5 +141,5 @@ def test_a_real_model_is_compiled(spec: str) -> None:
         torch.compiler.reset()
         compiled = torch.compile(pruned, backend=backend, fullgraph=True)
         for each in (x, torch.cat([x, x.flip(-1), 0.5 * x])):
-            for a, b in zip(pytree.tree_leaves(pruned(each)), pytree.tree_leaves(compiled(each)), strict=True):
+            for a, b in zip(trees.tensors(pruned(each)), trees.tensors(compiled(each)), strict=True):
                 assert float((a - b).abs().max() / a.abs().max()) <= 1e-4
