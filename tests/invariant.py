@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -13,10 +14,20 @@ from torch import Tensor, fx, nn
 import fxprune
 from fxprune.planning.plan import kept_indices
 from fxprune.running import trees
+from fxprune.verification import TOLERANCE
 
-__all__ = ["check_invariant", "image", "masks", "net", "parameter", "plan_for", "prunable", "randomise", "tokens"]
-
-TOLERANCE = 1e-9
+__all__ = [
+    "NotSaved",
+    "check_invariant",
+    "image",
+    "masks",
+    "net",
+    "parameter",
+    "plan_for",
+    "prunable",
+    "randomise",
+    "tokens",
+]
 
 
 def randomise(model: nn.Module, seed: int = 0) -> nn.Module:
@@ -125,11 +136,20 @@ def _check_plan(
     return pruned
 
 
+@dataclass(frozen=True)
+class NotSaved:
+    """A buffer that is not in the `state_dict`."""
+
+    tensor: Tensor
+
+
 def net(forward: Any, **parts: Any) -> nn.Module:
-    """A module of the given parts (modules, parameters; tensors become buffers) and with the given `forward`."""
+    """A module with the given `forward` and parts: modules, parameters, and tensors, which become buffers."""
     made: nn.Module = type("Net", (nn.Module,), {"forward": forward})()
     for name, part in parts.items():
-        if isinstance(part, Tensor) and not isinstance(part, nn.Parameter):
+        if isinstance(part, NotSaved):
+            made.register_buffer(name, part.tensor, persistent=False)
+        elif isinstance(part, Tensor) and not isinstance(part, nn.Parameter):
             made.register_buffer(name, part)
         else:
             setattr(made, name, part)

@@ -28,7 +28,7 @@ from fxprune.cli.models import load_original, load_pruned
 from fxprune.errors import FxpruneError
 from fxprune.files.checkpoint import save
 from fxprune.losses import main_output, number_of_classes
-from fxprune.running.calls import call_of
+from fxprune.tracing.notes import call_of
 from fxprune.training.finetune import Epoch
 from fxprune.training.finetune import finetune as finetune_model
 

@@ -43,9 +43,9 @@ def load_pruned(file: Path, spec: str | None, arguments: Sequence[str] | None) -
         raise typer.BadParameter("goes with --model: without it the file tells the arguments", param_hint="--arg")
     model = None if spec is None else build(spec, arguments, None, False)
     try:
-        return load(file, model)
+        return load(file, original=model)
     except FxpruneError as error:
-        raise FxpruneError(str(error).replace("as model=", "as --model MODEL")) from error
+        raise FxpruneError(str(error).replace("as original=", "as --model MODEL")) from error
 
 
 def load_original(

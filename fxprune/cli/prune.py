@@ -141,7 +141,7 @@ def prune(
             save(small, output)
             if code is not None:
                 _write_code(code, small.code)
-        facts = report(small, network, measure=False)
+        facts = report(small, original=network, measure=False)
         if as_json:
             error = None if certificate is None else certificate.error
             names = (
@@ -200,7 +200,4 @@ class _Unlabelled:
 
 
 def _write_code(path: Path, code: str) -> None:
-    try:
-        replace_file(path, code.lstrip("\n").encode())
-    except OSError as error:
-        raise FxpruneError(f"--code: {path} cannot be written: {error.strerror}") from error
+    replace_file(path, code.lstrip("\n").encode(), "--code")

@@ -51,7 +51,7 @@ def report(
             pruned = load_pruned(file, model, arguments)
             original = load_original(pruned, model, arguments, weights, pretrained)
         with stages("report"):
-            made = make_report(pruned, original, measure=measure)
+            made = make_report(pruned, original=original, measure=measure)
         if output is not None:
             made.to_html(output, file=file.name)
         if as_json:

@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from fxprune.errors import FxpruneError
 from fxprune.files.writing import replace_file
 from fxprune.running import trees
-from fxprune.running.calls import Call, call_of, first_dimension, has_batch, with_batch
+from fxprune.running.calls import Call, first_dimension, has_batch, with_batch
+from fxprune.tracing.notes import call_of
 
 __all__ = ["export"]
 
@@ -82,10 +83,7 @@ def export(
             f"{str(path)!r} is not written: its outputs differ from the model's by {worst:.1e} of the largest, more "
             f"than tolerance (={allowed:g})"
         )
-    try:
-        replace_file(path, content)
-    except OSError as error:
-        raise FxpruneError(f"{str(path)!r} cannot be written: {error}") from error
+    replace_file(path, content, "export")
     return worst
 
 

@@ -15,7 +15,7 @@ from fxprune.latency.measure import measure_latency
 from fxprune.planning.make import make_plan
 from fxprune.planning.plan import Plan
 from fxprune.rewriting import rewrite
-from fxprune.running.calls import example_of
+from fxprune.tracing.notes import example_of
 
 __all__ = ["UnreachableLatencyError", "plan_for_latency"]
 

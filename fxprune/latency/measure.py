@@ -15,10 +15,11 @@ from torch import Tensor, nn
 
 from fxprune.errors import FxpruneError
 from fxprune.running import trees
-from fxprune.running.calls import Call, call_of, first_dimension, with_batch
+from fxprune.running.calls import Call, first_dimension, with_batch
 from fxprune.running.copies import cloned
 from fxprune.running.eval_mode import in_eval
 from fxprune.running.randomness import preserve_rng_state
+from fxprune.tracing.notes import call_of
 
 __all__ = ["Latency", "Run", "check_settings", "measure_latency", "threads_set", "without_collection"]
 

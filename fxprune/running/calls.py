@@ -14,16 +14,7 @@ from fxprune.models import example_inputs as default_inputs
 from fxprune.running import trees
 from fxprune.running.devices import on_device_of
 
-__all__ = [
-    "Call",
-    "call_arguments",
-    "call_of",
-    "example_of",
-    "first_dimension",
-    "given_call",
-    "has_batch",
-    "with_batch",
-]
+__all__ = ["Call", "call_arguments", "first_dimension", "given_call", "has_batch", "with_batch"]
 
 Call: TypeAlias = tuple[tuple[Any, ...], dict[str, Any]]
 
@@ -54,21 +45,6 @@ def given_call(model: nn.Module, example_inputs: Any = None) -> Call:
     """Positional and keyword arguments, beside the model: those given, or those it is made for."""
     call = call_arguments(default_inputs(model) if example_inputs is None else example_inputs)
     return on_device_of(model, call)
-
-
-def call_of(model: nn.Module, example_inputs: Any = None) -> Call:
-    """As `given_call`; where nothing is given, what the model was traced with comes before what it is made for."""
-    recorded = getattr(model, "meta", {}).get("example_inputs")
-    if example_inputs is not None or recorded is None:
-        return given_call(model, example_inputs)
-    args, kwargs = on_device_of(model, recorded)
-    return tuple(args), dict(kwargs)
-
-
-def example_of(model: nn.Module) -> Any:
-    """The same as `example_inputs` take it: a tuple of arguments or a dict of keyword arguments."""
-    args, kwargs = call_of(model)
-    return kwargs or args
 
 
 def first_dimension(call: Call) -> int | None:

@@ -48,13 +48,13 @@ from fxprune.models import example_inputs, load_model
 from fxprune.running import trees
 from fxprune.running.calls import call_arguments
 from fxprune.running.devices import on_device_of
-from fxprune.verification import largest_difference, mask, outputs_in_double
+from fxprune.running.double import outputs_in_double
+from fxprune.verification import TOLERANCE, largest_error, mask
 
 HERE = Path(__file__).resolve().parent
 sys.path.append(str(HERE))
 import on_meta  # noqa: E402
 
-MAX_ERROR = 1e-9
 SLACK = 0.0025
 Result = dict[str, Any]
 Checks = Mapping[str, Callable[[str, dict[str, Any], Result], None]]
@@ -180,7 +180,7 @@ def _check_predicted(spec: str, state: dict[str, Any], result: Result) -> None:
 def _check_verify(spec: str, state: dict[str, Any], result: Result) -> None:
     error = float(fxprune.verify(state["model"], state["pruned"]))
     result["error"] = error
-    if error > MAX_ERROR:
+    if error > TOLERANCE:
         noise = result["own_noise"] = _own_noise(state)
         raise AssertionError(
             f"error {error:.3g} against the zero-masked original, which itself changes by {noise:.3g} "
@@ -193,7 +193,7 @@ def _own_noise(state: dict[str, Any]) -> float:
     masked = mask(copy.deepcopy(state["model"]).double(), fxprune.plan_of(state["pruned"]))
     args, kwargs = call_arguments(state["inputs"])
     nudged = trees.map_tensors(lambda x: x.double() * (1 + 2**-52) if x.is_floating_point() else x, (args, kwargs))
-    return largest_difference(*(outputs_in_double(copy.deepcopy(masked), *given) for given in ((args, kwargs), nudged)))
+    return largest_error(*(outputs_in_double(copy.deepcopy(masked), *given) for given in ((args, kwargs), nudged)))
 
 
 def _check_backward(spec: str, state: dict[str, Any], result: Result) -> None:

@@ -89,7 +89,7 @@ def _backward(spec: str, state: dict[str, Any], result: Result) -> None:
 def _own_class(spec: str, state: dict[str, Any], result: Result) -> None:
     """Whether the model's own class can have the pruned weights; a model passes without."""
     try:
-        fxprune.restore_class(state["pruned"], state["model"], state["inputs"])
+        fxprune.restore_class(state["model"], state["pruned"], state["inputs"])
         result["own_class"] = True
     except FxpruneError:
         result["own_class"] = False
