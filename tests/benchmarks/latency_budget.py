@@ -18,6 +18,7 @@ from shared import append_row, parser_of, settle
 
 import fxprune
 from fxprune.latency.budget import plan_for_latency
+from fxprune.planning.budgets import Request
 
 
 def main() -> int:
@@ -40,7 +41,7 @@ def main() -> int:
     for chosen_by, graph in (("FLOPs", plain), ("time", timed)):
         scores = fxprune.scores(graph, given.method, data=[calibration])
         for budget in map(float, given.budgets.split(",")):
-            cut = fxprune.rewrite(timed, plan_for_latency(timed, scores, model, budget)).eval()
+            cut = fxprune.rewrite(timed, plan_for_latency(timed, scores, model, Request(latency=budget))).eval()
             made[budget, chosen_by] = fxprune.compensate(timed, cut, calibration).eval()
     whole, *times = fxprune.measure_latency([model, *made.values()], judged[:1], repeats=given.repeats)
     print(f"{len(judged)} crops to judge by; original {whole}")
