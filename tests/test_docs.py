@@ -155,8 +155,8 @@ def test_the_table_of_models_is_the_one_that_the_page_sums_up() -> None:
     failed = data["columns"].index("failed")
     assert file.stat().st_size < 1_000_000
     assert all(len(row) == len(data["columns"]) for row in data["rows"])
-    assert f"| looked at | {len(data['rows']):,} (" in page
-    assert f"| fail | {sum(bool(row[failed]) for row in data['rows'])} |" in page
+    assert f"| tried | {len(data['rows']):,} (" in page
+    assert f"| fail on the meta device | {sum(bool(row[failed]) for row in data['rows'])} |" in page
 
 
 def test_the_picture_of_the_channel_graph_is_of_the_present_analysis() -> None:

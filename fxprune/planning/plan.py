@@ -23,11 +23,11 @@ class Plan:
     """What is kept of a model.
 
     Attributes:
-        kept: parameter or buffer name -> {dimension: kept indices, ascending}; only what loses indices is listed.
-        flops: predicted FLOPs of the pruned model, equal to what fvcore counts.
+        kept: parameter or buffer name -> {dimension: kept indices, ascending}; lists only what loses indices.
+        flops: FLOPs of the pruned model, equal to fvcore's count.
         flops_before: FLOPs of the model that the plan is for.
-        flops_target: the most FLOPs that were allowed.
-        latency_target: the most time that was allowed, as a fraction of the model's; 1 where there was no such budget.
+        flops_target: the budget of FLOPs.
+        latency_target: the budget of time, as a fraction of the model's; 1 if there was none.
     """
 
     kept: Mapping[str, Mapping[int, list[int]]]
@@ -91,6 +91,14 @@ class Plan:
                     f"{d}: this is not the model that was pruned"
                 )
         return {d: stays for d, stays in kept.items() if tensor.shape[d] != 1}
+
+    def __repr__(self) -> str:
+        latency = f", latency_target={self.latency_target:g}" if self.latency_target < 1 else ""
+        share = self.flops / max(self.flops_before, 1)
+        return (
+            f"Plan({self.flops:,} of {self.flops_before:,} FLOPs ({share:.1%}), {len(self.kept)} tensors cut, "
+            f"flops_target={self.flops_target:,}{latency})"
+        )
 
 
 def _as_tensor(indices: list[int]) -> Tensor:

@@ -21,7 +21,7 @@ import fxprune
 from fxprune.cli import app
 from fxprune.cli.app import EXAMPLES
 from fxprune.cli.images import open_images, preprocessing_for
-from fxprune.errors import FxpruneError
+from fxprune.errors import CannotScoreError, FxpruneError
 from fxprune.rewriting import pruning_notes, set_pruning_notes
 
 SHAPE = "1,3,8,8"
@@ -423,7 +423,7 @@ def test_models_of_other_inputs_are_refused() -> None:
 
 def test_what_fxprune_warns_of_is_said_in_a_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: Any, **__: Any) -> None:
-        raise FxpruneError("too small")
+        raise CannotScoreError("too small")
 
     monkeypatch.setattr("fxprune.api.compensated", refuse)
     result = run(*PRUNE, "-o", tmp_path / "small.safetensors")
