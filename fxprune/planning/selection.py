@@ -51,7 +51,7 @@ class Units:
 
 def units_of(groups: Sequence[Group], scores: Scores, round_to: int) -> Units:
     """All that may be removed, lowest scores first; one channel of each group stays, or one multiple of them."""
-    # The empty arrays at the start stand for no group at all.
+    # numpy cannot concatenate nothing, if there is no group.
     members, sizes, means = [np.empty(0, np.int64)], [np.empty(0, np.int64)], [np.empty(0)]
     for group in groups:
         step = round_to // math.gcd(round_to, group.repeats)
