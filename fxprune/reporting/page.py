@@ -180,7 +180,7 @@ def _graph(report: Report) -> str:
     rows = report.rows[:_MOST_ROWS]
     text = (
         "<p>The input is at the top, the output at the bottom. Squares are layers, dots are places where branches "
-        "meet. The colour shows the group of the output channels; grey is for channels that are frozen, or for none.</p>"
+        "meet. The colour shows the group of the output channels; grey is for frozen channels, or none.</p>"
     )
     if len(rows) < len(report.rows):
         text += f"<p>The first {len(rows)} of {len(report.rows)} rows.</p>"
@@ -196,9 +196,9 @@ def _measured(report: Report) -> str:
         memory, latency = report.memory[number], None if report.latency is None else report.latency[number]
         if memory is None:
             continue
-        time = (
-            ("not measured", "") if latency is None else (milliseconds(latency.seconds), milliseconds(latency.spread))
-        )
+        time = ("not measured", "")
+        if latency is not None:
+            time = milliseconds(latency.seconds), milliseconds(latency.spread)
         peak = "not measured" if memory.peak is None else bytes_of(memory.peak)
         rows.append((f"<td>{name}</td>", *map(number_cell, (*time, bytes_of(memory.weights), peak))))
     how = "not measured"
@@ -224,8 +224,8 @@ def _certificate(report: Report) -> str:
     claim = "The pruned model computes what the original computes with the removed channels set to zero."
     if certificate.of == "structure":
         claim = (
-            "Compensation or training changed the weights after pruning. So this certifies the structure: with slices of "
-            f"the original's weights, {claim[0].lower()}{claim[1:]}"
+            "Compensation or training changed the weights after pruning. So this certifies the structure: with slices "
+            f"of the original's weights, {claim[0].lower()}{claim[1:]}"
         )
     error = f"<b>{certificate.error:.1e}</b>"
     return (

@@ -68,9 +68,7 @@ class Report:
     source: Source | None
 
     def __repr__(self) -> str:
-        certificate = (
-            "" if self.certificate is None else f", certificate {'holds' if self.certificate.holds else 'FAILS'}"
-        )
+        certificate = "" if self.certificate is None else ", verified" if self.certificate.holds else ", NOT verified"
         return (
             f"<Report of {self.model}: FLOPs {arrow(self.flops)}, parameters {arrow(self.parameters)}, "
             f"{len(self.groups)} groups{certificate}>"

@@ -231,5 +231,5 @@ def test_the_original_goes_by_name(model: nn.Module, small: nn.Module) -> None:
 
 def test_the_repr_is_one_line(made: fxprune.Report) -> None:
     text = repr(made)
-    assert re.fullmatch(r"<Report of Residual: FLOPs \S+.* → .*, parameters .*, \d groups, certificate holds>", text)
+    assert re.fullmatch(r"<Report of Residual: FLOPs \S+.* → .*, parameters .*, \d groups, verified>", text)
     assert "\n" not in text
