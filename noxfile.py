@@ -61,12 +61,18 @@ def build(session: nox.Session) -> None:
     session.run("python", "tests/wheel.py", *(file for file in files if file.endswith(".whl")))
 
 
-@nox.session
-def lint(session: nox.Session) -> None:
-    """Check style and formatting with ruff."""
-    session.install(*nox.project.dependency_groups(PROJECT, "lint"))
+def check_style(session: nox.Session) -> None:
+    """Style, formatting, and which package imports which; none of it imports fxprune or torch."""
     session.run("ruff", "check", ".")
     session.run("ruff", "format", "--check", ".")
+    session.run("lint-imports", "--no-logo")
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Check style, formatting and import contracts."""
+    session.install(*nox.project.dependency_groups(PROJECT, "lint"))
+    check_style(session)
 
 
 @nox.session
@@ -74,6 +80,15 @@ def types(session: nox.Session) -> None:
     """Check types with mypy, strictly."""
     install(session, "types")
     session.run("mypy", *session.posargs)
+
+
+@nox.session
+def ci(session: nox.Session) -> None:
+    """Run lint, types and tests, in one environment: torch takes a minute to install."""
+    install(session, "lint", "types", "test")
+    check_style(session)
+    session.run("mypy")
+    session.run("pytest", *session.posargs)
 
 
 @nox.session
@@ -111,4 +126,4 @@ def nightly(session: nox.Session) -> None:
 def exports(session: nox.Session) -> None:
     """Export every model of the cross-section as ONNX and .pt2, run the results, and compile it (an hour)."""
     install(session, "test")
-    session.run("pytest", "tests/test_exporting.py", *session.posargs, env={"FXPRUNE_EXPORT": "1"})
+    session.run("pytest", "tests/files/test_exporting.py", *session.posargs, env={"FXPRUNE_EXPORT": "1"})

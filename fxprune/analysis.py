@@ -23,6 +23,7 @@ from fxprune.rules.registry import Op, Parameters, Splits
 from fxprune.rules.size import attribute, map_values, size
 from fxprune.running import trees
 from fxprune.tracing.aliasing import alias_roots, used_nodes
+from fxprune.tracing.notes import trace_notes
 
 __all__ = ["analyze"]
 
@@ -102,7 +103,8 @@ def _analyze(traced: fx.GraphModule, splits: Splits) -> tuple[ChannelGraph, froz
             contractions[node.name] = tuple(dict.fromkeys((*contractions.get(node.name, ()), *summed)))
     resolved = ids.resolve()
     stuck = _fully_frozen_splits(splits, resolved, parameters)
-    return collect(traced, resolved, parameters.by_name(), labels_of, costs, contractions), stuck
+    remarks = trace_notes(traced).remarks
+    return collect(traced, resolved, parameters.by_name(), labels_of, costs, contractions, remarks), stuck
 
 
 # What asks of its other tensors for no more than a type, a device or a size.

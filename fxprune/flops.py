@@ -29,11 +29,10 @@ from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
 from fxprune.errors import FxpruneError
 from fxprune.running import trees
-from fxprune.running.calls import given_call
+from fxprune.running.calls import Call, given_call
 from fxprune.running.eager import running_eagerly, source_of_scripted
 from fxprune.running.eval_mode import in_eval, keeping_weights
 
@@ -68,7 +67,7 @@ def count_flops(model: nn.Module, example_inputs: Inputs | None = None) -> int:
     try:
         return _count(model, args, kwargs)
     except Exception as error:
-        shapes = [tuple(leaf.shape) for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        shapes = [tuple(tensor.shape) for tensor in trees.tensors((args, kwargs))]
         raise FxpruneError(
             f"cannot count the FLOPs of {type(model).__name__} on inputs of shapes {shapes}: "
             f"{type(error).__name__}: {error}"
@@ -133,27 +132,24 @@ class _Call(nn.Module):
     are, for the tracer has to know them.
     """
 
-    def __init__(self, model: nn.Module, arguments: list[Any], spec: pytree.TreeSpec) -> None:
+    def __init__(self, model: nn.Module, arguments: Call) -> None:
         super().__init__()
         self.call = model.__call__
         self.arguments = arguments
-        self.spec = spec
         for number, tensor in enumerate((*model.parameters(), *model.buffers())):
             self.register_buffer(str(number), tensor)
 
     def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         waiting = iter(tensors)
-        leaves = [next(waiting) if isinstance(leaf, Tensor) else leaf for leaf in self.arguments]
-        args, kwargs = pytree.tree_unflatten(leaves, self.spec)
+        args, kwargs = trees.map_tensors(lambda _: next(waiting), self.arguments)
         return tuple(trees.tensors(self.call(*args, **kwargs)))
 
 
 def _count(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
-    leaves, spec = pytree.tree_flatten((args, kwargs))
-    tensors = tuple(leaf for leaf in leaves if isinstance(leaf, Tensor))
+    tensors = tuple(trees.tensors((args, kwargs)))
 
     def total() -> int:
-        analysis = FlopCountAnalysis(_Call(model, leaves, spec), tensors).set_op_handle(**_HANDLES)
+        analysis = FlopCountAnalysis(_Call(model, (args, kwargs)), tensors).set_op_handle(**_HANDLES)
         analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
         return int(analysis.total())
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import operator
-from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,17 +12,29 @@ import numpy.typing as npt
 import torch
 from torch import fx, nn
 
+from fxprune.analysis import analyze
 from fxprune.channels import ChannelGraph, Labels, Size
 from fxprune.errors import FxpruneError
 from fxprune.planning.plan import Plan
 from fxprune.rules import find_rule
 from fxprune.rules.known_index import computes_indices
 from fxprune.rules.registry import Rewrite
-from fxprune.running.copies import cloned
+from fxprune.running.copies import cloned, named_tensors
 from fxprune.tracing.checks import check_as_traced
-from fxprune.tracing.fingerprint import fingerprint
+from fxprune.tracing.fingerprint import Fingerprint, fingerprint
+from fxprune.tracing.notes import example_of, trace_notes
+from fxprune.tracing.tracer import trace
 
-__all__ = ["alive_channels", "plan_of", "rewrite"]
+__all__ = [
+    "PruningNotes",
+    "alive_channels",
+    "check_order",
+    "original_graph",
+    "plan_of",
+    "pruning_notes",
+    "rewrite",
+    "set_pruning_notes",
+]
 
 
 def rewrite(graph: ChannelGraph, plan: Plan) -> fx.GraphModule:
@@ -43,9 +55,46 @@ def rewrite(graph: ChannelGraph, plan: Plan) -> fx.GraphModule:
     _rewrite_nodes(pruned, graph, alive)
     pruned.graph.lint()
     pruned.recompile()
-    pruned.meta["plan"] = plan
-    pruned.meta["original"] = fingerprint(graph.module)
+    set_pruning_notes(pruned, PruningNotes(plan, fingerprint(graph.module)))
     return pruned
+
+
+# --- what a pruned model knows of its pruning -------------------------------------------------------------------------
+
+_KEY = "fxprune.pruning"
+
+
+@dataclass(frozen=True, eq=False)
+class PruningNotes:
+    """What a pruned model knows of its pruning.
+
+    Attributes:
+        plan: what was kept.
+        original: the architecture that was pruned.
+        compensated: the corrections that `fxprune.compensate` made to the weights.
+    """
+
+    plan: Plan
+    original: Fingerprint
+    compensated: tuple[str, ...] = ()
+
+
+def pruning_notes(pruned: nn.Module) -> PruningNotes:
+    """The notes of a pruned model.
+
+    Raises:
+        FxpruneError: the model was not made by `fxprune.prune` or `fxprune.rewrite`.
+    """
+    notes = getattr(pruned, "meta", {}).get(_KEY)
+    if not isinstance(notes, PruningNotes):
+        name = type(pruned).__name__
+        raise FxpruneError(f"{name} has no plan: only what fxprune.prune or fxprune.rewrite returns has one")
+    return notes
+
+
+def set_pruning_notes(pruned: fx.GraphModule, notes: PruningNotes) -> None:
+    """Give a pruned model its notes."""
+    pruned.meta[_KEY] = notes
 
 
 def plan_of(pruned: nn.Module) -> Plan:
@@ -54,11 +103,35 @@ def plan_of(pruned: nn.Module) -> Plan:
     Raises:
         FxpruneError: the model was not made by `fxprune.prune` or `fxprune.rewrite`.
     """
-    plan = getattr(pruned, "meta", {}).get("plan")
-    if not isinstance(plan, Plan):
-        name = type(pruned).__name__
-        raise FxpruneError(f"{name} has no plan: only what fxprune.prune or fxprune.rewrite returns has one")
-    return plan
+    return pruning_notes(pruned).plan
+
+
+def check_order(call: str, original: object, pruned: object) -> None:
+    """Refuse an original and a pruned model in the wrong order, which older versions had, with the call to make.
+
+    Raises:
+        FxpruneError: one of them is not a model, or only the first was pruned.
+    """
+    for name, model in (("original", original), ("pruned", pruned)):
+        if not isinstance(model, nn.Module):
+            raise FxpruneError(f"{name} (a {type(model).__name__}) is not a model: call {call}")
+    if _KEY in getattr(original, "meta", {}) and _KEY not in getattr(pruned, "meta", {}):
+        raise FxpruneError(f"original was pruned and pruned was not: the original comes first, call {call}")
+
+
+def original_graph(original: nn.Module, pruned: nn.Module, example_inputs: Any = None) -> ChannelGraph:
+    """The channels of the model that was pruned, traced as it was then: with the same modules as one node each.
+
+    Args:
+        original: that model; `pruned` itself gives the channels that are left.
+        pruned: what was made of it.
+        example_inputs: default: what `pruned` was traced with.
+    """
+    example = example_of(pruned) if example_inputs is None else example_inputs
+    return analyze(trace(original, example, copy=False, leaves=trace_notes(pruned).leaves))
+
+
+# --- the pass ---------------------------------------------------------------------------------------------------------
 
 
 def alive_channels(graph: ChannelGraph, plan: Plan) -> npt.NDArray[np.bool_]:
@@ -103,29 +176,19 @@ def _copy_with_slices(graph: ChannelGraph, plan: Plan) -> fx.GraphModule:
     """A copy of the traced model in which every tensor is copied once, already cut to size."""
     traced = graph.module
     memo: dict[int, Any] = {}
-    indices: dict[tuple[int, torch.device], torch.Tensor] = {}
-    named = (*traced.named_parameters(remove_duplicate=False), *traced.named_buffers(remove_duplicate=False))
-    for name, tensor in named:
+    for name, tensor in named_tensors(traced).items():
         if id(tensor) not in memo:
-            memo[id(tensor)] = _slice(tensor, plan.kept.get(name, {}), indices)
+            memo[id(tensor)] = _slice(name, tensor, plan)
     for child in traced.children():
         cloned(child, memo)
     return copy.deepcopy(traced, memo)
 
 
-def _slice(
-    tensor: torch.Tensor, kept: Mapping[int, list[int]], indices: dict[tuple[int, torch.device], torch.Tensor]
-) -> torch.Tensor:
-    """What stays of a tensor; `indices` remembers the lists, which many tensors share, as tensors."""
-    data = tensor.detach()
-    # Along the dimension that loses most first: less is left to copy.
-    for d, stays in sorted(kept.items(), key=lambda item: len(item[1]) / tensor.shape[item[0]]):
-        key = id(stays), data.device
-        if key not in indices:
-            indices[key] = torch.tensor(stays, device=data.device)
-        data = data.index_select(d, indices[key])
-    if not kept:
-        data = data.clone()
+def _slice(name: str, tensor: torch.Tensor, plan: Plan) -> torch.Tensor:
+    whole = tensor.detach()
+    data = plan.cut(name, whole)
+    if data is whole:
+        data = whole.clone()
     if isinstance(tensor, nn.Parameter):
         return nn.Parameter(data, requires_grad=tensor.requires_grad)
     return data

@@ -3,20 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, fx, nn
-from torch.utils import _pytree as pytree
 
 import fxprune
 from fxprune.planning.plan import kept_indices
+from fxprune.running import trees
+from fxprune.verification import TOLERANCE
 
-__all__ = ["check_invariant", "image", "masks", "net", "parameter", "plan_for", "prunable", "randomise", "tokens"]
-
-TOLERANCE = 1e-9
+__all__ = [
+    "NotSaved",
+    "check_invariant",
+    "image",
+    "masks",
+    "net",
+    "parameter",
+    "plan_for",
+    "prunable",
+    "randomise",
+    "tokens",
+]
 
 
 def randomise(model: nn.Module, seed: int = 0) -> nn.Module:
@@ -59,15 +70,12 @@ def plan_for(graph: fxprune.ChannelGraph, alive: npt.NDArray[np.bool_]) -> fxpru
 
 def to_double(inputs: Any) -> Any:
     """The inputs in float64."""
-    return pytree.tree_map(lambda t: t.double() if isinstance(t, Tensor) and t.is_floating_point() else t, inputs)
+    return trees.map_tensors(lambda t: t.double() if t.is_floating_point() else t, inputs)
 
 
 def doubled(inputs: Any) -> Any:
     """The inputs at twice their batch, the second half another one."""
-    return pytree.tree_map(
-        lambda t: torch.cat([t, t.flip(-1) * 0.7 if t.is_floating_point() else t]) if isinstance(t, Tensor) else t,
-        inputs,
-    )
+    return trees.map_tensors(lambda t: torch.cat([t, t.flip(-1) * 0.7 if t.is_floating_point() else t]), inputs)
 
 
 def check_invariant(
@@ -128,11 +136,20 @@ def _check_plan(
     return pruned
 
 
+@dataclass(frozen=True)
+class NotSaved:
+    """A buffer that is not in the `state_dict`."""
+
+    tensor: Tensor
+
+
 def net(forward: Any, **parts: Any) -> nn.Module:
-    """A module of the given parts (modules, parameters; tensors become buffers) and with the given `forward`."""
+    """A module with the given `forward` and parts: modules, parameters, and tensors, which become buffers."""
     made: nn.Module = type("Net", (nn.Module,), {"forward": forward})()
     for name, part in parts.items():
-        if isinstance(part, Tensor) and not isinstance(part, nn.Parameter):
+        if isinstance(part, NotSaved):
+            made.register_buffer(name, part.tensor, persistent=False)
+        elif isinstance(part, Tensor) and not isinstance(part, nn.Parameter):
             made.register_buffer(name, part)
         else:
             setattr(made, name, part)

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.overrides import TorchFunctionMode
-from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
+
+from fxprune.running import trees
 
 __all__ = ["ELSEWHERE", "is_elsewhere", "other_device"]
 
@@ -44,10 +45,6 @@ def _put(tensor: Tensor, elsewhere: bool) -> None:
         _storages.pop(storage._cdata, None)
 
 
-def _tensors(tree: Any) -> list[Tensor]:
-    return [leaf for leaf in pytree.tree_leaves(tree) if isinstance(leaf, Tensor)]
-
-
 @contextmanager
 def other_device() -> Iterator[torch.device]:
     """Within it, `ELSEWHERE` is a device."""
@@ -62,7 +59,7 @@ class _Operations(TorchDispatchMode):
     """Results are where the operands are, which must be in one place; single numbers may be anywhere."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        operands, name = _tensors((args, kwargs)), func.name()
+        operands, name = trees.tensors((args, kwargs)), func.name()
         there = [tensor for tensor in operands if is_elsewhere(tensor)]
         here = [tensor for tensor in operands if tensor.dim() and not is_elsewhere(tensor) and not tensor.is_meta]
         indexed = name.startswith(_INDEXED) and is_elsewhere(operands[0])
@@ -72,7 +69,7 @@ class _Operations(TorchDispatchMode):
         # An index may be elsewhere when what it picks from is not.
         elsewhere = bool(there) and (is_elsewhere(operands[0]) or not name.startswith(_COPYING))
         known = {tensor.untyped_storage()._cdata for tensor in operands if not tensor.is_meta}
-        for tensor in _tensors(result):
+        for tensor in trees.tensors(result):
             if not tensor.is_meta and tensor.untyped_storage()._cdata not in known:
                 _put(tensor, elsewhere)
         return result
@@ -111,7 +108,7 @@ class _Functions(TorchFunctionMode):
         kwargs["device"] = torch.device("cpu") if torch.device(device).type == ELSEWHERE.type else device
         made = func(*args, **kwargs)
         if torch.device(device).type != "meta":
-            for tensor in _tensors(made):
+            for tensor in trees.tensors(made):
                 _put(tensor, torch.device(device).type == ELSEWHERE.type)
         return made
 

@@ -31,7 +31,7 @@ for arguments in ({"data": [images]}, {}, {"compensate": False}):
     assert fxprune.verify(model, small, images[:1]) < 1e-9
     assert fxprune.count_flops(small, images[:1]) <= 0.5 * fxprune.count_flops(model, images[:1])
 fxprune.save(small, "small.safetensors")
-again = fxprune.load("small.safetensors", model)
+again = fxprune.load("small.safetensors", original=model)
 assert torch.equal(again.eval()(images), small.eval()(images))
 subprocess.run([pathlib.Path(sys.executable).with_name("fxprune"), "--help"], check=True, stdout=subprocess.DEVNULL)
 print("fxprune from the wheel, torch", torch.__version__, "and Python", sys.version.split()[0], "works")

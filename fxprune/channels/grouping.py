@@ -27,6 +27,7 @@ def collect(
     labels_of: dict[str, Any],
     costs: dict[str, list[Term]],
     contractions: dict[str, tuple[tuple[str, int], ...]],
+    remarks: tuple[str, ...],
 ) -> ChannelGraph:
     """Turn ids into channel numbers, and gather the channels that live on the same dimensions."""
     channel_of, frozen_reasons, last_resort_reasons = resolved
@@ -62,7 +63,7 @@ def collect(
         costs=in_channels,
         num_channels=num_channels,
         contractions=contractions,
-        remarks=tuple(traced.meta.get("notes", ())),
+        remarks=remarks,
     )
 
 

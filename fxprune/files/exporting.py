@@ -15,11 +15,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
 from fxprune.errors import FxpruneError
 from fxprune.files.writing import replace_file
-from fxprune.running.calls import Call, call_of, first_dimension, has_batch, with_batch
+from fxprune.running import trees
+from fxprune.running.calls import Call, first_dimension, has_batch, with_batch
+from fxprune.tracing.notes import call_of
 
 __all__ = ["export"]
 
@@ -82,10 +83,7 @@ def export(
             f"{str(path)!r} is not written: its outputs differ from the model's by {worst:.1e} of the largest, more "
             f"than tolerance (={allowed:g})"
         )
-    try:
-        replace_file(path, content)
-    except OSError as error:
-        raise FxpruneError(f"{str(path)!r} cannot be written: {error}") from error
+    replace_file(path, content, "export")
     return worst
 
 
@@ -97,7 +95,7 @@ def _exported(model: nn.Module, call: Call, size: int | None) -> torch.export.Ex
     shapes = None
     if size is not None:
         batch = torch.export.Dim("batch")
-        args_shapes, kwargs_shapes = pytree.tree_map(
+        args_shapes, kwargs_shapes = trees.map_leaves(
             lambda leaf: {0: batch} if has_batch(leaf, _EXPORTED_BATCH) else None, call
         )
         # By the names of forward's parameters.
@@ -145,7 +143,7 @@ def _archive_runner(content: bytes) -> Callable[[Call], list[Tensor]]:
 
     def run(call: Call) -> list[Tensor]:
         args, kwargs = call
-        return _tensors(module(*args, **kwargs))
+        return trees.tensors(module(*args, **kwargs))
 
     return run
 
@@ -160,7 +158,7 @@ def _onnx_runner(content: bytes) -> Callable[[Call], list[Tensor]]:
     names = [given.name for given in session.get_inputs()]
 
     def run(call: Call) -> list[Tensor]:
-        feed = dict(zip(names, (tensor.detach().cpu().numpy() for tensor in _tensors(call)), strict=True))
+        feed = dict(zip(names, (tensor.detach().cpu().numpy() for tensor in trees.tensors(call)), strict=True))
         return [torch.from_numpy(output) for output in session.run(None, feed)]
 
     return run
@@ -173,7 +171,7 @@ def _difference(
     args, kwargs = copy.deepcopy(call)
     size = first_dimension(call)
     with torch.no_grad():
-        expected = _tensors(model(*args, **kwargs))
+        expected = trees.tensors(model(*args, **kwargs))
     try:
         with torch.no_grad():
             got = run(call)
@@ -203,10 +201,6 @@ def _tolerance(model: nn.Module) -> float:
     """By the narrowest of the floats that the model has."""
     dtypes = {tensor.dtype for tensor in (*model.parameters(), *model.buffers()) if tensor.is_floating_point()}
     return max((_TOLERANCE.get(dtype, 1e-3) for dtype in dtypes), default=1e-3)
-
-
-def _tensors(output: Any) -> list[Tensor]:
-    return [leaf for leaf in pytree.tree_leaves(output) if isinstance(leaf, Tensor)]
 
 
 def _first_line(error: BaseException) -> str:

@@ -16,14 +16,14 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from fxprune.channels import ChannelGraph, Group, Ids
 from fxprune.errors import FxpruneError
 from fxprune.gates.dagger import Dagger, Description, Spread, gate
 from fxprune.gates.weight_given import WEIGHT_GIVEN
-from fxprune.layers.gate_places import CONVS, conv_groups, depends_on_input, gate_places
+from fxprune.layers.gate_places import depends_on_input, gate_places
+from fxprune.layers.layer import Layer, layer_of
 from fxprune.rules.recurrent import recurrent_weights
 from fxprune.running.copies import named_tensors
 
@@ -92,8 +92,9 @@ def insert_gates(graph: ChannelGraph, *, last_resort: bool = False) -> fx.GraphM
         user = by_name[place.node]
         source = entering.get((place.node, place.argument), by_name[place.argument])
         shape = graph.labels[place.argument].shape
-        weight = _gateable_weight(gated, user, source, from_input, _BATCH * math.prod(shape))
-        by_conv_group = index.reshape(conv_groups(user, gated), -1)
+        layer = layer_of(user, gated)
+        weight = None if layer is None else _gateable_weight(layer, source, from_input, _BATCH * math.prod(shape))
+        by_conv_group = index.reshape(1 if layer is None else layer.groups, -1)
         if weight is not None and (by_conv_group == by_conv_group[0]).all():
             index = by_conv_group[0].copy()
         else:
@@ -135,24 +136,22 @@ def _gate_own_weight(gated: fx.GraphModule, user: fx.Node, name: str, gates: fx.
     module.__class__ = WEIGHT_GIVEN.get(type(module), type(module))
 
 
-def _gateable_weight(gated: fx.GraphModule, user: fx.Node, source: fx.Node, from_input: set[str], most: int) -> Any:
+def _gateable_weight(layer: Layer, source: fx.Node, from_input: set[str], most: int) -> fx.Node | nn.Module | None:
     """The weight that an activation is multiplied by, if that can be gated and has at most so many entries.
 
     Returns:
         A node; or a module, whose parameter it is; or None.
     """
-    if user.op == "call_module":
-        module: Any = gated.get_submodule(str(user.target))
+    if layer.module is not None:
+        module: Any = layer.module
         plain = type(module) in (*WEIGHT_GIVEN, *WEIGHT_GIVEN.values())
         # What is no parameter may be computed anew in each call.
         return module if plain and "weight" in module._parameters and module.weight.numel() <= most else None
-    if user.op == "call_function" and user.target in (*CONVS, F.linear):
-        weight = user.args[1] if len(user.args) > 1 else user.kwargs["weight"]
-        x = user.args[0] if user.args else user.kwargs["input"]
-        if x is source and isinstance(weight, fx.Node) and weight.name not in from_input and weight is not source:
-            value = weight.meta["value"]
-            return weight if value.dim() > 1 and value.numel() <= most else None
-    return None
+    weight = layer.weight
+    if layer.transposed or weight is None or layer.input is not source or weight is source or weight.name in from_input:
+        return None
+    value = weight.meta["value"]
+    return weight if value.dim() > 1 and value.numel() <= most else None
 
 
 def _input_dim(weight: Tensor) -> int:

@@ -25,7 +25,7 @@ from fxprune.gates.dagger import flops_balance, straight_through
 from fxprune.gates.gating import dagger_of, descriptions, gate_logits, gated_groups
 from fxprune.losses import class_loss, distillation_loss, number_of_classes
 from fxprune.training.runs import frozen, of_main_process
-from fxprune.training.snapshots import load_run, save_snapshot
+from fxprune.training.snapshots import restore_run, save_run
 
 __all__ = ["Gates", "Run", "Settings"]
 
@@ -232,18 +232,9 @@ class Run:
 
     def save(self, path: str | Path) -> None:
         """Write a snapshot, in the main process; the others wait."""
-        if self.accelerator.is_main_process:
-            state = {
-                "settings": asdict(self.settings),
-                "step": self.step,
-                "losses": list(self.losses),
-                "balance": self.balance,
-                "logits": torch.from_numpy(self.logits),
-                "model": self.accelerator.unwrap_model(self.objective).state_dict(),
-                "updates": [update.state_dict() for update in self.updates],
-            }
-            save_snapshot(path, state)
-        self.accelerator.wait_for_everyone()
+        logits = torch.from_numpy(self.logits)
+        progress = {"step": self.step, "losses": list(self.losses), "balance": self.balance, "logits": logits}
+        save_run(path, self.accelerator, asdict(self.settings), self.objective, self.updates, progress)
 
     def restore(self, path: str | Path) -> None:
         """Go on from a snapshot.
@@ -251,12 +242,9 @@ class Run:
         Raises:
             FxpruneError: it is of a run with other settings.
         """
-        state = load_run(path, asdict(self.settings))
-        self.accelerator.unwrap_model(self.objective).load_state_dict(state["model"])
-        for update, theirs in zip(self.updates, state["updates"], strict=True):
-            update.load_state_dict(theirs)
-        self.step, self.losses, self.balance = state["step"], list(state["losses"]), state["balance"]
-        self.logits = state["logits"].numpy()
+        found = restore_run(path, self.accelerator, asdict(self.settings), self.objective, self.updates)
+        self.step, self.losses, self.balance = found["step"], found["losses"], found["balance"]
+        self.logits = found["logits"].numpy()
 
     def choose(self) -> None:
         """Take the gates of the start, the learned ones or those halfway between them: what loses least."""

@@ -12,13 +12,14 @@ from typing import Any, overload
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
 from fxprune.errors import FxpruneError
-from fxprune.running.calls import Call, call_of, first_dimension, with_batch
+from fxprune.running import trees
+from fxprune.running.calls import Call, first_dimension, with_batch
 from fxprune.running.copies import cloned
 from fxprune.running.eval_mode import in_eval
 from fxprune.running.randomness import preserve_rng_state
+from fxprune.tracing.notes import call_of
 
 __all__ = ["Latency", "Run", "check_settings", "measure_latency", "threads_set", "without_collection"]
 
@@ -175,17 +176,15 @@ class Run:
         dtype = weights[0].dtype if weights else torch.get_default_dtype()
         images = [p for p in weights if p.dim() == 4]
         last = any(_is_channels_last(p) for p in images) or (
-            not images and any(_is_channels_last(x) for x in pytree.tree_leaves(call) if isinstance(x, Tensor))
+            not images and any(_is_channels_last(x) for x in trees.tensors(call))
         )
 
-        def place(leaf: Any) -> Any:
-            if not isinstance(leaf, Tensor):
-                return leaf
-            leaf = leaf.to(there, dtype) if leaf.is_floating_point() else leaf.to(there)
-            return leaf.to(memory_format=torch.channels_last) if last and leaf.dim() == 4 else leaf
+        def place(tensor: Tensor) -> Tensor:
+            tensor = tensor.to(there, dtype) if tensor.is_floating_point() else tensor.to(there)
+            return tensor.to(memory_format=torch.channels_last) if last and tensor.dim() == 4 else tensor
 
         wait = (lambda: None) if there.type == "cpu" else torch.get_device_module(there).synchronize
-        return cls(model, pytree.tree_map(place, call), there, dtype, last, wait, [])
+        return cls(model, trees.map_tensors(place, call), there, dtype, last, wait, [])
 
     def warm_up(self, calls: int) -> None:
         """Calls that are not timed."""
@@ -198,7 +197,7 @@ class Run:
 
     def fresh_call(self) -> Call:
         """The inputs anew: a model may work in place on those that it gets."""
-        return pytree.tree_map_only(Tensor, torch.clone, self.call)  # type: ignore[no-any-return]
+        return trees.map_tensors(torch.clone, self.call)
 
     def _seconds(self) -> float:
         args, kwargs = self.fresh_call()
@@ -209,7 +208,7 @@ class Run:
             self.wait()
             return time.perf_counter() - start
         except Exception as error:
-            shapes = [list(x.shape) for x in pytree.tree_leaves(self.call) if isinstance(x, Tensor)]
+            shapes = [list(x.shape) for x in trees.tensors(self.call)]
             raise FxpruneError(
                 f"{type(self.model).__name__} fails on inputs of shapes {shapes}: {type(error).__name__}: {error}"
             ) from error

@@ -9,8 +9,11 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
+from torch import Tensor
 
 from fxprune.channels import ChannelGraph
+from fxprune.errors import FxpruneError
 
 __all__ = ["Plan", "kept_indices", "plan_from_json", "plan_to_json"]
 
@@ -20,11 +23,11 @@ class Plan:
     """What is kept of a model.
 
     Attributes:
-        kept: parameter or buffer name -> {dimension: kept indices, ascending}; only what loses indices is listed.
-        flops: predicted FLOPs of the pruned model, equal to what fvcore counts.
+        kept: parameter or buffer name -> {dimension: kept indices, ascending}; lists only what loses indices.
+        flops: FLOPs of the pruned model, equal to fvcore's count.
         flops_before: FLOPs of the model that the plan is for.
-        flops_target: the most FLOPs that were allowed.
-        latency_target: the most time that was allowed, as a fraction of the model's; 1 where there was no such budget.
+        flops_target: the budget of FLOPs.
+        latency_target: the budget of time, as a fraction of the model's; 1 if there was none.
     """
 
     kept: Mapping[str, Mapping[int, list[int]]]
@@ -39,6 +42,68 @@ class Plan:
         return (self.kept, self.flops, self.flops_before) == (other.kept, other.flops, other.flops_before)
 
     __hash__ = None  # type: ignore[assignment]
+
+    def cut(self, name: str, tensor: Tensor) -> Tensor:
+        """What stays of a parameter or buffer, or of what an optimizer keeps for it.
+
+        A dimension of size 1 stays as it is: its one entry belongs to all indices.
+
+        Args:
+            name: of the parameter or buffer.
+            tensor: of its original size.
+
+        Returns:
+            A new tensor, or the same one where nothing goes.
+
+        Raises:
+            FxpruneError: the tensor is too small for the plan.
+        """
+        kept = self._kept_of(name, tensor)
+        # The dimension that loses most comes first: less is left to copy.
+        for d, stays in sorted(kept.items(), key=lambda item: len(item[1]) / tensor.shape[item[0]]):
+            tensor = tensor.index_select(d, _as_tensor(stays).to(tensor.device))
+        return tensor
+
+    def zero_(self, name: str, tensor: Tensor, fill: float = 0.0) -> None:
+        """Set the entries of a parameter or buffer that go to zero, or to `fill`, in place.
+
+        Raises:
+            FxpruneError: the tensor is too small for the plan.
+        """
+        for d, stays in self._kept_of(name, tensor).items():
+            gone = torch.ones(tensor.shape[d], dtype=torch.bool)
+            gone[_as_tensor(stays)] = False
+            tensor.index_fill_(d, gone.nonzero().flatten().to(tensor.device), fill)
+
+    def padded(self, name: str, tensor: Tensor, shape: tuple[int, ...]) -> Tensor:
+        """A tensor that was cut at its original shape again, with zeros for what went."""
+        for d, stays in self.kept.get(name, {}).items():
+            size = (*tensor.shape[:d], shape[d], *tensor.shape[d + 1 :])
+            tensor = tensor.new_zeros(size).index_copy_(d, _as_tensor(stays).to(tensor.device), tensor)
+        return tensor
+
+    def _kept_of(self, name: str, tensor: Tensor) -> dict[int, list[int]]:
+        kept = self.kept.get(name, {})
+        for d, stays in kept.items():
+            if d >= tensor.dim() or (tensor.shape[d] != 1 and stays[-1] >= tensor.shape[d]):
+                raise FxpruneError(
+                    f"{name} has shape {tuple(tensor.shape)}, and the plan keeps index {stays[-1]} of its dimension "
+                    f"{d}: this is not the model that was pruned"
+                )
+        return {d: stays for d, stays in kept.items() if tensor.shape[d] != 1}
+
+    def __repr__(self) -> str:
+        latency = f", latency_target={self.latency_target:g}" if self.latency_target < 1 else ""
+        share = self.flops / max(self.flops_before, 1)
+        return (
+            f"Plan({self.flops:,} of {self.flops_before:,} FLOPs ({share:.1%}), {len(self.kept)} tensors cut, "
+            f"flops_target={self.flops_target:,}{latency})"
+        )
+
+
+def _as_tensor(indices: list[int]) -> Tensor:
+    # Ten times as fast as torch.tensor(indices).
+    return torch.from_numpy(np.array(indices, dtype=np.int64))
 
 
 def kept_indices(graph: ChannelGraph, alive: npt.NDArray[np.bool_]) -> dict[str, dict[int, list[int]]]:

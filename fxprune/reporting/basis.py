@@ -8,18 +8,15 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
-from fxprune.analysis import analyze
 from fxprune.channels import ChannelGraph, Group
 from fxprune.channels.polynomial import Term
 from fxprune.errors import FxpruneError
 from fxprune.reporting.facts import Change
-from fxprune.rewriting import alive_channels, plan_of
-from fxprune.running.calls import example_of
+from fxprune.rewriting import alive_channels, original_graph, pruning_notes
 from fxprune.running.copies import named_tensors
 from fxprune.tracing.fingerprint import Fingerprint, fingerprint
-from fxprune.tracing.tracer import leaves_of, trace
 
 __all__ = ["Basis", "make_basis"]
 
@@ -83,23 +80,18 @@ def make_basis(pruned: nn.Module, original: nn.Module | None) -> Basis:
     Raises:
         FxpruneError: `pruned` has no plan, or is not made of `original`.
     """
-    plan, meta = plan_of(pruned), getattr(pruned, "meta", {})
-    architecture = meta.get("original")
-    if not isinstance(architecture, Fingerprint):
-        raise FxpruneError(f"{type(pruned).__name__} has no fingerprint of its original: prune the model again")
-    example = example_of(pruned)
-    tensors = named_tensors(pruned)
+    notes, tensors = pruning_notes(pruned), named_tensors(pruned)
+    architecture = notes.original
     if original is None:
-        assert isinstance(pruned, fx.GraphModule)
-        graph = analyze(trace(pruned, example, copy=False, leaves=leaves_of(pruned)))
+        graph = original_graph(pruned, pruned)
         return Basis(graph, np.ones(graph.num_channels, dtype=bool), tensors, architecture, whole=False)
-    misfit = architecture.misfit(named_tensors(original))
-    traced = None if misfit else trace(original, example, copy=False, leaves=leaves_of(pruned))
-    difference = misfit if traced is None else architecture.difference(fingerprint(traced))
-    if difference or traced is None:
+    difference = architecture.misfit(named_tensors(original))
+    if not difference:
+        graph = original_graph(original, pruned)
+        difference = architecture.difference(fingerprint(graph.module))
+    if difference:
         raise FxpruneError(
             f"original (a {type(original).__name__}) is not what this {architecture.model} was pruned from: "
             f"{difference}"
         )
-    graph = analyze(traced)
-    return Basis(graph, alive_channels(graph, plan), tensors, architecture, whole=True)
+    return Basis(graph, alive_channels(graph, notes.plan), tensors, architecture, whole=True)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from fxprune.verification import TOLERANCE
+
 __all__ = ["Certificate", "Change", "FrozenFacts", "GroupFacts", "LayerFacts", "Memory", "Row", "Structure", "total"]
 
 
@@ -111,7 +113,7 @@ class Certificate:
     @property
     def holds(self) -> bool:
         """Whether the difference is one of rounding alone."""
-        return self.error <= 1e-9
+        return self.error <= TOLERANCE
 
 
 @dataclass(frozen=True)

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import copy
 import weakref
 from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
-from torch.utils import _pytree as pytree
+from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fxprune.reporting.facts import Certificate, Memory
-from fxprune.running.calls import call_of
+from fxprune.rewriting import pruning_notes
+from fxprune.running import trees
 from fxprune.running.copies import named_tensors
 from fxprune.running.eval_mode import in_eval
-from fxprune.verification import verify
+from fxprune.tracing.notes import call_of
+from fxprune.verification import verify, verify_structure
 
 __all__ = ["certify", "memory_of"]
 
@@ -34,14 +34,12 @@ def certify(original: nn.Module, pruned: nn.Module) -> Certificate:
     Raises:
         FxpruneError: as `fxprune.verify`.
     """
-    compensated = bool(getattr(pruned, "meta", {}).get("compensated"))
-    error = verify(original, pruned)
-    if compensated or error <= 1e-9 or not isinstance(pruned, fx.GraphModule):
-        return Certificate(error, "structure" if compensated else "outputs")
-    changed = copy.copy(pruned)
-    changed.meta = {**pruned.meta, "compensated": True}
-    of_structure = verify(original, changed)
-    return Certificate(of_structure, "structure") if of_structure <= 1e-9 else Certificate(error, "outputs")
+    compensated = bool(pruning_notes(pruned).compensated)
+    found = Certificate(verify(original, pruned), "structure" if compensated else "outputs")
+    if found.holds or compensated:
+        return found
+    of_structure = Certificate(verify_structure(original, pruned), "structure")
+    return of_structure if of_structure.holds else found
 
 
 def memory_of(model: nn.Module, example_inputs: Any = None, *, run: bool = True) -> Memory:
@@ -68,11 +66,11 @@ class _Alive(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.now = self.peak = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        given = {_storage(leaf) for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)}
+        given = {_storage(tensor) for tensor in trees.tensors((args, kwargs))}
         result = func(*args, **(kwargs or {}))
-        for leaf in pytree.tree_leaves(result):
-            if isinstance(leaf, Tensor) and _storage(leaf) not in given:
-                self._count(leaf.untyped_storage())
+        for tensor in trees.tensors(result):
+            if _storage(tensor) not in given:
+                self._count(tensor.untyped_storage())
         return result
 
     def _count(self, storage: torch.UntypedStorage) -> None:

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from rich.console import RenderableType
-from torch import Tensor, nn
-from torch.utils import _pytree as pytree
+from torch import nn
 
-from fxprune.errors import FxpruneError
+from fxprune.errors import called_as
 from fxprune.files.writing import replace_file
 from fxprune.latency.measure import Latency, measure_latency
 from fxprune.models import Source
@@ -22,8 +20,9 @@ from fxprune.reporting.measuring import certify, memory_of
 from fxprune.reporting.numbers import TIMES
 from fxprune.reporting.originals import rebuilt
 from fxprune.reporting.structure import structure
-from fxprune.rewriting import plan_of
-from fxprune.running.calls import call_of, example_of
+from fxprune.rewriting import pruning_notes
+from fxprune.running import trees
+from fxprune.tracing.notes import call_of, example_of, trace_notes
 
 __all__ = ["Report", "report"]
 
@@ -92,14 +91,14 @@ class Report:
         """
         content = page.page(self, file)
         if path is not None:
-            try:
-                replace_file(Path(path), content.encode())
-            except OSError as error:
-                raise FxpruneError(f"report {str(path)!r} cannot be written: {error}") from error
+            replace_file(Path(path), content.encode(), "report")
         return content
 
 
-def report(pruned: nn.Module, original: nn.Module | None = None, *, measure: bool = True, repeats: int = 10) -> Report:
+@called_as("report(pruned, original=model)")
+def report(
+    pruned: nn.Module, *, original: nn.Module | None = None, measure: bool = True, repeats: int = 10
+) -> Report:  # fmt: skip
     """Say what was pruned where, what it costs now, and whether it is right.
 
     Args:
@@ -116,17 +115,19 @@ def report(pruned: nn.Module, original: nn.Module | None = None, *, measure: boo
     Raises:
         FxpruneError: `pruned` was not made by fxprune, or not from `original`.
 
-    >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3))
-    >>> small = fxprune.prune(model, 0.5, example_inputs=torch.zeros(1, 3, 8, 8), compensate=False)
-    >>> [(group.channels.before, group.channels.after) for group in fxprune.report(small, model).groups]
-    [(8, 4)]
+    Examples:
+        >>> import fxprune, torch
+        >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3))
+        >>> small = fxprune.prune(model, 0.5, example_inputs=torch.zeros(1, 3, 8, 8), compensate=False)
+        >>> [(group.channels.before, group.channels.after) for group in report(small, original=model).groups]
+        [(8, 4)]
     """
-    plan = plan_of(pruned)
+    notes = pruning_notes(pruned)
+    plan = notes.plan
     original = rebuilt(pruned) if original is None else original
     basis = make_basis(pruned, original)
     parts = structure(basis)
-    meta: Mapping[str, Any] = getattr(pruned, "meta", {})
-    source = meta.get("source") if isinstance(meta.get("source"), Source) else None
+    source = trace_notes(pruned).source
     certificate: Certificate | None = None
     latency: tuple[Latency | None, Latency] | None = None
     memory = (
@@ -150,7 +151,7 @@ def report(pruned: nn.Module, original: nn.Module | None = None, *, measure: boo
         frozen=parts.frozen,
         layers=parts.layers,
         rows=parts.rows,
-        compensated=tuple(map(str, meta.get("compensated") or ())),
+        compensated=notes.compensated,
         certificate=certificate,
         latency=latency,
         latency_target=plan.latency_target if plan.latency_target < 1 else None,
@@ -165,5 +166,4 @@ def _parameters(pruned: nn.Module, basis: Basis) -> Change:
 
 
 def _shapes(pruned: nn.Module) -> str:
-    leaves = [leaf for leaf in pytree.tree_leaves(call_of(pruned)) if isinstance(leaf, Tensor)]
-    return ", ".join(f" {TIMES} ".join(map(str, leaf.shape)) for leaf in leaves)
+    return ", ".join(f" {TIMES} ".join(map(str, tensor.shape)) for tensor in trees.tensors(call_of(pruned)))

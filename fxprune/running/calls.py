@@ -8,22 +8,13 @@ from typing import Any, TypeAlias
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
 from fxprune.errors import FxpruneError
 from fxprune.models import example_inputs as default_inputs
+from fxprune.running import trees
 from fxprune.running.devices import on_device_of
 
-__all__ = [
-    "Call",
-    "call_arguments",
-    "call_of",
-    "example_of",
-    "first_dimension",
-    "given_call",
-    "has_batch",
-    "with_batch",
-]
+__all__ = ["Call", "call_arguments", "first_dimension", "given_call", "has_batch", "with_batch"]
 
 Call: TypeAlias = tuple[tuple[Any, ...], dict[str, Any]]
 
@@ -34,7 +25,7 @@ def call_arguments(inputs: Any) -> Call:
     Raises:
         FxpruneError: an array of numpy is among them.
     """
-    inputs = pytree.tree_map(_without_history, inputs)
+    inputs = trees.map_leaves(_without_history, inputs)
     if isinstance(inputs, Mapping):
         return (), dict(inputs)
     return (tuple(inputs) if isinstance(inputs, (tuple, list)) else (inputs,)), {}
@@ -56,24 +47,9 @@ def given_call(model: nn.Module, example_inputs: Any = None) -> Call:
     return on_device_of(model, call)
 
 
-def call_of(model: nn.Module, example_inputs: Any = None) -> Call:
-    """As `given_call`; where nothing is given, what the model was traced with comes before what it is made for."""
-    recorded = getattr(model, "meta", {}).get("example_inputs")
-    if example_inputs is not None or recorded is None:
-        return given_call(model, example_inputs)
-    args, kwargs = on_device_of(model, recorded)
-    return tuple(args), dict(kwargs)
-
-
-def example_of(model: nn.Module) -> Any:
-    """The same as `example_inputs` take it: a tuple of arguments or a dict of keyword arguments."""
-    args, kwargs = call_of(model)
-    return kwargs or args
-
-
 def first_dimension(call: Call) -> int | None:
     """The size of the first dimension of the first tensor: the batch, as most models have it."""
-    first = next((leaf for leaf in pytree.tree_leaves(call) if isinstance(leaf, Tensor)), None)
+    first = next(iter(trees.tensors(call)), None)
     return None if first is None or not first.dim() else len(first)
 
 
@@ -94,5 +70,4 @@ def with_batch(call: Call, size: int, batch: int) -> Call:
             taken = taken * factor.reshape(-1, *[1] * (leaf.dim() - 1))
         return taken
 
-    resized: Call = pytree.tree_map(resize, call)
-    return resized
+    return trees.map_leaves(resize, call)

@@ -12,9 +12,9 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
-from torch.utils import _pytree as pytree
 
 from fxprune.errors import FxpruneError
+from fxprune.running.trees import leaves
 
 __all__ = ["META", "TensorCopies", "cloned", "meta_like", "meta_twin", "named_tensors", "tensors_of"]
 
@@ -164,7 +164,7 @@ def _closed_over(value: Any, memo: dict[int, Any]) -> Any:
         return memo[id(value)]
     if type(value) in _CALLABLE:
         return _rebound(value, memo)
-    if isinstance(value, _STORES) and all(_is_of_the_model(item, memo) for item in pytree.tree_leaves(value)):
+    if isinstance(value, _STORES) and all(_is_of_the_model(item, memo) for item in leaves(value)):
         return _copied(value, memo)
     return value
 

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import itertools
-from typing import TypeVar
 
 import torch
-from torch import Tensor, nn
-from torch.utils import _pytree as pytree
+from torch import nn
+
+from fxprune.running.trees import Tree, map_tensors
 
 __all__ = ["device_of", "on_device_of"]
-
-Tree = TypeVar("Tree")
 
 
 def device_of(model: nn.Module) -> torch.device | None:
@@ -24,11 +22,10 @@ def on_device_of(model: nn.Module, tree: Tree) -> Tree:
     """The tree's tensors on the model's device, where it has just one that holds values.
 
     Examples:
-        >>> beside(nn.Linear(2, 2), {"x": torch.zeros(1, 2)})["x"].device
+        >>> on_device_of(nn.Linear(2, 2), {"x": torch.zeros(1, 2)})["x"].device
         device(type='cpu')
     """
     device = device_of(model)
     if device is None or device.type == "meta":
         return tree
-    moved: Tree = pytree.tree_map_only(Tensor, lambda leaf: leaf.to(device), tree)
-    return moved
+    return map_tensors(lambda tensor: tensor.to(device), tree)

@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx
-from torch.utils import _pytree as pytree
 from torch.utils.checkpoint import CheckpointFunction
+
+from fxprune.running.trees import leaves
 
 __all__ = ["run_forward", "running_eagerly", "runs_modules", "source_of_scripted"]
 
@@ -64,7 +65,7 @@ def source_of_scripted(function: Any) -> Any:
 
 def runs_modules(args: tuple[Any, ...]) -> bool:
     """Whether an autograd.Function is given modules, or functions and objects that have modules at hand."""
-    return any(isinstance(leaf, nn.Module) or _has_modules(leaf) for leaf in pytree.tree_leaves(args))
+    return any(isinstance(leaf, nn.Module) or _has_modules(leaf) for leaf in leaves(args))
 
 
 def _has_modules(value: Any) -> bool:
@@ -74,7 +75,7 @@ def _has_modules(value: Any) -> bool:
     for cell in getattr(value, "__closure__", None) or ():
         with suppress(ValueError):  # an empty cell
             held.append(cell.cell_contents)
-    return any(isinstance(leaf, nn.Module) for leaf in pytree.tree_leaves(held))
+    return any(isinstance(leaf, nn.Module) for leaf in leaves(held))
 
 
 class _Context(FunctionCtx):

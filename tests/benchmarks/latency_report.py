@@ -5,12 +5,13 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Sequence
 from datetime import date
-from pathlib import Path
 from typing import Any
+
+from shared import DOCS, markdown_table
 
 __all__ = ["write_report"]
 
-PAGE = Path(__file__).resolve().parents[2] / "docs" / "latency.md"
+PAGE = DOCS / "latency.md"
 KEPT = ("<!-- kept: rows of GPUs, which are not in results/ -->\n", "<!-- until here -->\n")
 INTRODUCTION = """# Time budgets
 
@@ -55,14 +56,13 @@ EfficientNet-Lite0 with its ImageNet weights, scored and compensated on 128 phot
 *Agreement* is how often the pruned model predicts the same class as the original on {rows[0]["judged"]} crops of other
 scenes. Both variants adjust the plan until the measured time is within the budget; they differ only in whether importance is
 weighed against FLOPs or against time. One run, all models timed in turns on one thread.
-
-| time budget | channels chosen by | measured time | FLOPs | agreement |
-|---|---|---|---|---|"""
+"""
+    heads = ("time budget", "channels chosen by", "measured time", "FLOPs", "agreement")
     lines = [
-        f"| {row['budget']:.0%} | {row['by']} | {row['latency']:.1%} | {row['flops']:.1%} | {row['agreement']:.2f} |"
+        [f"{row['budget']:.0%}", row["by"], f"{row['latency']:.1%}", f"{row['flops']:.1%}", f"{row['agreement']:.2f}"]
         for row in sorted(rows, key=lambda row: (-row["budget"], row["by"]))
     ]
-    return "\n".join([head, *lines, ""])
+    return f"{head}\n{markdown_table(heads, lines)}"
 
 
 def _speeds(rows: Sequence[dict[str, Any]]) -> str:
@@ -85,19 +85,14 @@ def _how(rows: Sequence[dict[str, Any]]) -> Callable[[dict[str, Any]], str]:
 
 
 def _speeds_of(how: str, rows: Sequence[dict[str, Any]]) -> str:
-    head = f"""### {how}
-
-| model | batch | version | FLOPs | median ms | interquartile range | speed-up | fraction of ideal |
-|---|---|---|---|---|---|---|---|"""
+    heads = ("model", "batch", "version", "FLOPs", "median ms", "interquartile range", "speed-up", "fraction of ideal")
     lines = []
     for row in rows:
-        what = f"| {row['model']} | {row.get('batch', '')} | {row['version']} |"
+        what = (row["model"], str(row.get("batch", "")), row["version"])
         if "fails" in row:
-            lines.append(f"{what} fails | | | | |")
+            lines.append([*what, "fails", "", "", "", ""])
             continue
         gain = row["original"] / row["seconds"]
-        lines.append(
-            f"{what} {row['flops']:.1%} | {row['seconds'] * 1e3:.1f} | {row['spread'] * 1e3:.1f} | {gain:.2f} | "
-            f"{gain * row['flops']:.2f} |"
-        )
-    return "\n".join([head, *lines, ""])
+        milliseconds, spread = (f"{row[name] * 1e3:.1f}" for name in ("seconds", "spread"))
+        lines.append([*what, f"{row['flops']:.1%}", milliseconds, spread, f"{gain:.2f}", f"{gain * row['flops']:.2f}"])
+    return f"### {how}\n\n{markdown_table(heads, lines)}"

@@ -8,11 +8,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from shared import markdown_table
+
 __all__ = ["write_report"]
 
 Row = dict[str, Any]
 PASSED, REFUSED, FAILED = "passed", "refused", "failed"
 LESS, NOT_RUN = "reached 60 to 90 %", "does not run itself"
+KINDS = (PASSED, LESS, REFUSED, FAILED)
 HEAD = """# Other libraries
 
 Models of libraries that fxprune does not know by name, pruned to half of their FLOPs with `fxprune.prune(model, 0.5,
@@ -44,20 +47,17 @@ def write_report(rows: Sequence[Row], listed: int, page: Path) -> None:
 
 
 def _table(of: dict[str, list[Row]]) -> str:
-    kinds = (PASSED, LESS, REFUSED, FAILED)
-    lines = [f"| library | version | tried | {' | '.join(kinds)} | own class |", "|---" * (4 + len(kinds)) + "|"]
-    for library, rows in of.items():
-        version = max(row.get("version", "") for row in rows)
-        lines.append(f"| {library} | {version} | {_counts(rows)} |")
-    lines.append(f"| all | | {_counts([row for rows in of.values() for row in rows])} |")
-    return "\n".join(lines) + "\n"
+    versions = {library: max(row.get("version", "") for row in rows) for library, rows in of.items()}
+    lines = [[library, versions[library], *_counts(rows)] for library, rows in of.items()]
+    lines.append(["all", "", *_counts([row for rows in of.values() for row in rows])])
+    return markdown_table(["library", "version", "tried", *KINDS, "own class"], lines)
 
 
-def _counts(rows: Sequence[Row]) -> str:
+def _counts(rows: Sequence[Row]) -> list[str]:
     kinds = [_kind(row) for row in rows]
     tried = len(kinds) - kinds.count(NOT_RUN)
     own = sum(row.get("own_class", False) for row in rows if _kind(row) == PASSED)
-    return " | ".join(map(str, [tried, *(kinds.count(kind) or "" for kind in (PASSED, LESS, REFUSED, FAILED)), own]))
+    return [str(count) for count in (tried, *(kinds.count(kind) or "" for kind in KINDS), own)]
 
 
 def _remarks(rows: Sequence[Row], listed: int) -> str:

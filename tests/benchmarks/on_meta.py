@@ -12,12 +12,12 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.utils import _pytree as pytree
+from torch import nn
 
 import fxprune
 from fxprune.errors import FxpruneError
 from fxprune.models import example_inputs, load_model
+from fxprune.running import trees
 
 __all__ = ["CHECKS", "NEEDED", "PREFIX", "all_models", "backbone_of_detector"]
 
@@ -120,7 +120,7 @@ def _predicted(spec: str, state: State, result: Result) -> None:
 
 
 def _shapes(output: Any) -> list[tuple[int, ...]]:
-    return [tuple(leaf.shape) for leaf in pytree.tree_leaves(output) if isinstance(leaf, Tensor)]
+    return [tuple(tensor.shape) for tensor in trees.tensors(output)]
 
 
 CHECKS: dict[str, Callable[[str, State, Result], None]] = {

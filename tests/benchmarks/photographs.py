@@ -17,8 +17,6 @@ is reached if scores or compensation see the judged crops. Rows are also written
 
 from __future__ import annotations
 
-import argparse
-import json
 import re
 import sys
 import time
@@ -33,6 +31,7 @@ import torch
 import torch.nn.functional as F
 from photographs_report import NO_DATA, PHOTOGRAPHS, write_report
 from PIL import Image
+from shared import DOCS, append_row, parser_of, read_rows
 from sklearn.datasets import load_sample_images
 from timm.data import create_transform, resolve_model_data_config
 from torch import Tensor, nn
@@ -40,11 +39,11 @@ from torch import Tensor, nn
 import fxprune
 from fxprune.compensation.synthesis import synthesize
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "docs"))
+sys.path.insert(0, str(DOCS))
 import demo
+from demo import agreement, class_scores, divergence
 
 FOLDERS = ("/usr/share/doc/opencv-doc/examples", "/usr/share/backgrounds", "/usr/share/wallpapers")
-DOCS = Path(__file__).resolve().parents[2] / "docs" / "photographs"
 CALIBRATION = 128
 # Upper bounds: scores, or compensation, see the crops that are judged.
 SCORES_SEE, COMPENSATION_SEES = "judged crops for scores", "judged crops for compensation"
@@ -117,28 +116,12 @@ def split(model: nn.Module, folders: list[str], per_scene: int) -> tuple[Tensor,
     return made[0], made[1]
 
 
-@torch.inference_mode()
-def class_scores(model: nn.Module, inputs: Tensor) -> Tensor:
-    """Logarithms of the probabilities (crops, classes)."""
-    return torch.cat([model(part).log_softmax(-1) for part in inputs.split(16)])
-
-
-def agreement(scores: Tensor, others: Tensor) -> float:
-    """The part of the crops on which the same class comes first."""
-    return round(float((scores.argmax(-1) == others.argmax(-1)).float().mean()), 3)
-
-
-def divergence(scores: Tensor, wanted: Tensor) -> float:
-    """Mean Kullback-Leibler divergence from what is wanted, in nats."""
-    return round(float((wanted.exp() * (wanted - scores)).sum(-1).mean()), 4)
-
-
 def steadiness(model: nn.Module, judged: Tensor) -> dict[str, float]:
     """How often the model agrees with itself when a crop is mirrored, and when it is moved by a few pixels."""
     wanted = class_scores(model, judged)
     moved = F.pad(judged, (MOVED, 0, 0, 0), mode="reflect")[..., :-MOVED]
     changed = {"mirrored": judged.flip(-1), "moved": moved}
-    return {name: agreement(class_scores(model, crops), wanted) for name, crops in changed.items()}
+    return {name: round(agreement(class_scores(model, crops), wanted), 3) for name, crops in changed.items()}
 
 
 def measure(
@@ -168,9 +151,9 @@ def measure(
                 "samples": len(fitting),
                 "method": method,
                 "budget": budget,
-                "cut": agreement(cut, wanted),
-                "compensated": agreement(compensated, wanted),
-                "divergence": divergence(compensated, wanted),
+                "cut": round(agreement(cut, wanted), 3),
+                "compensated": round(agreement(compensated, wanted), 3),
+                "divergence": round(divergence(compensated, wanted), 4),
                 "score_seconds": round(scored, 1),
                 "compensate_seconds": round(seconds, 1),
                 "judged": len(judged),
@@ -179,7 +162,7 @@ def measure(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     parser.add_argument("folders", nargs="*", default=list(FOLDERS))
     parser.add_argument("--budgets", default="0.9,0.8,0.7,0.5")
     parser.add_argument("--methods", default="surgeon,relevance,fisher,l2", help="what reads data reads the samples")
@@ -189,14 +172,13 @@ def main() -> None:
     parser.add_argument("--report", action="store_true", help="write the page of the results instead")
     given = parser.parse_args()
     if given.report:
-        write_report([json.loads(line) for line in given.output.read_text().splitlines()], DOCS)
+        write_report(read_rows(given.output), DOCS / "photographs")
         return
     warnings.simplefilter("ignore")
     model = demo.trained_model()
     calibration, judged = split(model, given.folders, given.crops)
     print(f"{len(calibration)} crops to compensate on, {len(judged)} of other scenes to judge by")
     graph = fxprune.analyze(fxprune.trace(model, judged[:1]))
-    given.output.parent.mkdir(parents=True, exist_ok=True)
     for source in given.sources.split(","):
         began = time.perf_counter()
         scoring = judged if source == SCORES_SEE else calibration
@@ -208,8 +190,7 @@ def main() -> None:
             print(f"made {len(made)} inputs in {time.perf_counter() - began:.0f} s")
         budgets = [float(budget) for budget in given.budgets.split(",")]
         for row in measure(graph, source, scoring, fitting, judged, given.methods.split(","), budgets):
-            with given.output.open("a") as file:
-                file.write(json.dumps(row) + "\n")
+            append_row(given.output, row)
             figures = f"cut {row['cut']:.3f}  compensated {row['compensated']:.3f}"
             print(f"{source:12} {row['method']:12} {row['budget']:4.2f}  {figures}", flush=True)
 

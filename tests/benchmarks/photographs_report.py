@@ -6,6 +6,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from shared import figure, markdown_table, palette
+
 __all__ = ["NO_DATA", "PHOTOGRAPHS", "write_report"]
 
 Row = dict[str, Any]
@@ -59,45 +61,37 @@ def _limits(bounds: list[Row], budgets: list[float]) -> str:
 
 
 def _table(rows: list[Row], budgets: list[float], cell: Callable[[Row], str]) -> str:
-    heads = " | ".join(f"{100 * budget:g} % FLOPs" for budget in budgets)
-    lines = [f"| samples | method | {heads} |", "|---" * (2 + len(budgets)) + "|"]
-    for source, method in dict.fromkeys((row["source"], row["method"]) for row in rows):
+    lines = []
+    for source, method in _runs(rows):
         at = {row["budget"]: cell(row) for row in rows if (row["source"], row["method"]) == (source, method)}
-        lines.append(f"| {source} | {method} | {' | '.join(at.get(budget, '') for budget in budgets)} |")
-    return "\n".join(lines) + "\n"
+        lines.append([source, method, *(at.get(budget, "") for budget in budgets)])
+    return markdown_table(["samples", "method", *(f"{100 * budget:g} % FLOPs" for budget in budgets)], lines)
+
+
+def _runs(rows: list[Row]) -> list[tuple[str, str]]:
+    return list(dict.fromkeys((row["source"], row["method"]) for row in rows))
 
 
 def _plot(rows: list[Row], path: Path) -> None:
     """Agreement against FLOPs: a panel for the cut and one for the compensated model, a line for each method."""
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    # The same file for the same numbers.
-    mpl.rcParams["svg.hashsalt"] = "fxprune"
-    mpl.rcParams["svg.fonttype"] = "none"
-    import matplotlib.pyplot as plt
-
-    figure, panels = plt.subplots(1, 2, figsize=(9.2, 4.2), sharey=True)
     methods = list(dict.fromkeys(row["method"] for row in rows))
-    for panel, (stage, title) in zip(panels, {"cut": "pruned", "compensated": "compensated"}.items(), strict=True):
-        for source, method in dict.fromkeys((row["source"], row["method"]) for row in rows):
-            at = sorted(
-                (row["budget"], row[stage]) for row in rows if (row["source"], row["method"]) == (source, method)
-            )
-            budgets, agreements = zip(*at, (1.0, 1.0), strict=True)
-            panel.plot(
-                [100 * budget for budget in budgets],
-                agreements,
-                "--" if source == NO_DATA else "-",
-                color=mpl.colormaps["tab10"].colors[methods.index(method)],
-                marker="o",
-                markersize=3,
-                label=f"{method}, {source}",
-            )
-        panel.set(title=title, xlabel="FLOPs, % of the original")
-        panel.grid(alpha=0.3)
-    panels[0].set_ylabel("same class as the original")
-    panels[1].legend(fontsize=7)
-    figure.tight_layout()
-    figure.savefig(path, metadata={"Date": None})
-    plt.close(figure)
+    with figure(path, 2, (9.2, 4.2), sharey=True) as panels:
+        for panel, (stage, title) in zip(panels, {"cut": "pruned", "compensated": "compensated"}.items(), strict=True):
+            for source, method in _runs(rows):
+                at = sorted(
+                    (row["budget"], row[stage]) for row in rows if (row["source"], row["method"]) == (source, method)
+                )
+                budgets, agreements = zip(*at, (1.0, 1.0), strict=True)
+                panel.plot(
+                    [100 * budget for budget in budgets],
+                    agreements,
+                    "--" if source == NO_DATA else "-",
+                    color=palette("tab10")[methods.index(method)],
+                    marker="o",
+                    markersize=3,
+                    label=f"{method}, {source}",
+                )
+            panel.set(title=title, xlabel="FLOPs, % of the original")
+            panel.grid(alpha=0.3)
+        panels[0].set_ylabel("same class as the original")
+        panels[1].legend(fontsize=7)

@@ -5,6 +5,7 @@ import os
 import runpy
 import shlex
 import shutil
+from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,8 @@ import fxprune
 from fxprune.cli import app
 from fxprune.cli.app import EXAMPLES
 from fxprune.cli.images import open_images, preprocessing_for
-from fxprune.errors import FxpruneError
+from fxprune.errors import CannotScoreError, FxpruneError
+from fxprune.rewriting import pruning_notes, set_pruning_notes
 
 SHAPE = "1,3,8,8"
 
@@ -80,7 +82,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_prune_writes_a_file_that_load_reads(small: Path) -> None:
-    loaded = fxprune.load(small, Small())
+    loaded = fxprune.load(small, original=Small())
     plan = fxprune.plan_of(loaded)
     assert plan.flops <= plan.flops_target == plan.flops_before // 2
     assert loaded(torch.zeros(2, 3, 8, 8)).shape == (2, 5)
@@ -95,7 +97,7 @@ def test_prune_compensates_on_what_batchnorm_remembers_unless_told_not_to(tmp_pa
     assert said["flops"]["after"] <= said["flops_target"]
     assert all(0 < group["channels"]["after"] <= group["channels"]["before"] for group in said["groups"])
     assert list(said["seconds"]) == ["load", "prune", "verify", "save"]
-    assert "compensated" not in fxprune.load(small, Small()).meta
+    assert not pruning_notes(fxprune.load(small, original=Small())).compensated
 
 
 def test_prune_cuts_the_given_weights_to_a_folder_that_it_makes(tmp_path: Path) -> None:
@@ -137,8 +139,8 @@ def test_verify_tells_outputs_from_structure(small: Path, weights: Path) -> None
 
 
 def test_verify_fails_where_weights_are_damaged(small: Path, tmp_path: Path) -> None:
-    broken = fxprune.load(small, Small())
-    broken.meta["compensated"] = ["by hand"]
+    broken = fxprune.load(small, original=Small())
+    set_pruning_notes(broken, replace(pruning_notes(broken), compensated=("by hand",)))
     with torch.no_grad():
         broken.head.weight.fill_(float("nan"))
     fxprune.save(broken, tmp_path / "broken.safetensors")
@@ -181,7 +183,7 @@ def test_finetune_trains_and_measures_the_accuracy(small: Path, images: Path, we
     epochs = json.loads(result.stdout)["epochs"]
     assert [epoch["number"] for epoch in epochs] == [1, 2]
     assert all(0 <= epoch["evaluation"] <= 1 for epoch in epochs)
-    tuned, before = fxprune.load(out, Small()), fxprune.load(small, Small())
+    tuned, before = fxprune.load(out, original=Small()), fxprune.load(small, original=Small())
     assert not torch.equal(tuned.head.weight, before.head.weight)
 
 
@@ -421,7 +423,7 @@ def test_models_of_other_inputs_are_refused() -> None:
 
 def test_what_fxprune_warns_of_is_said_in_a_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: Any, **__: Any) -> None:
-        raise FxpruneError("too small")
+        raise CannotScoreError("too small")
 
     monkeypatch.setattr("fxprune.api.compensated", refuse)
     result = run(*PRUNE, "-o", tmp_path / "small.safetensors")

@@ -20,7 +20,9 @@ from torch import Tensor, fx, nn
 import fxprune
 from fxprune import FxpruneError
 from fxprune.models import load_model
+from fxprune.rewriting import pruning_notes
 from fxprune.running.copies import named_tensors
+from fxprune.tracing.notes import trace_notes
 from fxprune.training.snapshots import save_snapshot
 
 
@@ -86,7 +88,7 @@ def test_a_model_comes_back_to_the_bit(tmp_path: Path) -> None:
     model, pruned = pruned_block()
     fxprune.save(pruned, tmp_path / "new" / "small.safetensors")
     fresh, state = Block(), torch.random.get_rng_state()
-    loaded = fxprune.load(tmp_path / "new" / "small.safetensors", fresh)
+    loaded = fxprune.load(tmp_path / "new" / "small.safetensors", original=fresh)
     assert torch.equal(torch.random.get_rng_state(), state)
     assert_same(loaded, pruned)
     assert loaded.code == pruned.code
@@ -106,10 +108,10 @@ def test_dtypes_come_back(tmp_path: Path, dtype: torch.dtype, when: str) -> None
     inputs = image().to(dtype if when == "before" else torch.float32)
     pruned = fxprune.prune(model, example_inputs=inputs, compensate=False).to(dtype)
     fxprune.save(pruned, tmp_path / "small")
-    loaded = fxprune.load(tmp_path / "small", Block())
+    loaded = fxprune.load(tmp_path / "small", original=Block())
     assert_same(loaded, pruned)
     assert torch.equal(loaded(image().to(dtype)), pruned(image().to(dtype)))
-    assert loaded.meta["example_inputs"][0][0].dtype == inputs.dtype
+    assert trace_notes(loaded).example_inputs[0][0].dtype == inputs.dtype
 
 
 def test_modes_frozen_weights_and_memory_formats_come_back(tmp_path: Path) -> None:
@@ -119,7 +121,7 @@ def test_modes_frozen_weights_and_memory_formats_come_back(tmp_path: Path) -> No
     pruned.stem.requires_grad_(False)
     pruned.to(memory_format=torch.channels_last)
     fxprune.save(pruned, tmp_path / "small")
-    loaded = fxprune.load(tmp_path / "small", Block())
+    loaded = fxprune.load(tmp_path / "small", original=Block())
     assert_same(loaded, pruned)
     assert loaded.stem.weight.is_contiguous(memory_format=torch.channels_last)
     x = image().to(memory_format=torch.channels_last)
@@ -133,9 +135,9 @@ def test_compensated_trained_and_copied_models_come_back(tmp_path: Path) -> None
     trained = fxprune.finetune(compensated, [(batch, torch.arange(32) % 5)], progress=False)
     for k, each in enumerate([compensated, trained, copy.deepcopy(trained), pickle.loads(pickle.dumps(trained))]):
         fxprune.save(each, tmp_path / str(k))
-        loaded = fxprune.load(tmp_path / str(k), model)
+        loaded = fxprune.load(tmp_path / str(k), original=model)
         assert_same(loaded, each)
-        assert loaded.meta["compensated"] == compensated.meta["compensated"]
+        assert pruning_notes(loaded).compensated == pruning_notes(compensated).compensated
 
 
 def test_arguments_of_any_nesting_come_back_as_shapes(tmp_path: Path) -> None:
@@ -146,9 +148,9 @@ def test_arguments_of_any_nesting_come_back_as_shapes(tmp_path: Path) -> None:
     inputs = {"x": torch.ones(2, 4), "pair": (torch.ones(3), {"bias": torch.ones(2, 3)}), "scale": 0.5}
     pruned = fxprune.prune(model, example_inputs=inputs, compensate=False)
     fxprune.save(pruned, tmp_path / "small")
-    loaded = fxprune.load(tmp_path / "small", copy.deepcopy(model))
+    loaded = fxprune.load(tmp_path / "small", original=copy.deepcopy(model))
     assert_same(loaded, pruned)
-    args, kwargs = loaded.meta["example_inputs"]
+    args, kwargs = trace_notes(loaded).example_inputs
     assert (args, kwargs["scale"]) == ((), 0.5)
     assert [tuple(kwargs["pair"][0].shape), tuple(kwargs["pair"][1]["bias"].shape)] == [(3,), (2, 3)]
     # The values are the user's, and stay with the user.
@@ -162,7 +164,7 @@ def test_recurrent_weights_come_back(tmp_path: Path) -> None:
     model = net(forward, lstm=nn.LSTM(4, 6, batch_first=True), inner=nn.Linear(6, 8), out=nn.Linear(8, 3))
     pruned = fxprune.prune(model, 0.9, example_inputs=torch.randn(2, 5, 4), compensate=False)
     fxprune.save(pruned, tmp_path / "small")
-    loaded = fxprune.load(tmp_path / "small", model)
+    loaded = fxprune.load(tmp_path / "small", original=model)
     x = torch.randn(2, 5, 4)
     assert torch.equal(loaded(x), pruned(x))
 
@@ -171,7 +173,7 @@ def test_the_original_and_the_pruned_model_are_not_changed(tmp_path: Path) -> No
     model, pruned = pruned_block()
     before = {id(tensor): tensor.clone() for each in (model, pruned) for tensor in named_tensors(each).values()}
     fxprune.save(pruned, tmp_path / "small")
-    loaded = fxprune.load(tmp_path / "small", model)
+    loaded = fxprune.load(tmp_path / "small", original=model)
     after = {id(tensor): tensor for each in (model, pruned) for tensor in named_tensors(each).values()}
     assert before.keys() == after.keys()
     assert all(torch.equal(before[key], after[key]) for key in before)
@@ -191,7 +193,7 @@ def test_a_library_model_needs_no_original(tmp_path: Path, spec: str, arguments:
     fxprune.save(pruned, tmp_path / "small")
     loaded = fxprune.load(tmp_path / "small")
     assert_same(loaded, pruned)
-    (x,), _ = loaded.meta["example_inputs"]
+    (x,), _ = trace_notes(loaded).example_inputs
     assert torch.equal(loaded(x), pruned(x))
 
 
@@ -202,7 +204,7 @@ def test_timm_models_say_what_they_are_and_others_can_be_told(tmp_path: Path) ->
     assert_same(fxprune.load(tmp_path / "small"), pruned)
     pruned = fxprune.prune(models.squeezenet1_1(num_classes=3), method="l2", compensate=False)
     fxprune.save(pruned, tmp_path / "other")
-    with pytest.raises(FxpruneError, match="does not say how the original is built: give it as model="):
+    with pytest.raises(FxpruneError, match="does not say how the original is built: give it as original="):
         fxprune.load(tmp_path / "other")
     fxprune.save(pruned, tmp_path / "other", source="torchvision:squeezenet1_1", num_classes=3)
     assert_same(fxprune.load(tmp_path / "other"), pruned)
@@ -217,9 +219,9 @@ def test_buffers_outside_of_the_state_dict_are_right_in_a_model_built_without_we
     fxprune.save(pruned, tmp_path / "small")
     with torch.device("meta"):
         fresh = timm.create_model("swin_tiny_patch4_window7_224", embed_dim=24, depths=(2, 2), num_heads=(2, 4))
-    loaded = fxprune.load(tmp_path / "small", fresh)
+    loaded = fxprune.load(tmp_path / "small", original=fresh)
     assert_same(loaded, pruned)
-    (x,), _ = loaded.meta["example_inputs"]
+    (x,), _ = trace_notes(loaded).example_inputs
     # In training, stochastic depth draws for each of the two.
     assert torch.equal(loaded.eval()(x), pruned.eval()(x))
 
@@ -253,11 +255,11 @@ def test_values_that_the_code_has_read_are_those_of_the_trace_whatever_the_weigh
     with torch.no_grad():
         other.gain.fill_(0.5)
     for original in (model, other):
-        loaded = fxprune.load(tmp_path / "model.safetensors", original)
+        loaded = fxprune.load(tmp_path / "model.safetensors", original=original)
         assert_same(loaded, pruned)
         assert torch.equal(loaded(x), pruned(x))
     fxprune.save(loaded, tmp_path / "again.safetensors")
-    assert torch.equal(fxprune.load(tmp_path / "again.safetensors", other)(x), pruned(x))
+    assert torch.equal(fxprune.load(tmp_path / "again.safetensors", original=other)(x), pruned(x))
 
 
 class ReadsAll(ReadsValues):
@@ -314,7 +316,7 @@ def test_models_that_cache_tensors_come_back_whether_they_have_run_or_not(
     if runs_since:
         fresh(x)
     before = dict(vars(fresh))
-    loaded = fxprune.load(tmp_path / "model.safetensors", fresh)
+    loaded = fxprune.load(tmp_path / "model.safetensors", original=fresh)
     assert_same(loaded, pruned)
     assert torch.equal(loaded(x), pruned(x))
     assert vars(fresh).keys() == before.keys()
@@ -344,7 +346,7 @@ def test_channels_in_an_order_that_was_drawn_at_random_come_back(tmp_path: Path)
 
     small = fxprune.prune(shuffled(0), 0.6, example_inputs=image(), compensate=False)
     fxprune.save(small, tmp_path / "small.safetensors")
-    loaded = fxprune.load(tmp_path / "small.safetensors", shuffled(1))
+    loaded = fxprune.load(tmp_path / "small.safetensors", original=shuffled(1))
     assert_same(small, loaded)
     assert torch.equal(small(image()), loaded(image()))
 
@@ -357,7 +359,7 @@ def test_a_pickle_is_refused_and_not_executed(tmp_path: Path, write: str) -> Non
     else:
         torch.save({"a": Malice(trace_of_it)}, path, _use_new_zipfile_serialization=write == "torch")
     with pytest.raises(FxpruneError, match=r"small\.safetensors' is a pickle.*fxprune never unpickles.*fxprune\.save"):
-        fxprune.load(path, Block())
+        fxprune.load(path, original=Block())
     assert not trace_of_it.exists()
 
 
@@ -368,23 +370,23 @@ def test_a_truncated_file_is_refused(tmp_path: Path) -> None:
     for size in (0, 4, 100, len(content) // 2, len(content) - 1):
         (tmp_path / "small").write_bytes(content[:size])
         with pytest.raises(FxpruneError, match=r"cannot be read as safetensors: .*cut short"):
-            fxprune.load(tmp_path / "small", Block())
+            fxprune.load(tmp_path / "small", original=Block())
 
 
 def test_other_files_are_refused(tmp_path: Path) -> None:
     with pytest.raises(FxpruneError, match="there is no file"):
-        fxprune.load(tmp_path / "missing", Block())
+        fxprune.load(tmp_path / "missing", original=Block())
     with pytest.raises(FxpruneError, match="cannot be read as safetensors"):
-        fxprune.load(tmp_path, Block())
+        fxprune.load(tmp_path, original=Block())
     (tmp_path / "text").write_text("nothing of the kind, but long enough for a header")
     with pytest.raises(FxpruneError, match="cannot be read as safetensors"):
-        fxprune.load(tmp_path / "text", Block())
+        fxprune.load(tmp_path / "text", original=Block())
     save_file(Block().stem.state_dict(), tmp_path / "weights")
     with pytest.raises(FxpruneError, match=r"not one that fxprune\.save wrote"):
-        fxprune.load(tmp_path / "weights", Block())
+        fxprune.load(tmp_path / "weights", original=Block())
     save_snapshot(tmp_path / "run", {"step": 1})
     with pytest.raises(FxpruneError, match=r"not one that fxprune\.save wrote"):
-        fxprune.load(tmp_path / "run", Block())
+        fxprune.load(tmp_path / "run", original=Block())
 
 
 def test_a_newer_format_asks_for_a_newer_fxprune(tmp_path: Path) -> None:
@@ -392,7 +394,7 @@ def test_a_newer_format_asks_for_a_newer_fxprune(tmp_path: Path) -> None:
     fxprune.save(pruned, tmp_path / "small")
     change(tmp_path / "small", lambda record: {"format": 2, "versions": {"fxprune": "9.1"}, "new": True})
     with pytest.raises(FxpruneError, match=r"has format 2 of fxprune 9\.1; fxprune .* reads formats up to 1: upgrade"):
-        fxprune.load(tmp_path / "small", Block())
+        fxprune.load(tmp_path / "small", original=Block())
 
 
 def _other(**changes: Any) -> nn.Module:
@@ -428,8 +430,8 @@ def _untied() -> nn.Module:
 def test_another_model_is_refused(tmp_path: Path, model: Any, message: str) -> None:
     _, pruned = pruned_block()
     fxprune.save(pruned, tmp_path / "small")
-    with pytest.raises(FxpruneError, match=f"another model: {message}.*as model="):
-        fxprune.load(tmp_path / "small", model())
+    with pytest.raises(FxpruneError, match=f"another model: {message}.*as original="):
+        fxprune.load(tmp_path / "small", original=model())
 
 
 def test_other_code_with_the_same_tensors_is_let_through_on_request(tmp_path: Path) -> None:
@@ -441,11 +443,11 @@ def test_other_code_with_the_same_tensors_is_let_through_on_request(tmp_path: Pa
     _, pruned = pruned_block()
     fxprune.save(pruned, tmp_path / "small")
     with pytest.raises(FxpruneError, match="operations or their settings are others"):
-        fxprune.load(tmp_path / "small", Rewritten())
+        fxprune.load(tmp_path / "small", original=Rewritten())
     x = image()
-    assert torch.equal(fxprune.load(tmp_path / "small", Rewritten(), strict=False)(x), pruned(x))
+    assert torch.equal(fxprune.load(tmp_path / "small", original=Rewritten(), strict=False)(x), pruned(x))
     with pytest.raises(FxpruneError, match="another model"):
-        fxprune.load(tmp_path / "small", Block(20), strict=False)
+        fxprune.load(tmp_path / "small", original=Block(20), strict=False)
 
 
 def _with(*path: Any, value: Any) -> Any:
@@ -520,7 +522,7 @@ def test_a_damaged_record_is_refused(tmp_path: Path, edit: Any) -> None:
     fxprune.save(pruned, tmp_path / "small")
     change(tmp_path / "small", edit)
     with pytest.raises(FxpruneError, match=r"small': its record is damaged: "):
-        fxprune.load(tmp_path / "small", Block())
+        fxprune.load(tmp_path / "small", original=Block())
 
 
 def test_a_plan_that_does_not_fit_the_weights_or_the_model_is_refused(tmp_path: Path) -> None:
@@ -534,7 +536,7 @@ def test_a_plan_that_does_not_fit_the_weights_or_the_model_is_refused(tmp_path: 
 
     change(tmp_path / "small", shorten)
     with pytest.raises(FxpruneError, match=r"has shape \[.*\], but its plan makes \[1, "):
-        fxprune.load(tmp_path / "small", Block())
+        fxprune.load(tmp_path / "small", original=Block())
 
     def swap(record: dict[str, Any]) -> None:
         record["plan"]["kept"]["norm.bias"]["0"] = len(record["plan"]["indices"])
@@ -543,12 +545,12 @@ def test_a_plan_that_does_not_fit_the_weights_or_the_model_is_refused(tmp_path: 
     (tmp_path / "small").write_bytes(content)
     change(tmp_path / "small", swap)
     with pytest.raises(FxpruneError, match="its plan does not fit the model: plan keeps"):
-        fxprune.load(tmp_path / "small", Block())
+        fxprune.load(tmp_path / "small", original=Block())
 
     (tmp_path / "small").write_bytes(content)
     change(tmp_path / "small", lambda record: record["plan"]["kept"].pop("norm.weight") and None)
     with pytest.raises(FxpruneError, match=r"norm.weight has shape \[\d+\], but its plan makes \[16\]"):
-        fxprune.load(tmp_path / "small", Block())
+        fxprune.load(tmp_path / "small", original=Block())
 
 
 def test_missing_and_extra_tensors_are_refused(tmp_path: Path) -> None:
@@ -559,17 +561,20 @@ def test_missing_and_extra_tensors_are_refused(tmp_path: Path) -> None:
     tensors = load_file(tmp_path / "small")
     save_file({**tensors, "more": torch.zeros(1)}, tmp_path / "small", metadata=metadata)
     with pytest.raises(FxpruneError, match="has a tensor more, which the model does not"):
-        fxprune.load(tmp_path / "small", Block())
+        fxprune.load(tmp_path / "small", original=Block())
     del tensors["scale"]
     save_file(tensors, tmp_path / "small", metadata=metadata)
     with pytest.raises(FxpruneError, match="has no tensor scale"):
-        fxprune.load(tmp_path / "small", Block())
+        fxprune.load(tmp_path / "small", original=Block())
 
 
 @pytest.mark.parametrize(
     ("source", "message"),
     [
-        ({"spec": "os:getcwd", "arguments": {}}, "only timm:NAME and torchvision:NAME are built on the word of a file"),
+        (
+            {"spec": "os:getcwd", "arguments": {}},
+            "only timm:NAME and torchvision:NAME are built because a file says so",
+        ),
         ({"spec": "timm:hf-hub:someone/model", "arguments": {}}, "only timm:NAME and torchvision:NAME"),
         ({"spec": "timm:local-dir:x", "arguments": {}}, "only timm:NAME and torchvision:NAME"),
         (
@@ -663,13 +668,13 @@ def test_modules_that_were_traced_whole_are_so_wherever_the_model_is_traced_agai
     graph = fxprune.analyze(fxprune.trace(model, x, leaves=leaves))
     small = fxprune.rewrite(graph, fxprune.make_plan(graph, fxprune.scores(graph, "l2"), flops=0.6))
     fxprune.save(small, tmp_path / "small.safetensors")
-    loaded = fxprune.load(tmp_path / "small.safetensors", make())
+    loaded = fxprune.load(tmp_path / "small.safetensors", original=make())
     assert torch.equal(loaded(x), small(x))
     repaired = fxprune.compensate(model, small, x)
     assert fxprune.verify(model, repaired, x) < 1e-9
     fxprune.save(repaired, tmp_path / "repaired.safetensors")
-    assert "2" in fxprune.load(tmp_path / "repaired.safetensors", make()).meta["leaves"]
-    fxprune.report(repaired, model, measure=False)
+    assert "2" in trace_notes(fxprune.load(tmp_path / "repaired.safetensors", original=make())).leaves
+    fxprune.report(repaired, original=model, measure=False)
 
 
 class Registering(nn.Module):
@@ -699,7 +704,7 @@ def test_buffers_that_forward_makes_need_not_be_there_when_a_checkpoint_is_read(
     fresh = Registering().eval()
     if has_run:
         fresh(x)
-    back = fxprune.load(path, fresh)
+    back = fxprune.load(path, original=fresh)
     with torch.no_grad():
         for _ in range(2):
             assert torch.equal(back(x), pruned(x))
@@ -728,5 +733,11 @@ def test_what_a_model_keeps_from_its_first_call_need_not_be_there_when_a_checkpo
     pruned = fxprune.prune(model, 0.5, example_inputs=image(), compensate=False)
     fxprune.save(pruned, path)
     fresh = Gridded()
-    assert torch.equal(fxprune.load(path, fresh)(image()), pruned(image()))
+    assert torch.equal(fxprune.load(path, original=fresh)(image()), pruned(image()))
     assert fresh.grid is None
+
+
+def test_the_original_goes_by_name(tmp_path: Path) -> None:
+    for call in (lambda: fxprune.load(tmp_path / "s", Block()), lambda: fxprune.load(tmp_path / "s", model=Block())):
+        with pytest.raises(FxpruneError, match=r"^load: .* argument.*: call load\(path, original=model\)$"):
+            call()

@@ -16,11 +16,12 @@ import pytest
 import torch
 from benchmarks.coverage import HERE, _randomise
 from torch import Tensor, fx, nn
-from torch.utils import _pytree as pytree
 
 import fxprune
 from fxprune import FxpruneError
 from fxprune.models import load_model
+from fxprune.running import trees
+from fxprune.tracing.notes import trace_notes
 
 ALL = bool(int(os.environ.get("FXPRUNE_EXPORT", "0")))
 MODELS = (HERE / "models-fast.txt").read_text().split() if ALL else ["timm:test_vit"]
@@ -133,7 +134,7 @@ def test_a_real_model_is_exported(tmp_path: Path, spec: str, suffix: str) -> Non
 @pytest.mark.parametrize("spec", MODELS)
 def test_a_real_model_is_compiled(spec: str) -> None:
     pruned = pruned_model(spec)
-    (x,), _ = pruned.meta["example_inputs"]
+    (x,), _ = trace_notes(pruned).example_inputs
     # Without a C++ compiler everything but the generated code is tried.
     backend = "inductor" if shutil.which("g++") and ALL else "aot_eager"
     with warnings.catch_warnings(), torch.no_grad():
@@ -141,5 +142,5 @@ def test_a_real_model_is_compiled(spec: str) -> None:
         torch.compiler.reset()
         compiled = torch.compile(pruned, backend=backend, fullgraph=True)
         for each in (x, torch.cat([x, x.flip(-1), 0.5 * x])):
-            for a, b in zip(pytree.tree_leaves(pruned(each)), pytree.tree_leaves(compiled(each)), strict=True):
+            for a, b in zip(trees.tensors(pruned(each)), trees.tensors(compiled(each)), strict=True):
                 assert float((a - b).abs().max() / a.abs().max()) <= 1e-4

@@ -13,7 +13,6 @@ from rules import test_norm as norms
 from rules import test_recurrent as recurrent
 from rules import test_reduce as reductions
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
 import fxprune
 from fxprune.gates.dagger import Dagger, Description
@@ -21,6 +20,7 @@ from fxprune.gates.gating import dagger_of, gate, gate_logits, gated_groups, ins
 from fxprune.layers.gate_places import gate_places
 from fxprune.models import example_inputs, load_model
 from fxprune.rewriting import alive_channels
+from fxprune.running import trees
 
 MODELS = (
     "timm:test_resnet",
@@ -50,15 +50,15 @@ def test_open_gates_change_no_bit_and_closed_gates_are_the_rewritten_model(spec:
     model, inputs, graph = _graph(spec)
     gated = insert_gates(graph, last_resort=True).eval()
     with torch.no_grad():
-        for a, b in zip(pytree.tree_leaves(model(*inputs)), pytree.tree_leaves(gated(*inputs)), strict=True):
+        for a, b in zip(trees.tensors(model(*inputs)), trees.tensors(gated(*inputs)), strict=True):
             assert torch.equal(a, b)
     plan = fxprune.make_plan(graph, fxprune.scores(graph), flops=0.5)
     pruned = fxprune.rewrite(graph, plan).double().eval()
     _set_gates(gated, graph, alive_channels(graph, plan))
     doubled = [x.double() for x in inputs]
     with torch.no_grad():
-        expected = pytree.tree_leaves(pruned(*doubled))
-        got = pytree.tree_leaves(gated.double()(*doubled))
+        expected = trees.tensors(pruned(*doubled))
+        got = trees.tensors(gated.double()(*doubled))
     for a, b in zip(expected, got, strict=True):
         assert float((a - b).abs().max() / a.abs().max()) <= 1e-9
 

@@ -74,7 +74,7 @@ def small(model: nn.Module) -> nn.Module:
 
 @pytest.fixture(scope="module")
 def made(model: nn.Module, small: nn.Module) -> fxprune.Report:
-    return fxprune.report(small, model, repeats=2)
+    return fxprune.report(small, original=model, repeats=2)
 
 
 def test_layers_add_up_to_the_model(model: nn.Module, small: nn.Module, made: fxprune.Report) -> None:
@@ -114,7 +114,7 @@ def test_what_is_measured_is_of_both_models(made: fxprune.Report) -> None:
 def test_nothing_is_changed_by_a_report(model: nn.Module, small: nn.Module) -> None:
     small.train()
     state = {name: tensor.clone() for name, tensor in small.state_dict().items()}
-    fxprune.report(small, model, repeats=1)
+    fxprune.report(small, original=model, repeats=1)
     assert small.training
     assert all(torch.equal(state[name], tensor) for name, tensor in small.state_dict().items())
     small.eval()
@@ -142,7 +142,7 @@ def test_a_model_of_timm_is_built_again() -> None:
 
 def test_another_model_is_refused(small: nn.Module) -> None:
     with pytest.raises(fxprune.FxpruneError, match="is not what this Residual was pruned from"):
-        fxprune.report(small, nn.Conv2d(3, 4, 1), measure=False)
+        fxprune.report(small, original=nn.Conv2d(3, 4, 1), measure=False)
     with pytest.raises(fxprune.FxpruneError, match="has no plan"):
         fxprune.report(nn.Conv2d(3, 4, 1))
 
@@ -189,7 +189,7 @@ def test_a_page_that_cannot_be_written_is_said_to(made: fxprune.Report, tmp_path
 def test_hundreds_of_layers_make_a_short_table_and_a_page() -> None:
     deep = nn.Sequential(*(nn.Conv2d(4, 4, 1) for _ in range(300)))
     cut = fxprune.prune(deep, 0.6, example_inputs=torch.zeros(1, 4, 2, 2), compensate=False, method="l2")
-    made = fxprune.report(cut, deep, measure=False)
+    made = fxprune.report(cut, original=deep, measure=False)
     assert len(made.layers) == 300
     assert len(str(made).splitlines()) < 90
     assert "more" in str(made)
@@ -222,3 +222,8 @@ def test_a_lane_runs_until_it_is_read_for_the_last_time() -> None:
         Row("output", "output", (3,), None),
     ]
     assert _lanes(rows) == [0, 0, 1, 0, 0]
+
+
+def test_the_original_goes_by_name(model: nn.Module, small: nn.Module) -> None:
+    with pytest.raises(fxprune.FxpruneError, match=r"^report: too many .*: call report\(pruned, original=model\)$"):
+        fxprune.report(small, model)

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 import fxprune
 from fxprune.compensation.synthesis import synthesize
+from fxprune.rewriting import pruning_notes
 
 WITHOUT_DATA = ("relevance", "l1", "l2", "uniform", "batchnorm", "fpgm", "random")
 FROM_DATA = ("surgeon", "fisher", "taylor", "dagger")
@@ -112,7 +113,7 @@ def test_scored_on_data_as_in_main_memory(method: str, device: torch.device) -> 
 def test_pruned_without_data(device: torch.device) -> None:
     net = trained_on_chance(device)
     pruned = fxprune.prune(net, 0.6, example_inputs=torch.zeros(1, 3, 8, 8, device=device), progress=False)
-    assert pruned.meta["compensated"] is not None
+    assert pruning_notes(pruned).compensated
     assert is_on(pruned, device)
     graph = fxprune.analyze(fxprune.trace(net, torch.zeros(1, 3, 8, 8, device=device)))
     made = synthesize(graph, 8)
@@ -159,9 +160,9 @@ def test_fine_tuned_saved_and_loaded(device: torch.device, tmp_path: Path) -> No
     tuned = fxprune.finetune(pruned, batches(), teacher=net, epochs=1, progress=False)
     assert is_on(tuned, device)
     fxprune.save(tuned, tmp_path / "small.safetensors")
-    loaded = fxprune.load(tmp_path / "small.safetensors", Net().eval())
+    loaded = fxprune.load(tmp_path / "small.safetensors", original=Net().eval())
     inputs = batches()[0][0]
     here = copy.deepcopy(tuned).to("cpu").eval()(inputs)
     torch.testing.assert_close(loaded.eval()(inputs), here)
-    report = fxprune.report(pruned, net, measure=device.type == "cuda")
+    report = fxprune.report(pruned, original=net, measure=device.type == "cuda")
     assert str(fxprune.plan_of(pruned).flops) in str(report.to_dict())

@@ -193,7 +193,7 @@ def test_a_diverging_loss_stops_the_run_and_keeps_the_last_good_model(tmp_path):
         ({"gradient_accumulation": 0}, "gradient_accumulation .=0. must be positive"),
         ({"distill_weight": 1.5}, "distill_weight .=1.5. must be from 0 to 1"),
         ({"lr": -1.0}, "lr .=-1.0. must be at least 0"),
-        ({"mixed_precision": "fp7"}, "mixed_precision .='fp7'. cannot be had"),
+        ({"mixed_precision": "fp7"}, "mixed_precision .='fp7'. cannot be used"),
         ({"pruned": net().requires_grad_(False)}, "no parameter that requires a gradient"),
     ],
 )

@@ -120,5 +120,5 @@ def test_other_files_are_refused(tmp_path):
     with pytest.raises(FxpruneError, match=r"cannot be read.*remove it"):
         load_snapshot(tmp_path / "text")
     save_file({"a": torch.zeros(1)}, tmp_path / "weights")
-    with pytest.raises(FxpruneError, match="no snapshot of a training run"):
+    with pytest.raises(FxpruneError, match="not a snapshot of a training run"):
         load_snapshot(tmp_path / "weights")

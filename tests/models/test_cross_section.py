@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 from benchmarks.coverage import HERE, _randomise, check
-from torch.utils import _pytree as pytree
 
 import fxprune
 from fxprune.gates.gating import dagger_of, gated_groups, insert_gates
 from fxprune.models import example_inputs, load_model
 from fxprune.rewriting import alive_channels
+from fxprune.running import trees
 
 MODELS = (HERE / "models-fast.txt").read_text().split()
 
@@ -35,13 +35,13 @@ def test_hard_gates_are_the_rewritten_model(spec: str) -> None:
     graph = fxprune.analyze(fxprune.trace(model, inputs, copy=False))
     gated = insert_gates(graph, last_resort=True)
     with torch.no_grad():
-        for a, b in zip(pytree.tree_leaves(model(*inputs)), pytree.tree_leaves(gated(*inputs)), strict=True):
+        for a, b in zip(trees.tensors(model(*inputs)), trees.tensors(gated(*inputs)), strict=True):
             assert torch.equal(a, b)
     plan = fxprune.make_plan(graph, fxprune.scores(graph, "random"), flops=0.5)
     alive = alive_channels(graph, plan)
     channels = np.concatenate([group.channels for group in gated_groups(graph, last_resort=True)])
     dagger_of(gated).open(torch.from_numpy(np.where(alive[channels], 1.0, -1.0)))
     with torch.no_grad():
-        expected = pytree.tree_leaves(fxprune.rewrite(graph, plan)(*inputs))
-        for a, b in zip(expected, pytree.tree_leaves(gated(*inputs)), strict=True):
+        expected = trees.tensors(fxprune.rewrite(graph, plan)(*inputs))
+        for a, b in zip(expected, trees.tensors(gated(*inputs)), strict=True):
             assert float((a - b).abs().max() / a.abs().max()) <= 1e-9

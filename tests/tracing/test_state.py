@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 import fxprune
 from fxprune import FxpruneWarning, analyze, make_plan, plan_of, scores, trace
+from fxprune.tracing.notes import trace_notes
 from fxprune.verification import mask
 
 
@@ -42,7 +43,7 @@ class Stateful(nn.Module):
 def test_state_that_forward_replaces_goes_from_call_to_call(kind: str) -> None:
     model, x = Stateful(kind).eval(), torch.randn(3, 4)
     traced = trace(model, x)
-    assert not any("kept from call to call" in note for note in traced.meta["notes"])
+    assert not any("kept from call to call" in note for note in trace_notes(traced).remarks)
     assert "shown" not in traced.code
     pruned = fxprune.rewrite(graph := analyze(traced), make_plan(graph, scores(graph, "l2"), flops=0.5))
     masked = mask(model, plan_of(pruned))
@@ -82,7 +83,7 @@ def test_a_model_and_its_pruned_one_are_compared_in_the_same_state(kind: str, tm
         before = pruned.get_buffer(kept).clone()
         assert fxprune.verify(model, pruned) <= 1e-12
     assert torch.equal(pruned.get_buffer(kept), before)
-    loaded = fxprune.load(tmp_path / "pruned.safetensors", model=model)
+    loaded = fxprune.load(tmp_path / "pruned.safetensors", original=model)
     assert fxprune.verify(model, loaded) <= 1e-12
     with torch.no_grad():
         next(iter(loaded.parameters())).mul_(1.1)
