@@ -49,7 +49,6 @@ import on_meta  # noqa: E402
 from many import Result  # noqa: E402
 from shared import parser_of  # noqa: E402
 
-SLACK = 0.0025
 Checks = Mapping[str, Callable[[str, dict[str, Any], Result], None]]
 
 
@@ -111,7 +110,7 @@ def _check_build(spec: str, state: dict[str, Any], result: Result) -> None:
 def set_up(state: dict[str, Any], model: nn.Module, inputs: Any) -> None:
     """Keep model and inputs, on their device, for the checks that follow."""
     model.to(state["device"])
-    _randomise(model.eval())
+    randomise_constants(model.eval())
     state["model"], state["inputs"] = model, on_device_of(model, inputs)
     state["before"] = _fingerprint(model)
 
@@ -157,7 +156,7 @@ def _check_flops(spec: str, state: dict[str, Any], result: Result) -> None:
     after = fxprune.count_flops(state["pruned"], state["inputs"])
     result.update(flops_before=before, flops_after=after, ratio=round(after / before, 6))
     budget = result.get("budget", 0.5)
-    _require((budget - SLACK) * before <= after <= budget * before, f"FLOPs ratio {after / before:.5f}")
+    _require((budget - on_meta.SLACK) * before <= after <= budget * before, f"FLOPs ratio {after / before:.5f}")
 
 
 def _check_predicted(spec: str, state: dict[str, Any], result: Result) -> None:
@@ -240,7 +239,15 @@ CHECKS = {
 }
 
 
-def _randomise(model: nn.Module) -> None:
+def random_model(spec: str) -> nn.Module:
+    """A model by name, in eval mode, always with the same random weights."""
+    torch.manual_seed(0)
+    model = load_model(spec).eval()
+    randomise_constants(model)
+    return model
+
+
+def randomise_constants(model: nn.Module) -> None:
     """Give constant parameters and BatchNorm statistics random values.
 
     Residual branches, layer scales and heads that start at zero, and statistics that start at 0 and 1, would hide a
