@@ -4,7 +4,8 @@ from fxprune.analysis import analyze
 from fxprune.api import prune
 from fxprune.channels import ChannelGraph, Dimension, Frozen, Group
 from fxprune.compensation.compensate import compensate
-from fxprune.errors import FxpruneError, FxpruneWarning
+from fxprune.data import Batch
+from fxprune.errors import CannotScoreError, FxpruneError, FxpruneWarning, UnreachableBudgetError
 from fxprune.files.checkpoint import load, save
 from fxprune.files.exporting import export
 from fxprune.flops import count_flops
@@ -24,6 +25,8 @@ from fxprune.training.finetune import DivergenceError, Epoch, finetune
 from fxprune.verification import verify
 
 __all__ = [
+    "Batch",
+    "CannotScoreError",
     "ChannelGraph",
     "Dimension",
     "DivergenceError",
@@ -36,6 +39,7 @@ __all__ = [
     "Latency",
     "Plan",
     "Report",
+    "UnreachableBudgetError",
     "analyze",
     "compensate",
     "count_flops",

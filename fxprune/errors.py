@@ -1,4 +1,4 @@
-"""What fxprune raises, and what it warns of."""
+"""What fxprune raises, and its warnings."""
 
 from __future__ import annotations
 
@@ -7,25 +7,33 @@ import inspect
 from collections.abc import Callable
 from typing import ParamSpec, TypeVar
 
-__all__ = ["FxpruneError", "FxpruneWarning", "called_as"]
+__all__ = ["CannotScoreError", "FxpruneError", "FxpruneWarning", "UnreachableBudgetError", "called_as"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
 
 class FxpruneError(Exception):
-    """Something that was given cannot be used; the message says what, why and what to do.
+    """Something given cannot be used; the message says what was given, what is wrong and what to do.
 
-    Nothing of the caller's has been changed when this is raised.
+    The caller's model and data are as they were before the call.
     """
 
 
+class CannotScoreError(FxpruneError):
+    """This model cannot be scored or compensated on samples; a method that needs no data may still prune it."""
+
+
+class UnreachableBudgetError(FxpruneError):
+    """No plan meets the budget, of FLOPs or of latency."""
+
+
 class FxpruneWarning(UserWarning):
-    """Something was done in another way than usual; the message says how and why."""
+    """fxprune did something other than what is usual; the message says what and why."""
 
 
 def called_as(call: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
-    """Let a public function refuse arguments that it does not take, those of older versions above all, by its call.
+    """Decorate a public function: arguments that it does not take, such as an older version's, are refused with `call`.
 
     Examples:
         >>> @called_as("shout(text)")

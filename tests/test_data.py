@@ -57,15 +57,15 @@ def test_batches_can_be_walked_again():
 
 def test_a_generator_serves_one_pass_and_is_refused_for_several():
     assert calibration_batch((X for _ in range(2)), 8).size == 8
-    with pytest.raises(FxpruneError, match=r"generator\) can be walked only once.*list\(data\)"):
+    with pytest.raises(FxpruneError, match=r"generator\) allows only one pass.*list\(data\)"):
         Batches(X for _ in range(2))
 
 
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (None, "NoneType.* is no iterable"),
-        ("path/to/data", "str.* is no iterable"),
+        (None, "NoneType.* is not an iterable"),
+        ("path/to/data", "str.* is not an iterable"),
         ([], "list.* yields no batch"),
         (DataLoader(TensorDataset(X), batch_size=8, drop_last=True), "DataLoader.* yields no batch.*drop_last"),
         ([X, X.numpy()], "batch 1 .*ndarray.*from_numpy"),
@@ -77,11 +77,11 @@ def test_a_generator_serves_one_pass_and_is_refused_for_several():
         ([X[:0]], "has no sample"),
         ([X, X / torch.tensor([1.0, 0.0, 1.0])], r"batch 1 .* 4 NaN or infinite values .* \(4, 3\)"),
         ([X * math.nan], "12 NaN"),
-        ([(X, Y[:3])], r"4 samples and labels of shape \(3,\)"),
+        ([(X, Y[:3])], r"4 samples, but labels of shape \(3,\)"),
         ([(X, torch.tensor(1))], r"labels of shape \(\)"),
-        ([(X, Y - 1)], "label -1: class numbers run from 0 to 2, the model has 3 outputs"),
+        ([(X, Y - 1)], "label -1: class numbers run from 0 to 2, since the model has 3 outputs"),
         ([(X, Y), (X, Y + 1)], "batch 1 of data has label 3"),
-        ([(X, X * math.inf)], "NaN or infinite labels"),
+        ([(X, X * math.inf)], "labels that are NaN or infinite"),
     ],
 )
 def test_unusable_data_is_named_with_what_to_do(data, message):

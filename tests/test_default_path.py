@@ -52,7 +52,6 @@ def state(model: nn.Module, inputs: Any) -> list[Any]:
 @pytest.mark.parametrize("with_data", [True, False], ids=["data", "no data"])
 @pytest.mark.parametrize("seed", range(6))
 def test_prune_takes_any_net_and_leaves_it_alone(seed: int, with_data: bool) -> None:
-    torch.set_num_threads(1)
     model, inputs = build(description(seed))
     prepare(model)
     before = state(model, inputs)

@@ -155,8 +155,15 @@ def test_the_table_of_models_is_the_one_that_the_page_sums_up() -> None:
     failed = data["columns"].index("failed")
     assert file.stat().st_size < 1_000_000
     assert all(len(row) == len(data["columns"]) for row in data["rows"])
-    assert f"| looked at | {len(data['rows']):,} (" in page
-    assert f"| fail | {sum(bool(row[failed]) for row in data['rows'])} |" in page
+    assert f"| tried | {len(data['rows']):,} (" in page
+    assert f"| fail on the meta device | {sum(bool(row[failed]) for row in data['rows'])} |" in page
+
+
+def test_the_map_of_the_code_lists_the_packages_in_the_order_of_the_import_contract() -> None:
+    tomllib = pytest.importorskip("tomllib")
+    (contract,) = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
+    mapped = re.findall(r"^\| `(\w+)(?:/|\.py)` \|", (ROOT / "CONTRIBUTING.md").read_text(), re.MULTILINE)
+    assert mapped == contract["layers"]
 
 
 def test_the_picture_of_the_channel_graph_is_of_the_present_analysis() -> None:

@@ -10,22 +10,12 @@ import sys
 from pathlib import Path
 
 import numpy as np
-import pytest
-import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from torchvision.models import resnet18
 
 RECIPES = Path(__file__).resolve().parents[1] / "docs" / "recipes"
 QUICK = ["--epochs", "1", "--gate-epochs", "1"]
-
-
-@pytest.fixture(autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def run(name, monkeypatch, *given):

@@ -42,21 +42,9 @@ class Net(nn.Module):
         return self.head(x.mean((2, 3)))
 
 
-# Where each node of the traced net stands: column and row.
-PLACES = {
-    "x": (1, 0),
-    "stem": (1, 1),
-    "relu": (1, 2),
-    "conv1": (2, 3),
-    "relu_1": (2, 4),
-    "conv2": (2, 5),
-    "add": (1, 6),
-    "branch": (2, 7),
-    "cat": (1, 8),
-    "mean": (1, 9),
-    "head": (1, 10),
-    "output": (1, 11),
-}
+# The column and row of each node of the traced net: one node a row, side branches in the second column.
+ROWS = ["x", "stem", "relu", "conv1", "relu_1", "conv2", "add", "branch", "cat", "mean", "head", "output"]
+PLACES = {name: (2 if name in ("conv1", "relu_1", "conv2", "branch") else 1, row) for row, name in enumerate(ROWS)}
 SHOWN = {"x": "images", "relu": "relu", "relu_1": "relu", "add": "+", "cat": "cat", "mean": "mean", "output": "scores"}
 
 

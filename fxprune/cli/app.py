@@ -36,8 +36,8 @@ EXAMPLES: dict[Callable[..., None], tuple[str, ...]] = {
 
 app = typer.Typer(
     name="fxprune",
-    help="Structured pruning of PyTorch models to a FLOPs budget.",
-    epilog="Begin with: fxprune prune timm:resnet50 --pretrained --flops 0.5 -o small.safetensors",
+    help="Prune PyTorch models to a budget of FLOPs or time: structured pruning.",
+    epilog="To start: fxprune prune timm:resnet50 --pretrained --flops 0.5 -o small.safetensors",
     cls=PlainGroup,
     add_completion=False,
     pretty_exceptions_enable=False,

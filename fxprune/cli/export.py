@@ -20,14 +20,15 @@ def export(
     model: OriginalModel = None,
     arguments: Arguments = None,
     dynamic_batch: Annotated[
-        bool, typer.Option("--dynamic-batch/--static-batch", help="whether the number of samples may be any")
+        bool,
+        typer.Option("--dynamic-batch/--static-batch", help="whether the exported model takes any number of samples"),
     ] = True,
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
-    """Write a pruned model as ONNX or as a torch.export archive, which run without the model's code.
+    """Export a pruned model to ONNX or to a torch.export archive, which run without the model's code.
 
-    The file is written only after its content was run and gave what the model gives.
+    The file is written only if the exported model gives the outputs of the pruned model.
     """
     with running(debug):
         check_output(output, ".onnx", ".pt2")
@@ -39,4 +40,4 @@ def export(
         if as_json:
             print_json({"file": str(file), "output": str(output), "error": error})
         else:
-            typer.echo(f"saved in {output}; its outputs differ from the model's by at most {error:.1e}, relatively")
+            typer.echo(f"saved in {output}; largest relative difference from the outputs of the model: {error:.1e}")

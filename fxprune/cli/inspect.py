@@ -21,7 +21,7 @@ def inspect(
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
-    """Show a model's channels: which go together, and which cannot be pruned and why."""
+    """Show a model's channels: which are pruned together, which cannot be pruned, and why."""
     with running(debug):
         stages = Stages()
         given = inputs_of(input_shape)

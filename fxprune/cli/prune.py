@@ -42,14 +42,14 @@ def _multiple(text: str) -> int | Literal["auto"]:
     if text == "auto":
         return "auto"
     if not text.isdecimal() or int(text) < 1:
-        raise typer.BadParameter(f"{text!r} is neither a whole number of at least 1 nor auto")
+        raise typer.BadParameter(f"{text!r} is neither a whole number of at least 1 nor 'auto'")
     return int(text)
 
 
 def prune(
     model: Model,
     output: Annotated[
-        Path, typer.Option("-o", "--output", metavar="FILE", help="where the result goes, a .safetensors file")
+        Path, typer.Option("-o", "--output", metavar="FILE", help="file for the result, a .safetensors file")
     ],
     flops: Annotated[
         float | None,
@@ -57,26 +57,26 @@ def prune(
     ] = None,
     latency: Annotated[
         float | None,
-        typer.Option(help="budget: a fraction of the time that the model takes here, measured", show_default=False),
+        typer.Option(help="budget: a fraction of the time that the model takes on this machine", show_default=False),
     ] = None,
     data: Data = None,
-    samples: Annotated[int, typer.Option(min=1, help="how many images of the data are looked at")] = 128,
+    samples: Annotated[int, typer.Option(min=1, help="number of images to use")] = 128,
     method: Annotated[
         str | None,
-        typer.Option(help="how channels are scored, see fxprune.scores (default: surgeon on samples, else relevance)"),
+        typer.Option(help="how to score channels, see fxprune.scores (default: surgeon on samples, else relevance)"),
     ] = None,
     compensate: Annotated[
         bool,
-        typer.Option("--compensate/--no-compensate", help="whether the weights that stay make up for those that go"),
+        typer.Option("--compensate/--no-compensate", help="whether to fit the kept weights to the original's outputs"),
     ] = True,
     round_to: Annotated[
         Any,
         typer.Option(
-            parser=_multiple, metavar="N", help="keep channels in multiples of this; auto: of what the device likes"
+            parser=_multiple, metavar="N", help="make changed widths multiples of this; auto: of what suits the device"
         ),
     ] = "1",
     ignore: Annotated[
-        list[str] | None, typer.Option(metavar="PATTERN", help="module name or glob that is not pruned; repeatable")
+        list[str] | None, typer.Option(metavar="PATTERN", help="name or glob of modules to leave whole; repeatable")
     ] = None,
     weights: Weights = None,
     pretrained: Pretrained = False,
@@ -85,9 +85,9 @@ def prune(
     mean: Mean = None,
     std: Std = None,
     download: Download = False,
-    seed: Annotated[int, typer.Option(help="fixes all that is random")] = 0,
+    seed: Annotated[int, typer.Option(help="random seed")] = 0,
     code: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="write the forward pass as Python, a .py file")
+        Path | None, typer.Option(metavar="FILE", help="write the forward pass as Python code, a .py file")
     ] = None,
     verify: Annotated[
         bool, typer.Option("--verify/--no-verify", help="whether to compare with the zero-masked original first")
@@ -97,8 +97,8 @@ def prune(
 ) -> None:
     """Prune a model to a budget of FLOPs or time, and save it.
 
-    Data is optional: images without labels, a hundred of them, make the result much better. Without any, images are
-    made from what the model's BatchNorm layers remember. The file is loaded with `fxprune.load`.
+    Data is optional, but a hundred images, with or without labels, give a much better model. Without data, images are
+    made from the statistics in the model's BatchNorm layers. `fxprune.load` loads the file.
     """
     with running(debug):
         check_output(output, ".safetensors")
@@ -134,8 +134,8 @@ def prune(
                 certificate = certify(network, small)
             if not certificate.holds:
                 raise FxpruneError(
-                    f"not saved: the result is not the zero-masked original, it differs by {certificate.error:.1e}. "
-                    "That is an error of fxprune, or the model is random in eval mode (then give --no-verify)"
+                    f"not saved: the result differs from the zero-masked original by {certificate.error:.1e}. Either "
+                    "this is a bug of fxprune, or the model is random in eval mode: then give --no-verify"
                 )
         with stages("save"):
             save(small, output)
@@ -162,10 +162,10 @@ def prune(
             if certificate is not None:
                 console.print(f"certificate: {certificate.of}, error {certificate.error:.1e}", highlight=False)
             console.print(
-                f"saved in {output}; layer by layer: fxprune report {output}", highlight=False, soft_wrap=True
+                f"saved in {output}; for each layer: fxprune report {output}", highlight=False, soft_wrap=True
             )
         if not weights and not pretrained and model.partition(":")[0] in ("timm", "torchvision"):
-            typer.echo("note: these are random weights; give --weights FILE or --pretrained", err=True)
+            typer.echo("note: the weights are random; give --weights FILE or --pretrained", err=True)
 
 
 def _batches(
@@ -177,7 +177,7 @@ def _batches(
     seed: int,
     download: bool,
 ) -> Any:
-    """Batches of the data; labels only where they can be those of the model."""
+    """Batches of the data, with labels only if there are as many classes as the model has outputs."""
     loader, classes = open_images(source, how, batch_size=min(samples, 32), download=download, seed=seed)
     if classes is None:
         return loader
@@ -185,12 +185,12 @@ def _batches(
         outputs = number_of_classes(model(*inputs))
     if outputs == classes:
         return loader
-    typer.echo(f"note: the data has {classes} classes, the model {outputs}: its labels are not used", err=True)
+    typer.echo(f"note: labels are not used: the data has {classes} classes, the model {outputs}", err=True)
     return _Unlabelled(loader)
 
 
 class _Unlabelled:
-    """The inputs of a loader alone."""
+    """The inputs of a loader without the labels."""
 
     def __init__(self, loader: Any) -> None:
         self.loader = loader

@@ -30,19 +30,22 @@ __all__ = ["report"]
 def report(
     file: File,
     output: Annotated[
-        Path | None, typer.Option("-o", "--output", metavar="FILE", help="write the report as a page, a .html file")
+        Path | None, typer.Option("-o", "--output", metavar="FILE", help="write the report as a web page, a .html file")
     ] = None,
     model: OriginalModel = None,
     arguments: Arguments = None,
     weights: Weights = None,
     pretrained: Pretrained = False,
     measure: Annotated[
-        bool, typer.Option("--measure/--no-measure", help="whether to run the models: certificate, latency, memory")
+        bool,
+        typer.Option(
+            "--measure/--no-measure", help="whether to run the models for the certificate, latency and memory"
+        ),
     ] = True,
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
-    """Show what was pruned where, what it costs now, and whether it is right."""
+    """Report what was pruned where, what the model costs now, and whether it is correct."""
     with running(debug):
         if output is not None:
             check_output(output, ".html")

@@ -17,26 +17,17 @@ source is the same (`--any-source`: whatever it is).
 
 from __future__ import annotations
 
-import argparse
 import copy
 import functools
-import hashlib
-import importlib
 import io
-import json
-import math
-import multiprocessing
 import re
 import resource
-import signal
-import statistics
 import sys
 import time
 import traceback
 import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
@@ -53,10 +44,11 @@ from fxprune.verification import TOLERANCE, largest_error, mask
 
 HERE = Path(__file__).resolve().parent
 sys.path.append(str(HERE))
+import many  # noqa: E402
 import on_meta  # noqa: E402
+from many import Result  # noqa: E402
+from shared import parser_of  # noqa: E402
 
-SLACK = 0.0025
-Result = dict[str, Any]
 Checks = Mapping[str, Callable[[str, dict[str, Any], Result], None]]
 
 
@@ -118,7 +110,7 @@ def _check_build(spec: str, state: dict[str, Any], result: Result) -> None:
 def set_up(state: dict[str, Any], model: nn.Module, inputs: Any) -> None:
     """Keep model and inputs, on their device, for the checks that follow."""
     model.to(state["device"])
-    _randomise(model.eval())
+    randomise_constants(model.eval())
     state["model"], state["inputs"] = model, on_device_of(model, inputs)
     state["before"] = _fingerprint(model)
 
@@ -164,7 +156,7 @@ def _check_flops(spec: str, state: dict[str, Any], result: Result) -> None:
     after = fxprune.count_flops(state["pruned"], state["inputs"])
     result.update(flops_before=before, flops_after=after, ratio=round(after / before, 6))
     budget = result.get("budget", 0.5)
-    _require((budget - SLACK) * before <= after <= budget * before, f"FLOPs ratio {after / before:.5f}")
+    _require((budget - on_meta.SLACK) * before <= after <= budget * before, f"FLOPs ratio {after / before:.5f}")
 
 
 def _check_predicted(spec: str, state: dict[str, Any], result: Result) -> None:
@@ -247,7 +239,15 @@ CHECKS = {
 }
 
 
-def _randomise(model: nn.Module) -> None:
+def random_model(spec: str) -> nn.Module:
+    """A model by name, in eval mode, always with the same random weights."""
+    torch.manual_seed(0)
+    model = load_model(spec).eval()
+    randomise_constants(model)
+    return model
+
+
+def randomise_constants(model: nn.Module) -> None:
     """Give constant parameters and BatchNorm statistics random values.
 
     Residual branches, layer scales and heads that start at zero, and statistics that start at 0 and 1, would hide a
@@ -310,131 +310,6 @@ def _where(error: BaseException) -> str:
     return f" [{Path(frames[-1].filename).relative_to(package.parent)}:{frames[-1].lineno}]" if frames else ""
 
 
-# Everything below runs the checks over many models.
-
-
-def run(
-    specs: Sequence[str],
-    output: Path,
-    *,
-    workers: int,
-    seconds: float,
-    gib: float,
-    source: str,
-    checks: Checks | None = None,
-    device: str = "cpu",
-) -> None:
-    """Check the models in forked processes, at most `workers` at a time; append a line to `output` for each."""
-    context = multiprocessing.get_context("fork")
-    waiting = list(reversed(specs))
-    running: dict[Connection, tuple[str, Any, float, str]] = {}
-    done = 0
-    while waiting or running:
-        while waiting and len(running) < workers:
-            spec = waiting.pop()
-            here, there = context.Pipe(duplex=False)
-            process = context.Process(target=_child, args=(spec, there, gib, seconds, checks, device))
-            process.start()
-            there.close()
-            # It may wait for a processor much longer than it computes.
-            running[here] = (spec, process, time.monotonic() + 20 * seconds, "start")
-        for connection in wait(list(running), timeout=1.0):
-            assert isinstance(connection, Connection)
-            spec, process, deadline, stage = running[connection]
-            try:
-                message = connection.recv()
-            except EOFError:
-                process.join()
-                late = process.exitcode == -signal.SIGXCPU
-                reason = (
-                    f"took over {seconds:.0f} s" if late else f"the process ended with exit code {process.exitcode}"
-                )
-                message = _lost(spec, stage, reason)
-            if isinstance(message, str):
-                running[connection] = (spec, process, deadline, message)
-                continue
-            del running[connection]
-            process.join()
-            done += 1
-            _write(output, message, source, f"[{done}/{len(specs)}]")
-        for connection, (spec, process, deadline, stage) in list(running.items()):
-            if time.monotonic() > deadline:
-                process.kill()
-                process.join()
-                del running[connection]
-                done += 1
-                _write(
-                    output, _lost(spec, stage, f"waited over {20 * seconds:.0f} s"), source, f"[{done}/{len(specs)}]"
-                )
-
-
-def _child(spec: str, connection: Connection, gib: float, seconds: float, checks: Checks | None, device: str) -> None:
-    limit = int(gib * 2**30)
-    resource.setrlimit(resource.RLIMIT_CPU, (math.ceil(seconds), math.ceil(seconds) + 5))
-    # Of data, not of addresses: torch's libraries alone map many GiB that they never touch.
-    resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
-    connection.send(check(spec, say=connection.send, checks=checks, device=device))
-
-
-def _lost(spec: str, stage: str, reason: str) -> Result:
-    return {"model": spec, "ok": False, "failed": {stage: reason}}
-
-
-def _write(output: Path, result: Result, source: str, counter: str) -> None:
-    with output.open("a") as file:
-        file.write(json.dumps({**result, "source": source}) + "\n")
-    failed = "; ".join(f"{name}: {reason}" for name, reason in result["failed"].items())
-    seconds = result.get("prune_seconds", float("nan"))
-    print(f"{counter} {result['model']:<46} {'ok' if result['ok'] else 'FAILED ' + failed} ({seconds} s)", flush=True)
-
-
-def read(output: Path) -> dict[str, Result]:
-    """The last result of every model."""
-    lines = output.read_text().splitlines() if output.exists() else []
-    results: dict[str, Result] = {}
-    for line in lines:
-        # A run that was killed while it wrote leaves half a line.
-        if line.startswith("{") and line.endswith("}"):
-            result = json.loads(line)
-            results[result["model"]] = result
-    return results
-
-
-def table(results: Sequence[Result]) -> str:
-    """The matrix as text: failures with their reasons, then the models that pass, then the counts."""
-    failures = [result for result in results if not result["ok"]]
-    passes = [result for result in results if result["ok"]]
-    lines = [f"{'failed':<46} check: reason"] if failures else []
-    for result in sorted(failures, key=lambda result: next(iter(result["failed"].items()))):
-        for position, (name, reason) in enumerate(result["failed"].items()):
-            lines.append(f"{'' if position else result['model']:<46} {name}: {reason}")
-        lines.extend(f"{'':<46}   frozen: {why} ({n})" for why, n in list(result.get("frozen", {}).items())[:3])
-    header = (
-        f"{'passed':<46} {'MFLOPs':>10} {'ratio':>7} {'error':>8} "
-        f"{'groups':>6} {'channels':>8} {'frozen':>7} {'CPU s':>6}"
-    )
-    lines += ["", header]
-    for result in passes:
-        lines.append(
-            f"{result['model']:<46} {result['flops_before'] / 1e6:>10.1f} {result['ratio']:>7.4f} "
-            f"{result.get('error', float('nan')):>8.1e} {result['groups']:>6} {result['channels']:>8} "
-            f"{sum(result['frozen'].values()):>7} {result['prune_seconds']:>6.2f}"
-        )
-    checks = Counter(name for result in failures for name in result["failed"])
-    seconds = [result["prune_seconds"] for result in results if "prune_seconds" in result]
-    lines += ["", f"passed {len(passes)} of {len(results)}"]
-    if checks:
-        lines.append("failed checks: " + ", ".join(f"{name} {count}" for name, count in checks.most_common()))
-    if seconds:
-        lines.append(f"prune, CPU seconds: median {statistics.median(seconds):.2f}, most {max(seconds):.2f}")
-    return "\n".join(lines)
-
-
-def source_of_fxprune() -> str:
-    files = sorted(Path(fxprune.__file__).parent.rglob("*.py"))
-    return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()[:16]
-
-
 def _specs(arguments: Sequence[str]) -> list[str]:
     specs = on_meta.all_models() if "all" in arguments else []
     for argument in [a for a in arguments if a != "all"] if arguments else [str(HERE / "models.txt")]:
@@ -446,48 +321,32 @@ def _specs(arguments: Sequence[str]) -> list[str]:
 
 def main() -> int:
     """The command line; exit code 1 if fewer models pass than must."""
-    parser = argparse.ArgumentParser(description="The model matrix of fxprune.")
+    parser = parser_of(__doc__)
     parser.add_argument(
         "models", nargs="*", help="list files, models such as timm:resnet18, or all (default: models.txt)"
     )
-    parser.add_argument("--one", metavar="MODEL", help="check one model in this process and show the traceback")
-    parser.add_argument("--output", type=Path, default=Path("build/coverage.jsonl"), help="JSON lines, added to")
+    many.add_options(parser, "build/coverage.jsonl", seconds=900, gib=14)
     parser.add_argument(
         "--only-failed", action="store_true", help="of these, only what failed in OUTPUT's last results"
     )
     parser.add_argument("--fresh", action="store_true", help="forget OUTPUT's results")
-    parser.add_argument("--any-source", action="store_true", help="keep results of other versions of fxprune's source")
-    parser.add_argument("--workers", type=int, default=1, help="models at a time, one core each (default 1)")
-    parser.add_argument("--seconds", type=float, default=900.0, help="CPU time limit of one model (default 900)")
-    parser.add_argument("--gib", type=float, default=14.0, help="memory limit of one model in GiB (default 14)")
     parser.add_argument("--at-least", type=int, help="how many must pass (default: all)")
     parser.add_argument("--untrained", action="store_true", help="leave out what takes most: backward and training")
     parser.add_argument("--device", default="cpu", help="where the models are (default cpu)")
     options = parser.parse_args()
+    untrained = {name: check for name, check in CHECKS.items() if name not in ("backward", "train")}
+    chosen = functools.partial(check, checks=untrained if options.untrained else None, device=options.device)
     if options.one:
-        show = functools.partial(print, "...", flush=True)
-        result = check(options.one, say=show, reraise=True, device=options.device)
-        print(json.dumps(result, indent=2))
+        many.show_one(chosen, options.one)
         return 0
-    torch.set_num_threads(1)
-    for library in ("timm", "torchvision"):
-        importlib.import_module(library)  # once, for all that are forked
-    specs, source = _specs(options.models), source_of_fxprune()
-    options.output.parent.mkdir(parents=True, exist_ok=True)
     if options.fresh:
         options.output.unlink(missing_ok=True)
-    known = read(options.output)
+    specs = _specs(options.models)
     if options.only_failed:
+        known = many.read(options.output)
         specs = [spec for spec in specs if not known.get(spec, {"ok": False})["ok"]]
-    current = {spec for spec, result in known.items() if options.any_source or result["source"] == source}
-    todo = [spec for spec in specs if spec not in current]
-    limits = {"workers": options.workers, "seconds": options.seconds, "gib": options.gib}
-    untrained = {name: check for name, check in CHECKS.items() if name not in ("backward", "train")}
-    checks = untrained if options.untrained else None
-    run(todo, options.output, **limits, source=source, device=options.device, checks=checks)
-    known = read(options.output)
-    results = [known[spec] for spec in specs]
-    print(table(results))
+    results = many.check_all(specs, chosen, options, ("timm", "torchvision"))
+    print(many.table(results))
     needed = len(results) if options.at_least is None else options.at_least
     return 0 if sum(result["ok"] for result in results) >= needed else 1
 

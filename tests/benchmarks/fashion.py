@@ -12,12 +12,10 @@ dataset-fashion-mnist, or any folder with the four `*-ubyte.gz` files (--data).
 
 from __future__ import annotations
 
-import argparse
 import copy
 import functools
 import gzip
 import itertools
-import json
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -31,6 +29,7 @@ from fashion_report import write_report
 from nets import NETS
 from peers import PEERS, prune_with_peer
 from safetensors.torch import load_file, save_file
+from shared import DOCS, append_row, parser_of, read_rows
 from torch import Tensor, nn
 
 import fxprune
@@ -39,7 +38,6 @@ from fxprune.training.finetune import finetune
 DATA = Path("/usr/share/datasets/fashion-mnist")
 OUT = Path(__file__).resolve().parents[2] / "build" / "fashion"
 BASES = Path(__file__).resolve().parent / "bases"
-DOCS = Path(__file__).resolve().parents[2] / "docs" / "fashion"
 MEAN, STD = 0.2860, 0.3530
 EXAMPLE = torch.zeros(1, 1, 28, 28)
 METHODS = (
@@ -273,13 +271,11 @@ def compare(trials: list[Trial], data: Path, results: Path, processes: int) -> N
     done = [{key: row.get(key) for key in trials[0].facts} for row in read_rows(results)]
     waiting = [trial for trial in trials if trial.facts not in done]
     print(f"{len(trials) - len(waiting)} of {len(trials)} runs are there already", flush=True)
-    results.parent.mkdir(parents=True, exist_ok=True)
     # Spawned, since a process that has used a GPU cannot be forked.
     starting = torch.multiprocessing.get_context("spawn")
     with starting.Pool(processes, torch.set_num_threads, (torch.get_num_threads(),)) as pool:
         for row in pool.imap_unordered(functools.partial(run_trial, data=data), waiting):
-            with results.open("a") as file:
-                file.write(json.dumps(row) + "\n")
+            append_row(results, row)
             figures = ", ".join(
                 f"{key} {row[key]:.4f}" for key in ("share", "raw", "compensated", "tuned") if row[key] is not None
             )
@@ -290,7 +286,6 @@ def without_data(nets: list[str], budget: float, seeds: list[int], data: Path, r
     """Prune with what the model remembers of its training data; each row is written as soon as it is there."""
     test = read_split(data, "t10k")
     done = [{key: row[key] for key in ("net", "method", "budget", "seed")} for row in read_rows(results)]
-    results.parent.mkdir(parents=True, exist_ok=True)
     for seed, net, method in itertools.product(seeds, nets, WITHOUT_DATA):
         facts = {"net": net, "method": method, "budget": budget, "seed": seed}
         if facts in done:
@@ -307,24 +302,12 @@ def without_data(nets: list[str], budget: float, seeds: list[int], data: Path, r
             "compensated": accuracy(pruned, test),
             "seconds": seconds,
         }
-        with results.open("a") as file:
-            file.write(json.dumps(row) + "\n")
+        append_row(results, row)
         print(f"{net} {method} seed {seed}: {row['compensated']:.4f} of {row['base']:.4f}, {seconds:.0f} s", flush=True)
 
 
-def read_rows(results: Path) -> list[Row]:
-    """The rows written so far; a last line that was cut short by a kill is left out."""
-    rows = []
-    for line in results.read_text().splitlines() if results.exists() else ():
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            continue
-    return rows
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     parser.add_argument("--data", type=Path, default=DATA)
     parser.add_argument("--threads", type=int, default=1)
     commands = parser.add_subparsers(dest="command", required=True)
@@ -353,7 +336,7 @@ def main() -> None:
         command.add_argument("--results", type=Path, default=OUT / "compare.jsonl")
     for command in (alone, reporting):
         command.add_argument("--nodata-results", type=Path, default=OUT / "nodata.jsonl")
-    reporting.add_argument("--out", type=Path, default=DOCS)
+    reporting.add_argument("--out", type=Path, default=DOCS / "fashion")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     if options.command == "bases":

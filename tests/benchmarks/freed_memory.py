@@ -8,13 +8,12 @@ cleared in it.
 
 from __future__ import annotations
 
-import argparse
 import resource
 import statistics
 import time
-import warnings
 
 import torch
+from shared import parser_of, settle
 from torch import Tensor, nn
 
 from fxprune.models import load_model
@@ -43,14 +42,13 @@ def compare(model: nn.Module, images: Tensor, rounds: int) -> list[tuple[float, 
 
 def main() -> None:
     """Run the benchmark."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     parser.add_argument("--only", nargs="*", default=list(MODELS), metavar="MODEL")
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--pixels", type=int, default=224)
     parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
-    torch.set_num_threads(1)
-    warnings.simplefilter("ignore")
+    settle()
     print(f"{'one pass, medians':<30} {'usual s':>8} {'kept s':>8} {'ratio':>6} {'pages':>9} {'kept':>9}")
     for name in options.only:
         torch.manual_seed(0)

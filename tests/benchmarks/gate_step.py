@@ -12,17 +12,16 @@ if the ratio is above R for any model.
 
 from __future__ import annotations
 
-import argparse
 import os
 import statistics
 import sys
 import time
-import warnings
 from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
 from nets import NETS
+from shared import parser_of, settle
 from torch import Tensor, nn
 
 import fxprune
@@ -93,7 +92,7 @@ def compare(name: str, rounds: int, device: str, batch: int, pixels: int) -> Tur
 
 def main() -> int:
     """Run the benchmark."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     parser.add_argument("--only", nargs="*", default=[*NETS, *REAL], metavar="MODEL")
     parser.add_argument("--rounds", type=int, default=15, help="timed turns of each (default 15)")
     parser.add_argument("--at-most", type=float, metavar="RATIO", help="exit with 1 if gates cost more")
@@ -102,8 +101,7 @@ def main() -> int:
     parser.add_argument("--pixels", type=int, default=128, help="and their size (default 128)")
     options = parser.parse_args()
     _keep_memory()
-    torch.set_num_threads(1)
-    warnings.simplefilter("ignore")
+    settle()
     print(f"{'one step, medians':<24} {'plain ms':>9} {'gated ms':>9} {'ratio':>7}")
     worst = 0.0
     for name in options.only:

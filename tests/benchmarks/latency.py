@@ -15,22 +15,19 @@ Torch-Pruning does it by default.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
-import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from latency_report import write_report
+from peers import prune_with_peer
+from shared import append_row, parser_of, read_rows, settle
 from torch import Tensor, nn
 
 import fxprune
 from fxprune.models import example_inputs, load_model
-
-sys.path.append(str(Path(__file__).resolve().parent))
-from latency_report import write_report
-from peers import prune_with_peer
 
 MODELS = (
     "timm:resnet50",
@@ -121,7 +118,7 @@ def _short(error: Exception) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the benchmark."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = parser_of(__doc__)
     parser.add_argument("models", nargs="*", default=MODELS, metavar="MODEL", help="such as timm:resnet50")
     parser.add_argument("--flops", type=float, default=0.5, help="budget (default 0.5)")
     parser.add_argument("--rounding", default="1,8,16", help="multiples of widths (default 1,8,16)")
@@ -136,17 +133,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--report", action="store_true", help="write the page of the results instead")
     options = parser.parse_args(arguments)
     if options.report:
-        write_report([json.loads(text) for text in options.output.read_text().splitlines()])
+        write_report(read_rows(options.output))
         return 0
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    torch.set_num_threads(options.threads)
-    warnings.simplefilter("ignore")
+    settle(options.threads)
     print(f"  {'':<28} {'FLOPs':>7} {'median ms':>10} {'IQR ms':>8} {'speed-up':>9} {'ideal':>7}")
     for spec in options.models:
         print(spec)
         for row in rows(spec, options):
-            with options.output.open("a") as file:
-                file.write(json.dumps(row) + "\n")
+            append_row(options.output, row)
             print(line(row), flush=True)
     return 0
 

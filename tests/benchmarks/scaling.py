@@ -7,14 +7,13 @@ Prints CPU seconds per stage and the exponent of a power law fitted to them (1 i
 
 from __future__ import annotations
 
-import argparse
 import gc
 import time
-import warnings
 from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
+from shared import parser_of, settle
 from torch import Tensor, nn
 
 import fxprune
@@ -111,12 +110,11 @@ def exponent(sizes: Sequence[int], seconds: Sequence[float]) -> float:
 
 def main() -> None:
     """Run the benchmark."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     parser.add_argument("--nodes", type=int, nargs="+", default=[300, 1000, 3000, 10000], help="sizes of the networks")
     parser.add_argument("--kind", nargs="+", choices=list(KINDS), default=list(KINDS), help="kinds of blocks")
     options = parser.parse_args()
-    torch.set_num_threads(1)
-    warnings.simplefilter("ignore")
+    settle()
     torch.manual_seed(0)
     measure(network("residual", 100))  # imports and first calls
     for kind in options.kind:

@@ -11,17 +11,15 @@ than R times as long on any model.
 
 from __future__ import annotations
 
-import argparse
 import copy
 import gc
 import statistics
 import sys
 import time
-import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import torch
+from shared import parser_of, settle
 from torch import nn
 
 import fxprune
@@ -95,13 +93,12 @@ def seconds(prune: Callable[[nn.Module, tuple[Any, ...]], object], model: nn.Mod
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the benchmark."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     parser.add_argument("models", nargs="*", default=MODELS, metavar="MODEL", help="such as timm:resnet50")
     parser.add_argument("--rounds", type=int, default=5, help="timed turns of each (default 5)")
     parser.add_argument("--at-most", type=float, metavar="RATIO", help="exit with 1 if fxprune takes longer")
     options = parser.parse_args(arguments)
-    torch.set_num_threads(1)
-    warnings.simplefilter("ignore")
+    settle()
     print(f"{'CPU seconds, medians':<30} {'fxprune':>9} {'Torch-Pruning':>14} {'ratio':>7}")
     worst = 0.0
     for spec in options.models:

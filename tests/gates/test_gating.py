@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from benchmarks.coverage import _randomise
+from benchmarks.coverage import random_model
 from invariant import masks, plan_for, randomise, to_double, tokens
 from rules import test_norm as norms
 from rules import test_recurrent as recurrent
@@ -18,7 +18,7 @@ import fxprune
 from fxprune.gates.dagger import Dagger, Description
 from fxprune.gates.gating import dagger_of, gate, gate_logits, gated_groups, insert_gates, remove_gates
 from fxprune.layers.gate_places import gate_places
-from fxprune.models import example_inputs, load_model
+from fxprune.models import example_inputs
 from fxprune.rewriting import alive_channels
 from fxprune.running import trees
 
@@ -33,9 +33,7 @@ MODELS = (
 
 def _graph(spec: str) -> tuple[torch.nn.Module, Any, fxprune.ChannelGraph]:
     pytest.importorskip(spec.partition(":")[0])
-    torch.manual_seed(0)
-    model = load_model(spec).eval()
-    _randomise(model)
+    model = random_model(spec)
     inputs = example_inputs(model)
     return model, inputs, fxprune.analyze(fxprune.trace(model, inputs))
 
