@@ -1,4 +1,4 @@
-"""Nets that a list of steps describes, for the fuzzer."""
+"""Random networks for the fuzzer, each described by a list of steps."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SIZE = 4
 
 @dataclass(frozen=True)
 class Step:
-    """One op of a random net: which, on which of the tensors so far (counted from the last), with which number."""
+    """One op of a random net: its name, its operands (tensors so far, counted from the last), and a number."""
 
     op: str
     first: int
@@ -26,7 +26,7 @@ class Step:
 
 
 class Random(nn.Module):
-    """A net that a list of steps describes. Its tensors are images (batch, channels, 4, 4)."""
+    """The network of a list of steps. Its tensors are images (batch, channels, 4, 4)."""
 
     def __init__(self, steps: list[Step], inputs: int, outputs: int) -> None:
         super().__init__()
@@ -58,7 +58,7 @@ OPS: dict[str, tuple[Make, Run]] = {}
 
 
 def op(make: Make) -> Callable[[Run], Run]:
-    """Register an op: how its modules and its width come from its operands' widths, and what it does."""
+    """Register an op: `make` returns its modules and its width, from its operands' widths; the function runs it."""
 
     def register(run: Run) -> Run:
         OPS[run.__name__] = (make, run)
@@ -349,7 +349,7 @@ def transformed(own: dict[str, Any], x: Tensor, y: Tensor, n: int) -> Tensor:
 
 
 class Computed(nn.Module):
-    """A layer whose weight is made from its parameter."""
+    """A layer whose weight is computed from its parameter."""
 
     def __init__(self, width: int, kind: int) -> None:
         super().__init__()
@@ -384,7 +384,7 @@ def prelu(own: dict[str, Any], x: Tensor, y: Tensor, n: int) -> Tensor:
 
 @op(lambda a, b, n: ({"c": nn.Linear(a, a * 3)}, a))
 def modulated(own: dict[str, Any], x: Tensor, y: Tensor, n: int) -> Tensor:
-    """A kernel of its own for each sample, as one grouped convolution."""
+    """Each sample has its own kernel; all are one grouped convolution."""
     b, c, h, w = x.shape
     kernels = own["c"](x.mean((2, 3))).view(b * c, 1, 1, 3)
     if n % 2:
