@@ -104,9 +104,7 @@ def main() -> None:
     labels = ImageNetInfo()
     for name, images in pictures.items():
         print(f"  {name:<12} {labels.index_to_description(int(class_scores(model, images[:1]).argmax()))}")
-    print(
-        f"\nIt is pruned with {len(data)} crops of half of these photographs, without labels, and not trained."
-    )
+    print(f"\nIt is pruned with {len(data)} crops of half of these photographs, without labels, and not trained.")
 
     networks: list[nn.Module] = [model]
     cuts: list[nn.Module] = [model]
@@ -137,8 +135,8 @@ def main() -> None:
         )
         print("".join(f"{cell:>{width}}" for cell, width in zip(row, widths, strict=True)))
     print(
-        f"\nsame top-1: how often the pruned model predicts the class that the original predicts, on {len(unseen)} crops\n"
-        "of the other photographs; one crop is 3 %. KL: the divergence of its class probabilities from the original's,\n"
+        f"\nsame top-1: how often the pruned model predicts the same class as the original, on {len(unseen)} crops of\n"
+        "the other photographs; one crop is 3 %. KL: the divergence of its class probabilities from the original's,\n"
         "in nats, which depends less on chance. bare cut: the same without data and without compensation. error: the\n"
         "largest relative difference between the bare cut and the original with the same channels set to zero, in\n"
         "float64; rounding alone gives about this much. seconds: the time that pruning took.\n"

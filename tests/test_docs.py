@@ -161,6 +161,13 @@ def test_the_summary_of_models_matches_their_table() -> None:
     assert f"| fail on the meta device | {sum(bool(row[failed]) for row in data['rows'])} |" in page
 
 
+def test_the_map_of_the_code_lists_the_packages_in_the_order_of_the_import_contract() -> None:
+    tomllib = pytest.importorskip("tomllib")
+    (contract,) = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
+    mapped = re.findall(r"^\| `(\w+)(?:/|\.py)` \|", (ROOT / "CONTRIBUTING.md").read_text(), re.MULTILINE)
+    assert mapped == contract["layers"]
+
+
 def test_the_picture_of_the_channel_graph_is_up_to_date() -> None:
     path = ROOT / "docs" / "images" / "draw.py"
     spec = importlib.util.spec_from_file_location("draw", path)
