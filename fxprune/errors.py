@@ -33,7 +33,7 @@ class FxpruneWarning(UserWarning):
 
 
 def called_as(call: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
-    """Let a public function refuse arguments that it does not take, those of older versions above all, by its call.
+    """Decorate a public function: arguments that it does not take, such as an older version's, are refused with `call`.
 
     Examples:
         >>> @called_as("shout(text)")

@@ -143,7 +143,7 @@ def _check_classes(pruned: nn.Module, classes: int | None, option: str) -> None:
         outputs = number_of_classes(pruned.eval()(*args, **kwargs))
     if classes is not None and outputs is not None and classes > outputs:
         raise FxpruneError(
-            f"{option} has {classes} classes, but the model has {outputs} outputs: give data of as many classes at most"
+            f"{option} has {classes} classes, but the model has {outputs} outputs: give data with at most {outputs}"
         )
 
 

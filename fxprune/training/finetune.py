@@ -108,7 +108,7 @@ def finetune(
         gradient_accumulation: batches per update.
         checkpoint: a file for the state of the run, written after each epoch.
         checkpoint_every: also write it every so many updates.
-        resume: go on from the checkpoint if there is one; the run ends with the same weights as one that never stopped.
+        resume: continue from the checkpoint if there is one; the run ends with the weights of one that never stopped.
         seed: of everything random.
         progress: True shows a bar with loss and learning rate, False nothing; a function is called instead.
         evaluate: a function of the model, called after each epoch in every process, in eval mode and without gradients;

@@ -1,6 +1,6 @@
 """Pruned models are exported and compiled, and what comes out computes what they do.
 
-`FXPRUNE_EXPORT=1 pytest tests/test_exporting.py` tries all models of the cross-section, which takes an hour.
+`FXPRUNE_EXPORT=1 pytest tests/files/test_exporting.py` tries all models of the cross-section, which takes an hour.
 """
 
 from __future__ import annotations

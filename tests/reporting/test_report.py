@@ -128,7 +128,7 @@ def test_without_the_original_the_pruned_model_tells_what_it_can(small: nn.Modul
     assert [(group.name, group.channels) for group in alone.groups] == [(g.name, g.channels) for g in made.groups]
     known = {layer.name: layer.flops for layer in made.layers if layer.wide}
     assert {layer.name: layer.flops for layer in alone.layers if layer.wide} == known
-    assert "give the original" in alone.to_html()
+    assert "needs the original" in alone.to_html()
 
 
 def test_a_model_of_timm_is_built_again() -> None:
@@ -227,3 +227,9 @@ def test_a_lane_runs_until_it_is_read_for_the_last_time() -> None:
 def test_the_original_goes_by_name(model: nn.Module, small: nn.Module) -> None:
     with pytest.raises(fxprune.FxpruneError, match=r"^report: too many .*: call report\(pruned, original=model\)$"):
         fxprune.report(small, model)
+
+
+def test_the_repr_is_one_line(made: fxprune.Report) -> None:
+    text = repr(made)
+    assert re.fullmatch(r"<Report of Residual: FLOPs \S+.* → .*, parameters .*, \d groups, verified>", text)
+    assert "\n" not in text

@@ -68,7 +68,7 @@ def test_tied_and_strided_tensors_are_stored(tmp_path):
 
 
 def test_what_cannot_be_stored_is_named(tmp_path):
-    with pytest.raises(FxpruneError, match=r"state\.a\.1 \(a set\) cannot go into a snapshot"):
+    with pytest.raises(FxpruneError, match=r"state\.a\.1 \(a set\) cannot be saved"):
         save_snapshot(tmp_path / "s", {"a": [1, {2}]})
     assert list(tmp_path.iterdir()) == []
 
