@@ -1,9 +1,9 @@
-"""What it is worth to keep freed memory: forward and backward passes on a CPU, with `freed_memory_kept` and without.
+"""What it saves to keep freed memory: forward and backward passes on a CPU, with and without `freed_memory_kept`.
 
     python tests/benchmarks/freed_memory.py [--only timm:resnet50 ...] [--batch 16] [--pixels 224] [--rounds 5]
 
-The two take turns in one process and on one thread; the table has medians of a pass, and how many pages the system has
-cleared in it.
+Both take turns in one process and on one thread. The table has the median time of a pass, and how many pages the system
+cleared during it.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ MODELS = ("timm:tf_efficientnet_lite0", "timm:resnet50", "timm:mobilenetv2_100",
 
 
 def one_pass(model: nn.Module, images: Tensor) -> tuple[float, int]:
-    """Seconds, and pages that were cleared."""
+    """Seconds, and the number of cleared pages."""
     pages, began = resource.getrusage(resource.RUSAGE_SELF).ru_minflt, time.perf_counter()
     model(images).sum().backward()
     model.zero_grad()
@@ -31,7 +31,7 @@ def one_pass(model: nn.Module, images: Tensor) -> tuple[float, int]:
 
 
 def compare(model: nn.Module, images: Tensor, rounds: int) -> list[tuple[float, float]]:
-    """Medians of seconds and pages, without and with."""
+    """Medians of seconds and pages, without and with `freed_memory_kept`."""
     usual, kept = [], []
     for _ in range(rounds):
         usual += [one_pass(model, images) for _ in range(2)][1:]
