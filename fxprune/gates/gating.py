@@ -91,7 +91,7 @@ def insert_gates(graph: ChannelGraph, *, last_resort: bool = False) -> fx.GraphM
             continue
         user = by_name[place.node]
         source = entering.get((place.node, place.argument), by_name[place.argument])
-        shape = graph.labels[place.argument].shape
+        shape = graph.labels_of(place.argument).shape
         weight = _gateable_weight(gated, user, source, from_input, _BATCH * math.prod(shape))
         by_conv_group = index.reshape(conv_groups(user, gated), -1)
         if weight is not None and (by_conv_group == by_conv_group[0]).all():
