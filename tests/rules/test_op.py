@@ -19,9 +19,7 @@ def op_of(model: nn.Module, name: str, inputs: Tensor | None = None) -> Op:
     traced = fxprune.trace(model.eval(), tokens() if inputs is None else inputs)
     modules = dict(traced.named_modules())
     node = next(node for node in traced.graph.nodes if node.name == name)
-    return Op(
-        node, modules[str(node.target)] if node.op == "call_module" else None, State.of(traced, modules, Splits())
-    )
+    return Op(node, modules.get(str(node.target)), State.of(traced, modules, Splits()))
 
 
 @pytest.fixture
@@ -92,12 +90,13 @@ def test_labels_dimensions_and_containers_of_labels_are_frozen(op: Op) -> None:
 
 def test_a_gate_acts_on_the_argument_whose_labels_are_summed_over(op: Op) -> None:
     x = Labels((2, 5, op.ids.fresh(4)), (False, False, True))
-    op.state.labels["x"] = x
+    (argument,) = op.node.all_input_nodes
+    op.state.labels[argument.name] = x
     op.sums_over(x, -1)
     op.sums_over(x, -1)
     op.sums_over(x, 0)
     op.sums_over(Labels.plain((3,)), 0)
-    assert op.state.contractions == {"_0": (("x", 2),)}
+    assert op.state.contractions == {"_0": ((argument.name, 2),)}
 
 
 def test_a_size_of_channels_is_static_and_a_size_of_the_batch_is_not() -> None:

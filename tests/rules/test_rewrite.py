@@ -28,11 +28,8 @@ def op() -> Rewrite:
     node.meta["value"] = torch.empty(2, 3, 2, device="meta")
     graph.output(node)
     fx.GraphModule(root, graph)
-    labels = {
-        "x": Labels((2, 3, np.arange(4)), (False,) * 3),
-        "layer": Labels.plain((2, 3, 2)),
-        "size": Size(None, True),
-    }
+    channels = Labels((2, 3, np.arange(4)), (False,) * 3)
+    labels = {"x": channels, "layer": Labels.plain((2, 3, 2)), "size": Size(None, True)}
     return Rewrite(node, np.array([True, False, False, True]), root.layer, root.layer, labels)
 
 
