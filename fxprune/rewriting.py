@@ -19,7 +19,7 @@ from fxprune.errors import FxpruneError
 from fxprune.planning.plan import Plan
 from fxprune.rules import find_rule
 from fxprune.rules.known_index import computes_indices
-from fxprune.rules.registry import Rewrite
+from fxprune.rules.rewrite import Rewrite
 from fxprune.running.copies import cloned, named_tensors
 from fxprune.tracing.checks import check_as_traced
 from fxprune.tracing.fingerprint import Fingerprint, fingerprint

@@ -190,14 +190,14 @@ class _Pass:
 
     def _left(self, name: str, y: Tensor) -> Tensor:
         """What stays of a node's output, along all dimensions: layers that mix tokens have channels at the others."""
-        for d, dim in enumerate(self.graph.labels[name].dims):
+        for d, dim in enumerate(self.graph.labels_of(name).dims):
             if not isinstance(dim, int) and len(dim) == y.shape[d] and not self.alive[dim].all():
                 y = y.index_select(d, self._kept(name, d).to(y.device))
         return y
 
     def _kept(self, name: str, axis: int = 1) -> Tensor:
         """Which channels of a node's output stay along a dimension."""
-        dim = self.graph.labels[name].dims[axis]
+        dim = self.graph.labels_of(name).dims[axis]
         return torch.from_numpy(np.flatnonzero(np.ones(dim, dtype=bool) if isinstance(dim, int) else self.alive[dim]))
 
     def _lacking(self, lockstep: Lockstep, partner: fx.Node, other: fx.Node | None, norm: Any) -> list[Tensor]:

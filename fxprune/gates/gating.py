@@ -91,7 +91,7 @@ def insert_gates(graph: ChannelGraph, *, last_resort: bool = False) -> fx.GraphM
             continue
         user = by_name[place.node]
         source = entering.get((place.node, place.argument), by_name[place.argument])
-        shape = graph.labels[place.argument].shape
+        shape = graph.labels_of(place.argument).shape
         layer = layer_of(user, gated)
         weight = None if layer is None else _gateable_weight(layer, source, from_input, _BATCH * math.prod(shape))
         by_conv_group = index.reshape(1 if layer is None else layer.groups, -1)

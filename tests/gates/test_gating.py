@@ -8,11 +8,10 @@ import numpy as np
 import pytest
 import torch
 from benchmarks.coverage import random_model
-from invariant import masks, plan_for, randomise, to_double, tokens
-from rules import test_norm as norms
-from rules import test_recurrent as recurrent
-from rules import test_reduce as reductions
+from invariant import image, masks, plan_for, randomise, to_double, tokens
+from layer_nets import RECURRENT, SPECTRAL, WRITTEN_OUT
 from torch import Tensor, nn
+from torch.nn.utils.parametrizations import weight_norm
 
 import fxprune
 from fxprune.gates.dagger import Dagger, Description
@@ -62,18 +61,18 @@ def test_open_gates_change_no_bit_and_closed_gates_are_the_rewritten_model(spec:
 
 
 GATED_INSIDE = {
-    **{name: make for name, (make, _) in recurrent.NETS.items()},
-    **{name: norms.NETS[name][0] for name in ("spectral norm", "spectral norm by a hook", "weight norm")},
-    **{name: make for name, make in reductions.WRITTEN_OUT.items() if "deviation" not in name},
+    **{name: (make, tokens()) for name, (make, _) in RECURRENT.items()},
+    **{name: (make, image()) for name, make in SPECTRAL.items()},
+    **{name: (make, image()) for name, make in WRITTEN_OUT.items() if "deviation" not in name},
+    "weight norm": (lambda: nn.Sequential(*(weight_norm(nn.Linear(a, b)) for a, b in ((4, 8), (8, 2)))), tokens()),
 }
 
 
 @pytest.mark.parametrize("name", GATED_INSIDE)
 def test_gates_stand_where_a_layer_sums_over_channels_within_itself(name: str) -> None:
     torch.manual_seed(0)
-    nets = {**norms.NETS, **reductions.NETS}
-    inputs = nets[name][1] if name in nets else tokens()
-    model, inputs = randomise(GATED_INSIDE[name]()), to_double(inputs)
+    make, inputs = GATED_INSIDE[name]
+    model, inputs = randomise(make()), to_double(inputs)
     graph = fxprune.analyze(fxprune.trace(model, inputs))
     gated = insert_gates(graph, last_resort=True).eval()
     with torch.no_grad():
