@@ -8,10 +8,9 @@ from typing import Any
 import pytest
 import torch
 from random_nets import OPS, Step, build
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
 import fxprune
-from fxprune.data import Batch, placeholder_values
 from fxprune.rewriting import pruning_notes
 
 
@@ -84,10 +83,3 @@ def test_a_model_with_any_number_of_inputs_is_compensated(number: int) -> None:
     # Ridge regression on the wrong inputs would be discarded.
     assert "ridge" in pruning_notes(pruned).compensated
     assert fxprune.verify(model, pruned, images) <= 1e-9
-
-
-def test_any_number_of_keyword_inputs_is_one_placeholder() -> None:
-    graph = fx.Graph()
-    first, rest = graph.placeholder("x"), graph.placeholder("**others")
-    batch = Batch((), {"x": torch.zeros(1), "y": torch.ones(1)})
-    assert placeholder_values(graph, batch) == {first: batch.kwargs["x"], rest: {"y": batch.kwargs["y"]}}
