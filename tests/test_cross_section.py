@@ -40,7 +40,7 @@ def test_hard_gates_are_the_rewritten_model(spec: str) -> None:
     plan = fxprune.make_plan(graph, fxprune.scores(graph, "random"), flops=0.5)
     alive = alive_channels(graph, plan)
     channels = np.concatenate([group.channels for group in gated_groups(graph, last_resort=True)])
-    dagger_of(gated).open(torch.from_numpy(np.where(alive[channels], 1.0, -1.0)))
+    dagger_of(gated).set_logits(torch.from_numpy(np.where(alive[channels], 1.0, -1.0)))
     with torch.no_grad():
         expected = trees.tensors(fxprune.rewrite(graph, plan)(*inputs))
         for a, b in zip(expected, trees.tensors(gated(*inputs)), strict=True):

@@ -19,7 +19,7 @@ from fxprune.errors import FxpruneError
 from fxprune.files.packing import pack, unpack
 from fxprune.files.writing import replace_file
 
-__all__ = ["load_run", "load_snapshot", "save_snapshot"]
+__all__ = ["load_run", "load_snapshot", "save_run", "save_snapshot"]
 
 _KEY = "fxprune.snapshot"
 
@@ -60,6 +60,13 @@ def load_snapshot(path: str | Path) -> Any:
     if nesting is None:
         raise FxpruneError(f"{str(path)!r} is a safetensors file, but no snapshot of a training run: give another path")
     return unpack(json.loads(nesting), tensors)
+
+
+def save_run(accelerator: Any, path: str | Path, settings: Mapping[str, Any], state: Mapping[str, Any]) -> None:
+    """Write the snapshot of a training run with its settings, in the main process; the others wait."""
+    if accelerator.is_main_process:
+        save_snapshot(path, {"settings": dict(settings), **state})
+    accelerator.wait_for_everyone()
 
 
 def load_run(path: str | Path, settings: Mapping[str, Any]) -> Any:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from fxprune.data import Batch, check_labels, run_model
 from fxprune.errors import FxpruneError
 from fxprune.losses import class_loss, distillation_loss, number_of_classes
-from fxprune.training.snapshots import load_run, save_snapshot
+from fxprune.training.snapshots import load_run, save_run
 
 __all__ = ["Run", "Settings", "make_optimizer"]
 
@@ -160,18 +160,15 @@ class Run:
     def save(self, path: str | Path) -> None:
         """Write a snapshot, in the main process; the others wait."""
         scaler = self.accelerator.scaler
-        if self.accelerator.is_main_process:
-            state = {
-                "settings": asdict(self.settings),
-                "epoch": self.epoch,
-                "update": self.update,
-                "total": self.total,
-                "model": self.weights(),
-                "optimizer": self.optimizer.state_dict(),
-                "scaler": None if scaler is None else scaler.state_dict(),
-            }
-            save_snapshot(path, state)
-        self.accelerator.wait_for_everyone()
+        state = {
+            "epoch": self.epoch,
+            "update": self.update,
+            "total": self.total,
+            "model": self.weights(),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": None if scaler is None else scaler.state_dict(),
+        }
+        save_run(self.accelerator, path, asdict(self.settings), state)
 
     def restore(self, path: str | Path) -> None:
         """Go on from a snapshot.

@@ -42,7 +42,7 @@ def _graph(spec: str) -> tuple[torch.nn.Module, Any, fxprune.ChannelGraph]:
 
 def _set_gates(gated: torch.fx.GraphModule, graph: fxprune.ChannelGraph, alive: np.ndarray[Any, Any]) -> None:
     channels = np.concatenate([group.channels for group in gated_groups(graph, last_resort=True)])
-    dagger_of(gated).open(torch.from_numpy(np.where(alive[channels], 1.0, -1.0)))
+    dagger_of(gated).set_logits(torch.from_numpy(np.where(alive[channels], 1.0, -1.0)))
 
 
 @pytest.mark.parametrize("spec", MODELS)
