@@ -24,7 +24,7 @@ from fxprune.planning.budgets import check_latency, flops_target
 from fxprune.planning.make import make_plan
 from fxprune.progress import Progress, shown
 from fxprune.rewriting import rewrite
-from fxprune.running.copies import cloned
+from fxprune.running.copies import copy_module
 from fxprune.running.eval_mode import in_eval_without_grad
 from fxprune.scoring.criteria import FROM_DATA, check_method, scores
 from fxprune.tracing.aliasing import written_attributes
@@ -124,7 +124,7 @@ def prune(
             if latency is None or latency == 1:
                 plan = make_plan(graph, chosen, **settings)
             else:
-                plan = plan_for_latency(graph, chosen, cloned(model, {}), latency, **settings)
+                plan = plan_for_latency(graph, chosen, copy_module(model), latency, **settings)
             pruned = rewrite(graph, plan)
             if not compensate or batch is None or plan.flops == plan.flops_before:
                 return pruned

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from fxprune.errors import FxpruneError
 from fxprune.rewriting import plan_of
 from fxprune.running.calls import call_of
-from fxprune.running.copies import cloned, named_tensors
+from fxprune.running.copies import copy_module, named_tensors
 from fxprune.tracing.constants import is_constant, put
 from fxprune.tracing.user_code import place_of
 from fxprune.verification import largest_difference, outputs_in_double
@@ -45,11 +45,11 @@ def restore_class(pruned: nn.Module, model: nn.Module, example_inputs: Any = Non
         raise FxpruneError(
             f"{type(model).__name__} has no {min(unknown)}, which was pruned: give the model that was pruned"
         )
-    own = cloned(model, {})
+    own = copy_module(model)
     _take_over(own, pruned)
     args, kwargs = call_of(pruned, example_inputs)
     try:
-        expected = outputs_in_double(cloned(pruned, {}), args, kwargs)
+        expected = outputs_in_double(copy_module(pruned), args, kwargs)
     except Exception as error:
         raise FxpruneError(f"the pruned graph does not run on these inputs in float64: {error}") from error
     advice = (
@@ -57,7 +57,7 @@ def restore_class(pruned: nn.Module, model: nn.Module, example_inputs: Any = Non
         "with ignore= for the layers that make them, or use the pruned graph, which needs neither"
     )
     try:
-        difference = largest_difference(expected, outputs_in_double(cloned(own, {}), args, kwargs))
+        difference = largest_difference(expected, outputs_in_double(copy_module(own), args, kwargs))
     except Exception as error:
         place, line = place_of(error)
         raise FxpruneError(

@@ -18,7 +18,7 @@ from fxprune.planning.plan import Plan
 from fxprune.rules import find_rule
 from fxprune.rules.known_index import computes_indices
 from fxprune.rules.registry import Rewrite
-from fxprune.running.copies import cloned
+from fxprune.running.copies import copy_module
 from fxprune.tracing.checks import check_as_traced
 from fxprune.tracing.fingerprint import fingerprint
 
@@ -109,7 +109,7 @@ def _copy_with_slices(graph: ChannelGraph, plan: Plan) -> fx.GraphModule:
         if id(tensor) not in memo:
             memo[id(tensor)] = _slice(tensor, plan.kept.get(name, {}), indices)
     for child in traced.children():
-        cloned(child, memo)
+        copy_module(child, memo)
     return copy.deepcopy(traced, memo)
 
 

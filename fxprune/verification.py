@@ -19,7 +19,7 @@ from fxprune.planning.plan import Plan
 from fxprune.rewriting import plan_of, rewrite
 from fxprune.running import trees
 from fxprune.running.calls import call_of
-from fxprune.running.copies import cloned, named_tensors
+from fxprune.running.copies import copy_module, named_tensors
 from fxprune.running.devices import on_device_of
 from fxprune.running.eager import running_eagerly
 from fxprune.tracing.aliasing import written_attributes
@@ -67,7 +67,7 @@ def verify(model: nn.Module, pruned: nn.Module, example_inputs: Any = None) -> f
         got = outputs_in_double(_in_state_of(model, pruned, plan), args, kwargs)
         if not all(map(_is_finite, expected)) and all(map(_is_finite, got)):
             # What is divided by its own norm, as in weight_norm, is 0 / 0 where all of it was removed.
-            expected = outputs_in_double(mask(cloned(model, {}).double(), plan, fill=_ALMOST_ZERO), args, kwargs)
+            expected = outputs_in_double(mask(copy_module(model).double(), plan, fill=_ALMOST_ZERO), args, kwargs)
         if not all(map(_is_finite, expected)) and all(map(_is_finite, got)):
             # Nor can what divides by differences of a buffer, as splines do by those of their grid: weights alone go.
             expected = outputs_in_double(mask(model, _of_parameters(model, plan)), args, kwargs)
@@ -88,7 +88,7 @@ def _in_state_of(model: nn.Module, pruned: nn.Module, plan: Plan) -> nn.Module:
 
     Either may have run since the other was made.
     """
-    copied = cloned(pruned, {})
+    copied = copy_module(pruned)
     tensors, places = named_tensors(model), getattr(pruned, "meta", {}).get("constant_places", {})
     parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
     for name in written_attributes(pruned) - parameters if isinstance(pruned, fx.GraphModule) else ():
@@ -105,7 +105,7 @@ def _in_state_of(model: nn.Module, pruned: nn.Module, plan: Plan) -> nn.Module:
 def _as_cut(model: nn.Module, pruned: nn.Module, plan: Plan, inputs: Any) -> nn.Module:
     """A copy of a compensated model with the weights that the cut left it."""
     bare = rewrite(analyze(trace(model, inputs, copy=False, leaves=leaves_of(pruned))), plan)
-    own = cloned(pruned, {})
+    own = copy_module(pruned)
     try:
         own.load_state_dict(bare.state_dict())
     except RuntimeError as error:
@@ -219,7 +219,7 @@ def mask(model: nn.Module, plan: Plan, fill: float = 0.0) -> nn.Module:
     Raises:
         FxpruneError: the plan keeps what the model does not have.
     """
-    masked = cloned(model, {})
+    masked = copy_module(model)
     tensors = named_tensors(masked)
     with torch.no_grad():
         for name, by_dim in plan.kept.items():

@@ -278,7 +278,7 @@ def test_a_wrapped_model_is_refused_with_the_place_of_the_model_inside(wrap: Cal
 
 
 def test_an_array_of_numpy_is_no_input() -> None:
-    with pytest.raises(FxpruneError, match=r"an array of numpy, of shape \(.*\): models take tensors, give torch.from"):
+    with pytest.raises(FxpruneError, match=r"a numpy array of shape \(.*\): models take tensors, give torch.from"):
         fxprune.prune(small(), 0.5, example_inputs=image().numpy())
 
 

@@ -36,7 +36,7 @@ from fxprune.layers.contraction import Contraction, contraction_of, find_paramet
 from fxprune.layers.residuals import other_side
 from fxprune.progress import Progress, silent
 from fxprune.rewriting import alive_channels, plan_of
-from fxprune.running.allocator import freed_memory_kept
+from fxprune.running.allocator import keep_freed_memory
 from fxprune.running.eval_mode import in_eval
 from fxprune.tracing.tracer import leaves_of, trace
 
@@ -53,7 +53,7 @@ _LEAST_GAIN = 1e-3
 _ROWS_PER_INPUT, _GRID = 64, 196
 
 
-@freed_memory_kept()
+@keep_freed_memory()
 def compensate(
     original: nn.Module | ChannelGraph,
     pruned: fx.GraphModule,

@@ -27,7 +27,7 @@ from fxprune.files.writing import replace_file
 from fxprune.models import Source, load_model
 from fxprune.planning.plan import plan_to_json
 from fxprune.rewriting import plan_of, rewrite
-from fxprune.running.copies import cloned, named_tensors
+from fxprune.running.copies import copy_module, named_tensors
 from fxprune.tracing.constants import forget, put
 from fxprune.tracing.fingerprint import Fingerprint, fingerprint
 from fxprune.tracing.tracer import trace_knowing
@@ -212,7 +212,7 @@ def _that_has_run(model: nn.Module, args: Any, kwargs: Any) -> nn.Module | None:
     """A copy of a model after a call; None where it has no weights to run with, or fails."""
     if any(tensor.is_meta for tensor in named_tensors(model).values()):
         return None
-    copied = cloned(model, {}).eval()
+    copied = copy_module(model).eval()
     try:
         with torch.no_grad():
             copied(*args, **kwargs)
@@ -305,7 +305,7 @@ def _without_weights(model: nn.Module, record: Record, file: Any) -> nn.Module:
                 memo[id(tensor)] = file.get_tensor(stored)
             else:
                 memo[id(tensor)] = tensor.detach().to(dtype)
-    return cloned(model, memo)
+    return copy_module(model, memo)
 
 
 # --- what is written --------------------------------------------------------------------------------------------------

@@ -60,7 +60,8 @@ class GateCost:
     def excess(self, logits: Scores, target: float) -> Scores:
         """What to subtract from each logit, so that the open gates cost at most `target`.
 
-        It is the same number for all, but for groups that would be emptied: there the best channel stays open.
+        It is the same number for all, but less in a group that would be emptied: its best gate stays open, at a cost
+        that comes on top.
         """
         order = np.sort(logits)
         steps = np.concatenate([[order[0] - 2 * _MARGIN], order, [order[-1] + 2 * _MARGIN]])

@@ -18,7 +18,7 @@ from fxprune.gates.run import Gates, Run, Settings
 from fxprune.planning.budgets import flops_target
 from fxprune.planning.make import make_plan
 from fxprune.progress import Progress, shown, silent
-from fxprune.running.allocator import freed_memory_kept
+from fxprune.running.allocator import keep_freed_memory
 from fxprune.running.randomness import preserve_rng_state
 from fxprune.scoring.criteria import FROM_DATA, scores
 from fxprune.training.runs import digest, make_accelerator
@@ -33,7 +33,7 @@ _PARTS, _PART = 4, 512
 _COMPARED = 1024
 
 
-@freed_memory_kept()
+@keep_freed_memory()
 def learn_gates(
     graph: ChannelGraph,
     data: Any,
@@ -57,7 +57,8 @@ def learn_gates(
     The loss is the task's (cross-entropy if the data has labels, else distillation from the ungated model) plus the
     FLOPs of the open gates, with a weight that balances the two. Gates are 0 or 1 all along (straight-through). They
     start open, in the order of a criterion; the target falls linearly from the whole model to the budget over the first
-    part of the run. The open gates meet the target at every step, and at least one of each group stays open.
+    part of the run. The open gates meet the target at every step; only where a group would be emptied, its best gate
+    stays open all the same.
 
     In the end three sets of gates at the budget are compared: those of the start, the learned ones and those halfway
     between. Each is compensated on a quarter of some samples (if weights are trained) and judged on the others by the

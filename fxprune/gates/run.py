@@ -2,7 +2,7 @@
 
 The weight of the regularisation is not fixed: at each step it balances the pull of the task along the FLOPs
 (`fxprune.gates.cost.flops_balance`), and all logits are then shifted together until the open gates meet the target of
-the step. So the budget is met whatever the scale of the loss, and what is learned is which channels use it best.
+the step. So the budget is met, whatever the scale of the loss, and what is learned is which channels use it best.
 """
 
 from __future__ import annotations

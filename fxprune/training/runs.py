@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from fxprune.errors import FxpruneError
-from fxprune.running.copies import cloned
+from fxprune.running.copies import copy_module
 
 __all__ = ["digest", "frozen", "make_accelerator", "of_main_process"]
 
@@ -54,7 +54,7 @@ def of_main_process(tensor: Tensor) -> Tensor:
 
 def frozen(teacher: nn.Module | None, device: torch.device) -> nn.Module | None:
     """A copy of a model that is only asked: in eval mode, without gradients."""
-    return None if teacher is None else cloned(teacher, {}).eval().requires_grad_(False).to(device)
+    return None if teacher is None else copy_module(teacher).eval().requires_grad_(False).to(device)
 
 
 def digest(model: nn.Module) -> str:
