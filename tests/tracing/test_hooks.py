@@ -167,19 +167,3 @@ def test_a_copy_of_a_model_uses_its_own_weights(make: type[Net]) -> None:
         for parameter in model.parameters():
             parameter.zero_()
     assert torch.equal(clone(X), expected)
-
-
-def test_a_function_keeps_what_is_not_of_the_model() -> None:
-    outside, store = nn.Linear(3, 3), {"module": nn.Linear(2, 2)}
-
-    def function(x: Tensor, *, times: int = 2) -> Any:
-        """What it says."""
-        return outside, store, model, times
-
-    model = nn.Sequential(nn.Linear(3, 3))
-    model.function = function  # type: ignore[assignment]
-    clone: Any = copy_module(model)
-    assert clone.function is not function
-    assert (clone.function.__doc__, clone.function.__name__) == (function.__doc__, "function")
-    assert clone.function(X) == (outside, store, clone, 2)
-    assert function(X) == (outside, store, model, 2)
