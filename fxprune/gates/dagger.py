@@ -102,7 +102,7 @@ class Dagger(nn.Module):
     def __init__(self, shapes: Sequence[tuple[int, int]]) -> None:
         super().__init__()
         self.bias = nn.Parameter(torch.full((sum(channels for channels, _ in shapes),), _INITIAL_LOGIT))
-        self.tables = nn.ModuleList()
+        self.networks = nn.ModuleList()
         by_size: dict[int, list[int]] = {}
         for number, (channels, _) in enumerate(shapes):
             by_size.setdefault(channels.bit_length(), []).append(number)
@@ -110,10 +110,10 @@ class Dagger(nn.Module):
         starts = np.zeros(len(shapes), dtype=np.int64)
         entries = 0
         for groups in self._groups:
-            table = _Networks([shapes[number] for number in groups])
-            self.tables.append(table)
-            starts[groups] = entries + table.channels * np.arange(len(groups))
-            entries += table.channels * len(groups)
+            networks = _Networks([shapes[number] for number in groups])
+            self.networks.append(networks)
+            starts[groups] = entries + networks.channels * np.arange(len(groups))
+            entries += networks.channels * len(groups)
         order = [start + np.arange(channels) for start, (channels, _) in zip(starts, shapes, strict=True)]
         self.order: Tensor
         self.register_buffer("order", torch.from_numpy(np.concatenate(order)), persistent=False)
@@ -121,8 +121,8 @@ class Dagger(nn.Module):
     def logits(self, descriptions: Sequence[Tensor]) -> Tensor:
         """One number per channel, positive where its gate is open: (channels,)."""
         parts = [
-            table([descriptions[number] for number in groups]).flatten()
-            for table, groups in zip(self.tables, self._groups, strict=True)
+            networks([descriptions[number] for number in groups]).flatten()
+            for networks, groups in zip(self.networks, self._groups, strict=True)
         ]
         return torch.cat(parts).index_select(0, self.order) + self.bias
 
@@ -137,8 +137,8 @@ class Dagger(nn.Module):
     def set_logits(self, logits: Tensor) -> None:
         """Give these logits (channels,), whatever the weights are."""
         with torch.no_grad():
-            for table in self.tables:
-                table.silence()  # type: ignore[operator]
+            for networks in self.networks:
+                networks.silence()  # type: ignore[operator]
             self.bias.copy_(logits)
 
 

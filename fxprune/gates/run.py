@@ -105,9 +105,11 @@ class Run:
     ) -> None:
         self.accelerator, self.graph, self.settings = accelerator, graph, settings
         self.steps, self.samples = steps, samples
-        self.dagger, self.descriptions = dagger_of(gated), descriptions(gated)
+        self.dagger = dagger_of(gated)
         optimizers = _optimizers(gated, self.dagger, settings)
         self.objective, *self.optimizers = accelerator.prepare(_Objective(gated, settings.temperature), *optimizers)
+        # Only now: buffers are other tensors on another device.
+        self.descriptions = descriptions(gated)
         if settings.train_weights:
             for description, weights in self.descriptions:
                 description.hold(*weights)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from types import CellType, FunctionType, MethodType
 from typing import Any, TypeAlias, cast
 
@@ -74,13 +74,7 @@ class DeepcopyTensorsWith(TorchFunctionMode):
         super().__init__()
         self.convert = convert
 
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: object,
-        args: tuple[Any, ...] = (),
-        kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is Tensor.__deepcopy__:
             tensor, memo = args
             if id(tensor) not in memo:
@@ -175,17 +169,11 @@ class _WithoutHistory(TorchFunctionMode):
     Hooks and caches keep such tensors on the model; they are computed again before they are used.
     """
 
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: object,
-        args: tuple[Any, ...] = (),
-        kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is Tensor.__deepcopy__ and not args[0].is_leaf:
             tensor, memo = args
             try:
-                return func(*args)
+                return func(*args)  # type: ignore[no-untyped-call]
             except RuntimeError:
                 return memo.setdefault(id(tensor), tensor.detach().clone())
         return func(*args, **(kwargs or {}))

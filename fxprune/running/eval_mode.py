@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -81,13 +81,7 @@ class _Writes(TorchFunctionMode):
         self._unchanged = {id(parameter): parameter for parameter in parameters}
         self.before: list[tuple[Tensor, Tensor, Tensor]] = []
 
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: object,
-        args: tuple[Any, ...] = (),
-        kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if args and isinstance(args[0], Tensor) and _may_write(func):
             parameter = self._unchanged.pop(id(args[0]), None)
             if parameter is None and args[0]._is_view():
