@@ -38,7 +38,7 @@ from fxprune.errors import FxpruneError
 from fxprune.running import trees
 from fxprune.running.calls import Call, given_call
 from fxprune.running.eager import running_eagerly, source_of_scripted
-from fxprune.running.eval_mode import in_eval, keeping_weights
+from fxprune.running.eval_mode import in_eval, preserve_weights
 
 with warnings.catch_warnings():
     # fvcore scripts parts of itself when it is imported, which torch has deprecated.
@@ -186,7 +186,7 @@ def _as_is(model: nn.Module) -> Iterator[None]:
     fast_path = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
-        with running_eagerly(), _unscripted(), in_eval(model), keeping_weights(model):
+        with running_eagerly(), _unscripted(), in_eval(model), preserve_weights(model):
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast_path)

@@ -35,7 +35,7 @@ from fxprune.layers.contraction import Contraction, contraction_of, find_paramet
 from fxprune.layers.residuals import other_side
 from fxprune.progress import Progress, silent
 from fxprune.rewriting import alive_channels, original_graph, plan_of, pruning_notes, set_pruning_notes
-from fxprune.running.allocator import freed_memory_kept
+from fxprune.running.allocator import keep_freed_memory
 from fxprune.running.eval_mode import in_eval
 
 __all__ = ["compensate"]
@@ -51,7 +51,7 @@ _LEAST_GAIN = 1e-3
 _ROWS_PER_INPUT, _GRID = 64, 196
 
 
-@freed_memory_kept()
+@keep_freed_memory()
 def compensate(
     original: nn.Module | ChannelGraph,
     pruned: fx.GraphModule,

@@ -38,7 +38,7 @@ def test_closed_gates_equal_the_rewritten_model(spec: str) -> None:
     plan = fxprune.make_plan(graph, fxprune.scores(graph, "random"), flops=0.5)
     alive = alive_channels(graph, plan)
     channels = np.concatenate([group.channels for group in gated_groups(graph, last_resort=True)])
-    dagger_of(gated).open(torch.from_numpy(np.where(alive[channels], 1.0, -1.0)))
+    dagger_of(gated).set_logits(torch.from_numpy(np.where(alive[channels], 1.0, -1.0)))
     with torch.no_grad():
         expected, got = (trees.tensors(net(*inputs)) for net in (fxprune.rewrite(graph, plan), gated))
     assert largest_error(expected, got) <= TOLERANCE
