@@ -26,7 +26,7 @@ from fxprune.planning.make import check_reachable, plan_for
 from fxprune.planning.plan import Plan
 from fxprune.progress import Progress, shown
 from fxprune.rewriting import rewrite
-from fxprune.running.copies import cloned
+from fxprune.running.copies import copy_module
 from fxprune.running.eval_mode import in_eval_without_grad
 from fxprune.scoring.criteria import FROM_DATA, check_method, scores
 from fxprune.tracing.aliasing import written_attributes
@@ -199,4 +199,4 @@ def _learned_scores(
 def _planned(model: nn.Module, graph: ChannelGraph, chosen: Scores, request: Request) -> Plan:
     if request.latency is None or request.latency == 1:
         return plan_for(graph, chosen, request)
-    return plan_for_latency(graph, chosen, cloned(model, {}), request)
+    return plan_for_latency(graph, chosen, copy_module(model), request)

@@ -1,4 +1,4 @@
-"""`prune` when nothing is chosen, scored on samples and compensated: it crashes on no net, and changes none."""
+"""`prune` with its defaults, which score on samples and compensate, crashes on no net and changes none."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def description(seed: int) -> tuple[list[Step], int, int]:
 
 
 def prepare(model: nn.Module) -> None:
-    """Let its modes, gradients and frozen parameters differ, as in the middle of somebody's training."""
+    """Give it mixed modes, gradients and frozen parameters, as in the middle of training."""
     for k, module in enumerate(model.modules()):
         module.training = k % 3 != 2
     for k, parameter in enumerate(model.parameters()):
@@ -35,7 +35,7 @@ def prepare(model: nn.Module) -> None:
 
 
 def state(model: nn.Module, inputs: Any) -> list[Any]:
-    """Everything that must be the same bits afterwards."""
+    """Everything that must stay the same to the last bit."""
 
     def bits(tensor: Tensor | None) -> Any:
         return None if tensor is None else (tensor.dtype, tensor.shape, tensor.detach().numpy().tobytes())
@@ -52,8 +52,7 @@ def state(model: nn.Module, inputs: Any) -> list[Any]:
 @pytest.mark.filterwarnings("ignore:cut by relevance and not compensated:UserWarning")
 @pytest.mark.parametrize("with_data", [True, False], ids=["data", "no data"])
 @pytest.mark.parametrize("seed", range(6))
-def test_prune_takes_any_net_and_leaves_it_alone(seed: int, with_data: bool) -> None:
-    torch.set_num_threads(1)
+def test_prune_takes_any_net_and_does_not_change_it(seed: int, with_data: bool) -> None:
     model, inputs = build(description(seed))
     prepare(model)
     before = state(model, inputs)
@@ -68,7 +67,7 @@ def test_prune_takes_any_net_and_leaves_it_alone(seed: int, with_data: bool) -> 
 
 
 class AnyNumber(nn.Module):
-    """Sums what any number of images give."""
+    """Takes any number of images and sums their features."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -79,11 +78,11 @@ class AnyNumber(nn.Module):
 
 
 @pytest.mark.parametrize("number", [1, 2])
-def test_a_model_of_any_number_of_inputs_is_compensated(number: int) -> None:
+def test_a_model_with_any_number_of_inputs_is_compensated(number: int) -> None:
     torch.manual_seed(0)
     model, images = AnyNumber(), torch.randn(number, 4, 3, 6, 6).unbind(0)
     pruned = fxprune.prune(model, 0.6, example_inputs=images, data=[(images, None)], progress=False)
-    # Fitted to other inputs, it would not be kept.
+    # Ridge regression on the wrong inputs would be discarded.
     assert "ridge" in pruning_notes(pruned).compensated
     assert fxprune.verify(model, pruned, images) <= 1e-9
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 import fxprune
 from fxprune import FxpruneError
 from fxprune.rewriting import pruning_notes
-from fxprune.running.copies import cloned
+from fxprune.running.copies import copy_module
 from fxprune.verification import TOLERANCE, largest_error, mask, relative_error, verify_structure
 
 
@@ -208,7 +208,7 @@ def test_a_model_that_keeps_what_it_has_computed_with_a_history_is_pruned_and_ve
     model(x)
     assert model.get_buffer("state").grad_fn is not None
     assert fxprune.verify(model, pruned, x) < 1e-9
-    twin: Any = cloned(model, {})
+    twin: Any = copy_module(model)
     assert twin.kept["state"][1] is twin.a.weight
     assert twin.kept["state"][0] is twin.kept["twice"][0] is twin.state
     torch.testing.assert_close(twin.state, model.get_buffer("state").detach(), rtol=0, atol=0)

@@ -35,7 +35,7 @@ from fxprune.layers.contraction import Contraction, contraction_of, find_paramet
 from fxprune.layers.residuals import other_side
 from fxprune.progress import Progress, silent
 from fxprune.rewriting import alive_channels, original_graph, plan_of, pruning_notes, set_pruning_notes
-from fxprune.running.allocator import freed_memory_kept
+from fxprune.running.allocator import keep_freed_memory
 from fxprune.running.eval_mode import in_eval
 
 __all__ = ["compensate"]
@@ -51,7 +51,7 @@ _LEAST_GAIN = 1e-3
 _ROWS_PER_INPUT, _GRID = 64, 196
 
 
-@freed_memory_kept()
+@keep_freed_memory()
 def compensate(
     original: nn.Module | ChannelGraph,
     pruned: fx.GraphModule,
@@ -190,14 +190,14 @@ class _Pass:
 
     def _left(self, name: str, y: Tensor) -> Tensor:
         """What stays of a node's output, along all dimensions: layers that mix tokens have channels at the others."""
-        for d, dim in enumerate(self.graph.labels[name].dims):
+        for d, dim in enumerate(self.graph.labels_of(name).dims):
             if not isinstance(dim, int) and len(dim) == y.shape[d] and not self.alive[dim].all():
                 y = y.index_select(d, self._kept(name, d).to(y.device))
         return y
 
     def _kept(self, name: str, axis: int = 1) -> Tensor:
         """Which channels of a node's output stay along a dimension."""
-        dim = self.graph.labels[name].dims[axis]
+        dim = self.graph.labels_of(name).dims[axis]
         return torch.from_numpy(np.flatnonzero(np.ones(dim, dtype=bool) if isinstance(dim, int) else self.alive[dim]))
 
     def _lacking(self, lockstep: Lockstep, partner: fx.Node, other: fx.Node | None, norm: Any) -> list[Tensor]:

@@ -14,7 +14,7 @@ from torch import Tensor, fx, nn
 from fxprune.channels import ChannelGraph
 from fxprune.layers.batch_norm import has_statistics
 from fxprune.progress import Progress, silent
-from fxprune.running.allocator import freed_memory_kept
+from fxprune.running.allocator import keep_freed_memory
 from fxprune.running.eval_mode import in_eval_without_grad
 from fxprune.tracing.notes import call_of
 
@@ -32,7 +32,7 @@ _BETAS = (0.8, 0.99)
 _COARSE = 0.7
 
 
-@freed_memory_kept()
+@keep_freed_memory()
 def synthesize(
     graph: ChannelGraph, size: int | None = None, *, steps: int = 20, seed: int = 0, progress: Progress = silent
 ) -> Tensor | None:

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from fxprune.errors import FxpruneError
 from fxprune.running import trees
-from fxprune.running.calls import Call, first_dimension, with_batch
-from fxprune.running.copies import cloned
+from fxprune.running.calls import Call, batch_size_of, with_batch
+from fxprune.running.copies import copy_module
 from fxprune.running.eval_mode import in_eval
 from fxprune.running.randomness import preserve_rng_state
 from fxprune.tracing.notes import call_of
@@ -156,7 +156,7 @@ class Run:
         """Put a model and its inputs in place, in eval until `stack` is left, when its buffers are as before."""
         call = call_of(model, inputs)
         if batch_size is not None:
-            size = first_dimension(call)
+            size = batch_size_of(call)
             if size is None:
                 raise FxpruneError(f"batch_size (={batch_size}) given, but the inputs have no first dimension")
             call = with_batch(call, size, batch_size)
@@ -170,7 +170,7 @@ class Run:
             )
         if there != here:
             with torch.inference_mode(False):
-                model = cloned(model, {}).to(there)
+                model = copy_module(model).to(there)
         stack.enter_context(in_eval(model))
         weights = [p for p in model.parameters() if p.is_floating_point()]
         dtype = weights[0].dtype if weights else torch.get_default_dtype()
@@ -226,7 +226,7 @@ class Run:
             quartiles[2] - quartiles[0],
             len(self.times),
             warmup,
-            first_dimension(self.call),
+            batch_size_of(self.call),
             torch.get_num_threads(),
             device,
             str(self.dtype).removeprefix("torch."),
