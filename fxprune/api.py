@@ -138,7 +138,9 @@ def prune(
                 )
             plan = _planned(model, graph, chosen, request)
             pruned = rewrite(graph, plan)
-            return compensated(graph, pruned, batch, seed=seed, progress=show) if repairs else pruned
+            if not repairs or batch is None:
+                return pruned
+            return compensated(graph, pruned, batch, seed=seed, progress=show)
         except CannotScoreError as error:
             if method is not None:
                 raise

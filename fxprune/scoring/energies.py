@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, fx
 
 from fxprune.layers.batch_norm import has_statistics
 from fxprune.ops import Trait, traits
