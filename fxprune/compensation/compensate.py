@@ -32,7 +32,7 @@ from fxprune.rewriting import (
     pruning_notes,
     set_pruning_notes,
 )
-from fxprune.running.allocator import freed_memory_kept
+from fxprune.running.allocator import keep_freed_memory
 
 __all__ = ["compensate"]
 
@@ -41,7 +41,7 @@ _CALL = "fxprune.compensate(original, pruned, data)"
 
 
 @called_as(_CALL)
-@freed_memory_kept()
+@keep_freed_memory()
 def compensate(
     original: nn.Module | ChannelGraph,
     pruned: fx.GraphModule,

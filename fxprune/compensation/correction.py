@@ -164,12 +164,12 @@ class _Channels:
 
     def kept(self, node: fx.Node, axis: int = 1) -> Tensor:
         """The indices that are kept of a dimension of a node's output."""
-        dim = self.graph.labels[node.name].dims[axis]
+        dim = self.graph.labels_of(node.name).dims[axis]
         return torch.from_numpy(np.flatnonzero(np.ones(dim, dtype=bool) if isinstance(dim, int) else self.alive[dim]))
 
     def cut(self, node: fx.Node, y: Tensor) -> Tensor:
         """What is kept of a node's output, along all dimensions: layers over tokens have channels in other ones."""
-        for d, dim in enumerate(self.graph.labels[node.name].dims):
+        for d, dim in enumerate(self.graph.labels_of(node.name).dims):
             if not isinstance(dim, int) and len(dim) == y.shape[d] and not self.alive[dim].all():
                 y = y.index_select(d, self.kept(node, d).to(y.device))
         return y

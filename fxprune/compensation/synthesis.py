@@ -14,7 +14,7 @@ from torch.fx.node import Argument, Target
 from fxprune.channels import ChannelGraph
 from fxprune.layers.batch_norm import has_statistics
 from fxprune.progress import Progress, shown
-from fxprune.running.allocator import freed_memory_kept
+from fxprune.running.allocator import keep_freed_memory
 from fxprune.running.eval_mode import in_eval_without_grad
 from fxprune.tracing.notes import call_of
 
@@ -35,7 +35,7 @@ _RATE, _SPECTRA_RATES = 0.12, (0.1, 0.06)
 _BETAS = (0.8, 0.99)
 
 
-@freed_memory_kept()
+@keep_freed_memory()
 def synthesize(
     graph: ChannelGraph,
     size: int | None = None,

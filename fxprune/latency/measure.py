@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from fxprune.errors import FxpruneError
 from fxprune.running import trees
 from fxprune.running.batch import Inputs
-from fxprune.running.calls import Call, first_dimension, with_batch
-from fxprune.running.copies import cloned, tensors_of
+from fxprune.running.calls import Call, batch_size_of, with_batch
+from fxprune.running.copies import copy_module, parameters_and_buffers
 from fxprune.running.eval_mode import in_eval
 from fxprune.running.randomness import preserve_rng_state
 from fxprune.tracing.notes import call_of
@@ -157,11 +157,11 @@ class Run:
         """Move a model and its inputs to the device; the model is in eval until `stack` is left."""
         call = call_of(model, inputs)
         if batch_size is not None:
-            size = first_dimension(call)
+            size = batch_size_of(call)
             if size is None:
                 raise FxpruneError(f"batch_size (={batch_size}) given, but the inputs have no first dimension")
             call = with_batch(call, size, batch_size)
-        tensors = list(tensors_of(model))
+        tensors = list(parameters_and_buffers(model))
         here = tensors[0].device if tensors else torch.device("cpu")
         there = here if device is None else _device(device)
         if "meta" in (here.type, there.type):
@@ -171,7 +171,7 @@ class Run:
             )
         if there != here:
             with torch.inference_mode(False):
-                model = cloned(model, {}).to(there)
+                model = copy_module(model).to(there)
         stack.enter_context(in_eval(model))
         weights = [parameter for parameter in model.parameters() if parameter.is_floating_point()]
         dtype = weights[0].dtype if weights else torch.get_default_dtype()
@@ -225,7 +225,7 @@ class Run:
             quartiles[2] - quartiles[0],
             len(self.times),
             warmup,
-            first_dimension(self.call),
+            batch_size_of(self.call),
             torch.get_num_threads(),
             device,
             str(self.dtype).removeprefix("torch."),

@@ -1,4 +1,4 @@
-"""The channels of a pruned model before and after: read from its original, or as far as it tells itself."""
+"""The channels of a pruned model before and after: from its original, or as far as it knows them itself."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ __all__ = ["Basis", "make_basis"]
 
 @dataclass(frozen=True, eq=False)
 class Basis:
-    """A graph, and what it says of before and after.
+    """A graph, and what it tells of before and after.
 
     Attributes:
-        graph: of the original (`whole`), or of the pruned model where that is not at hand.
+        graph: of the original (`whole`), or of the pruned model where there is no original.
         alive: the channels of the graph that are left.
         tensors: the parameters and buffers that are left.
-        original: the architecture that it was made of.
+        original: the architecture before pruning.
         whole: whether the graph is the original's.
     """
 
@@ -40,7 +40,7 @@ class Basis:
     whole: bool
 
     def flops(self, terms: Sequence[Term], weight: str | None) -> Change:
-        """What a node costs; without the original, that of a layer goes with the size of its weight."""
+        """What a node costs; without the original, the cost before is estimated from the size of its weight."""
         after = sum(each(self.alive) for each in terms)
         if self.whole:
             return Change(sum(each(np.ones_like(self.alive)) for each in terms), after)
@@ -67,7 +67,7 @@ class Basis:
         mine = set(group.channels.tolist())
         for place in group.dimensions:
             dim = self.graph.parameters[place.parameter][place.dim]
-            # A dimension of this group alone tells how many there were.
+            # A dimension of this group alone shows how many there were.
             if not isinstance(dim, int) and mine.issuperset(dim.tolist()):
                 before = self.shape(place.parameter)[0][place.dim]
                 return Change(before * len(group) // len(dim), after)
@@ -78,7 +78,7 @@ def make_basis(pruned: nn.Module, original: nn.Module | None) -> Basis:
     """Analyse the original, or without it the pruned model.
 
     Raises:
-        FxpruneError: `pruned` has no plan, or is not made of `original`.
+        FxpruneError: `pruned` has no plan, or was not made from `original`.
     """
     notes, tensors = pruning_notes(pruned), named_tensors(pruned)
     architecture = notes.original

@@ -1,4 +1,4 @@
-"""What is found out by running a model: the certificate, latency and memory."""
+"""What takes a run of the models: the certificate and the peak memory."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ __all__ = ["certify", "memory_of"]
 def certify(original: nn.Module, pruned: nn.Module) -> Certificate:
     """Compare a pruned model with its zero-masked original.
 
-    Where the outputs differ, the weights may have been changed since, by training or by compensation: then the
-    structure is certified, with slices of the original's weights in the place of its own.
+    Where the outputs differ, training or compensation may have changed the weights: then the structure is compared,
+    with slices of the original's weights in place of its own.
 
     Args:
-        original: what `pruned` was made from, with the weights that it had or, for the structure, any others.
+        original: the model before pruning, with the weights that it had or, for the structure, any others.
         pruned: a pruned model.
 
     Raises:
@@ -43,10 +43,10 @@ def certify(original: nn.Module, pruned: nn.Module) -> Certificate:
 
 
 def memory_of(model: nn.Module, example_inputs: Any = None, *, run: bool = True) -> Memory:
-    """Bytes that a model takes: those of its weights, and at the peak of one forward pass in eval mode.
+    """Bytes that a model takes: for its weights, and at the peak of one forward pass in eval mode.
 
-    The peak is that of all tensors that are alive at a time, as torch's operators return them; what an operator
-    allocates within itself is not seen.
+    The peak counts all tensors that exist at the same time, as torch's operators return them, but not what an operator
+    allocates for itself.
     """
     weights = {id(tensor): tensor.nbytes for tensor in named_tensors(model).values()}
     own = sum(weights.values())
@@ -59,7 +59,7 @@ def memory_of(model: nn.Module, example_inputs: Any = None, *, run: bool = True)
 
 
 class _Alive(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Adds up the memory of tensors that operators have made and that are still there."""
+    """Adds up the memory of the tensors that operators have made and that still exist."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]

@@ -1,4 +1,4 @@
-"""The original of a pruned model, built again where it is one of timm's or torchvision's."""
+"""The original of a pruned model, built again where timm or torchvision can build it."""
 
 from __future__ import annotations
 
@@ -16,9 +16,15 @@ __all__ = ["rebuilt"]
 
 
 def rebuilt(pruned: nn.Module, *, pretrained: bool = False) -> nn.Module | None:
-    """The original with random (or the library's trained) weights, or None where it is not known or is another now.
+    """The original with random or with the library's trained weights.
 
-    What a checkpoint says of its source is not believed beyond names of timm and torchvision, as in `fxprune.load`.
+    As in `fxprune.load`, only models of timm and torchvision are built because a checkpoint names them.
+
+    Returns:
+        The model in eval; None where its source is not known, or where the library has changed the model since.
+
+    Raises:
+        FxpruneError: its source is not known, with `pretrained`.
     """
     try:
         source = trusted_source("the pruned model", trace_notes(pruned).source)

@@ -1,4 +1,4 @@
-"""report(): the facts of a pruned model in one value that prints as a table and writes itself as a page."""
+"""report(): the facts of a pruned model as one value, which prints as a table and writes an HTML page."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from fxprune.reporting import page, text
 from fxprune.reporting.basis import Basis, make_basis
 from fxprune.reporting.facts import Certificate, Change, FrozenFacts, GroupFacts, LayerFacts, Memory, Row, total
 from fxprune.reporting.measuring import certify, memory_of
-from fxprune.reporting.numbers import TIMES
+from fxprune.reporting.numbers import TIMES, arrow
 from fxprune.reporting.originals import rebuilt
 from fxprune.reporting.structure import structure
 from fxprune.rewriting import pruning_notes
@@ -27,26 +27,26 @@ from fxprune.tracing.notes import call_of, example_of, trace_notes
 __all__ = ["Report", "report"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Report:
-    """What is known of a pruned model. ``print(report)`` shows a table, `to_html` a page.
+    """The facts of a pruned model. ``print(report)`` shows tables, `to_html` makes a page.
 
     Attributes:
         model: how the original is built, or the name of its class.
         inputs: the shapes that FLOPs, latency and memory are for.
         flops: before and after, as fvcore counts them.
-        flops_target: the most that were allowed; as many as before where the budget was one of time alone.
+        flops_target: the budget; the FLOPs before where only latency had a budget.
         parameters: before and after.
-        groups: channels that are pruned together, each with the layers that write them.
+        groups: channels that are pruned together, each with the layers that compute them.
         frozen: channels that cannot be pruned, by reason.
-        layers: each layer in the order of the computation.
+        layers: each layer, in the order of the computation.
         rows: the graph: layers, and the places where branches meet.
-        compensated: which corrections were made to the weights after the cut.
-        certificate: the comparison with the zero-masked original; None without the original, or if not asked for.
-        latency: of the original and the pruned model, measured in turns; None if not asked for.
-        latency_target: the most time that was allowed, as a fraction of the original's; None without such a budget.
+        compensated: the corrections that compensation made to the weights.
+        certificate: the comparison with the zero-masked original; None without the original or a run.
+        latency: of the original and the pruned model, in alternating calls; None without a run.
+        latency_target: the budget, as a fraction of the original's latency; None without one.
         memory: of the original and the pruned model.
-        remarks: what the tracer had to decide.
+        remarks: what the tracer took as constant.
         source: how the original can be built again.
     """
 
@@ -67,6 +67,13 @@ class Report:
     remarks: tuple[str, ...]
     source: Source | None
 
+    def __repr__(self) -> str:
+        certificate = "" if self.certificate is None else ", verified" if self.certificate.holds else ", NOT verified"
+        return (
+            f"<Report of {self.model}: FLOPs {arrow(self.flops)}, parameters {arrow(self.parameters)}, "
+            f"{len(self.groups)} groups{certificate}>"
+        )
+
     def __str__(self) -> str:
         return text.plain(self)
 
@@ -80,11 +87,11 @@ class Report:
         return values
 
     def to_html(self, path: str | Path | None = None, *, file: str = "small.safetensors") -> str:
-        """One self-contained page: nothing is loaded from elsewhere.
+        """The report as one self-contained HTML page, which loads nothing from elsewhere.
 
         Args:
-            path: where to write it, too; atomically.
-            file: the name of the pruned model's file, for the lines that tell how to load it.
+            path: a file to write the page to, atomically; default: none.
+            file: the name of the pruned model's file, for the lines that show how to load it.
 
         Raises:
             FxpruneError: the page cannot be written.
@@ -99,18 +106,15 @@ class Report:
 def report(
     pruned: nn.Module, *, original: nn.Module | None = None, measure: bool = True, repeats: int = 10
 ) -> Report:  # fmt: skip
-    """Say what was pruned where, what it costs now, and whether it is right.
+    """What was pruned where, what the model costs now, and whether it is right.
 
     Args:
         pruned: what `fxprune.prune`, `fxprune.rewrite` or `fxprune.load` returned; not changed.
-        original: what it was made from; not changed. Without it, a model of timm or torchvision is built again with
-            random weights, which is enough to certify the structure and to measure. Of any other model the report then
-            tells what the pruned model tells by itself: no certificate, nothing measured of the original.
-        measure: whether to run the models: certificate, latency and peak memory.
+        original: the model before pruning; not changed. Without it, a model of timm or torchvision is built again with
+            random weights, which suffices to certify the structure and to measure. For any other model the report then
+            has only what the pruned model knows: no certificate, and no latency or memory of the original.
+        measure: whether to run the models, for certificate, latency and peak memory.
         repeats: timed calls of each model, see `fxprune.measure_latency`.
-
-    Returns:
-        A `Report`.
 
     Raises:
         FxpruneError: `pruned` was not made by fxprune, or not from `original`.

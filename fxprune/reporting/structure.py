@@ -34,7 +34,7 @@ class _Layer:
 
 
 def structure(basis: Basis) -> Structure:
-    """All that can be said of a pruned model without running it."""
+    """Everything in a report that takes no run of the model."""
     layers = _collect(basis)
     owners = _owners(basis)
     facts = {layer.name: _facts(layer, basis, owners) for layer in layers}
@@ -71,7 +71,7 @@ def _collect(basis: Basis) -> list[_Layer]:
 
 
 def _give_tensors(layers: Mapping[str, _Layer], module: nn.Module, owned: Mapping[str, list[str]]) -> None:
-    """Each parameter goes to one layer; of those that a layer reads, one is its weight."""
+    """Give each parameter to one layer, and each layer one of its parameters as its weight."""
     once = {name for name, _ in module.named_parameters()}
     shapes = {name: parameter.dim() for name, parameter in module.named_parameters(remove_duplicate=False)}
     for layer in layers.values():
@@ -86,7 +86,7 @@ def _give_tensors(layers: Mapping[str, _Layer], module: nn.Module, owned: Mappin
 
 
 def _path(node: fx.Node, read: list[str], owned: Mapping[str, list[str]]) -> str | None:
-    """The module whose weights a node computes with, or the name of a parameter that is the model's own."""
+    """The module whose weights a node computes with, or the name of a parameter that belongs to no layer."""
     if node.op == "call_module":
         path = str(node.target)
         return path if any(name == path or name.startswith(f"{path}.") for name in owned) else None
@@ -104,7 +104,7 @@ def _kind(node: fx.Node, model: nn.Module) -> tuple[str, Trait]:
 
 
 def _owners(basis: Basis) -> npt.NDArray[np.int64]:
-    """For each channel the number of its group, or -2, -3, ... for the reasons of the frozen ones, or -1."""
+    """For each channel the number of its group; -2, -3, ... for the reasons of frozen ones; -1 for all others."""
     owners = np.full(basis.graph.num_channels, -1, dtype=np.int64)
     for number, group in enumerate(basis.graph.groups):
         owners[group.channels] = number
@@ -160,7 +160,7 @@ def _facts(layer: _Layer, basis: Basis, owners: npt.NDArray[np.int64]) -> LayerF
 def _shared_out(
     basis: Basis, layers: Iterable[_Layer], facts: Mapping[str, LayerFacts], owners: npt.NDArray[np.int64]
 ) -> tuple[tuple[GroupFacts, ...], tuple[FrozenFacts, ...]]:
-    """FLOPs and parameters of each layer go to the groups that it writes, by how many of its outputs are theirs."""
+    """Divide FLOPs and parameters of each layer among the groups of its outputs, by their number of channels."""
     flops: dict[int, list[Change]] = defaultdict(list)
     parameters: dict[int, list[Change]] = defaultdict(list)
     writers: dict[int, list[str]] = defaultdict(list)

@@ -15,7 +15,7 @@ from fxprune.data import Data
 from fxprune.errors import CannotScoreError, FxpruneError
 from fxprune.layers.batch_norm import is_batch_norm
 from fxprune.progress import Progress, shown
-from fxprune.running.allocator import freed_memory_kept
+from fxprune.running.allocator import keep_freed_memory
 from fxprune.scoring.relevance import relevance_scores
 from fxprune.scoring.sensitivity import fisher_scores, taylor_scores
 from fxprune.scoring.surgeon import surgeon_scores
@@ -40,7 +40,7 @@ Method: TypeAlias = str | Callable[[ChannelGraph], Scores]
 _Layer: TypeAlias = tuple[Ids, npt.NDArray[np.float64]]
 
 
-@freed_memory_kept()
+@keep_freed_memory()
 def scores(
     graph: ChannelGraph,
     method: Method = "relevance",

@@ -103,8 +103,8 @@ class _GateReader(fx.Interpreter):
             self.env.update(kept)
 
     def _gated(self, x: Tensor, source: fx.Node, d: int) -> Tensor:
-        channels = self._channel_graph.labels[source.name].dims[d]
-        if x.shape[d] != len(channels):
+        channels = self._channel_graph.labels_of(source.name).dims[d]
+        if isinstance(channels, int) or x.shape[d] != len(channels):
             raise CannotScoreError(
                 f"the number of channels of {source.name} depends on the number of samples: such a model cannot be "
                 "scored on data; use a method that needs none"

@@ -1,4 +1,4 @@
-"""What a traced model knows of its trace. It lies in `meta` of the model, which copies and pickles take along."""
+"""What a traced model knows of its trace: one value in its `meta`, which copies and pickles take along."""
 
 from __future__ import annotations
 
@@ -40,8 +40,9 @@ class TraceNotes:
 
 
 def trace_notes(model: nn.Module) -> TraceNotes:
-    """The notes of a traced model, and of whatever was made of it; empty ones for any other model."""
-    notes = getattr(model, "meta", {}).get(_KEY)
+    """The notes of a traced model, or of a model made from one; empty ones for any other model."""
+    meta = getattr(model, "meta", None)
+    notes = meta.get(_KEY) if isinstance(meta, dict) else None
     return notes if isinstance(notes, TraceNotes) else TraceNotes()
 
 

@@ -16,7 +16,7 @@ from torch import nn
 from fxprune.data import Batch
 from fxprune.errors import FxpruneError
 from fxprune.progress import Progress, shown
-from fxprune.running.allocator import freed_memory_kept
+from fxprune.running.allocator import keep_freed_memory
 from fxprune.running.randomness import preserve_rng_state
 from fxprune.training.runs import digest, frozen, make_accelerator
 from fxprune.training.sharding import Shards
@@ -58,7 +58,7 @@ class Epoch:
     evaluation: float | None = None
 
 
-@freed_memory_kept()
+@keep_freed_memory()
 def finetune(
     pruned: Model,
     data: Any,
@@ -108,7 +108,7 @@ def finetune(
         gradient_accumulation: batches per update.
         checkpoint: a file for the state of the run, written after each epoch.
         checkpoint_every: also write it every so many updates.
-        resume: go on from the checkpoint if there is one; the run ends with the same weights as one that never stopped.
+        resume: continue from the checkpoint if there is one; the run ends with the weights of one that never stopped.
         seed: of everything random.
         progress: True shows a bar with loss and learning rate, False nothing; a function is called instead.
         evaluate: a function of the model, called after each epoch in every process, in eval mode and without gradients;

@@ -34,7 +34,7 @@ _RATES = {"sgd": 0.01, "adamw": 1e-4}
 
 @dataclass(frozen=True)
 class Settings:
-    """What a run depends on: only a run with the same settings can go on from a checkpoint."""
+    """What a run depends on: only a run with the same settings can continue from a checkpoint."""
 
     epochs: int
     lr: float | None
@@ -174,7 +174,7 @@ class Run:
         save_run(path, self.accelerator, asdict(self.settings), self.model, [self.optimizer], progress)
 
     def restore(self, path: str | Path) -> None:
-        """Go on from a snapshot.
+        """Continue from a snapshot.
 
         Raises:
             FxpruneError: it is of a run with other settings.

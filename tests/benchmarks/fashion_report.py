@@ -77,10 +77,10 @@ def _head(rows: Sequence[Row]) -> str:
     epochs = f"{one['epochs']} epoch{'s' * (one['epochs'] > 1)}"
     return (
         "# Fashion-MNIST\n\n"
-        "Test accuracy in percent (10,000 images) of each net: after pruning, after compensation on 128 training images "
-        f"without labels, and after {epochs} of fine-tuning on {one['images']:,} images{teacher}. Mean ± standard "
-        f"deviation over {len({row['seed'] for row in rows})} seeds; values without a deviation are from one seed. "
-        "`tp-` is Torch-Pruning 1.6.1 at the same FLOPs. Made by `python tests/benchmarks/fashion.py report`.\n\n"
+        "Test accuracy in percent (10,000 images) of each net: after pruning, after compensation on 128 training "
+        f"images without labels, and after {epochs} of fine-tuning on {one['images']:,} images{teacher}. Mean ± "
+        f"standard deviation over {len({row['seed'] for row in rows})} seeds; values without a deviation are from one "
+        "seed. `tp-` is Torch-Pruning 1.6.1 at the same FLOPs. Made by `python tests/benchmarks/fashion.py report`.\n\n"
     )
 
 

@@ -21,16 +21,16 @@ small = fxprune.prune(model, latency=0.6)             # at most 60 % of the time
 small = fxprune.prune(model, flops=0.5, latency=1)    # half of the FLOPs; channels are chosen by time
 ```
 
-A model with half of the FLOPs rarely takes half of the time: depthwise convolutions, normalisation, activations and pooling
-have few FLOPs but take time. If you give a `latency`, fxprune runs the model node by node on its device, with its example
-inputs and torch's current number of threads, and so measures how much time each channel costs
-([`fxprune.time_channels`](api-measure.md)). It then weighs the importance of a channel against its time instead of its FLOPs.
-fxprune makes a plan for the budget, times the pruned model and the original in turns, and adjusts the plan until the measured
-time is just within the budget. If you give both budgets, the result meets both.
+A model with half of the FLOPs rarely takes half of the time: depthwise convolutions, normalisation, activations and
+pooling have few FLOPs but take time. If you give a `latency`, fxprune runs the model node by node on its device, with
+its example inputs and torch's current number of threads, and so measures how much time each channel costs
+([`fxprune.time_channels`](api-measure.md)). It then weighs the importance of a channel against its time instead of its
+FLOPs. fxprune makes a plan for the budget, times the pruned model and the original in turns, and adjusts the plan until
+the measured time is just within the budget. If you give both budgets, the result meets both.
 
-Times differ between machines and between runs. Plans by time are therefore not the same each time, and a result is fast on the
-device where it was measured. Prune on the device that will run the model, with nothing else running. fxprune warns if the times
-vary too much.
+Times differ between machines and between runs. Plans by time are therefore not the same each time, and a result is fast
+on the device where it was measured. Prune on the device that will run the model, with nothing else running. fxprune
+warns if the times vary too much.
 """
 
 
@@ -54,8 +54,8 @@ def _budgets(rows: Sequence[dict[str, Any]]) -> str:
 
 EfficientNet-Lite0 with its ImageNet weights, scored and compensated on 128 photographs without labels, not trained.
 *Agreement* is how often the pruned model predicts the same class as the original on {rows[0]["judged"]} crops of other
-scenes. Both variants adjust the plan until the measured time is within the budget; they differ only in whether importance is
-weighed against FLOPs or against time. One run, all models timed in turns on one thread.
+scenes. Both variants adjust the plan until the measured time is within the budget; they differ only in whether
+importance is weighed against FLOPs or against time. One run, all models timed in turns on one thread.
 """
     heads = ("time budget", "channels chosen by", "measured time", "FLOPs", "agreement")
     lines = [
@@ -68,12 +68,12 @@ weighed against FLOPs or against time. One run, all models timed in turns on one
 def _speeds(rows: Sequence[dict[str, Any]]) -> str:
     head = """## Speed at half of the FLOPs
 
-The last column is the speed-up as a fraction of the ideal speed-up, which time proportional to FLOPs would give: half of the
-FLOPs, twice the speed. *By time* is `prune(model, flops=0.5, latency=1)`. *Uniform* is `prune(model, flops=0.5,
-method="uniform")`, the same ratio in all groups. (Other scores keep some groups whole for accuracy, such as the residual stream
-of a ResNet; its additions and normalisation then take as long as before.) The number after the version is `round_to`.
-Torch-Pruning 1.6.1 runs with its default, group magnitude and the same ratio in all layers. Random weights; the versions of
-a model were timed in turns.
+The last column is the speed-up as a fraction of the ideal speed-up, which time proportional to FLOPs would give: half
+of the FLOPs, twice the speed. *By time* is `prune(model, flops=0.5, latency=1)`. *Uniform* is
+`prune(model, flops=0.5, method="uniform")`, the same ratio in all groups. (Other scores keep some groups whole for
+accuracy, such as the residual stream of a ResNet; its additions and normalisation then take as long as before.) The
+number after the version is `round_to`. Torch-Pruning 1.6.1 runs with its default, group magnitude and the same ratio in
+all layers. Random weights; the versions of a model were timed in turns.
 """
     return "\n".join([head, *(_speeds_of(how, [*group]) for how, group in itertools.groupby(rows, _how(rows)))])
 

@@ -18,26 +18,28 @@ LESS, NOT_RUN = "reached 60 to 90 %", "does not run itself"
 KINDS = (PASSED, LESS, REFUSED, FAILED)
 HEAD = """# Other libraries
 
-Models of libraries that fxprune does not know by name, pruned to half of their FLOPs with `fxprune.prune(model, 0.5,
-example_inputs=..., compensate=False)`. fxprune got no other settings, and the models were not changed.
-**The weights are random and most configurations are small** (two layers, 32 channels, 64 pixels). The table shows which
-libraries' code fxprune understands, not how accurate a pruned model is. [Models](models.md) covers timm and torchvision.
+Models of libraries that fxprune does not know by name, pruned to half of their FLOPs with
+`fxprune.prune(model, 0.5, example_inputs=..., compensate=False)`. fxprune got no other settings, and the models were
+not changed. **The weights are random and most configurations are small** (two layers, 32 channels, 64 pixels). The
+table shows which libraries' code fxprune understands, not how accurate a pruned model is. [Models](models.md) covers
+timm and torchvision.
 """
-MEANING = """- *passed*: the model was traced; the result has 0.4975 to 0.5 of the FLOPs as fvcore counts them, and the plan predicts
-  the same counts; the outputs have the same shapes and equal the zero-masked original's within 1e-9 in float64; the
-  backward pass gives gradients if the original's does.
+MEANING = """\
+- *passed*: the model was traced; the result has 0.4975 to 0.5 of the FLOPs as fvcore counts them, and the plan
+  predicts the same counts; the outputs have the same shapes and equal the zero-masked original's within 1e-9 in
+  float64; the backward pass gives gradients if the original's does.
 - *reached 60 to 90 %*: the same, but too many channels are frozen, so the model was pruned to 0.6, 0.7, 0.8 or 0.9 of
   the FLOPs instead.
 - *refused*: `fxprune.prune` raised an `FxpruneError`.
 - *failed*: anything else, with the reason below. A ratio slightly below 0.4975 meets the budget, but not as closely as
   this check requires: in a small model one channel is a large step.
-- *own class*: how many of those that passed [`fxprune.restore_class`](elsewhere.md#keep-your-class) returns as an object
-  of the model's own class, without any settings.
+- *own class*: how many of those that passed [`fxprune.restore_class`](elsewhere.md#keep-your-class) returns as an
+  object of the model's own class, without any settings.
 """
 
 
 def write_report(rows: Sequence[Row], listed: int, page: Path) -> None:
-    """Write the page: a table of the libraries, then what did not pass and why. `listed` is the number of models to try."""
+    """Write the page: a table of the libraries, then what did not pass and why. `listed` models are to be tried."""
     of: dict[str, list[Row]] = {}
     for row in rows:
         of.setdefault(row["model"].partition(":")[0], []).append(row)
@@ -68,8 +70,8 @@ def _remarks(rows: Sequence[Row], listed: int) -> str:
     return (
         f"Made on {today} by `python tests/benchmarks/libraries.py`, which lists the models. {len(errors)} models were "
         f"compared with their\nzero-masked originals; the largest error is {max(errors):.1e}. Models without finite "
-        f"gradients in eval mode, like their originals: {without}.\nModels that do not run themselves with these versions, "
-        f"or need the network (not counted): {not_run}. Models not tried yet: {listed - len(rows)}. The\n"
+        f"gradients in eval mode, like their originals: {without}.\nModels that do not run themselves with these "
+        f"versions, or need the network (not counted): {not_run}. Models not tried yet: {listed - len(rows)}. The\n"
         f"rows come from {len({row['source'] for row in rows})} versions of fxprune's source.\n"
     )
 

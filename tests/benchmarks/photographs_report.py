@@ -32,12 +32,12 @@ def _page(rows: list[Row], bounds: list[Row]) -> str:
     head = (
         "# Photographs\n\n"
         "EfficientNet-Lite0 with its ImageNet weights, pruned and not trained afterwards. The table shows how often it "
-        f"predicts the same class as the original, on {rows[0]['judged']} crops of photographs of scenes that were used "
-        f"neither for scores nor for compensation. Samples for scores and compensation: {sources}; those of *no data* "
-        "are generated from the BatchNorm statistics. Each cell has the agreement before and after compensation. One run "
-        "each; made by `python tests/benchmarks/photographs.py`.\n\n"
-        f"For comparison, the original agrees with itself on {rows[-1]['mirrored']:.2f} of these crops after mirroring, "
-        f"and on {rows[-1]['moved']:.2f} after a shift by four pixels.\n"
+        f"predicts the same class as the original, on {rows[0]['judged']} crops of photographs of scenes that were "
+        f"used neither for scores nor for compensation. Samples for scores and compensation: {sources}; those of *no "
+        "data* are generated from the BatchNorm statistics. Each cell has the agreement before and after compensation. "
+        "One run each; made by `python tests/benchmarks/photographs.py`.\n\n"
+        f"For comparison, the original agrees with itself on {rows[-1]['mirrored']:.2f} of these crops after "
+        f"mirroring, and on {rows[-1]['moved']:.2f} after a shift by four pixels.\n"
     )
     agreements = _table(rows, budgets, lambda row: f"{row['cut']:.2f} → {row['compensated']:.2f}")
     divergences = _table(rows, budgets, lambda row: f"{row['divergence']:.3f}")
@@ -54,9 +54,9 @@ def _limits(bounds: list[Row], budgets: list[float]) -> str:
     table = _table(bounds, budgets, lambda row: f"{row['compensated']:.2f} ({row['divergence']:.3f})")
     return (
         "\n## Upper bounds\n\n"
-        "Agreement after compensation and, in brackets, the divergence, if the crops used for judging are also used for "
-        "scores or compensation. The difference from the table above is due to the difference between seen and unseen "
-        f"scenes. What is still lost is the limit of the score and of compensation.\n\n{table}"
+        "Agreement after compensation and, in brackets, the divergence, if the crops used for judging are also used "
+        "for scores or compensation. The difference from the table above is due to the difference between seen and "
+        f"unseen scenes. What is still lost is the limit of the score and of compensation.\n\n{table}"
     )
 
 

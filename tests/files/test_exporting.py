@@ -1,6 +1,6 @@
 """Pruned models are exported and compiled, and what comes out computes what they do.
 
-`FXPRUNE_EXPORT=1 pytest tests/test_exporting.py` tries all models of the cross-section, which takes an hour.
+`FXPRUNE_EXPORT=1 pytest tests/files/test_exporting.py` tries all models of the cross-section, which takes an hour.
 """
 
 from __future__ import annotations
@@ -14,12 +14,11 @@ from typing import Any
 
 import pytest
 import torch
-from benchmarks.coverage import HERE, _randomise
+from benchmarks.coverage import HERE, random_model
 from torch import Tensor, fx, nn
 
 import fxprune
 from fxprune import FxpruneError
-from fxprune.models import load_model
 from fxprune.running import trees
 from fxprune.tracing.notes import trace_notes
 
@@ -53,10 +52,7 @@ def pruned_net() -> fx.GraphModule:
 
 def pruned_model(spec: str) -> fx.GraphModule:
     pytest.importorskip(spec.partition(":")[0])
-    torch.manual_seed(0)
-    model = load_model(spec).eval()
-    _randomise(model)
-    return fxprune.prune(model, method="l2", compensate=False)
+    return fxprune.prune(random_model(spec), method="l2", compensate=False)
 
 
 @pytest.mark.parametrize("suffix", ["pt2", "onnx"])

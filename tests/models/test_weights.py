@@ -13,6 +13,7 @@ from torch import nn
 from torch.nn.utils import parametrizations
 
 import fxprune
+from fxprune.verification import TOLERANCE
 
 CASES = Cases()
 pytestmark = pytest.mark.filterwarnings("ignore:.*weight_norm.*is deprecated:FutureWarning")
@@ -183,7 +184,7 @@ def test_weights_that_forward_bounds_are_bounded_in_the_graph_and_left_alone_in_
         torch.testing.assert_close(fxprune.trace(model, x)(x), copy.deepcopy(model)(x), rtol=0, atol=0)
     for settings in ({"compensate": False}, {"data": [x]}):
         pruned = fxprune.prune(model, 0.5, example_inputs=x, **settings)
-        assert fxprune.verify(model, pruned, x) <= 1e-9
+        assert fxprune.verify(model, pruned, x) <= TOLERANCE
         assert all(torch.equal(tensor, state[name]) for name, tensor in model.state_dict().items())
 
 
@@ -222,7 +223,7 @@ def shifted_weight(self, x):
 def test_zeros_of_weights_that_are_masked_in_place_stay_zeros(model, x, channels):
     # Each forward changes the weights, so that copies are compared that have run once.
     small = fxprune.prune(model.eval(), 0.6, example_inputs=x, compensate=False, method="l2")
-    assert fxprune.verify(model, small, x) <= 1e-9
+    assert fxprune.verify(model, small, x) <= TOLERANCE
     graph = fxprune.analyze(fxprune.trace(model, x))
     assert sum(map(len, graph.groups)) == channels
 
