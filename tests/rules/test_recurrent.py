@@ -4,20 +4,17 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pytest
 import torch
 from invariant import check_invariant, tokens
-from nets import RECURRENT
+from nets import RECURRENT, invariant_test
 from torch import Tensor, nn
 from torch.nn.utils import rnn
 
 import fxprune
 
-
-@pytest.mark.parametrize("name", RECURRENT)
-def test_recurrent_layers_keep_the_invariant(name: str) -> None:
-    make, channels = RECURRENT[name]
-    check_invariant(make(), tokens(), channels)
+test_recurrent_layers_keep_the_invariant = invariant_test(
+    {name: (make, tokens(), channels) for name, (make, channels) in RECURRENT.items()}
+)
 
 
 def test_the_state_of_a_projecting_lstm_stays_and_says_why() -> None:
