@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 from invariant import image, randomise
-from latency.slow import CLOCK, TwoBranches
+from slow import CLOCK, TwoBranches
 from torch import nn
 
 import fxprune

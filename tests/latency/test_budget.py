@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from invariant import image
-from latency.slow import kept
+from slow import kept
 from torch import nn
 
 import fxprune

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from invariant import image
-from latency.slow import SECONDS, kept
+from slow import SECONDS, kept
 from torch import Tensor, nn
 
 import fxprune
