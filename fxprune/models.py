@@ -132,8 +132,8 @@ def example_inputs(model: nn.Module) -> tuple[Tensor, ...]:
     if shapes is None:
         raise FxpruneError(
             f"no example inputs: {type(model).__name__} is neither a timm nor a torchvision model that takes images, "
-            "so its inputs are not known; pass example_inputs=, a tensor such as torch.randn(1, 3, 224, 224), a tuple "
-            "of arguments or a dict of keyword arguments"
+            "so its inputs are not known; pass example_inputs=, a tensor, a tuple of tensors or a dict of keyword "
+            "arguments, for example torch.randn(1, 3, 224, 224)"
         )
     like = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
     generator = torch.Generator().manual_seed(0)

@@ -32,7 +32,7 @@ __all__ = ["Spread", "dagger_of", "descriptions", "gate", "gated_groups", "inser
 
 _ROOT, _GATES, _SPREAD = "dagger", "gates", "spread"
 _WITHOUT_WEIGHT_ARGUMENT = {with_argument: own for own, with_argument in WITH_WEIGHT_ARGUMENT.items()}
-# The number of samples for which an activation counts as large as a weight. Not tuned.
+# A weight is gated if it has no more entries than the activation of so many examples. Not tuned.
 _BATCH = 64
 
 
