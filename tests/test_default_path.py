@@ -118,10 +118,10 @@ class BranchesOnTheBatch(nn.Sequential):
 
 
 class Overflows(nn.Sequential):
-    """Its outputs are infinite."""
+    """Some of its outputs are infinite, except in float64."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return (super().forward(x) * 1e4).exp()
+        return (super().forward(x) * 400).exp()
 
 
 def layers() -> tuple[nn.Module, ...]:
@@ -158,6 +158,18 @@ def test_any_other_error_is_not_taken_for_that(stage: str, monkeypatch: pytest.M
     monkeypatch.setattr(f"fxprune.api.{stage}", fail)
     with pytest.raises(fxprune.FxpruneError, match=r"^a bug$"):
         fxprune.prune(nn.Sequential(*layers()), 0.6, data=[torch.randn(8, 3, 8, 8)])
+
+
+def test_a_pruned_model_that_does_not_run_is_a_bug_and_not_taken_for_that(monkeypatch: pytest.MonkeyPatch) -> None:
+    def wrong(graph: fxprune.ChannelGraph, plan: fxprune.Plan) -> Any:
+        pruned = fxprune.rewrite(graph, plan)
+        pruned.get_submodule("2").weight = nn.Parameter(torch.zeros(8, 1, 1, 1))
+        return pruned
+
+    monkeypatch.setattr("fxprune.api.rewrite", wrong)
+    with pytest.raises(fxprune.FxpruneError, match="does not run on data of shapes") as caught:
+        fxprune.prune(nn.Sequential(*layers()), 0.6, data=[torch.randn(8, 3, 8, 8)])
+    assert not isinstance(caught.value, fxprune.CannotScoreError)
 
 
 def test_samples_are_checked_and_compared_with_each_other_once(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -36,7 +36,7 @@ EXAMPLES: dict[Callable[..., None], tuple[str, ...]] = {
 
 app = typer.Typer(
     name="fxprune",
-    help="Prune PyTorch models to a budget of FLOPs or time: structured pruning.",
+    help="Structured pruning of PyTorch models to a budget of FLOPs or time.",
     epilog="To start: fxprune prune timm:resnet50 --pretrained --flops 0.5 -o small.safetensors",
     cls=PlainGroup,
     add_completion=False,

@@ -60,7 +60,7 @@ def prune(
     round_to: Annotated[
         Any,
         typer.Option(
-            parser=_multiple, metavar="N", help="make changed widths multiples of this; auto: of what suits the device"
+            parser=_multiple, metavar="N", help="changed widths become multiples of N; auto chooses N for the device"
         ),
     ] = "1",
     ignore: Annotated[

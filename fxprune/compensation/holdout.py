@@ -60,13 +60,14 @@ def output_error(original: fx.GraphModule, pruned: fx.GraphModule, batches: Sequ
     """The distillation loss between the outputs of both, per sample.
 
     Raises:
-        CannotScoreError: one of them does not run on the samples.
+        CannotScoreError: the original does not run on the samples.
+        FxpruneError: only the pruned model does not.
     """
     total, count = 0.0, 0
     for batch in batches:
         with torch.no_grad(), in_eval(original, pruned):
-            outputs, wanted = (run_model(model, batch, CannotScoreError) for model in (pruned, original))
-            loss = distillation_loss(outputs, wanted, temperature=1.0)
+            wanted = run_model(original, batch, CannotScoreError)
+            loss = distillation_loss(run_model(pruned, batch), wanted, temperature=1.0)
         total, count = total + float(loss) * batch.size, count + batch.size
     return total / max(count, 1)
 

@@ -9,7 +9,7 @@ import torch
 from torch import fx
 
 from fxprune.data import Batch, placeholder_values, running_on
-from fxprune.errors import CannotScoreError
+from fxprune.errors import CannotScoreError, FxpruneError
 from fxprune.layers.contraction import find_parameter
 from fxprune.running import trees
 from fxprune.running.one_node import run_node, with_values
@@ -20,13 +20,20 @@ __all__ = ["Lockstep", "Runner"]
 class Runner:
     """Runs a graph one node at a time on several batches; values are dropped after their last use.
 
+    Args:
+        module: the traced model.
+        batches: what it runs on.
+        raises: the class of the error if it does not.
+
     Attributes:
         module: the traced model.
         values: the results of nodes, one for each batch.
     """
 
-    def __init__(self, module: fx.GraphModule, batches: Sequence[Batch]) -> None:
-        self.module = module
+    def __init__(
+        self, module: fx.GraphModule, batches: Sequence[Batch], raises: type[FxpruneError] = FxpruneError
+    ) -> None:
+        self.module, self._raises = module, raises
         self.values: dict[fx.Node, list[Any]] = {}
         self._batches = batches
         self._modules = dict(module.named_modules())
@@ -43,11 +50,11 @@ class Runner:
         """Run a node whose inputs have been run; it may be run again before `drop`.
 
         Raises:
-            CannotScoreError: the node does not run on a batch.
+            FxpruneError: the node does not run on a batch.
         """
         values = []
         for number, batch in enumerate(self._batches):
-            with running_on(batch, CannotScoreError):
+            with running_on(batch, self._raises):
                 values.append(self._run_on(node, number))
         self.values[node] = values
         return values
@@ -76,7 +83,8 @@ class Lockstep:
     """
 
     def __init__(self, original: fx.GraphModule, pruned: fx.GraphModule, batches: Sequence[Batch]) -> None:
-        self.original, self.pruned = Runner(original, batches), Runner(pruned, batches)
+        # Only the original may be unfit for the samples: a pruned model that fails alone is a bug.
+        self.original, self.pruned = Runner(original, batches, CannotScoreError), Runner(pruned, batches)
 
     def __iter__(self) -> Iterator[tuple[fx.Node | None, fx.Node]]:
         """Yield each node of the pruned model, to be run by the caller, with its partner in the original, already run.

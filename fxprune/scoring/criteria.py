@@ -17,7 +17,7 @@ from fxprune.layers.batch_norm import is_batch_norm
 from fxprune.progress import Progress, shown
 from fxprune.running.allocator import keep_freed_memory
 from fxprune.scoring.relevance import relevance_scores
-from fxprune.scoring.sensitivity import fisher_scores, taylor_scores
+from fxprune.scoring.sensitivity import check_finite, fisher_scores, taylor_scores
 from fxprune.scoring.surgeon import surgeon_scores
 
 __all__ = [
@@ -97,10 +97,7 @@ def scores(
         raise FxpruneError(
             f"scores have shape {result.shape}, but the model has {graph.num_channels} channels: give one each"
         )
-    prunable = np.concatenate([group.channels for group in graph.groups] or [np.empty(0, dtype=np.int64)])
-    if not np.isfinite(result[prunable]).all():
-        kind = CannotScoreError if method in FROM_DATA else FxpruneError
-        raise kind("scores are not finite: check the weights and the scoring function for NaN and infinity")
+    check_finite(graph, result, CannotScoreError if method in FROM_DATA else FxpruneError)
     return result
 
 

@@ -9,10 +9,11 @@ from torch import Tensor
 
 from fxprune.channels import ChannelGraph, Scores
 from fxprune.data import Batches, Data
+from fxprune.errors import FxpruneError
 from fxprune.progress import Progress, shown
 from fxprune.scoring.gate_gradients import gate_gradients
 
-__all__ = ["fisher_scores", "per_cost", "taylor_scores"]
+__all__ = ["check_finite", "fisher_scores", "per_cost", "taylor_scores"]
 
 
 def fisher_scores(
@@ -63,6 +64,13 @@ def taylor_scores(
     with shown(progress) as show:
         gradients = gate_gradients(graph, Batches(data, model=graph.module), probes=0, seed=seed, progress=show)
         return per_cost(graph, np.abs(_mean(graph, gradients)), flops_power)
+
+
+def check_finite(graph: ChannelGraph, scores: Scores, raises: type[FxpruneError]) -> None:
+    """Check that the scores of channels that can be pruned are finite, else raise an error of this class."""
+    prunable = np.concatenate([group.channels for group in graph.groups] or [np.empty(0, dtype=np.int64)])
+    if not np.isfinite(scores[prunable]).all():
+        raise raises("scores are not finite: check the weights and the scoring function for NaN and infinity")
 
 
 def per_cost(graph: ChannelGraph, scores: Scores, power: float) -> Scores:

@@ -8,14 +8,16 @@ from collections.abc import Callable
 from functools import partial
 
 import numpy as np
+import torch
 
 from fxprune.channels import ChannelGraph, Group, Scores
 from fxprune.data import Batch, Batches, Data
+from fxprune.errors import CannotScoreError
 from fxprune.progress import Progress, shown
 from fxprune.scoring.calibration import calibrate_costs
 from fxprune.scoring.layer_statistics import collect_statistics
 from fxprune.scoring.refitting import Reader, Refit
-from fxprune.scoring.sensitivity import fisher_scores, per_cost
+from fxprune.scoring.sensitivity import check_finite, fisher_scores, per_cost
 
 __all__ = ["surgeon_scores"]
 
@@ -59,22 +61,28 @@ def surgeon_scores(
         Float array with one entry per channel number, not negative.
 
     Raises:
-        CannotScoreError: the model does not run on the data, or has no outputs to score by.
+        CannotScoreError: the model does not run on the data, or its outputs on them give no finite scores.
     """
     with shown(progress) as show:
         batches = Batches(data, model=graph.module)
         fisher = fisher_scores(graph, batches, seed=seed, progress=show)
+        check_finite(graph, fisher, CannotScoreError)
         statistics = collect_statistics(graph, batches, seed)
         steps, done = (2 if None in statistics.judges else 4) * len(graph.groups), itertools.count(1)
 
         def on_step() -> None:
             show("refit", next(done), steps, {})
 
-        first, second = (
-            _costs(graph, fisher, statistics.readers(damping, half), judge, on_step)
-            # Each half judges what was fitted to the other.
-            for half, judge in enumerate(reversed(statistics.judges))
-        )
+        try:
+            first, second = (
+                _costs(graph, fisher, statistics.readers(damping, half), judge, on_step)
+                # Each half judges what was fitted to the other.
+                for half, judge in enumerate(reversed(statistics.judges))
+            )
+        except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
+            raise CannotScoreError(
+                f"layers cannot be refitted to these samples ({error}): give more samples, or another method"
+            ) from error
         return per_cost(graph, (first + second) / 2, flops_power)
 
 
@@ -120,8 +128,8 @@ def _costs_in_turn(readers: list[Reader], size: int, fisher: float) -> Scores:
         next_costs = np.zeros(size)
         for refit in refits:
             refit.add_costs(next_costs)
-        next_costs[~left] = np.inf
-        chosen = np.argsort(next_costs, kind="stable")[: min(step, int(left.sum()))]
+        places = np.flatnonzero(left)
+        chosen = places[np.argsort(next_costs[places], kind="stable")[:step]]
         for refit in refits:
             refit.remove(chosen)
         before, spent = spent, sum(refit.error() for refit in refits)

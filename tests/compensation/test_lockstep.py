@@ -69,6 +69,6 @@ def test_partners_have_run_when_they_are_yielded_and_only_then(traced: fx.GraphM
 
 
 def test_samples_that_do_not_fit_are_named(traced: fx.GraphModule) -> None:
-    runner = Runner(traced, [Batch((torch.randn(3, 5),), {})])
+    runner = Runner(traced, [Batch((torch.randn(3, 5),), {})], CannotScoreError)
     with pytest.raises(CannotScoreError, match=r"data of shapes \(3, 5\)"):
         list(map(runner.run, traced.graph.nodes))
