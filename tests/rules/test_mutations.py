@@ -99,10 +99,6 @@ MUTATIONS: dict[str, tuple[Patch, nn.Module, Any]] = {
         images(lambda self, x: self.c(x).relu(), c=nn.Conv2d(8, 8, 3, groups=8)),
         image(),
     ),
-        no_rewrite(conv.conv_module),
-        images(lambda self, x: self.c(x).relu(), c=nn.Conv2d(8, 8, 3, groups=8)),
-        image(),
-    ),
     "functional conv groups are not adjusted": (
         no_rewrite(conv.conv),
         images(lambda self, x: F.conv2d(x, self.w, groups=8), w=parameter(8, 1, 3, 3)),
