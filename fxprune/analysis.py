@@ -248,7 +248,10 @@ def _counted(op: Op) -> list[Term]:
     if op.module is None and find_rule(op.node, None) is None:
         return []
     zeros = tuple(_zeros(node.meta["value"]) for node in op.node.all_input_nodes)
-    cost = count_flops(_OneNode(op.node, op.module), zeros)
+    try:
+        cost = count_flops(_OneNode(op.node, op.module), zeros)
+    except FxpruneError as error:
+        raise FxpruneError(f"cannot count the FLOPs of {op.name} ({op.node.name}): {error.__cause__}") from error
     return [Term(cost, ())] if cost else []
 
 

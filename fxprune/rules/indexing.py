@@ -13,7 +13,7 @@ from torch.fx.node import Argument
 
 from fxprune.channels import Dim, Labels, is_labelled, size_of
 from fxprune.rules.known_index import known_index, places, renumbered
-from fxprune.rules.op import Op, axis
+from fxprune.rules.op import Op, UnsupportedCall, axis
 from fxprune.rules.registry import rule
 from fxprune.rules.rewrite import Call, Rewrite
 
@@ -81,6 +81,8 @@ def _cut(op: Op, dim: Dim, entry: slice, given: Argument) -> tuple[Dim, bool]:
         given: the slice in the graph, with nodes for bounds that are computed.
     """
     bounds = (given.start, given.stop, given.step) if isinstance(given, slice) else (given,)
+    if any(isinstance(bound, Labels) for bound in (entry.start, entry.stop, entry.step)):
+        raise UnsupportedCall("a slice whose bounds are tensors")
     if not isinstance(dim, int) and not _is_whole(entry) and not all(map(op.is_static, bounds)):
         op.freeze(dim, "cut at a place that is computed from the batch or the resolution")
         return len(dim[entry]), True

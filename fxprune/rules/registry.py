@@ -21,6 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
+from fxprune.channels import Labels
 from fxprune.channels.polynomial import Term
 from fxprune.ops import name_of_op
 from fxprune.rules.rewrite import Call
@@ -51,14 +52,18 @@ class Rule(Generic[P]):
 
     def misfit(self, *args: Any, **kwargs: Any) -> str:
         """Why arguments do not fit the parameters of `propagate`; empty where they fit."""
+        signature = inspect.signature(self.propagate)
         try:
-            inspect.signature(self.propagate).bind(*args, **kwargs)
+            given = signature.bind(*args, **kwargs).arguments
         except TypeError as error:
             return str(error)
-        return ""
+        numbers = (name for name, p in signature.parameters.items() if p.annotation in _NUMBERS)
+        return next((f"{name} is a tensor" for name in numbers if isinstance(given.get(name), Labels)), "")
 
 
 _RULES: dict[Any, Rule[Any]] = {}
+# Annotations of parameters that take a number; torch may take a tensor of one entry in its place.
+_NUMBERS = (int, float, "int", "float", "int | None", "float | None")
 _NAMESPACES = (torch, F, operator, torch.linalg, torch.special, torch.Tensor)
 
 

@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from torch import fx, nn
 from torch.fx.node import Argument
 
-from fxprune.channels import Dim, Labels, LabelTree, is_labelled, size_of
+from fxprune.channels import Dim, Labels, LabelTree, is_labelled, labels_in, size_of
 from fxprune.channels.polynomial import Term
-from fxprune.rules.op import Op, elements
+from fxprune.rules.op import Op, UnsupportedCall, elements
 from fxprune.rules.registry import rule
 from fxprune.rules.rewrite import Call, Rewrite
 
@@ -115,6 +115,8 @@ def _pairs(pad: Any, rank: int) -> dict[int, tuple[int, int]]:
 
 @rule("pad")
 def pad(op: Op, input: Labels, pad: Any, mode: str = "constant", value: object = None) -> Labels:
+    if any(labels_in(pad)):
+        raise UnsupportedCall("padding by amounts that are tensors")
     dims: list[Dim] = list(input.dims)
     pairs = _pairs(pad, len(dims))
     padded = {d for d, amounts in pairs.items() if any(amounts)}

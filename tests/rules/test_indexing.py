@@ -5,7 +5,7 @@ from __future__ import annotations
 import operator
 
 import torch
-from invariant import image, net, tokens
+from invariant import image, net, parameter, tokens
 from layer_nets import images, invariant_test, vectors
 from torch import nn
 
@@ -86,7 +86,32 @@ NETS = {
         image(),
         8,
     ),
+    "sliced up to a number that is a tensor is frozen": (
+        lambda: vectors(lambda self, x: x[:, : self.n] + x[:, self.n :], out=4, n=torch.tensor(4)),
+        torch.randn(3, 4),
+        0,
+    ),
+    "rows taken by a list": (
+        lambda: net(lambda self, x: self.out(self.a(x)[[1, 0]]), a=nn.Linear(4, 8), out=nn.Linear(8, 2)),
+        torch.randn(3, 4),
+        8,
+    ),
+    "channels of a parameter taken by a list": (
+        lambda: net(
+            lambda self, x: self.out(self.a(x) * self.p[[3, 0, 1, 2, 7, 5, 6, 4]]),
+            p=parameter(8),
+            a=nn.Linear(4, 8),
+            out=nn.Linear(8, 2),
+        ),
+        torch.randn(3, 4),
+        8,
+    ),
+    "rows written into by a list are frozen": (
+        lambda: vectors(lambda self, x: (y := x.clone(), operator.setitem(y, [0, 2], 1.0), y)[2]),
+        torch.randn(3, 4),
+        0,
+    ),
 }
 
 
-test_indexing_keeps_the_invariant = invariant_test(NETS)
+test_indexing_keeps_the_invariant = invariant_test(NETS, one_batch=["rows taken by a list"])

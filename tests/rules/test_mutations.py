@@ -17,8 +17,6 @@ from torchvision.ops import deform_conv2d
 
 from fxprune import analysis
 from fxprune.channels import IdTable, Labels, size_of
-
-# fmt: off
 from fxprune.rules import (
     attention,
     batch_norm,
@@ -38,8 +36,6 @@ from fxprune.rules import (
     stand_in,
     weight_norm,
 )
-
-# fmt: on
 from fxprune.rules.op import Op, map_values
 from fxprune.rules.registry import _RULES
 from fxprune.rules.rewrite import Rewrite
@@ -52,10 +48,6 @@ def residual() -> nn.Module:
     )
 
 
-def recurrent_net(layer: nn.Module) -> nn.Module:
-    return net(lambda self, x: self.out(self.layer(self.a(x))[0]), a=nn.Linear(4, 6), layer=layer, out=nn.Linear(5, 2))
-
-
 def scaled() -> nn.Module:
     return net(
         lambda self, x: F.scaled_dot_product_attention(self.q(x), self.k(x), x), q=nn.Linear(4, 8), k=nn.Linear(4, 8)
@@ -66,16 +58,8 @@ def multiplied(function: Any) -> nn.Module:
     return net(lambda self, x: function(self.a(x)) @ self.b(x).sigmoid().mT, a=nn.Linear(4, 8), b=nn.Linear(4, 8))
 
 
-def grouped() -> nn.Module:
-    return nn.Sequential(nn.Conv2d(3, 8, 1), nn.Conv2d(8, 8, 3, groups=8), nn.ReLU(), nn.Conv2d(8, 2, 1))
-
-
-def functional_grouped() -> nn.Module:
-    return images(lambda self, x: F.conv2d(x, self.w, groups=8), w=parameter(8, 1, 3, 3))
-
-
-def over_channels() -> nn.Module:
-    return net(lambda self, x: self.a(x).mean(1), a=nn.Conv2d(3, 8, 1))
+def only(function: Any) -> nn.Module:
+    return net(lambda self, x: function(self.a(x)), a=nn.Conv2d(3, 8, 1))
 
 
 def shuffled() -> nn.Module:
@@ -87,14 +71,6 @@ def padded() -> nn.Module:
         lambda self, x: self.c(F.pad(y := self.a(x), (0, 0, 0, 0, 2, 3)) + self.b(y)),
         a=nn.Conv2d(3, 4, 1), b=nn.Conv2d(4, 9, 1), c=nn.Conv2d(9, 2, 1),
     )  # fmt: skip
-
-
-def cat_twice() -> nn.Module:
-    return images(lambda self, x: torch.cat([x, x], 1), out=16)
-
-
-def cat_without_order(op: Op, tensors: Any, dim: int = 0, **options: Any) -> Labels:
-    return _cat(op, tuple(reversed(tensors)), dim, **options)
 
 
 _cat = join.cat.propagate
@@ -118,8 +94,16 @@ MUTATIONS: dict[str, tuple[Patch, nn.Module, Any]] = {
         image(),
     ),
     # conv
-    "conv groups are not adjusted": (no_rewrite(conv.conv_module), grouped(), image()),
-    "functional conv groups are not adjusted": (no_rewrite(conv.conv), functional_grouped(), image()),
+    "conv groups are not adjusted": (
+        no_rewrite(conv.conv_module),
+        images(lambda self, x: self.c(x).relu(), c=nn.Conv2d(8, 8, 3, groups=8)),
+        image(),
+    ),
+    "functional conv groups are not adjusted": (
+        no_rewrite(conv.conv),
+        images(lambda self, x: F.conv2d(x, self.w, groups=8), w=parameter(8, 1, 3, 3)),
+        image(),
+    ),
     "conv groups lose any channels": (
         attribute(conv, "_convolve_groups", lambda op, x, rows, columns, groups, transposed: rows),
         nn.Sequential(nn.Conv2d(3, 8, 1), nn.Conv2d(8, 16, 3, groups=4), nn.Conv2d(16, 2, 1)),
@@ -218,11 +202,11 @@ MUTATIONS: dict[str, tuple[Patch, nn.Module, Any]] = {
         images(lambda self, x: x.exp().renorm(2, 0, 1.0)),
         image(),
     ),
-    "the share of the mean is dropped": (no_rewrite(reduce.mean), over_channels(), image()),
+    "the share of the mean is dropped": (no_rewrite(reduce.mean), only(lambda x: x.mean(1)), image()),
     "softmax passes": (as_if_elementwise(reduce.softmax), images(lambda self, x: x.softmax(1)), image()),
     "the largest over channels forgets the zeros": (
         no_rewrite(reduce.statistic),
-        net(lambda self, x: self.a(x).amax(1), a=nn.Conv2d(3, 8, 1)),
+        only(lambda x: x.amax(1)),
         image(),
     ),
     # shape
@@ -309,7 +293,7 @@ MUTATIONS: dict[str, tuple[Patch, nn.Module, Any]] = {
         image(),
     ),
     "concatenation forgets the order": (
-        attribute(join.cat, "propagate", cat_without_order),
+        attribute(join.cat, "propagate", lambda op, tensors, dim=0: _cat(op, tuple(reversed(tensors)), dim)),
         net(
             lambda self, x: self.c(torch.cat([self.a(x), self.b(x)], 1)),
             a=nn.Conv2d(3, 8, 1),
@@ -345,10 +329,14 @@ MUTATIONS: dict[str, tuple[Patch, nn.Module, Any]] = {
         image(),
     ),
     # recurrent layers and weights that are normalised
-    "a recurrent layer keeps its sizes": (no_rewrite(recurrent.recurrent), recurrent_net(nn.GRU(6, 5)), tokens()),
+    "a recurrent layer keeps its sizes": (
+        no_rewrite(recurrent.recurrent),
+        vectors(lambda self, x: self.layer(x)[0], 6, 5, layer=nn.GRU(6, 5)),
+        tokens(),
+    ),
     "a projecting LSTM keeps its sizes": (
         no_rewrite(recurrent.recurrent),
-        recurrent_net(nn.LSTM(6, 8, proj_size=5)),
+        vectors(lambda self, x: self.layer(x)[0], 6, 5, layer=nn.LSTM(6, 8, proj_size=5)),
         tokens(),
     ),
     "what is packed carries no channels": (

@@ -88,6 +88,7 @@ def test_a_rule_keeps_its_three_functions_together() -> None:
 def test_arguments_that_do_not_fit_a_rule_are_told_from_those_that_do() -> None:
     assert linear.matmul.misfit(None, Labels.plain((2, 3)), other=Labels.plain((3, 2))) == ""
     assert linear.matmul.misfit(None, Labels.plain((2, 3))) == "missing a required argument: 'other'"
+    assert order.unsqueeze.misfit(None, Labels.plain((2, 3)), Labels.plain(())) == "dim is a tensor"
 
 
 def test_every_op_of_a_library_is_found_by_its_name() -> None:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 import torch.nn.functional as F
 from invariant import image, net, tokens
 from layer_nets import images, invariant_test
 from torch import nn
+
+from fxprune.channels import Labels
+from fxprune.rules import UnsupportedCall, spatial
 
 NETS = {
     "pools": (
@@ -233,3 +237,8 @@ NETS = {
 
 
 test_ops_over_space_keep_the_invariant = invariant_test(NETS)
+
+
+def test_padding_by_tensors_is_not_supported() -> None:
+    with pytest.raises(UnsupportedCall, match="padding by amounts that are tensors"):
+        spatial.pad.propagate(None, Labels.plain((2, 3)), (0, Labels.plain(())))
