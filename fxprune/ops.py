@@ -54,6 +54,8 @@ class Trait(Flag):
     READS_FIRST = auto()
     #: Gives the same indices each time that it is given the same ones.
     INDEX = auto()
+    #: Joins the tensors of a list, however many there are.
+    JOIN = auto()
 
 
 _NAMES: dict[Trait, str] = {
@@ -100,6 +102,7 @@ _NAMES: dict[Trait, str] = {
         to type long int cpu cuda contiguous clone detach argsort flip cat stack view reshape flatten transpose permute
         t squeeze unsqueeze arange tensor nonzero getitem invert logical_not bool
     """,
+    Trait.JOIN: "cat concat concatenate stack hstack vstack row_stack dstack column_stack",
 }
 
 _MODULES: dict[Trait, tuple[type[nn.Module], ...]] = {

@@ -2,21 +2,11 @@
 
 from __future__ import annotations
 
-import operator
-
 from torch import fx, nn
 
-__all__ = ["alias_roots", "used_nodes", "written_attributes"]
+from fxprune.ops import Trait, traits
 
-# What may share memory with its first argument.
-_VIEWS = frozenset((
-    *("view", "reshape", "transpose", "permute", "flatten", "unflatten", "squeeze", "unsqueeze", "narrow", "select"),
-    *("expand", "expand_as", "view_as", "reshape_as", "movedim", "moveaxis", "t", "swapaxes", "swapdims", "chunk"),
-    *("split", "split_with_sizes", "tensor_split", "unbind", "diagonal", "contiguous", "detach", "to", "type_as"),
-    *("float", "double", "half", "view_as_real", "view_as_complex", "dropout", "requires_grad_"),
-    operator.getitem, getattr,
-))  # fmt: skip
-_VIEW_MODULES = (nn.Flatten, nn.Unflatten, nn.modules.dropout._DropoutNd, nn.Identity)
+__all__ = ["alias_roots", "used_nodes", "written_attributes"]
 
 
 def alias_roots(graph: fx.Graph, modules: dict[str, nn.Module], *, follow_data: bool = True) -> dict[fx.Node, fx.Node]:
@@ -25,14 +15,11 @@ def alias_roots(graph: fx.Graph, modules: dict[str, nn.Module], *, follow_data: 
     Args:
         graph: of a traced model.
         modules: those that it calls, by path.
-        past_data: whether `x.data` counts as `x`; what is written there is hidden from autograd and torch.jit.
+        follow_data: whether `x.data` counts as `x`; what is written there is hidden from autograd and torch.jit.
     """
     root: dict[fx.Node, fx.Node] = {}
     for node in graph.nodes:
-        name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
-        is_view = node.target in _VIEWS or name in _VIEWS or "mutates" in node.meta
-        if node.op == "call_module":
-            is_view = isinstance(modules[name], _VIEW_MODULES) or "mutates" in node.meta
+        is_view = Trait.VIEW in traits(node, modules.get(str(node.target))) or "mutates" in node.meta
         if node.target is getattr and node.args[1] == "data":
             is_view = follow_data
         first = node.args[0] if node.args else None

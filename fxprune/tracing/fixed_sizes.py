@@ -8,22 +8,13 @@ from __future__ import annotations
 import operator
 from typing import Any
 
-from torch import Tensor, fx, nn
+from torch import Tensor, fx
 
+from fxprune.ops import Trait, name_of_op, traits
 from fxprune.running import trees
 from fxprune.tracing.recording import Recorder
 
 __all__ = ["fixed_sizes", "is_whole"]
-
-# Of the shape that their tensors have together.
-_ELEMENTWISE = frozenset((
-    *("add", "iadd", "sub", "isub", "mul", "imul", "truediv", "itruediv", "neg", "where", "clamp", "relu", "relu_"),
-    *("gelu", "silu", "sigmoid", "tanh", "softmax", "dropout", "hardswish", "hardtanh", "leaky_relu", "contiguous"),
-    *("clone", "to", "float", "type_as", "detach", "layer_norm", "batch_norm", "group_norm", "rms_norm", "normalize"),
-))  # fmt: skip
-_SAME_SHAPE = (
-    nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.modules.dropout._DropoutNd, nn.Identity,
-)  # fmt: skip
 
 
 def fixed_sizes(recorded: Recorder) -> dict[fx.Node, Any]:
@@ -51,7 +42,7 @@ def _fixed(recorded: Recorder, node: fx.Node, fixed: dict[fx.Node, Any]) -> Any:
         return _fill(value, False)
     # A number may be that of the values of an input, as the longest of lengths; its layout tells nothing of it.
     reads_values = not trees.has_tensor(value) and any(trees.has_tensor(n.meta["value"]) for n in node.all_input_nodes)
-    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+    name = name_of_op(node.target)
     if name in ("size", "numel") and reads_values:
         sizes = fixed[node.args[0]]  # type: ignore[index]
         return is_whole(sizes) if name == "numel" else sizes if len(node.args) == 1 else sizes[node.args[1]]
@@ -61,29 +52,32 @@ def _fixed(recorded: Recorder, node: fx.Node, fixed: dict[fx.Node, Any]) -> Any:
     if first is None or reads_values:
         return _fill(value, False)
     try:
-        known = _of_module(recorded, name, first) if node.op == "call_module" else _of_call(node, name, first, fixed)
+        known = _of_module(recorded, node, first) if node.op == "call_module" else _of_call(node, name, first, fixed)
     except (AttributeError, IndexError, KeyError, TypeError, ValueError):
         # A call written in a way that is not foreseen here.
         known = None
     return _fill(value, False) if known is None else known
 
 
-def _of_module(recorded: Recorder, path: str, first: tuple[bool, ...]) -> Any:
-    module = recorded.functions[path] if path in recorded.functions else recorded.root.get_submodule(path)
-    if isinstance(module, nn.modules.conv._ConvNd):
+def _of_module(recorded: Recorder, node: fx.Node, first: tuple[bool, ...]) -> Any:
+    path = str(node.target)
+    module: Any = recorded.functions[path] if path in recorded.functions else recorded.root.get_submodule(path)
+    of_op = traits(node, module)
+    if Trait.CONVOLUTION in of_op:
         return (*first[: -len(module.kernel_size) - 1], True, *first[-len(module.kernel_size) :])
-    if isinstance(module, nn.Linear):
+    if Trait.LINEAR in of_op:
         return (*first[:-1], True)
-    activation = type(module).__module__ == "torch.nn.modules.activation"
-    same_shape = isinstance(module, _SAME_SHAPE) or (activation and not isinstance(module, nn.MultiheadAttention))
-    return first if same_shape else None
+    activation = type(module).__module__ == "torch.nn.modules.activation" and Trait.CONTRACTION not in of_op
+    return first if activation or Trait.KEEPS_SHAPE in of_op else None
 
 
 def _of_call(node: fx.Node, name: str, first: Any, fixed: dict[fx.Node, Any]) -> Any:
-    value, args = node.meta["value"], node.args
-    if name in _ELEMENTWISE and isinstance(value, Tensor):
-        return tuple(_of_broadcast(node, d, fixed) for d in range(-value.ndim, 0))
-    if name == "linear":
+    value, args, of_op = node.meta["value"], node.args, traits(node)
+    if Trait.KEEPS_SHAPE in of_op and isinstance(value, Tensor):
+        # What is no element-wise op has the shape of its first tensor; of weights and types, the sizes say nothing.
+        broadcast = Trait.ELEMENTWISE in of_op
+        return tuple(_of_broadcast(node, d, fixed) for d in range(-value.ndim, 0)) if broadcast else first
+    if Trait.LINEAR in of_op:
         return (*first[:-1], True)
     if name in ("view", "reshape"):
         sizes = args[1] if len(args) == 2 and isinstance(args[1], (tuple, list)) else args[1:]

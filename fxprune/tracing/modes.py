@@ -3,28 +3,19 @@
 from __future__ import annotations
 
 import inspect
-import operator
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, cast
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
+from fxprune.ops import Trait, modules_with, traits
 from fxprune.tracing.nodes import PARAMETERS
 from fxprune.tracing.recording import Recorder
 from fxprune.tracing.traced_module import ByMode
 
 __all__ = ["Differences", "compare", "insert_modes", "small_readers"]
 
-_CONTRACTIONS = (
-    nn.Linear, nn.Bilinear, nn.modules.conv._ConvNd, nn.MultiheadAttention, nn.RNNBase, nn.Embedding,
-)  # fmt: skip
-_CONTRACTION_FUNCTIONS = frozenset({
-    F.linear, F.conv1d, F.conv2d, F.conv3d, F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d,
-    torch.matmul, operator.matmul, torch.einsum, "matmul",
-})  # fmt: skip
 _DROPOUTS: dict[str, type[nn.Module]] = {
     "dropout": nn.Dropout, "dropout1d": nn.Dropout1d, "dropout2d": nn.Dropout2d, "dropout3d": nn.Dropout3d,
     "alpha_dropout": nn.AlphaDropout, "feature_alpha_dropout": nn.FeatureAlphaDropout,
@@ -113,7 +104,7 @@ def _has_node(value: slice) -> bool:
 def small_readers(model: nn.Module, readers: set[str], differences: Differences, recorded: Recorder) -> set[str]:
     """The modules to keep whole: those that read the mode where calls differ, unless they hold weights to prune."""
     small: set[str] = set()
-    layers = {path for path, module in model.named_modules() if isinstance(module, _CONTRACTIONS)}
+    layers = {path for path, module in model.named_modules() if isinstance(module, modules_with(Trait.CONTRACTION))}
     layers |= {node.meta["module"] for node in recorded.graph.nodes if _has_own_weight(recorded, node)}
     for path in differences.calls_differ:
         while path and path not in readers:
@@ -125,7 +116,7 @@ def small_readers(model: nn.Module, readers: set[str], differences: Differences,
 
 def _has_own_weight(recorded: Recorder, node: fx.Node) -> bool:
     """Whether a node is a layer of a weight that the input has no part in."""
-    return node.target in _CONTRACTION_FUNCTIONS and any(
+    return Trait.CONTRACTION in traits(node) and any(
         recorded.origin[operand] == PARAMETERS and operand.meta["value"].dim() > 1
         for operand in node.all_input_nodes
         if isinstance(operand.meta["value"], Tensor)

@@ -9,9 +9,9 @@ from types import FunctionType
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
-__all__ = ["is_random", "is_reflected", "node_target"]
+__all__ = ["is_reflected", "node_target"]
 
 # Tensor methods that an operator writes: recorded as the operator, which is what fx users look for.
 _OPERATORS: dict[str, Callable[..., Any]] = {
@@ -32,18 +32,6 @@ _UNARY = frozenset({"neg", "__invert__"})
 _NUMPY_NAMES = {"axis": "dim", "keepdims": "keepdim"}
 # Functions whose own argument `axis` is.
 _WITH_AXIS = frozenset({"quantize_per_channel", "fake_quantize_per_channel_affine"})
-_RANDOM = frozenset({
-    "rand", "randn", "randint", "randperm", "rand_like", "randn_like", "randint_like", "bernoulli", "bernoulli_",
-    "multinomial", "normal", "normal_", "uniform_", "exponential_", "random_", "dropout", "dropout1d", "dropout2d",
-    "dropout3d", "alpha_dropout", "feature_alpha_dropout", "feature_dropout", "gumbel_softmax", "poisson", "rrelu",
-    "scaled_dot_product_attention",
-})  # fmt: skip
-
-
-def is_random(node: fx.Node) -> bool:
-    """Whether the node draws random numbers; of modules it is not known."""
-    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
-    return node.op != "call_module" and name in _RANDOM
 
 
 def is_reflected(func: Any, target: Any) -> bool:

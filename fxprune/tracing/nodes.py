@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from fxprune.errors import FxpruneError
+from fxprune.ops import name_of_op
 from fxprune.running import trees
 from fxprune.running.copies import META
 from fxprune.tracing.constants import Place, constant_name, place_of_tensor
@@ -137,7 +138,7 @@ class Nodes:
 
     def _number_of_pieces(self, node: fx.Node) -> Any:
         """How many tensors the node gives, a traced number where the size of what it cuts says so; or None."""
-        name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+        name = name_of_op(node.target)
         if name not in _CUTS or not isinstance(node.args[0], fx.Node):
             return None
         (at, given), source = _CUTS[name], node.args[0]

@@ -11,6 +11,7 @@ from torch import Tensor, fx, nn
 
 from fxprune.errors import FxpruneError
 from fxprune.running import trees
+from fxprune.running.one_node import run_node, with_values
 
 __all__ = ["RealValues", "is_count"]
 
@@ -56,7 +57,7 @@ class RealValues:
     def _evaluate(self, node: fx.Node) -> Any:
         if _is_layout(node):
             return node.meta["value"]
-        args, kwargs = fx.node.map_arg((node.args, node.kwargs), self._known.__getitem__)
+        module = None
         if node.op == "placeholder":
             return self.example[node]
         if node.op == "get_attr":
@@ -67,10 +68,8 @@ class RealValues:
             return value
         if node.op == "call_module":
             path = cast(str, node.target)
-            return (self.functions[path] if path in self.functions else self.leaf_clone(path))(*args, **kwargs)
-        if node.op == "call_method":
-            return getattr(args[0], cast(str, node.target))(*args[1:], **kwargs)
-        return cast(Callable[..., Any], node.target)(*args, **kwargs)
+            module = self.functions[path] if path in self.functions else self.leaf_clone(path)
+        return run_node(node, *with_values(node, self._known.__getitem__), module)
 
 
 def is_count(node: fx.Node) -> bool:

@@ -17,6 +17,7 @@ from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.overrides import TorchFunctionMode
 from torch.utils._device import _device_constructors
 
+from fxprune.ops import Trait, name_of_op, names_with, traits
 from fxprune.running import trees
 from fxprune.running.copies import META
 from fxprune.running.eager import run_forward, runs_modules
@@ -24,7 +25,7 @@ from fxprune.tracing.aten import as_function
 from fxprune.tracing.library_modules import has_forward_hooks
 from fxprune.tracing.meta_results import call_key, leaf_key, recall, remember
 from fxprune.tracing.meta_runs import META_RUNS
-from fxprune.tracing.node_targets import is_random, is_reflected, node_target
+from fxprune.tracing.node_targets import is_reflected, node_target
 from fxprune.tracing.nodes import INPUTS, NOTHING, PARAMETERS
 from fxprune.tracing.reading import DataDependentError, Reader
 from fxprune.tracing.traced_module import ApplyFunction, ByMode, DivideBySpectralNorm
@@ -34,8 +35,6 @@ __all__ = ["Recorder"]
 
 # What they give is laid out by the values of lengths; it is that of the example.
 _PACKING = frozenset({torch._VF._pack_padded_sequence, torch._VF._pad_packed_sequence})
-# Functions that take however many tensors there are.
-_JOINS = frozenset({torch.cat, torch.concat, torch.concatenate, torch.stack, torch.hstack, torch.vstack})
 
 
 class Recorder(TorchFunctionMode, Reader):
@@ -109,7 +108,7 @@ class Recorder(TorchFunctionMode, Reader):
 
     def _call(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         op, target, args, kwargs = node_target(func, args, kwargs)
-        self.takes_pieces = target in _JOINS
+        self.takes_pieces = name_of_op(target) in names_with(Trait.JOIN)
         symbolic, values, origin = self.lower_all(args)
         self.takes_pieces = False
         names = list(kwargs)
@@ -181,7 +180,7 @@ class Recorder(TorchFunctionMode, Reader):
             self.origin[node] = INPUTS
 
     def _note_random(self, node: fx.Node) -> None:
-        if is_random(node):
+        if Trait.RANDOM in traits(node):
             node.meta["random"] = True
             self.origin[node] = INPUTS
 
