@@ -23,7 +23,7 @@ def check_as_traced(value: Any, traced: Any, what: str, where: str) -> None:
     """
     if isinstance(value, TracedNumber):
         # A traced graph that is traced again.
-        value.recorder.guard(operator.pos, (value,), traced)
+        value.nodes.guard(operator.pos, (value,), traced)
         value = plain(value)
     if isinstance(value, Tensor):
         value = _looked_at(value)

@@ -1,21 +1,23 @@
-"""Results on the meta device, remembered by the layout of the inputs.
+"""Results on the meta device: kept by the layout of the inputs, and how to get those that torch cannot compute there.
 
 Torch runs many functions on the meta device in Python, for milliseconds; a network calls them with few layouts.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from fxprune.running.copies import META
 
-__all__ = ["Recalled", "call_key", "leaf_key", "recall", "remember"]
+__all__ = ["META_RUNS", "Recalled", "call_key", "leaf_key", "recall", "remember"]
 
+# Not tuned: several hundred networks.
 _MOST_RESULTS = 20_000
 
 
@@ -107,3 +109,27 @@ def _module_key(module: nn.Module) -> Any:
     settings = [item for item in vars(module).items() if isinstance(item[1], (int, float, str, tuple))]
     tensors = [*module._parameters.values(), *module._buffers.values()]
     return type(module), tuple(settings), tuple(tensors), tuple(children)
+
+
+# --- functions that need a stand-in -----------------------------------------------------------------------------------
+
+
+def _any_number(value: Any) -> Any:
+    """For a tensor to fill another with, a number of its type: the meta device has no values."""
+    return torch.zeros((), dtype=value.dtype).item() if isinstance(value, Tensor) else value
+
+
+def _istft(*args: Any, **kwargs: Any) -> Tensor:
+    """With ones in place of all tensors: torch checks the values of the window, and ones always pass."""
+    args, kwargs = pytree.tree_map_only(Tensor, lambda x: torch.ones(x.shape, dtype=x.dtype), (args, kwargs))
+    return torch.istft(*args, **kwargs).to(META)
+
+
+# What runs on the meta device in place of functions that do not run there as they are.
+META_RUNS: dict[Any, Callable[..., Any]] = {
+    Tensor.cpu: lambda tensor, **_: tensor, Tensor.cuda: lambda tensor, *_, **__: tensor,
+    Tensor.pin_memory: lambda tensor, *_, **__: tensor, torch.istft: _istft, Tensor.istft: _istft,
+    torch.full: lambda size, fill_value, **named: torch.full(size, _any_number(fill_value), **named),
+    torch.full_like: lambda tensor, fill_value, **named: torch.full_like(tensor, _any_number(fill_value), **named),
+    Tensor.new_full: lambda tensor, size, fill_value, **named: tensor.new_full(size, _any_number(fill_value), **named),
+}  # fmt: skip

@@ -12,8 +12,8 @@ from typing import Any, TypeAlias
 from torch import Tensor, fx, nn
 
 from fxprune.running import trees
-from fxprune.tracing.nodes import INPUTS
-from fxprune.tracing.recording import Recorder
+from fxprune.tracing.graph_builder import Origin, reads_layout
+from fxprune.tracing.recorder import Recorder
 
 __all__ = [
     "STATE_IS_LOST",
@@ -26,7 +26,6 @@ __all__ = [
 ]
 
 STATE_IS_LOST = "What is kept from call to call is not in the graph"
-_LAYOUT = frozenset({"size", "dim", "numel", "device", "dtype"})
 
 
 def kept_tensors(model: nn.Module) -> dict[str, Tensor]:
@@ -83,14 +82,14 @@ def write_state(recorder: Recorder, model: nn.Module, before: dict[str, Tensor],
     returned = {tensor.untyped_storage()._cdata for tensor in trees.tensors(output)}
     for name, old in before.items():
         path, _, last = name.rpartition(".")
-        new, read = getattr(model.get_submodule(path), last, None), recorder.known.get(id(old))
+        new, read = getattr(model.get_submodule(path), last, None), recorder.builder.find(old)
         if new is old or read is None or not isinstance(new, Tensor) or not _is_computed_from_input(recorder, new):
             continue
         fits = new.shape == old.shape and new.dtype == old.dtype and old.untyped_storage()._cdata not in returned
-        if fits and _works_with(read[1]):
+        if fits and _works_with(read):
             recorder.call(Tensor.copy_, (old, new), {})
         else:
-            recorder.notes.append(
+            recorder.builder.notes.append(
                 f"{STATE_IS_LOST}: the forward of `{path or type(model).__name__}` reads `{last}`, of shape "
                 f"{tuple(old.shape)}, and puts a tensor of shape {tuple(new.shape)} in its place. The graph starts "
                 "each call from what is there now. To keep it, run the model once on the example inputs before it is "
@@ -99,12 +98,10 @@ def write_state(recorder: Recorder, model: nn.Module, before: dict[str, Tensor],
 
 
 def _is_computed_from_input(recorder: Recorder, tensor: Tensor) -> bool:
-    known = recorder.known.get(id(tensor))
-    return known is not None and recorder.origin[known[1]] == INPUTS
+    node = recorder.builder.find(tensor)
+    return node is not None and recorder.builder.origin[node] == Origin.INPUTS
 
 
 def _works_with(node: fx.Node) -> bool:
     """Whether anything is computed from the entries of a node, not from its size alone."""
-    return any(
-        user.target not in _LAYOUT and not (user.target is getattr and user.args[1] in _LAYOUT) for user in node.users
-    )
+    return not all(map(reads_layout, node.users))
