@@ -16,7 +16,7 @@ from __future__ import annotations
 import copy
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -24,7 +24,6 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, fx, nn
 
-from fxprune.analysis import analyze
 from fxprune.channels import ChannelGraph
 from fxprune.compensation.holdout import output_error, split_apart
 from fxprune.compensation.lockstep import Lockstep
@@ -35,10 +34,9 @@ from fxprune.layers.batch_norm import has_statistics
 from fxprune.layers.contraction import Contraction, contraction_of, find_parameter, rows_of
 from fxprune.layers.residuals import other_side
 from fxprune.progress import Progress, silent
-from fxprune.rewriting import alive_channels, plan_of
-from fxprune.running.allocator import freed_memory_kept
+from fxprune.rewriting import alive_channels, original_graph, plan_of, pruning_notes, set_pruning_notes
+from fxprune.running.allocator import keep_freed_memory
 from fxprune.running.eval_mode import in_eval
-from fxprune.tracing.tracer import leaves_of, trace
 
 __all__ = ["compensate"]
 
@@ -53,7 +51,7 @@ _LEAST_GAIN = 1e-3
 _ROWS_PER_INPUT, _GRID = 64, 196
 
 
-@freed_memory_kept()
+@keep_freed_memory()
 def compensate(
     original: nn.Module | ChannelGraph,
     pruned: fx.GraphModule,
@@ -84,7 +82,7 @@ def compensate(
         progress: is told of the nodes done.
 
     Returns:
-        A new model of the same graph and shapes; `meta["compensated"]` names what was kept of the corrections.
+        A new model of the same graph and shapes; `fxprune.rewriting.pruning_notes` names the corrections kept.
 
     Raises:
         FxpruneError: an argument is out of range, or the batch does not fit the model.
@@ -97,7 +95,7 @@ def compensate(
         raise FxpruneError(f"damping (={damping!r}) must be positive")
     graph = original
     if not isinstance(graph, ChannelGraph):
-        graph = analyze(trace(graph, samples.example, copy=False, leaves=leaves_of(pruned)))
+        graph = original_graph(graph, pruned, samples.example)
     sides = split_apart(graph.module, samples, holdout, seed)
     fit, judge = ([] if side is None else side.split(_CHUNK) for side in sides)
     alive = alive_channels(graph, plan_of(pruned))
@@ -117,7 +115,7 @@ def compensate(
                 # What was held out has decided; now it is fitted to as well.
                 best = copy.deepcopy(pruned)
                 _Pass(graph, alive, best, fit + judge, [], trial, chosen, positions, seed, progress).run()
-    best.meta["compensated"] = kept
+    set_pruning_notes(best, replace(pruning_notes(best), compensated=kept))
     return best
 
 
@@ -192,14 +190,14 @@ class _Pass:
 
     def _left(self, name: str, y: Tensor) -> Tensor:
         """What stays of a node's output, along all dimensions: layers that mix tokens have channels at the others."""
-        for d, dim in enumerate(self.graph.labels[name].dims):
+        for d, dim in enumerate(self.graph.labels_of(name).dims):
             if not isinstance(dim, int) and len(dim) == y.shape[d] and not self.alive[dim].all():
                 y = y.index_select(d, self._kept(name, d).to(y.device))
         return y
 
     def _kept(self, name: str, axis: int = 1) -> Tensor:
         """Which channels of a node's output stay along a dimension."""
-        dim = self.graph.labels[name].dims[axis]
+        dim = self.graph.labels_of(name).dims[axis]
         return torch.from_numpy(np.flatnonzero(np.ones(dim, dtype=bool) if isinstance(dim, int) else self.alive[dim]))
 
     def _lacking(self, lockstep: Lockstep, partner: fx.Node, other: fx.Node | None, norm: Any) -> list[Tensor]:

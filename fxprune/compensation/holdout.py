@@ -12,7 +12,7 @@ from fxprune.data import Batch, run_model
 from fxprune.losses import distillation_loss, float_outputs
 from fxprune.running.eval_mode import in_eval
 
-__all__ = ["output_error", "split_apart"]
+__all__ = ["clusters_of", "output_error", "split_apart"]
 
 _CHUNK = 16
 # About how many entries of an output tell how alike samples are.
@@ -28,16 +28,26 @@ def split_apart(model: fx.GraphModule, samples: Batch, part: float, seed: int) -
     held = min(round(part * samples.size), samples.size - 1)
     if not held:
         return samples, None
-    likeness = _likeness(model, samples).fill_diagonal_(-math.inf)
-    # Each with the one most like it, and so on from there.
-    cluster = torch.arange(samples.size)
-    for sample, nearest in enumerate(likeness.argmax(1).tolist()):
-        cluster[cluster == cluster[nearest]] = cluster[sample]
-    order = torch.randperm(samples.size, generator=torch.Generator().manual_seed(seed))
-    judging = torch.cat([(cluster == number).nonzero().flatten() for number in order])[:held]
+    clusters = clusters_of(model, samples)
+    count = max(samples.size, int(clusters.max()) + 1)
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
+    judging = torch.cat([(clusters == number).nonzero().flatten() for number in order])[:held]
     judges = torch.zeros(samples.size, dtype=torch.bool)
     judges[judging] = True
     return samples.take((~judges).nonzero().flatten()), samples.take(judges.nonzero().flatten())
+
+
+def clusters_of(model: fx.GraphModule, samples: Batch) -> Tensor:
+    """The number of each sample's cluster (N,): that of the batch if it has any, else by the model's answers.
+
+    Each sample is in one cluster with the sample whose answer is most like its own.
+    """
+    if samples.clusters is not None:
+        return samples.clusters
+    clusters = torch.arange(samples.size)
+    for sample, nearest in enumerate(_likeness(model, samples).fill_diagonal_(-math.inf).argmax(1).tolist()):
+        clusters[clusters == clusters[nearest]] = clusters[sample]
+    return clusters
 
 
 def output_error(original: fx.GraphModule, pruned: fx.GraphModule, batches: Sequence[Batch]) -> float:

@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 from torch import fx
-from torch.utils import _pytree as pytree
 
 from fxprune.data import Batch, placeholder_values, running_on
+from fxprune.running import trees
 
 __all__ = ["Lockstep", "Runner"]
 
@@ -54,7 +54,7 @@ class Runner:
         args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: self.values[n][number])
         if node.op == "placeholder":
             # Models may write into their inputs.
-            return pytree.tree_map_only(torch.Tensor, torch.clone, self._inputs[number][node])
+            return trees.map_tensors(torch.clone, self._inputs[number][node])
         if node.op == "get_attr":
             return functools.reduce(getattr, str(node.target).split("."), self.module)
         if node.op == "call_module":

@@ -14,8 +14,9 @@ from torch import Tensor, fx, nn
 from fxprune.channels import ChannelGraph
 from fxprune.layers.batch_norm import has_statistics
 from fxprune.progress import Progress, silent
-from fxprune.running.allocator import freed_memory_kept
+from fxprune.running.allocator import keep_freed_memory
 from fxprune.running.eval_mode import in_eval_without_grad
+from fxprune.tracing.notes import call_of
 
 __all__ = ["pink_noise", "synthesize"]
 
@@ -31,7 +32,7 @@ _BETAS = (0.8, 0.99)
 _COARSE = 0.7
 
 
-@freed_memory_kept()
+@keep_freed_memory()
 def synthesize(
     graph: ChannelGraph, size: int | None = None, *, steps: int = 20, seed: int = 0, progress: Progress = silent
 ) -> Tensor | None:
@@ -55,7 +56,7 @@ def synthesize(
         input, one that is not floating-point, or weights narrower than float32; and, unless a size is given, where it
         has more than 20 GFLOPs.
     """
-    args, kwargs = graph.module.meta["example_inputs"]
+    args, kwargs = call_of(graph.module)
     if len(args) != 1 or kwargs or not isinstance(args[0], Tensor) or not args[0].is_floating_point():
         return None
     example = args[0]

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable
 from dataclasses import replace
-from typing import Literal
 
 from torch import nn
 
 from fxprune.channels import ChannelGraph, Scores
-from fxprune.errors import FxpruneError, FxpruneWarning
+from fxprune.errors import FxpruneWarning, UnreachableBudgetError
 from fxprune.latency.measure import measure_latency
-from fxprune.planning.make import make_plan
+from fxprune.planning.budgets import Request
+from fxprune.planning.make import plan_for
 from fxprune.planning.plan import Plan
 from fxprune.rewriting import rewrite
-from fxprune.running.calls import example_of
+from fxprune.tracing.notes import example_of
 
-__all__ = ["UnreachableLatencyError", "plan_for_latency"]
+__all__ = ["plan_for_latency"]
 
 _ROUNDS = 6
 # How far below the budget is near enough, what is aimed at, and the least part of a target that the next one is.
@@ -26,42 +25,31 @@ _NEAR, _AIM, _STEP = 0.97, 0.985, 0.7
 _UNSTEADY = 0.25
 
 
-class UnreachableLatencyError(FxpruneError):
-    """The budget of time cannot be reached as measured, whatever the scores."""
-
-
-def plan_for_latency(
-    graph: ChannelGraph,
-    scores: Scores,
-    model: nn.Module,
-    latency: float,
-    *,
-    flops: float | None = None,
-    round_to: int | Literal["auto"] = 1,
-    ignore: str | Iterable[str] = (),
-) -> Plan:
+def plan_for_latency(graph: ChannelGraph, scores: Scores, model: nn.Module, request: Request) -> Plan:
     """Plan, measure beside the model, and plan again, until the measured time is just within the budget.
 
     Args:
         graph: what `fxprune.time_channels` returned.
-        scores: as for `make_plan`, like `flops`, `round_to` and `ignore`.
+        scores: as for `make_plan`.
         model: what the result is compared with.
-        latency: the budget, a fraction of the model's time, both measured in turn.
+        request: its latency is a fraction of the model's time, both measured in turn.
 
     Raises:
-        FxpruneError: the budget cannot be reached, by prediction or as measured.
+        UnreachableBudgetError: the budget cannot be reached, by prediction or as measured.
 
     Warns:
         FxpruneWarning: the times vary too much to tell.
     """
-    target, best, lowest, unsteady = latency, None, 1.0, 0.0
+    assert request.latency is not None
+    target = latency = request.latency
+    best, lowest, unsteady = None, 1.0, 0.0
     measured: list[tuple[Plan, float]] = []
     within: float | None = None
     beyond: float | None = None
     for _ in range(_ROUNDS):
         try:
-            plan = make_plan(graph, scores, flops=flops, latency=target, round_to=round_to, ignore=ignore)
-        except FxpruneError:
+            plan = plan_for(graph, scores, replace(request, latency=target))
+        except UnreachableBudgetError:
             # Asked for less than there is, because the machine takes longer than predicted.
             if not measured:
                 raise
@@ -96,7 +84,7 @@ def plan_for_latency(
             stacklevel=4,
         )
     if best is None:
-        raise UnreachableLatencyError(
+        raise UnreachableBudgetError(
             f"a latency of {latency:.1%} of the model's cannot be reached: the lowest that was measured is "
             f"{lowest:.1%}. Raise latency, ignore less, or measure on a machine that does nothing else"
         )

@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 import torch
 from torch import fx, nn
-from torch.utils import _pytree as pytree
 
 from fxprune.channels import ChannelGraph, Labels
 from fxprune.channels.polynomial import Polynomial, Term, build_polynomial, term
 from fxprune.data import Batch, placeholder_values
 from fxprune.latency.measure import Run, check_settings, threads_set, without_collection
+from fxprune.running import trees
 from fxprune.running.calls import Call
 from fxprune.running.randomness import preserve_rng_state
 
@@ -127,5 +127,5 @@ def _polynomial(graph: ChannelGraph, seconds: Mapping[str, float], whole: float)
 
 def _of_outputs(labels: Any) -> Sequence[Term]:
     """In proportion to the entries of the tensors that a node gives; constant where there are none."""
-    tensors = (leaf for leaf in pytree.tree_leaves(labels) if isinstance(leaf, Labels))
+    tensors = (leaf for leaf in trees.leaves(labels) if isinstance(leaf, Labels))
     return [term(*leaf.dims) for leaf in tensors] or [term(1)]

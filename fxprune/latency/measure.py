@@ -12,13 +12,14 @@ from typing import Any, overload
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
 from fxprune.errors import FxpruneError
-from fxprune.running.calls import Call, call_of, first_dimension, with_batch
-from fxprune.running.copies import cloned
+from fxprune.running import trees
+from fxprune.running.calls import Call, batch_size_of, with_batch
+from fxprune.running.copies import copy_module
 from fxprune.running.eval_mode import in_eval
 from fxprune.running.randomness import preserve_rng_state
+from fxprune.tracing.notes import call_of
 
 __all__ = ["Latency", "Run", "check_settings", "measure_latency", "threads_set", "without_collection"]
 
@@ -155,7 +156,7 @@ class Run:
         """Put a model and its inputs in place, in eval until `stack` is left, when its buffers are as before."""
         call = call_of(model, inputs)
         if batch_size is not None:
-            size = first_dimension(call)
+            size = batch_size_of(call)
             if size is None:
                 raise FxpruneError(f"batch_size (={batch_size}) given, but the inputs have no first dimension")
             call = with_batch(call, size, batch_size)
@@ -169,23 +170,21 @@ class Run:
             )
         if there != here:
             with torch.inference_mode(False):
-                model = cloned(model, {}).to(there)
+                model = copy_module(model).to(there)
         stack.enter_context(in_eval(model))
         weights = [p for p in model.parameters() if p.is_floating_point()]
         dtype = weights[0].dtype if weights else torch.get_default_dtype()
         images = [p for p in weights if p.dim() == 4]
         last = any(_is_channels_last(p) for p in images) or (
-            not images and any(_is_channels_last(x) for x in pytree.tree_leaves(call) if isinstance(x, Tensor))
+            not images and any(_is_channels_last(x) for x in trees.tensors(call))
         )
 
-        def place(leaf: Any) -> Any:
-            if not isinstance(leaf, Tensor):
-                return leaf
-            leaf = leaf.to(there, dtype) if leaf.is_floating_point() else leaf.to(there)
-            return leaf.to(memory_format=torch.channels_last) if last and leaf.dim() == 4 else leaf
+        def place(tensor: Tensor) -> Tensor:
+            tensor = tensor.to(there, dtype) if tensor.is_floating_point() else tensor.to(there)
+            return tensor.to(memory_format=torch.channels_last) if last and tensor.dim() == 4 else tensor
 
         wait = (lambda: None) if there.type == "cpu" else torch.get_device_module(there).synchronize
-        return cls(model, pytree.tree_map(place, call), there, dtype, last, wait, [])
+        return cls(model, trees.map_tensors(place, call), there, dtype, last, wait, [])
 
     def warm_up(self, calls: int) -> None:
         """Calls that are not timed."""
@@ -198,7 +197,7 @@ class Run:
 
     def fresh_call(self) -> Call:
         """The inputs anew: a model may work in place on those that it gets."""
-        return pytree.tree_map_only(Tensor, torch.clone, self.call)  # type: ignore[no-any-return]
+        return trees.map_tensors(torch.clone, self.call)
 
     def _seconds(self) -> float:
         args, kwargs = self.fresh_call()
@@ -209,7 +208,7 @@ class Run:
             self.wait()
             return time.perf_counter() - start
         except Exception as error:
-            shapes = [list(x.shape) for x in pytree.tree_leaves(self.call) if isinstance(x, Tensor)]
+            shapes = [list(x.shape) for x in trees.tensors(self.call)]
             raise FxpruneError(
                 f"{type(self.model).__name__} fails on inputs of shapes {shapes}: {type(error).__name__}: {error}"
             ) from error
@@ -227,7 +226,7 @@ class Run:
             quartiles[2] - quartiles[0],
             len(self.times),
             warmup,
-            first_dimension(self.call),
+            batch_size_of(self.call),
             torch.get_num_threads(),
             device,
             str(self.dtype).removeprefix("torch."),

@@ -14,7 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from fxprune.channels import ChannelGraph, Ids, Scores
 from fxprune.errors import FxpruneError
 from fxprune.progress import Progress, silent
-from fxprune.running.allocator import freed_memory_kept
+from fxprune.running.allocator import keep_freed_memory
 from fxprune.scoring.relevance import relevance_scores
 from fxprune.scoring.sensitivity import fisher_scores, taylor_scores
 from fxprune.scoring.surgeon import surgeon_scores
@@ -34,7 +34,7 @@ __all__ = [
 FROM_DATA = ("surgeon", "fisher", "taylor")
 
 
-@freed_memory_kept()
+@keep_freed_memory()
 def scores(
     graph: ChannelGraph,
     method: str | Callable[[ChannelGraph], Scores] = "relevance",

@@ -165,8 +165,8 @@ class _GateReader(fx.Interpreter):
             self.env.update(kept)
 
     def _gated(self, x: Tensor, source: fx.Node, d: int) -> Tensor:
-        channels = self._graph_of_channels.labels[source.name].dims[d]
-        if x.shape[d] != len(channels):
+        channels = self._graph_of_channels.labels_of(source.name).dims[d]
+        if isinstance(channels, int) or x.shape[d] != len(channels):
             raise FxpruneError(
                 f"channels of {source.name} are counted by the number of samples: such a model cannot be scored on "
                 "data; use a method that needs none"

@@ -7,7 +7,7 @@ from typing import Any, cast
 
 from torch import Tensor, nn
 
-from fxprune.running.copies import TensorCopies, cloned, tensors_of
+from fxprune.running.copies import DeepcopyTensorsWith, copy_module, parameters_and_buffers
 from fxprune.tracing.graph_builder import GraphBuilder
 from fxprune.tracing.library_modules import is_library_module
 from fxprune.tracing.traced_module import TracedModule
@@ -23,7 +23,7 @@ def assemble(model: nn.Module, builder: GraphBuilder, convert: Callable[[Tensor]
         builder: of its graph.
         convert: what becomes of a tensor: the same one, or a copy.
     """
-    memo: dict[int, Any] = {id(tensor): convert(tensor) for tensor in tensors_of(model)}
+    memo: dict[int, Any] = {id(tensor): convert(tensor) for tensor in parameters_and_buffers(model)}
     paths = {str(node.target) for node in builder.graph.nodes if node.op == "call_module"}
     called = {id(model.get_submodule(path)) for path in paths - builder.added_modules.keys()}
     made: dict[int, nn.Module | None] = {}
@@ -32,9 +32,9 @@ def assemble(model: nn.Module, builder: GraphBuilder, convert: Callable[[Tensor]
         """A module with its state; None for one that has no state and is not called."""
         if id(module) not in made:
             if id(module) in called or (module is not model and is_library_module(module)):
-                needed = id(module) in called or any(True for _ in tensors_of(module))
-                with TensorCopies(convert):
-                    made[id(module)] = cloned(module, memo, hooks=False) if needed else None
+                needed = id(module) in called or any(True for _ in parameters_and_buffers(module))
+                with DeepcopyTensorsWith(convert):
+                    made[id(module)] = copy_module(module, memo, hooks=False) if needed else None
             else:
                 made[id(module)] = container_of(module)
         return made[id(module)]

@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
+from fxprune.running import trees
 from fxprune.running.copies import META
 
 __all__ = ["META_RUNS", "Recalled", "call_key", "leaf_key", "recall", "remember"]
@@ -121,7 +121,7 @@ def _any_number(value: Any) -> Any:
 
 def _istft(*args: Any, **kwargs: Any) -> Tensor:
     """With ones in place of all tensors: torch checks the values of the window, and ones always pass."""
-    args, kwargs = pytree.tree_map_only(Tensor, lambda x: torch.ones(x.shape, dtype=x.dtype), (args, kwargs))
+    args, kwargs = trees.map_tensors(lambda x: torch.ones(x.shape, dtype=x.dtype), (args, kwargs))
     return torch.istft(*args, **kwargs).to(META)
 
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from fxprune.errors import FxpruneError
 from fxprune.running import trees
-from fxprune.running.copies import TensorCopies, cloned, meta_like, meta_twin
+from fxprune.running.copies import DeepcopyTensorsWith, copy_module, meta_copy, meta_like
 from fxprune.tracing.graph_builder import GraphBuilder, Origin
 from fxprune.tracing.library_modules import is_library_module
 from fxprune.tracing.module_calls import ModuleCalls
@@ -26,7 +26,7 @@ from fxprune.tracing.size_nodes import SizeNodes
 from fxprune.tracing.special_calls import SPECIAL_CALLS
 from fxprune.tracing.state import Numbers, changed_numbers, kept_numbers, kept_tensors, put_numbers, write_state
 
-__all__ = ["Leaves", "Recording", "Source"]
+__all__ = ["Leaves", "Recording", "Runner"]
 
 # Paths and types of modules that become one node each.
 Leaves: TypeAlias = tuple[str | type[nn.Module], ...]
@@ -52,7 +52,7 @@ class Recording:
 
 
 @dataclass
-class Source:
+class Runner:
     """The model that is traced, and how it is run.
 
     Attributes:
@@ -156,7 +156,7 @@ class Source:
 
     def _twin(self, training: bool) -> tuple[nn.Module, dict[int, Tensor]]:
         """The model on the meta device, and the real tensor for the identity of each of its tensors."""
-        twin, real = meta_twin(self.model)
+        twin, real = meta_copy(self.model)
         for module in twin.modules():
             if isinstance(module, nn.TransformerEncoder):
                 # Nested tensors are a faster way to the same result, with sizes that depend on the values of the mask.
@@ -180,8 +180,8 @@ class Source:
         return {stars.get(signature.parameters[name].kind, "") + name: x for name, x in arguments.items()}, signature
 
     def _real_module(self, memo: dict[int, Any], training: bool, path: str) -> nn.Module:
-        with TensorCopies(self.convert):
-            return cloned(self.model.get_submodule(path), memo, hooks=False).train(training)
+        with DeepcopyTensorsWith(self.convert):
+            return copy_module(self.model.get_submodule(path), memo, hooks=False).train(training)
 
 
 def _call_arguments(given: dict[str, Any], signature: inspect.Signature) -> tuple[list[Any], dict[str, Any]]:

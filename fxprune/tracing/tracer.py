@@ -16,19 +16,20 @@ from fxprune.errors import FxpruneError, FxpruneWarning
 from fxprune.models import source_of
 from fxprune.ops import Trait, traits
 from fxprune.running.calls import given_call
-from fxprune.running.copies import meta_twin
+from fxprune.running.copies import meta_copy
 from fxprune.tracing.assembly import assemble
 from fxprune.tracing.graph_builder import GraphBuilder
 from fxprune.tracing.guards import insert_guards
 from fxprune.tracing.library_modules import is_library_module
 from fxprune.tracing.modes import compare, insert_modes, small_readers
+from fxprune.tracing.notes import TraceNotes, set_trace_notes, trace_notes
 from fxprune.tracing.real_values import DataDependentError
 from fxprune.tracing.refusals import refuse_what_cannot_be_traced
-from fxprune.tracing.runs import Leaves, Recording, Source
+from fxprune.tracing.runs import Leaves, Recording, Runner
 from fxprune.tracing.state import STATE_IS_LOST, numbers_are_lost
 from fxprune.tracing.traced_module import ApplyFunction, ByMode, TracedModule
 
-__all__ = ["TracedModule", "leaves_of", "trace", "trace_knowing"]
+__all__ = ["TracedModule", "trace", "trace_knowing"]
 
 
 def trace(
@@ -51,11 +52,9 @@ def trace(
 
     Returns:
         A GraphModule. Every node has `meta["value"]`, its value at the example inputs with tensors on the meta device,
-        and `meta["module"]`, the path of the innermost module that it comes from. The module has
-        `meta["example_inputs"]`, a pair of positional and keyword arguments, `meta["notes"]`, remarks on what was taken
-        as constant, and `meta["source"]`, how to build the model, a `fxprune.models.Source` or None; where there are
-        any, also `meta["values_read"]`, what was read of the model's values, `meta["leaves"]`, their paths, and
-        `meta["constant_places"]`, where the model keeps tensors that the graph has as constants.
+        and `meta["module"]`, the path of the innermost module that it comes from. What the result knows of its trace
+        (the example inputs, what was taken as constant, how the model is built) is in
+        `fxprune.tracing.notes.trace_notes(result)`.
 
     Raises:
         FxpruneError: the model's code depends on the values of the input, or fails.
@@ -65,30 +64,25 @@ def trace(
             module without such layers is kept as it is.
     """
     traced = trace_knowing(model, example_inputs, {}, copy=copy, leaves=leaves)
-    for note in traced.meta["notes"]:
+    for note in trace_notes(traced).remarks:
         if note.startswith((_ONLY_EVAL, STATE_IS_LOST)):
             warnings.warn(note, FxpruneWarning, stacklevel=2)
     return traced
 
 
-def leaves_of(traced: nn.Module) -> tuple[str, ...]:
-    """The modules that one who traced the model wanted whole."""
-    return tuple(map(str, getattr(traced, "meta", {}).get("leaves", ())))
-
-
 def trace_knowing(
     model: nn.Module, example_inputs: Any, values: Mapping[str, Any], *, copy: bool = True, leaves: Leaves = ()
 ) -> TracedModule:
-    """As `trace`, with what an earlier trace of the same model has read of its values: its `meta["values_read"]`."""
+    """As `trace`, with what an earlier trace of the same model has read of its values: `TraceNotes.values_read`."""
     if not isinstance(model, nn.Module):
         raise FxpruneError(
             f"model (a {type(model).__name__}) is no nn.Module: build it first, as timm.create_model('resnet50') does"
         )
     args, kwargs = given_call(model, example_inputs)
     refuse_what_cannot_be_traced(model)
-    source = Source(model, args, kwargs, copy, values)
+    runner = Runner(model, args, kwargs, copy, values)
     with torch.random.fork_rng(devices=[]):
-        recorded, values_read, kept, notes = _record_in_both_modes(source, leaves)
+        recorded, values_read, kept, notes = _record_in_both_modes(runner, leaves)
     builder = recorded.builder
     notes.extend(insert_guards(builder, recorded.sizes))
     notes.extend(
@@ -97,24 +91,23 @@ def trace_knowing(
         if path not in kept
     )
     _tidy(builder)
-    traced = assemble(model, builder, source.convert)
-    traced.meta["example_inputs"] = (args, kwargs)
-    traced.meta["notes"] = list(dict.fromkeys(notes))
-    traced.meta["source"] = source_of(model)
-    if values_read:
-        traced.meta["values_read"] = values_read
-    if leaves:
-        types = tuple(leaf for leaf in leaves if isinstance(leaf, type))
-        traced.meta["leaves"] = [
-            path for path, module in model.named_modules() if path in leaves or isinstance(module, types)
-        ]
-    if builder.constant_places:
-        traced.meta["constant_places"] = builder.constant_places
+    traced = assemble(model, builder, runner.convert)
+    types = tuple(leaf for leaf in leaves if isinstance(leaf, type))
+    whole = (path for path, module in model.named_modules() if path in leaves or isinstance(module, types))
+    trace = TraceNotes(
+        example_inputs=(args, kwargs),
+        remarks=tuple(dict.fromkeys(notes)),
+        source=source_of(model),
+        values_read=values_read,
+        leaves=tuple(whole),
+        constant_places=builder.constant_places,
+    )
+    set_trace_notes(traced, trace)
     return traced
 
 
 def _record_in_both_modes(
-    source: Source, leaves: Leaves
+    runner: Runner, leaves: Leaves
 ) -> tuple[Recording, dict[str, Any], set[str], list[str]]:  # fmt: skip
     """Record the model in eval, and make its graph follow the mode where training differs.
 
@@ -125,38 +118,38 @@ def _record_in_both_modes(
     values_read: dict[str, Any] = {}
     kept: set[str] = set()
     while True:
-        in_eval = _record_in_eval(source, leaves, kept, notes)
+        in_eval = _record_in_eval(runner, leaves, kept, notes)
         builder = in_eval.builder
         values_read |= in_eval.values_read
-        state = _notes_on_numbers(source, in_eval, leaves, kept)
+        state = _notes_on_numbers(runner, in_eval, leaves, kept)
         if not in_eval.training_readers:
             break
         try:
-            in_training = source.record_training(leaves, kept)
+            in_training = runner.record_training(leaves, kept)
         except FxpruneError as error:
             notes.append(f"{_ONLY_EVAL}, for training cannot be traced: {error}")
             break
         values_read |= in_training.values_read
         differences = compare(builder, in_training.builder)
         readers = in_eval.training_readers | in_training.training_readers
-        small = small_readers(source.model, readers, differences, builder)
+        small = small_readers(runner.model, readers, differences, builder)
         if small <= kept:
             insert_modes(builder, differences.literals)
             if of_eval := sorted(differences.scopes & readers or (differences.scopes and {""})):
-                notes.append(_only_eval(source.model, of_eval))
+                notes.append(_only_eval(runner.model, of_eval))
             break
         kept |= small
     return in_eval, values_read, kept, [*notes, *builder.notes, *state]
 
 
-def _record_in_eval(source: Source, leaves: Leaves, kept: set[str], notes: list[str]) -> Recording:
+def _record_in_eval(runner: Runner, leaves: Leaves, kept: set[str], notes: list[str]) -> Recording:
     try:
-        return source.record(leaves, kept)
+        return runner.record(leaves, kept)
     except FxpruneError as error:
-        if source.exporting or not isinstance(error.__cause__, DataDependentError):
+        if runner.exporting or not isinstance(error.__cause__, DataDependentError):
             raise
-        source.exporting = True
-        recorded = source.record(leaves, kept)
+        runner.exporting = True
+        recorded = runner.record(leaves, kept)
         notes.append(
             "Traced as for torch.export: otherwise the model's control flow depends on the values of its input."
         )
@@ -182,18 +175,18 @@ def _only_eval(model: nn.Module, paths: list[str]) -> str:
     )
 
 
-def _notes_on_numbers(source: Source, recorded: Recording, leaves: Leaves, kept: set[str]) -> list[str]:
+def _notes_on_numbers(runner: Runner, recorded: Recording, leaves: Leaves, kept: set[str]) -> list[str]:
     """A note on numbers that forward has changed, if the next call does something else because of them."""
     if not recorded.changed_numbers:
         return []
     try:
-        again = replace(source, numbers=recorded.changed_numbers).record(leaves, kept)
+        again = replace(runner, numbers=recorded.changed_numbers).record(leaves, kept)
     except FxpruneError:
         # With these numbers the model may rely on a table that it has not made.
         return []
     differences = compare(recorded.builder, again.builder)
     same = not (differences.scopes or differences.literals)
-    return [] if same else [numbers_are_lost(source.model, recorded.changed_numbers)]
+    return [] if same else [numbers_are_lost(runner.model, recorded.changed_numbers)]
 
 
 def _with_unusual_train(model: nn.Module) -> list[str]:
@@ -201,7 +194,7 @@ def _with_unusual_train(model: nn.Module) -> list[str]:
     own = [path for path, module in model.named_modules() if type(module).train is not nn.Module.train]
     if not own:
         return []
-    twin, _ = meta_twin(model)
+    twin, _ = meta_copy(model)
     learn = [parameter.requires_grad for parameter in twin.parameters()]
     twin.eval()
     twin.train()

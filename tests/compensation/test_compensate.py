@@ -16,6 +16,7 @@ from fxprune.compensation.compensate import compensate
 from fxprune.layers.residuals import other_side
 from fxprune.losses import distillation_loss
 from fxprune.models import example_inputs, load_model
+from fxprune.rewriting import pruning_notes
 
 
 def _net() -> nn.Module:
@@ -50,7 +51,7 @@ def test_outputs_come_closer_on_inputs_that_were_not_fitted(parts: dict[str, boo
     before = {name: tensor.clone() for name, tensor in pruned.state_dict().items()}
     better = compensate(net, pruned, _images(64, 1), **parts)
     assert _error(net, better, _images(256, 2)) < 0.8 * _error(net, pruned, _images(256, 2))
-    assert better.meta["compensated"]
+    assert pruning_notes(better).compensated
     assert all(torch.equal(tensor, before[name]) for name, tensor in pruned.state_dict().items())
 
 
@@ -58,7 +59,7 @@ def test_moments_are_matched_and_last() -> None:
     net = _net()
     pruned = fxprune.prune(net, flops=0.5, example_inputs=_images(1, 0), method="l2", compensate=False)
     better = compensate(net, pruned, _images(64, 1), ridge=False)
-    assert better.meta["compensated"] == ("moments",)
+    assert pruning_notes(better).compensated == ("moments",)
     assert _error(net, better, _images(256, 2)) < _error(net, pruned, _images(256, 2))
     for name in ("running_mean", "running_var"):
         assert any(

@@ -19,6 +19,7 @@ from fxprune import FxpruneError
 from fxprune.channels import Group
 from fxprune.channels.polynomial import Term, build_polynomial
 from fxprune.latency.budget import plan_for_latency
+from fxprune.planning.budgets import Request
 
 SECONDS = 1e-3  # that the slow op takes for each of its channels
 
@@ -189,7 +190,7 @@ def test_what_is_fast_enough_is_not_cut_far_below_a_step(
 ) -> None:
     monkeypatch.setattr("fxprune.latency.budget.measure_latency", clock(0.0, steps=2))
     predicted = replace(graph, latency=graph.flops)
-    plan = plan_for_latency(predicted, fxprune.scores(predicted), model, 0.9)
+    plan = plan_for_latency(predicted, fxprune.scores(predicted), model, Request(latency=0.9))
     assert 0.46 < plan.flops / plan.flops_before <= 0.5
 
 
@@ -199,7 +200,7 @@ def test_a_few_measurements_suffice_where_the_prediction_is_far_off(
 ) -> None:
     monkeypatch.setattr("fxprune.latency.budget.measure_latency", clock(overhead))
     predicted = replace(graph, latency=graph.flops)
-    plan = plan_for_latency(predicted, fxprune.scores(predicted), model, latency)
+    plan = plan_for_latency(predicted, fxprune.scores(predicted), model, Request(latency=latency))
     assert 0.95 * latency <= overhead + (1 - overhead) * plan.flops / plan.flops_before <= latency
 
 
@@ -255,7 +256,7 @@ def test_the_budget_that_is_kept_is_a_plain_number(graph: fxprune.ChannelGraph) 
     [
         (lambda graph: fxprune.make_plan(graph, fxprune.scores(graph), latency=0), r"latency \(=0\) must be a fract"),
         (lambda graph: fxprune.make_plan(graph, fxprune.scores(graph), latency=60), r"latency \(=60\) must be a fract"),
-        (lambda graph: fxprune.make_plan(graph, fxprune.scores(graph), latency="fast"), "must be a number"),
+        (lambda graph: fxprune.make_plan(graph, fxprune.scores(graph), latency="fast"), "must be a fraction"),
         (
             lambda graph: fxprune.make_plan(graph, fxprune.scores(graph), latency=0.001),
             r"0.1% of the latency cannot be reached: the lowest is predicted to be [\d.]+% with one channel left",

@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from invariant import image, net, parameter, randomise
+from refusals import assert_refused, small
 from torch import Tensor, nn
 
 import fxprune
@@ -218,3 +219,33 @@ def test_layers_whose_outputs_are_no_channels_are_scored(model: nn.Module, metho
     graph = fxprune.analyze(fxprune.trace(randomise(model).float(), image()))
     assert [len(group) for group in graph.groups] == [8]
     assert np.isfinite(fxprune.scores(graph, method)).all()
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_no_numbers_are_named(value: float) -> None:
+    model = small()
+    with torch.no_grad():
+        model[2].weight[3, 0, 0, 0] = value
+    message = r"^weight 2\.weight has NaN or infinite entries"
+    assert_refused(model, lambda: fxprune.prune(model, 0.5, example_inputs=image()), message)
+
+
+def test_an_unknown_method_and_bad_scores_are_refused() -> None:
+    model = small()
+    assert_refused(
+        model, lambda: fxprune.prune(model, 0.5, example_inputs=image(), method="l3"), r"^method \(='l3'\) is not known"
+    )
+    for bad, message in ((np.ones(3), "scores have shape"), (np.full(21, np.nan), "scores are not finite")):
+        assert_refused(
+            model, lambda bad=bad: fxprune.prune(model, 0.5, example_inputs=image(), method=lambda _: bad), message
+        )
+
+
+@pytest.mark.parametrize("method", ["l2", "relevance"])
+def test_scores_do_not_depend_on_the_scale_of_layers(method: str) -> None:
+    model = randomise(small())
+    before = fxprune.scores(fxprune.analyze(fxprune.trace(model, image().double())), method)
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.mul_(100)
+    assert fxprune.scores(fxprune.analyze(fxprune.trace(model, image().double())), method) == pytest.approx(before)
