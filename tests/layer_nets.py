@@ -3,15 +3,34 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
+import pytest
 import torch
-from invariant import net, parameter
+from invariant import check_invariant, net, parameter
 from torch import Tensor, nn
 from torch.nn.utils import rnn
 
-__all__ = ["RECURRENT", "SPECTRAL", "WRITTEN_OUT", "images", "packed", "vectors"]
+__all__ = ["RECURRENT", "SPECTRAL", "WRITTEN_OUT", "images", "invariant_test", "packed", "vectors"]
+
+
+def invariant_test(
+    nets: Mapping[str, tuple[Callable[[], nn.Module], Any, int | None]], one_batch: Collection[str] = ()
+) -> Callable[[str], None]:
+    """A test that each net of a table is pruned right.
+
+    Args:
+        nets: by name what makes the model, its inputs, and how many channels can be pruned (None: any number).
+        one_batch: the names of those that do not take another batch.
+    """
+
+    @pytest.mark.parametrize("name", nets)
+    def test(name: str) -> None:
+        make, inputs, channels = nets[name]
+        check_invariant(make(), inputs, channels, other_batch=name not in one_batch)
+
+    return test
 
 
 def vectors(function: Callable[[Any, Tensor], Tensor], wide: int = 8, out: int = 8, **parts: Any) -> nn.Module:

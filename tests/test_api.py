@@ -228,7 +228,7 @@ def test_neither_buffers_nor_random_states_are_touched(settings: dict[str, Any])
         ({"flops": 0.001}, r"^a budget of \d+ FLOPs \(0\.1%\) cannot be reached"),
         ({"flops": 50}, r"If 50 % was meant, give 0\.5"),
     ],
-    ids=str,
+    ids=lambda value: value if isinstance(value, str) else " ".join(value),
 )
 def test_what_is_wrong_is_said_and_the_model_left_as_it_was(arguments: dict[str, Any], message: str) -> None:
     model = small()

@@ -156,7 +156,7 @@ def test_any_other_error_is_not_taken_for_that(stage: str, monkeypatch: pytest.M
         raise fxprune.FxpruneError("a bug")
 
     monkeypatch.setattr(f"fxprune.api.{stage}", fail)
-    with pytest.raises(fxprune.FxpruneError, match="^a bug$"):
+    with pytest.raises(fxprune.FxpruneError, match=r"^a bug$"):
         fxprune.prune(nn.Sequential(*layers()), 0.6, data=[torch.randn(8, 3, 8, 8)])
 
 

@@ -19,20 +19,9 @@ from fxprune.channels.ids import (
     size_of,
 )
 
+# fmt: off
 __all__ = [
-    "ChannelGraph",
-    "Dim",
-    "Dimension",
-    "Frozen",
-    "Group",
-    "IdTable",
-    "Ids",
-    "LabelTree",
-    "Labels",
-    "Scores",
-    "Size",
-    "is_labelled",
-    "labels_in",
-    "map_labels",
-    "size_of",
+    "ChannelGraph", "Dim", "Dimension", "Frozen", "Group", "IdTable", "Ids", "LabelTree", "Labels", "Scores", "Size",
+    "is_labelled", "labels_in", "map_labels", "size_of",
 ]
+# fmt: on

@@ -15,8 +15,8 @@ from fxprune.data import Batch, calibration_batch
 from fxprune.errors import FxpruneError
 from fxprune.gates.gating import insert_gates
 from fxprune.gates.run import Gates, Run, Settings
-from fxprune.planning.budgets import flops_target
-from fxprune.planning.make import make_plan
+from fxprune.planning.budgets import Request, flops_target
+from fxprune.planning.make import check_reachable
 from fxprune.progress import Progress, shown, silent
 from fxprune.running.allocator import keep_freed_memory
 from fxprune.running.randomness import preserve_rng_state
@@ -135,12 +135,12 @@ def _budget(graph: ChannelGraph, flops: float | None) -> int:
     Raises:
         FxpruneError: not a budget, or no plan can meet it.
     """
-    most, unscored = flops_target(graph, flops, None), np.zeros(graph.num_channels)
+    most = flops_target(graph, flops)
     if graph.latency is None:
-        make_plan(graph, unscored, flops=flops)
+        check_reachable(graph, Request(flops))
         return min(most, graph.flops.total)
     share = min(most / max(graph.flops.total, 1), 1.0)
-    make_plan(graph, unscored, latency=share)
+    check_reachable(graph, Request(1.0, latency=share))
     return math.floor(share * graph.latency.total)
 
 

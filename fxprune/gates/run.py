@@ -250,7 +250,7 @@ class Run:
         """Write a snapshot, in the main process; the others wait."""
         logits = torch.from_numpy(self.logits)
         progress = {"step": self.step, "losses": list(self.losses), "balance": self.balance, "logits": logits}
-        save_run(path, self.accelerator, asdict(self.settings), self.objective, self.updates, progress)
+        save_run(path, self.accelerator, asdict(self.settings), self.objective, self.optimizers, progress)
 
     def restore(self, path: str | Path) -> None:
         """Go on from a snapshot.

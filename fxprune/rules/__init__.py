@@ -4,55 +4,14 @@
 without a rule is tried on small tensors (`probe`).
 """
 
-from fxprune.rules import (
-    attention,
-    batch_norm,
-    conv,
-    cut,
-    elementwise,
-    fill,
-    fourier,
-    gather,
-    indexing,
-    join,
-    layer_norm,
-    linear,
-    order,
-    recurrent,
-    reduce,
-    repeat,
-    reshape,
-    size,
-    spatial,
-    weight_norm,
+# fmt: off
+from fxprune.rules import (  # noqa: F401, I001
+    attention, batch_norm, conv, cut, elementwise, fill, fourier, gather, indexing, join, layer_norm, linear, order,
+    recurrent, reduce, repeat, reshape, size, spatial, weight_norm,
 )
+# fmt: on
 from fxprune.rules.op import UnsupportedCall
 from fxprune.rules.registry import find_rule, rule
 from fxprune.rules.rewrite import Call
 
-__all__ = [
-    "Call",
-    "UnsupportedCall",
-    "attention",
-    "batch_norm",
-    "conv",
-    "cut",
-    "elementwise",
-    "fill",
-    "find_rule",
-    "fourier",
-    "gather",
-    "indexing",
-    "join",
-    "layer_norm",
-    "linear",
-    "order",
-    "recurrent",
-    "reduce",
-    "repeat",
-    "reshape",
-    "rule",
-    "size",
-    "spatial",
-    "weight_norm",
-]
+__all__ = ["Call", "UnsupportedCall", "find_rule", "rule"]

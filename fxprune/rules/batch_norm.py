@@ -21,6 +21,12 @@ from fxprune.rules.rewrite import Call, Rewrite
 __all__ = ["NORMALISED_OVER", "is_zero", "per_channel"]
 
 NORMALISED_OVER = "normalised over"
+# The arguments of the functions that follow the input.
+_PARAMETERS = ("running_mean", "running_var", "weight", "bias")
+
+
+def _named(args: tuple[Any, ...], options: dict[str, Any]) -> dict[str, Any]:
+    return {**dict(zip((*_PARAMETERS, "training"), args, strict=False)), **options}
 
 
 def is_zero(labels: Labels | None, at: int = -1) -> bool:
@@ -55,8 +61,7 @@ def norm_module(op: Op, input: Labels) -> Labels:
         raise UnsupportedCall("an input without a batch dimension")
     for dim in input.dims[2:] + input.dims[:1]:
         op.freeze(dim, NORMALISED_OVER)
-    names = ("running_mean", "running_var", "weight", "bias")
-    return per_channel(op, input, [op.find_weight(name) for name in names])
+    return per_channel(op, input, [op.find_weight(name) for name in _PARAMETERS])
 
 
 @norm_module.flops
@@ -76,45 +81,27 @@ def _(op: Rewrite, input: fx.Node) -> Call | None:
 
 
 @rule(F.batch_norm)
-def batch_norm(
-    op: Op,
-    input: Labels,
-    running_mean: Labels | None,
-    running_var: Labels | None,
-    weight: Labels | None = None,
-    bias: Labels | None = None,
-    training: bool = False,
-    momentum: float = 0.1,
-    eps: float = 1e-5,
-) -> Labels:
+def batch_norm(op: Op, input: Labels, *args: Any, **options: Any) -> Labels:
     """With `training`, as in weight standardisation, the last dimension may lose channels; it is padded with zeros."""
-    by_statistics = training or running_mean is None
+    given = _named(args, options)
+    by_statistics = given.get("training") or given["running_mean"] is None
     if by_statistics:
         op.sums_over(input, len(input.dims) - 1)
     for d in (0, *range(2, len(input.dims))) if by_statistics else ():
         if d != len(input.dims) - 1 or d < 2 or not input.zero[d]:
             op.freeze(input.dims[d], NORMALISED_OVER)
-    out = per_channel(op, input, (running_mean, running_var, weight, bias))
-    return out if by_statistics else Labels(out.dims, (input.zero[0] and bias is None, out.zero[1], *out.zero[2:]))
+    out = per_channel(op, input, list(map(given.get, _PARAMETERS)))
+    shifts = given.get("bias") is not None
+    return out if by_statistics else Labels(out.dims, (input.zero[0] and not shifts, out.zero[1], *out.zero[2:]))
 
 
 @batch_norm.flops
-def _(
-    op: Op,
-    out: Labels,
-    input: Labels,
-    running_mean: Labels | None,
-    running_var: Labels | None,
-    weight: Labels | None = None,
-    bias: Labels | None = None,
-    training: bool = False,
-    momentum: float = 0.1,
-    eps: float = 1e-5,
-) -> list[Term]:
-    if not training:
-        return [elements(input, 1 if weight is None else 2)]
-    scale = 4 if weight is None else 5
-    return [term(scale, *input.dims[:-1], size_of(input.dims[-1]))]
+def _(op: Op, out: Labels, input: Labels, *args: Any, **options: Any) -> list[Term]:
+    given = _named(args, options)
+    affine = given.get("weight") is not None
+    if not given.get("training"):
+        return [elements(input, 1 + affine)]
+    return [term(4 + affine, *input.dims[:-1], size_of(input.dims[-1]))]
 
 
 @batch_norm.rewrite
@@ -130,21 +117,12 @@ def _(op: Rewrite, input: fx.Node, *arguments: Argument, **options: Argument) ->
 
 
 @rule(F.instance_norm)
-def instance_norm(
-    op: Op,
-    input: Labels,
-    running_mean: Labels | None = None,
-    running_var: Labels | None = None,
-    weight: Labels | None = None,
-    bias: Labels | None = None,
-    **options: object,
-) -> Labels:
+def instance_norm(op: Op, input: Labels, *args: Any, **options: Any) -> Labels:
     for dim in input.dims[2:]:
         op.freeze(dim, NORMALISED_OVER)
-    return per_channel(op, input, (running_mean, running_var, weight, bias))
+    return per_channel(op, input, list(map(_named(args, options).get, _PARAMETERS)))
 
 
 @instance_norm.flops
-def _(op: Op, out: Labels, input: Labels, *args: object, weight: Labels | None = None, **options: object) -> list[Term]:
-    affine = weight is not None or (len(args) > 2 and args[2] is not None)
-    return [elements(input, 5 if affine else 4)]
+def _(op: Op, out: Labels, input: Labels, *args: Any, **options: Any) -> list[Term]:
+    return [elements(input, 4 if _named(args, options).get("weight") is None else 5)]

@@ -10,12 +10,12 @@ import operator
 from typing import Any
 
 import numpy as np
-import torch.nn.functional as F
 from torch import fx, nn
 from torch.fx.node import Argument
 
 from fxprune.channels import Dim, Ids, Labels, is_labelled, size_of
 from fxprune.channels.polynomial import Term, term
+from fxprune.ops import Trait, names_with, traits
 from fxprune.rules.linear import contract
 from fxprune.rules.op import Op
 from fxprune.rules.registry import rule
@@ -26,7 +26,10 @@ __all__: list[str] = []
 # The number of conv groups is the seventh argument of all the functions, transposed or not.
 _GROUPS = 6
 _SETTINGS = ("input", "weight", "bias", "stride", "padding")
-_TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+
+
+def _is_transposed(op: Op | Rewrite) -> bool:
+    return Trait.TRANSPOSED in traits(op.node, op.module)
 
 
 def _by_whole_groups(groups: int, in_channels: int, out_channels: int) -> bool:
@@ -56,8 +59,8 @@ def _as_tuple(value: Any) -> tuple[Any, ...]:
     return tuple(value) if isinstance(value, (tuple, list)) else (value,)
 
 
-def _convolve(op: Op, x: Labels, weight: Labels, bias: Labels | None, groups: int, transposed: bool) -> Labels:
-    spatial = len(weight.dims) - 2
+def _convolve(op: Op, x: Labels, weight: Labels, bias: Labels | None, groups: int) -> Labels:
+    spatial, transposed = len(weight.dims) - 2, _is_transposed(op)
     axis = len(x.dims) - spatial - 1
     for dim in weight.dims[2:]:
         op.freeze(dim, "kernel position")
@@ -122,11 +125,11 @@ def _as_ids(op: Op, dim: Dim) -> Ids:
     return ids
 
 
-def _flops(op: Op, x: Labels, out: Labels, weight: Labels, transposed: bool) -> list[Term]:
+def _flops(op: Op, x: Labels, out: Labels, weight: Labels) -> list[Term]:
     # A complex convolution is three real ones.
     scale = 3 if op.value.is_complex() else 1
     spatial = len(weight.dims) - 2
-    space = (x if transposed else out).dims[len(x.dims) - spatial :]
+    space = (x if _is_transposed(op) else out).dims[len(x.dims) - spatial :]
     kernel = weight.shape[2:]
     return [term(scale, *x.dims[: len(x.dims) - spatial - 1], *weight.dims[:2], *kernel, *space)]
 
@@ -147,15 +150,15 @@ def _module_weights(op: Op) -> tuple[Labels, Labels | None]:
     return op.weight("weight", (0,) if whole else (0, 1)), op.find_weight("bias")
 
 
-@rule(nn.Conv1d, nn.Conv2d, nn.Conv3d, *_TRANSPOSED)
+@rule(nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 def conv_module(op: Op, input: Labels, output_size: object = None) -> Labels:
     module: Any = op.module
-    return _convolve(op, input, *_module_weights(op), module.groups, isinstance(module, _TRANSPOSED))
+    return _convolve(op, input, *_module_weights(op), module.groups)
 
 
 @conv_module.flops
 def _(op: Op, out: Labels, input: Labels, output_size: object = None) -> list[Term]:
-    return _flops(op, input, out, _module_weights(op)[0], isinstance(op.module, _TRANSPOSED))
+    return _flops(op, input, out, _module_weights(op)[0])
 
 
 @conv_module.rewrite
@@ -164,52 +167,23 @@ def _(op: Rewrite, input: fx.Node, output_size: Argument = None) -> Call | None:
     original: Any = op.original
     module.groups = _groups_left(op, input, original.groups, module.weight.dim() - 2)
     module.in_channels, module.out_channels = module.weight.shape[1] * module.groups, module.weight.shape[0]
-    if isinstance(module, _TRANSPOSED):
+    if _is_transposed(op):
         module.in_channels, module.out_channels = module.weight.shape[0], module.weight.shape[1] * module.groups
     return None
 
 
-@rule(F.conv1d, F.conv2d, F.conv3d)
-def conv(
-    op: Op,
-    input: Labels,
-    weight: Labels,
-    bias: Labels | None = None,
-    stride: object = 1,
-    padding: object = 0,
-    dilation: object = 1,
-    groups: int = 1,
-) -> Labels:
-    return _convolve(op, input, weight, bias, groups, transposed=False)
+@rule(*names_with(Trait.CONVOLUTION))
+def conv(op: Op, input: Labels, weight: Labels, bias: Labels | None = None, *settings: Any, **options: Any) -> Labels:
+    given = dict(enumerate(settings, start=3))
+    return _convolve(op, input, weight, bias, options.get("groups", given.get(_GROUPS, 1)))
 
 
 @conv.flops
-def _(op: Op, out: Labels, input: Labels, weight: Labels, *args: object, **kwargs: object) -> list[Term]:
-    return _flops(op, input, out, weight, transposed=False)
-
-
-@rule(F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)
-def conv_transpose(
-    op: Op,
-    input: Labels,
-    weight: Labels,
-    bias: Labels | None = None,
-    stride: object = 1,
-    padding: object = 0,
-    output_padding: object = 0,
-    groups: int = 1,
-    dilation: object = 1,
-) -> Labels:
-    return _convolve(op, input, weight, bias, groups, transposed=True)
-
-
-@conv_transpose.flops
-def _(op: Op, out: Labels, input: Labels, weight: Labels, *args: object, **kwargs: object) -> list[Term]:
-    return _flops(op, input, out, weight, transposed=True)
+def _(op: Op, out: Labels, input: Labels, weight: Labels, *settings: object, **options: object) -> list[Term]:
+    return _flops(op, input, out, weight)
 
 
 @conv.rewrite
-@conv_transpose.rewrite
 def _(op: Rewrite, *args: Argument, **kwargs: Argument) -> Call | None:
     given: dict[int | str, Argument] = dict(enumerate(args))
     given.update(kwargs)
@@ -234,7 +208,7 @@ _DEFORM_GROUPS = 11
 
 @rule("torchvision.deform_conv2d")
 def deform_conv2d(
-    op: Op, input: Labels, weight: Labels, offset: Labels, mask: Labels, bias: Labels, *settings: int
+    op: Op, input: Labels, weight: Labels, offset: Labels, mask: Labels, bias: Labels, /, *settings: int
 ) -> Labels:
     """A convolution of values read at `offset`; each of some equal runs of channels has offsets of its own."""
     groups, runs = settings[6:8]
@@ -243,12 +217,12 @@ def deform_conv2d(
     channels = input.dims[1]
     if runs > 1 and not isinstance(channels, int):
         op.unite_axis(channels.reshape(runs, -1), 1)
-    return _convolve(op, input, weight, bias, groups, transposed=False)
+    return _convolve(op, input, weight, bias, groups)
 
 
 @deform_conv2d.flops
 def _(op: Op, out: Labels, input: Labels, weight: Labels, *arguments: object) -> list[Term]:
-    return _flops(op, input, out, weight, transposed=False)
+    return _flops(op, input, out, weight)
 
 
 @deform_conv2d.rewrite

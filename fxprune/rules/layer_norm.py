@@ -139,12 +139,7 @@ def _(op: Rewrite, input: fx.Node) -> Call | None:
 
 @rule(F.layer_norm, F.rms_norm)
 def layer_norm(
-    op: Op,
-    input: Labels,
-    normalized_shape: Any,
-    weight: Labels | None = None,
-    bias: object = None,
-    eps: object = None,
+    op: Op, input: Labels, normalized_shape: Any, weight: Labels | None = None, bias: object = None, eps: object = None
 ) -> Labels:
     """Of RMS norm the fourth argument is `eps`."""
     bias = bias if isinstance(bias, Labels) else None
@@ -153,19 +148,16 @@ def layer_norm(
 
 @layer_norm.flops
 def _(
-    op: Op, out: Labels, input: Labels, shape: Sequence[int], weight: Labels | None = None, *args: object, **kw: object
+    op: Op, out: Labels, input: Labels, normalized_shape: Any, weight: Any = None, *args: Any, **kw: Any
 ) -> list[Term]:
-    return [] if op.node.target is F.rms_norm else _over_trailing_flops(input, len(shape), weight is not None)
+    return (
+        [] if op.node.target is F.rms_norm else _over_trailing_flops(input, len(normalized_shape), weight is not None)
+    )
 
 
 @layer_norm.rewrite
 def _(
-    op: Rewrite,
-    input: fx.Node,
-    normalized_shape: Argument,
-    weight: Argument = None,
-    bias: Argument = None,
-    eps: Argument = 1e-5,
+    op: Rewrite, input: fx.Node, normalized_shape: Any, weight: Argument = None, bias: Argument = None, eps: Any = 1e-5
 ) -> Call | None:
     rank = len(op.out.dims)
     shape = tuple(op.value.shape[rank - len(op.number(normalized_shape)) :])
@@ -229,12 +221,7 @@ def _(op: Rewrite, input: fx.Node) -> Call | None:
 
 @rule(F.group_norm)
 def group_norm(
-    op: Op,
-    input: Labels,
-    num_groups: int,
-    weight: Labels | None = None,
-    bias: Labels | None = None,
-    eps: float = 1e-5,
+    op: Op, input: Labels, num_groups: int, weight: Labels | None = None, bias: Labels | None = None, eps: object = None
 ) -> Labels:
     return _by_norm_groups(op, input, num_groups, [weight, bias])
 
@@ -248,12 +235,7 @@ def _(
 
 @group_norm.rewrite
 def _(
-    op: Rewrite,
-    input: fx.Node,
-    num_groups: Argument,
-    weight: Argument = None,
-    bias: Argument = None,
-    eps: Argument = 1e-5,
+    op: Rewrite, input: fx.Node, num_groups: Any, weight: Argument = None, bias: Argument = None, eps: Any = 1e-5
 ) -> Call | None:
     if not op.changed(op.out.dims[1]):
         return None

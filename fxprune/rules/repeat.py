@@ -19,11 +19,14 @@ from fxprune.rules.rewrite import Call, Rewrite
 __all__ = ["copies"]
 
 
+def _plain(op: Op, input: Labels) -> tuple[int, list[Dim], list[bool]]:
+    """How many dimensions are added in front, and the dimensions of the output before any has channels."""
+    return len(op.shape) - len(input.dims), list(op.shape), [False] * len(op.shape)
+
+
 @rule("expand", "broadcast_to")
 def expand(op: Op, input: Labels, *sizes: object, **options: object) -> Labels:
-    lead = len(op.shape) - len(input.dims)
-    dims: list[Dim] = list(op.shape)
-    zero = [False] * len(dims)
+    lead, dims, zero = _plain(op, input)
     for d, dim in enumerate(input.dims):
         if size_of(dim) == dims[lead + d]:
             dims[lead + d], zero[lead + d] = dim, input.zero[d]
@@ -70,9 +73,7 @@ def _zeros_behind(x: Labels, rank: int) -> tuple[bool, ...]:
 
 @rule("repeat", "tile")
 def repeat(op: Op, input: Labels, *sizes: object, **options: object) -> Labels:
-    lead = len(op.shape) - len(input.dims)
-    dims: list[Dim] = list(op.shape)
-    zero = [False] * len(dims)
+    lead, dims, zero = _plain(op, input)
     for d, dim in enumerate(input.dims):
         if not isinstance(dim, int):
             dims[lead + d], zero[lead + d] = np.tile(dim, dims[lead + d] // len(dim)), input.zero[d]

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import pytest
 import torch
 import torch.nn.functional as F
-from invariant import check_invariant, image, net, parameter, tokens
-from layer_nets import vectors
+from invariant import image, parameter, tokens
+from layer_nets import images, invariant_test, vectors
 from torch import Tensor, nn
 
 
@@ -71,12 +70,8 @@ NETS = {
         8,
     ),
     "functional instance norm": (
-        lambda: net(
-            lambda self, x: self.out(F.instance_norm(self.a(x), weight=self.w, bias=self.b).sigmoid()),
-            a=nn.Conv2d(3, 8, 1),
-            w=parameter(8),
-            b=parameter(8),
-            out=nn.Conv2d(8, 2, 1),
+        lambda: images(
+            lambda self, x: F.instance_norm(x, weight=self.w, bias=self.b).sigmoid(), w=parameter(8), b=parameter(8)
         ),
         image(),
         8,
@@ -91,7 +86,4 @@ NETS = {
 }
 
 
-@pytest.mark.parametrize("name", NETS)
-def test_norms_by_channel_keep_the_invariant(name: str) -> None:
-    make, inputs, channels = NETS[name]
-    check_invariant(make(), inputs, channels)
+test_norms_by_channel_keep_the_invariant = invariant_test(NETS)

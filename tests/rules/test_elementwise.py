@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from invariant import check_invariant, image, net, parameter, tokens
-from layer_nets import vectors
+from layer_nets import invariant_test, vectors
 from torch import nn
 
 X = torch.randn(3, 4)
@@ -236,10 +236,7 @@ def test_a_tensor_that_is_a_plain_attribute_is_not_masked() -> None:
     check_invariant(model, tokens(), 0)
 
 
-@pytest.mark.parametrize("name", NETS)
-def test_elementwise_ops_keep_the_invariant(name: str) -> None:
-    make, inputs, channels = NETS[name]
-    check_invariant(make(), inputs, channels)
+test_elementwise_ops_keep_the_invariant = invariant_test(NETS)
 
 
 @pytest.mark.parametrize("kind", MODULES, ids=lambda kind: kind.__name__)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-import pytest
 import torch
-from invariant import check_invariant, net, tokens
+from invariant import net, tokens
+from layer_nets import invariant_test
 from torch import Tensor, nn
 
 
@@ -65,7 +65,4 @@ NETS = {
 }
 
 
-@pytest.mark.parametrize("name", NETS)
-def test_new_tensors_keep_the_invariant(name: str) -> None:
-    make, inputs, channels = NETS[name]
-    check_invariant(make(), inputs, channels)
+test_new_tensors_keep_the_invariant = invariant_test(NETS)

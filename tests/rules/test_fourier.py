@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-import pytest
 import torch
-from invariant import check_invariant, image, net, parameter, tokens
-from layer_nets import images
+from invariant import image, net, parameter, tokens
+from layer_nets import images, invariant_test
 from torch import Tensor, nn
 
 
@@ -55,7 +54,4 @@ NETS = {
 }
 
 
-@pytest.mark.parametrize("name", NETS)
-def test_transforms_and_complex_numbers_keep_the_invariant(name: str) -> None:
-    make, inputs, channels = NETS[name]
-    check_invariant(make(), inputs, channels)
+test_transforms_and_complex_numbers_keep_the_invariant = invariant_test(NETS)

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import operator
 
-import pytest
 import torch
-from invariant import check_invariant, image, net, tokens
-from layer_nets import images, vectors
+from invariant import image, net, tokens
+from layer_nets import images, invariant_test, vectors
 from torch import nn
 
 ORDER = torch.tensor([3, 1, 0, 2, 7, 6, 5, 4])
@@ -90,7 +89,4 @@ NETS = {
 }
 
 
-@pytest.mark.parametrize("name", NETS)
-def test_indexing_keeps_the_invariant(name: str) -> None:
-    make, inputs, channels = NETS[name]
-    check_invariant(make(), inputs, channels)
+test_indexing_keeps_the_invariant = invariant_test(NETS)

@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-import pytest
 import torch
-from invariant import check_invariant, image, net
-from layer_nets import images
+from invariant import image, net
+from layer_nets import images, invariant_test
 from torch import nn
 
 NETS = {
     "the same tensor twice": (lambda: images(lambda self, x: torch.cat([x, x], 1), out=16), image(), 8),
     "dense concatenation": (
-        lambda: net(
-            lambda self, x: self.c(torch.cat([y := self.a(x), self.b(y).relu()], 1)),
-            a=nn.Conv2d(3, 8, 1),
-            b=nn.Conv2d(8, 5, 1),
-            c=nn.Conv2d(13, 2, 1),
-        ),
+        lambda: images(lambda self, x: torch.cat([x, self.b(x).relu()], 1), out=13, b=nn.Conv2d(8, 5, 1)),
         image(),
         13,
     ),
@@ -43,7 +37,7 @@ NETS = {
         image(),
         8,
     ),
-    "single numbers joined by a function that is named after the dimension are frozen": (
+    "vectors joined by a function that is named after the dimension are frozen": (
         lambda: net(
             lambda self, x: self.b(torch.vstack([self.a(x[0]), self.a(x[1])])), a=nn.Linear(4, 8), b=nn.Linear(8, 2)
         ),
@@ -53,7 +47,6 @@ NETS = {
 }
 
 
-@pytest.mark.parametrize("name", NETS)
-def test_joining_keeps_the_invariant(name: str) -> None:
-    make, inputs, channels = NETS[name]
-    check_invariant(make(), inputs, channels, other_batch=not name.startswith("single numbers"))
+test_joining_keeps_the_invariant = invariant_test(
+    NETS, one_batch=["vectors joined by a function that is named after the dimension are frozen"]
+)

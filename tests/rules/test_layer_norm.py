@@ -5,11 +5,10 @@ from __future__ import annotations
 import operator
 from typing import Any
 
-import pytest
 import torch
 import torch.nn.functional as F
 from invariant import check_invariant, image, net, parameter, tokens
-from layer_nets import vectors
+from layer_nets import images, invariant_test, vectors
 from torch import Tensor, nn
 
 
@@ -85,12 +84,7 @@ NETS = {
         8,
     ),
     "layer norm of images, channels last": (
-        lambda: net(
-            lambda self, x: self.out(self.norm(self.a(x).permute(0, 2, 3, 1)).permute(0, 3, 1, 2)),
-            a=nn.Conv2d(3, 8, 1),
-            norm=nn.LayerNorm(8),
-            out=nn.Conv2d(8, 2, 1),
-        ),
+        lambda: images(lambda self, x: self.norm(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2), norm=nn.LayerNorm(8)),
         image(),
         8,
     ),
@@ -110,24 +104,12 @@ NETS = {
     "group norm of one norm group": (lambda: around(nn.GroupNorm(1, 8)), image(), 8),
     "group norm of one channel each": (lambda: around(nn.GroupNorm(8, 8)), image(), 8),
     "functional group norm": (
-        lambda: net(
-            lambda self, x: self.out(F.group_norm(self.a(x), 4, self.w, self.b, 1e-3)),
-            a=nn.Conv2d(3, 8, 1),
-            w=parameter(8),
-            b=parameter(8),
-            out=nn.Conv2d(8, 2, 1),
-        ),
+        lambda: images(lambda self, x: F.group_norm(x, 4, self.w, self.b, 1e-3), w=parameter(8), b=parameter(8)),
         image(),
         4,
     ),
     "functional group norm of one norm group": (
-        lambda: net(
-            lambda self, x: self.out(F.group_norm(self.a(x), 1, self.w, self.b, 1e-3)),
-            a=nn.Conv2d(3, 8, 1),
-            w=parameter(8),
-            b=parameter(8),
-            out=nn.Conv2d(8, 2, 1),
-        ),
+        lambda: images(lambda self, x: F.group_norm(x, 1, self.w, self.b, 1e-3), w=parameter(8), b=parameter(8)),
         image(),
         8,
     ),
@@ -189,11 +171,8 @@ NETS = {
         0,
     ),
     "functional rms norm of a pooled map": (
-        lambda: net(
-            lambda self, x: self.out(F.rms_norm(self.a(x).mean((2, 3), keepdim=True), (8, 1, 1), self.w)),
-            a=nn.Conv2d(3, 8, 1),
-            w=parameter(8, 1, 1),
-            out=nn.Conv2d(8, 2, 1),
+        lambda: images(
+            lambda self, x: F.rms_norm(x.mean((2, 3), keepdim=True), (8, 1, 1), self.w), w=parameter(8, 1, 1)
         ),
         image(),
         8,
@@ -206,10 +185,7 @@ NETS = {
 }
 
 
-@pytest.mark.parametrize("name", NETS)
-def test_norms_over_channels_keep_the_invariant(name: str) -> None:
-    make, inputs, channels = NETS[name]
-    check_invariant(make(), inputs, channels)
+test_norms_over_channels_keep_the_invariant = invariant_test(NETS)
 
 
 def test_a_norm_over_channels_makes_them_a_last_resort_and_says_why() -> None:

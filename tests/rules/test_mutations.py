@@ -17,6 +17,8 @@ from torchvision.ops import deform_conv2d
 
 from fxprune import analysis
 from fxprune.channels import IdTable, Labels, size_of
+
+# fmt: off
 from fxprune.rules import (
     attention,
     batch_norm,
@@ -36,6 +38,8 @@ from fxprune.rules import (
     stand_in,
     weight_norm,
 )
+
+# fmt: on
 from fxprune.rules.op import Op, map_values
 from fxprune.rules.registry import _RULES
 from fxprune.rules.rewrite import Rewrite

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import pytest
 import torch
 import torch.nn.functional as F
 from invariant import check_invariant, image, net, parameter
-from layer_nets import images, vectors
+from layer_nets import images, invariant_test, vectors
 from torch import Tensor, nn
 
 
@@ -109,10 +108,7 @@ NETS = {
 }
 
 
-@pytest.mark.parametrize("name", NETS)
-def test_ops_without_a_rule_keep_the_invariant(name: str) -> None:
-    make, inputs, channels = NETS[name]
-    check_invariant(make(), inputs, channels, other_batch=name != "a tensor that is resized in place")
+test_ops_without_a_rule_keep_the_invariant = invariant_test(NETS, one_batch=["a tensor that is resized in place"])
 
 
 def test_channels_in_different_dimensions_pass_to_all_results_of_an_own_function() -> None:

@@ -4,20 +4,17 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pytest
 import torch
 from invariant import check_invariant, tokens
-from layer_nets import RECURRENT
+from layer_nets import RECURRENT, invariant_test
 from torch import Tensor, nn
 from torch.nn.utils import rnn
 
 import fxprune
 
-
-@pytest.mark.parametrize("name", RECURRENT)
-def test_recurrent_layers_keep_the_invariant(name: str) -> None:
-    make, channels = RECURRENT[name]
-    check_invariant(make(), tokens(), channels)
+test_recurrent_layers_keep_the_invariant = invariant_test(
+    {name: (make, tokens(), channels) for name, (make, channels) in RECURRENT.items()}
+)
 
 
 def test_the_state_of_a_projecting_lstm_stays_and_says_why() -> None:
@@ -46,7 +43,7 @@ def test_sequences_packed_by_given_lengths_are_pruned_and_come_back(tmp_path: Pa
     model.float()
     pruned = fxprune.prune(model, 0.5, example_inputs=inputs, compensate=False)
     fxprune.save(pruned, tmp_path / "model.safetensors")
-    loaded = fxprune.load(tmp_path / "model.safetensors", original=model)
+    loaded = fxprune.load(tmp_path / "model.safetensors", model)
     others = torch.randn(2, 4, 9), torch.tensor([8, 3])
     assert torch.equal(loaded(*others), pruned(*others))
     assert fxprune.verify(model, pruned, others) < 1e-9

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import pytest
 import torch
 import torch.nn.functional as F
 from invariant import check_invariant, image, net, parameter, tokens
-from layer_nets import images, vectors
+from layer_nets import images, invariant_test, vectors
 from torch import nn
 
 
@@ -155,10 +154,7 @@ NETS = {
 }
 
 
-@pytest.mark.parametrize("name", NETS)
-def test_reductions_keep_the_invariant(name: str) -> None:
-    make, inputs, channels = NETS[name]
-    check_invariant(make(), inputs, channels)
+test_reductions_keep_the_invariant = invariant_test(NETS)
 
 
 def test_what_zeros_stand_in_for_goes_only_if_needed() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import operator
 from collections.abc import Iterator
 from typing import Any
@@ -94,3 +95,17 @@ def test_every_op_of_a_library_is_found_by_its_name() -> None:
     assert torchvision
     for target in (torch.ops.torchvision.deform_conv2d, torch.ops.torchvision.deform_conv2d.default):
         assert find_rule(GRAPH.call_function(target, (X,)), None) is conv.deform_conv2d
+
+
+@pytest.mark.parametrize("own", dict.fromkeys(_RULES.values()), ids=lambda own: own.propagate.__qualname__)
+def test_cost_and_rewrite_take_every_call_that_the_rule_takes(own: Rule[Any]) -> None:
+    _, *parameters = inspect.signature(own.propagate).parameters.values()
+    named = [p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD]
+    required = [p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD and p.default is p.empty]
+    positional = sum(p.kind is p.POSITIONAL_ONLY for p in parameters)
+    for function, first in ((own.flops_of, 2), (own.rewrite_of, 1)):
+        if function is not None:
+            bind = inspect.signature(function).bind
+            for names in (named, required):
+                bind(*[None] * (first + positional), *names)
+                bind(*[None] * (first + positional), **dict.fromkeys(names))

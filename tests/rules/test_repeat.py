@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import pytest
 import torch
 import torch.nn.functional as F
-from invariant import check_invariant, image, net, parameter, tokens
-from layer_nets import images, vectors
+from invariant import image, net, parameter, tokens
+from layer_nets import images, invariant_test, vectors
 from torch import nn
 
 X = torch.randn(3, 4)
@@ -91,7 +90,4 @@ NETS = {
 }
 
 
-@pytest.mark.parametrize("name", NETS)
-def test_repeating_keeps_the_invariant(name: str) -> None:
-    make, inputs, channels = NETS[name]
-    check_invariant(make(), inputs, channels)
+test_repeating_keeps_the_invariant = invariant_test(NETS)

@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from invariant import check_invariant, image, net, parameter, tokens
-from layer_nets import images, vectors
+from layer_nets import images, invariant_test, vectors
 from torch import Tensor, nn
 
 X = torch.randn(3, 4)
@@ -152,10 +152,7 @@ NETS = {
 }
 
 
-@pytest.mark.parametrize("name", NETS)
-def test_splitting_and_merging_keep_the_invariant(name: str) -> None:
-    make, inputs, channels = NETS[name]
-    check_invariant(make(), inputs, channels, other_batch=name != "reshaped across channels is frozen")
+test_splitting_and_merging_keep_the_invariant = invariant_test(NETS, one_batch=["reshaped across channels is frozen"])
 
 
 @pytest.mark.parametrize("batch", [1, 3])

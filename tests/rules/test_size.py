@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import pytest
 import torch
-from invariant import check_invariant
-from layer_nets import vectors
+from layer_nets import invariant_test, vectors
 
 X = torch.randn(3, 4)
 
@@ -25,7 +23,4 @@ NETS = {
 }
 
 
-@pytest.mark.parametrize("name", NETS)
-def test_reading_sizes_keeps_the_invariant(name: str) -> None:
-    make, inputs, channels = NETS[name]
-    check_invariant(make(), inputs, channels)
+test_reading_sizes_keeps_the_invariant = invariant_test(NETS)

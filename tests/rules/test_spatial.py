@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import pytest
 import torch
 import torch.nn.functional as F
-from invariant import check_invariant, image, net, tokens
-from layer_nets import images
+from invariant import image, net, tokens
+from layer_nets import images, invariant_test
 from torch import nn
 
 NETS = {
@@ -233,7 +232,4 @@ NETS = {
 }
 
 
-@pytest.mark.parametrize("name", NETS)
-def test_ops_over_space_keep_the_invariant(name: str) -> None:
-    make, inputs, channels = NETS[name]
-    check_invariant(make(), inputs, channels)
+test_ops_over_space_keep_the_invariant = invariant_test(NETS)

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-import pytest
 from invariant import check_invariant, image
-from layer_nets import WRITTEN_OUT, images
+from layer_nets import WRITTEN_OUT, images, invariant_test
 from torch import Tensor
 
 NETS = {
@@ -29,10 +28,7 @@ NETS = {
 }
 
 
-@pytest.mark.parametrize("name", NETS)
-def test_ops_that_read_all_channels_keep_the_invariant(name: str) -> None:
-    make, inputs, channels = NETS[name]
-    check_invariant(make(), inputs, channels)
+test_ops_that_read_all_channels_keep_the_invariant = invariant_test(NETS)
 
 
 def test_what_stands_in_is_made_once_however_often_it_is_used() -> None:

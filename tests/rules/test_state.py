@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import pytest
 import torch.nn.functional as F
-from invariant import check_invariant, image
-from layer_nets import images
+from invariant import image
+from layer_nets import images, invariant_test
 from torch import nn
 
 NETS = {
@@ -36,7 +35,4 @@ NETS = {
 }
 
 
-@pytest.mark.parametrize("name", NETS)
-def test_writing_into_shared_memory_keeps_the_invariant(name: str) -> None:
-    make, inputs, channels = NETS[name]
-    check_invariant(make(), inputs, channels)
+test_writing_into_shared_memory_keeps_the_invariant = invariant_test(NETS)

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import pytest
 import torch
-from invariant import check_invariant, image
-from layer_nets import SPECTRAL
+from invariant import image
+from layer_nets import SPECTRAL, invariant_test
 from torch import nn
 from torch.nn.utils import parametrizations
 
@@ -26,7 +25,4 @@ NETS = {
 }
 
 
-@pytest.mark.parametrize("name", NETS)
-def test_norms_of_weights_keep_the_invariant(name: str) -> None:
-    make, inputs, channels = NETS[name]
-    check_invariant(make(), inputs, channels)
+test_norms_of_weights_keep_the_invariant = invariant_test(NETS)

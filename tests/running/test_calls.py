@@ -7,15 +7,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-import fxprune
 from fxprune.errors import FxpruneError
 from fxprune.running.calls import (
     batch_size_of,
     call_arguments,
-    call_of,
-    example_of,
     given_call,
     has_batch,
     with_batch,
@@ -39,25 +36,6 @@ def test_a_numpy_array_is_refused_wherever_it_is() -> None:
 def test_a_model_without_known_inputs_needs_some() -> None:
     with pytest.raises(FxpruneError, match="no example inputs"):
         given_call(nn.Linear(3, 2))
-
-
-def test_a_traced_model_is_called_with_what_it_was_traced_with() -> None:
-    x = torch.randn(4, 3)
-    traced = fxprune.trace(nn.Linear(3, 2), x)
-    args, kwargs = call_of(traced)
-    assert torch.equal(args[0], x)
-    assert kwargs == {}
-    assert call_of(traced, torch.zeros(1, 3))[0][0].shape == (1, 3)
-    assert torch.equal(example_of(traced)[0], x)
-
-
-def test_the_example_of_a_model_with_keyword_inputs_is_a_dict() -> None:
-    class Named(nn.Module):
-        def forward(self, *, x: Tensor) -> Tensor:
-            return x.relu()
-
-    example: Any = example_of(fxprune.trace(Named(), {"x": torch.ones(2, 3)}))
-    assert list(example) == ["x"]
 
 
 @pytest.mark.parametrize(
