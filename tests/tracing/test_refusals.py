@@ -127,7 +127,7 @@ def test_a_scripted_model_is_refused() -> None:
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script.*:DeprecationWarning")
 def test_a_model_with_a_scripted_part_is_refused() -> None:
     model = nn.Sequential(nn.Linear(4, 8), torch.jit.script(nn.Linear(8, 2)))
-    with pytest.raises(FxpruneError, match=r"Cannot trace `Sequential`: its part `1` is a scripted module, .* original module"):
+    with pytest.raises(FxpruneError, match=r"Cannot trace `Sequential`: its part `1` is a scripted module, .* original"):
         fxprune.trace(model, torch.randn(3, 4))
 
 
@@ -148,7 +148,7 @@ def test_quantised_models_are_refused_with_what_to_do_first() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         packed = torch.ao.quantization.quantize_dynamic(model, {nn.Linear})
-    message = r"`0` is of type torch\.ao\.nn\.quantized.*Linear, which channels cannot be taken from\. Prune the model before"
+    message = r"`0` is of type torch\.ao\.nn\.quantized.*Linear, which channels cannot be taken from\. Prune"
     assert_refused(model, lambda: fxprune.prune(packed, 0.5, example_inputs=torch.randn(2, 8)), message)
     model[0].weight = nn.Parameter(TwoTensor(model[0].weight.detach(), torch.zeros(8, 8)))
     with pytest.raises(FxpruneError, match=r"`0\.weight` is of type TwoTensor, which channels cannot be taken from"):
