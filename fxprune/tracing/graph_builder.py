@@ -40,7 +40,7 @@ class GraphBuilder:
         constants: tensors that the graph needs and the model's state_dict does not have, by name.
         constant_places: where the model keeps them, if it does.
         added_modules: modules that the graph has in addition to the model's, by path.
-        notes: remarks on what was taken as constant.
+        remarks: what was taken as constant, in words.
         differentiable: how many nodes were computed from parameters or inputs.
     """
 
@@ -53,7 +53,7 @@ class GraphBuilder:
         self.constants: dict[str, Tensor] = {}
         self.constant_places: dict[str, Place] = {}
         self.added_modules: dict[str, nn.Module] = {}
-        self.notes: list[str] = []
+        self.remarks: list[str] = []
         self.differentiable = 0
         self._own_paths = frozenset(path for path, _ in root.named_modules(remove_duplicate=False))
         # The real tensor for the identity of each tensor on the meta device.

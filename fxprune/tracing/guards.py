@@ -13,6 +13,7 @@ from fxprune.tracing.fixed_sizes import Fixed, all_fixed, fixed_sizes
 from fxprune.tracing.graph_builder import GraphBuilder
 from fxprune.tracing.size_nodes import Guard, SizeNodes
 from fxprune.tracing.sizes import TracedNumber, read_size
+from fxprune.tracing.spelling import first_few
 
 __all__ = ["insert_guards"]
 
@@ -21,15 +22,13 @@ _SIGNS: dict[Any, str] = {
     operator.mod: "%", operator.pow: "**", operator.eq: "==", operator.ne: "!=", operator.lt: "<", operator.le: "<=",
     operator.gt: ">", operator.ge: ">=",
 }  # fmt: skip
-# The note names so many of them and counts the others.
-_MOST_NAMED = 4
 
 
 def insert_guards(builder: GraphBuilder, sizes: SizeNodes) -> list[str]:
     """Put checks into the graph for all that its code relied on and that other inputs could change.
 
     Returns:
-        A note on them; nothing where there are none.
+        A remark on them; nothing where there are none.
     """
     if not sizes.guards:
         return []
@@ -46,13 +45,11 @@ def insert_guards(builder: GraphBuilder, sizes: SizeNodes) -> list[str]:
         _insert(builder, sizes, guard, what, inserted[what])
     if not inserted:
         return []
-    named = [f"`{what}` in {where}" for what, where in list(inserted.items())[:_MOST_NAMED]]
-    more = f" and {len(inserted) - len(named)} more" if len(inserted) > len(named) else ""
-    note = (
-        "Loops and branches that follow sizes are those of the example, and the graph refuses inputs for which they "
-        f"would differ: {', '.join(named)}{more}."
+    named = first_few([f"`{what}` in {where}" for what, where in inserted.items()], 4)
+    remark = (
+        "Loops and branches that follow sizes are those of the example, and the graph refuses inputs for which they"
     )
-    return [note]
+    return [f"{remark} would differ: {named}."]
 
 
 def _insert(builder: GraphBuilder, sizes: SizeNodes, guard: Guard, what: str, where: str) -> None:

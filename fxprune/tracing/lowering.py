@@ -51,7 +51,7 @@ class Lowering:
     """Lowers arguments into the graph that a builder makes.
 
     With `pieces`, the tensors that one node cut from another go in as that node, however many there are. With
-    `lenient`, entries that cannot be part of a graph are left out of mappings and dataclasses, with a note.
+    `lenient`, entries that cannot be part of a graph are left out of mappings and dataclasses, with a remark.
     """
 
     def __init__(self, builder: GraphBuilder) -> None:
@@ -140,7 +140,7 @@ class Lowering:
             except ForeignTypeError as error:
                 if not lenient:
                     raise
-                self._builder.notes.append(f"`{name}` is left out of what the model returns: {error}.")
+                self._builder.remarks.append(f"`{name}` is left out of what the model returns: {error}.")
         return (
             {name: argument for name, (argument, _, _) in lowered.items()},
             {name: value for name, (_, value, _) in lowered.items()},

@@ -1,6 +1,7 @@
-"""Results on the meta device: kept by the layout of the inputs, and how to get those that torch cannot compute there.
+"""Results of calls on the meta device: a cache, and functions in place of those that do not run there.
 
-Torch runs many functions on the meta device in Python, for milliseconds; a network calls them with few layouts.
+Torch runs many functions on the meta device in Python, which takes milliseconds; a network calls them with few
+different layouts of arguments. (torch's own `FakeTensorMode` takes twice as long, and its tensors cannot be pickled.)
 """
 
 from __future__ import annotations
@@ -23,7 +24,13 @@ _MOST_RESULTS = 20_000
 
 @dataclass(frozen=True)
 class Recalled:
-    """What a call does: the value it returns, or which of its tensors that is, and which of them it wrote into."""
+    """What a call has done.
+
+    Attributes:
+        value: what it returned, unless that is one of its tensors.
+        same_as: the number of that tensor, in the order of the arguments.
+        written: the numbers of the tensors that it wrote into.
+    """
 
     value: Any
     same_as: int | None
@@ -34,20 +41,20 @@ _results: dict[Any, Recalled] = {}
 
 
 def recall(key: Any) -> Recalled | None:
-    """What a call with this key has done, with a new value of that layout."""
+    """What a call with this key has done, with new tensors in its value; None if there was none."""
     known = None if key is None else _results.get(key)
     return known and Recalled(None if known.value is None else _empty(known.value), known.same_as, known.written)
 
 
-def remember(key: Any, value: Any, tensors: Sequence[Tensor], mutated: Sequence[Tensor]) -> None:
-    """Keeps the layout of the value of a call on `tensors`, which wrote into `mutated` of them."""
+def remember(key: Any, value: Any, tensors: Sequence[Tensor], written: Sequence[Tensor]) -> None:
+    """Keep the layout of the value of a call on `tensors`, which wrote into those that are `written`."""
     if key is None or len(_results) >= _MOST_RESULTS:
         return
     positions = {id(tensor): position for position, tensor in enumerate(tensors)}
     same_as = positions.get(id(value))
     layout = None if same_as is not None else _layout(value)
     if layout is not None or same_as is not None:
-        _results[key] = Recalled(layout, same_as, tuple(positions[id(tensor)] for tensor in mutated))
+        _results[key] = Recalled(layout, same_as, tuple(positions[id(tensor)] for tensor in written))
 
 
 def _layout(value: Any) -> Any:
@@ -68,7 +75,7 @@ def _empty(layout: Any) -> Any:
 
 
 def call_key(value: Any) -> Any:
-    """What a result's layout depends on, hashable; None where that cannot be told."""
+    """What the layout of a result depends on, as a hashable value; None where it cannot be hashed."""
     try:
         key = _keyed(value)
         hash(key)
@@ -91,13 +98,13 @@ def _keyed(value: Any) -> Any:
 
 
 def leaf_key(module: nn.Module, names: tuple[str, ...], inputs: tuple[Any, ...]) -> Any:
-    """What the result of a leaf depends on, or None where it may depend on more."""
+    """What the layout of a leaf's result depends on; None where it may depend on more than torch's modules do."""
     parts = _module_key(module)
     return None if parts is None else call_key((names, *inputs, parts))
 
 
 def _module_key(module: nn.Module) -> Any:
-    """Type, settings and tensors of a module and all below it; None for code that may look at anything else."""
+    """Type, settings and tensors of a module and all modules in it; None if one is not torch's."""
     known = type(module).__module__.startswith("torch.nn.modules.") or isinstance(
         module, nn.modules.batchnorm._BatchNorm
     )

@@ -113,7 +113,7 @@ def _has_node(value: slice) -> bool:
 def small_readers(
     model: nn.Module, readers: AbstractSet[str], differences: Differences, builder: GraphBuilder
 ) -> set[str]:
-    """The modules to keep whole: those that read the mode where calls differ, unless they hold weights to prune."""
+    """The modules to keep whole: they read the mode, the calls in them differ, and they hold no weights to prune."""
     small: set[str] = set()
     layers = {path for path, module in model.named_modules() if isinstance(module, modules_with(Trait.CONTRACTION))}
     layers |= {node.meta["module"] for node in builder.graph.nodes if _has_own_weight(builder, node)}

@@ -76,7 +76,7 @@ class ModuleCalls:
 
     def _inline(self, function: type[torch.autograd.Function], args: Any) -> Any:
         """Record what `function.forward` does; autograd, which `forward` turns off and detaches from, will see it."""
-        self._recorder.builder.notes.append(
+        self._recorder.builder.remarks.append(
             f"`{function.__name__}` in {self._recorder.scopes.described} runs modules: the graph has what it computes, "
             "and their gradients are those of autograd, not of its own `backward`."
         )

@@ -110,7 +110,7 @@ class RealValues:
                 f" (node `{node.name}`, shape {tuple(tensor.shape)})"
             )
         if origin == Origin.PARAMETERS:
-            self._builder.notes.append(f"`{func.__name__}` of `{node.name}` in {where} was taken as a constant.")
+            self._builder.remarks.append(f"`{func.__name__}` of `{node.name}` in {where} was taken as a constant.")
         with torch._C.DisableTorchFunction():
             return func(self.of(node), *args)
 
@@ -118,7 +118,7 @@ class RealValues:
         """The whole number that a node gives, computed by the graph; Python sees that of the example."""
         with torch._C.DisableTorchFunction():
             value = self.of(node).item()
-        self._builder.notes.append(
+        self._builder.remarks.append(
             f"`{node.name}` in {self._builder.scopes.described} is a number that the input gives; "
             "control flow that depends on it is that of the example input."
         )

@@ -26,6 +26,7 @@ from fxprune.tracing.notes import TraceNotes, set_trace_notes, trace_notes
 from fxprune.tracing.real_values import DataDependentError
 from fxprune.tracing.refusals import refuse_what_cannot_be_traced
 from fxprune.tracing.runs import Leaves, Recording, Runner
+from fxprune.tracing.spelling import first_few
 from fxprune.tracing.state import STATE_IS_LOST, numbers_are_lost
 from fxprune.tracing.traced_module import ApplyFunction, ByMode, TracedModule
 
@@ -73,7 +74,7 @@ def trace(
 def trace_knowing(
     model: nn.Module, example_inputs: Any, values: Mapping[str, Any], *, copy: bool = True, leaves: Leaves = ()
 ) -> TracedModule:
-    """As `trace`, with what an earlier trace of the same model has read of its values: `TraceNotes.values_read`."""
+    """As `trace`, with the values of the model that an earlier trace of it has read: its `TraceNotes.values_read`."""
     if not isinstance(model, nn.Module):
         raise FxpruneError(
             f"model (a {type(model).__name__}) is no nn.Module: build it first, as timm.create_model('resnet50') does"
@@ -82,10 +83,10 @@ def trace_knowing(
     refuse_what_cannot_be_traced(model)
     runner = Runner(model, args, kwargs, copy, values)
     with torch.random.fork_rng(devices=[]):
-        recorded, values_read, kept, notes = _record_in_both_modes(runner, leaves)
+        recorded, values_read, kept, remarks = _record_in_both_modes(runner, leaves)
     builder = recorded.builder
-    notes.extend(insert_guards(builder, recorded.sizes))
-    notes.extend(
+    remarks.extend(insert_guards(builder, recorded.sizes))
+    remarks.extend(
         f"`train()` of `{path or type(model).__name__}` leaves a part as it is; the traced model has the usual one."
         for path in _with_unusual_train(model)
         if path not in kept
@@ -94,15 +95,15 @@ def trace_knowing(
     traced = assemble(model, builder, runner.convert)
     types = tuple(leaf for leaf in leaves if isinstance(leaf, type))
     whole = (path for path, module in model.named_modules() if path in leaves or isinstance(module, types))
-    trace = TraceNotes(
+    known = TraceNotes(
         example_inputs=(args, kwargs),
-        remarks=tuple(dict.fromkeys(notes)),
+        remarks=tuple(dict.fromkeys(remarks)),
         source=source_of(model),
         values_read=values_read,
         leaves=tuple(whole),
         constant_places=builder.constant_places,
     )
-    set_trace_notes(traced, trace)
+    set_trace_notes(traced, known)
     return traced
 
 
@@ -112,22 +113,22 @@ def _record_in_both_modes(
     """Record the model in eval, and make its graph follow the mode where training differs.
 
     Returns:
-        The recording, the values of the model that were read, the paths of the modules that stay whole, and notes.
+        The recording, the values of the model that were read, the paths of the modules that stay whole, and remarks.
     """
-    notes: list[str] = []
+    remarks: list[str] = []
     values_read: dict[str, Any] = {}
     kept: set[str] = set()
     while True:
-        in_eval = _record_in_eval(runner, leaves, kept, notes)
+        in_eval = _record_in_eval(runner, leaves, kept, remarks)
         builder = in_eval.builder
         values_read |= in_eval.values_read
-        state = _notes_on_numbers(runner, in_eval, leaves, kept)
+        state = _on_numbers(runner, in_eval, leaves, kept)
         if not in_eval.training_readers:
             break
         try:
             in_training = runner.record_training(leaves, kept)
         except FxpruneError as error:
-            notes.append(f"{_ONLY_EVAL}, for training cannot be traced: {error}")
+            remarks.append(f"{_ONLY_EVAL}, for training cannot be traced: {error}")
             break
         values_read |= in_training.values_read
         differences = compare(builder, in_training.builder)
@@ -136,13 +137,13 @@ def _record_in_both_modes(
         if small <= kept:
             insert_modes(builder, differences.literals)
             if of_eval := sorted(differences.scopes & readers or (differences.scopes and {""})):
-                notes.append(_only_eval(runner.model, of_eval))
+                remarks.append(_only_eval(runner.model, of_eval))
             break
         kept |= small
-    return in_eval, values_read, kept, [*notes, *builder.notes, *state]
+    return in_eval, values_read, kept, [*remarks, *builder.remarks, *state]
 
 
-def _record_in_eval(runner: Runner, leaves: Leaves, kept: set[str], notes: list[str]) -> Recording:
+def _record_in_eval(runner: Runner, leaves: Leaves, kept: set[str], remarks: list[str]) -> Recording:
     try:
         return runner.record(leaves, kept)
     except FxpruneError as error:
@@ -150,33 +151,30 @@ def _record_in_eval(runner: Runner, leaves: Leaves, kept: set[str], notes: list[
             raise
         runner.exporting = True
         recorded = runner.record(leaves, kept)
-        notes.append(
+        remarks.append(
             "Traced as for torch.export: otherwise the model's control flow depends on the values of its input."
         )
         return recorded
 
 
-# --- notes ------------------------------------------------------------------------------------------------------------
+# --- remarks ----------------------------------------------------------------------------------------------------------
 
-# The start of notes that become warnings: a model that is trained with this graph does not learn as the original does.
+# How a remark starts that becomes a warning: a model that is trained with this graph learns unlike the original.
 _ONLY_EVAL = "Only the code of eval is in the graph"
-# A note names so many modules and counts the others.
-_MOST_NAMED = 3
 
 
 def _only_eval(model: nn.Module, paths: list[str]) -> str:
-    """The note on modules that run other code in training."""
-    named = ", ".join(f"`{path or type(model).__name__}`" for path in paths[:_MOST_NAMED])
-    more = f" and {len(paths) - _MOST_NAMED} more" if len(paths) > _MOST_NAMED else ""
+    """The remark on modules that run other code in training."""
+    named = first_few([f"`{path or type(model).__name__}`" for path in paths], 3)
     return (
-        f"{_ONLY_EVAL} for {named}{more}: other code runs there in training. What that does (noise, running "
+        f"{_ONLY_EVAL} for {named}: other code runs there in training. What that does (noise, running "
         "averages, further outputs) is missing when the result is trained. To keep it, move it into a module of its "
         "own without layers to prune: such a module stays whole. Or train the result of `fxprune.restore_class`."
     )
 
 
-def _notes_on_numbers(runner: Runner, recorded: Recording, leaves: Leaves, kept: set[str]) -> list[str]:
-    """A note on numbers that forward has changed, if the next call does something else because of them."""
+def _on_numbers(runner: Runner, recorded: Recording, leaves: Leaves, kept: set[str]) -> list[str]:
+    """A remark on numbers that forward has changed, if the next call does something else because of them."""
     if not recorded.changed_numbers:
         return []
     try:

@@ -127,7 +127,7 @@ def test_a_scripted_model_is_refused() -> None:
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script.*:DeprecationWarning")
 def test_a_model_with_a_scripted_part_is_refused() -> None:
     model = nn.Sequential(nn.Linear(4, 8), torch.jit.script(nn.Linear(8, 2)))
-    with pytest.raises(FxpruneError, match=r"Cannot trace `Sequential`: its part `1` is a scripted module, .* original"):
+    with pytest.raises(FxpruneError, match=r"Cannot trace `Sequential`: its part `1` is a scripted module, "):
         fxprune.trace(model, torch.randn(3, 4))
 
 
