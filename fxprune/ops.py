@@ -63,6 +63,8 @@ class Trait(Flag):
     COPY = auto()
     #: Indices are computed with it, and it gives the same result each time.
     INDEX = auto()
+    #: Joins the tensors of a list, however many there are.
+    JOIN = auto()
 
 
 _NAMES: dict[Trait, str] = {
@@ -115,6 +117,7 @@ _NAMES: dict[Trait, str] = {
         to type long int cpu cuda contiguous clone detach argsort flip cat stack view reshape flatten transpose permute
         t squeeze unsqueeze arange tensor nonzero getitem invert logical_not bool
     """,
+    Trait.JOIN: "cat concat concatenate stack hstack vstack row_stack dstack column_stack",
 }
 
 _MODULES: dict[Trait, tuple[type[nn.Module], ...]] = {
