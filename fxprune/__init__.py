@@ -9,8 +9,7 @@ from fxprune.errors import CannotScoreError, FxpruneError, FxpruneWarning, Unrea
 from fxprune.files.checkpoint import load, save
 from fxprune.files.exporting import export
 from fxprune.flops import count_flops
-from fxprune.gates.gating import insert_gates, remove_gates
-from fxprune.gates.learning import Gates, learn_gates
+from fxprune.gates import Gates, insert_gates, learn_gates, remove_gates
 from fxprune.latency.channels import time_channels
 from fxprune.latency.measure import Latency, measure_latency
 from fxprune.optimizers import prune_optimizer

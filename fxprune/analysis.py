@@ -5,251 +5,233 @@ from __future__ import annotations
 import copy
 import operator
 from dataclasses import is_dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
 from torch import fx, nn
 
-from fxprune.channels import ChannelGraph, Dim, IdTable, Labels, Size, map_labels
-from fxprune.channels.grouping import Resolved, collect
+from fxprune.channels import ChannelGraph, Labels, LabelTree, Size, labels_in, map_labels
+from fxprune.channels.grouping import collect
+from fxprune.channels.ids import Resolved
 from fxprune.channels.polynomial import Term
 from fxprune.errors import FxpruneError
 from fxprune.flops import count_flops
-from fxprune.rules import find_rule
+from fxprune.ops import Trait, traits
+from fxprune.rules import UnsupportedCall, find_rule
 from fxprune.rules.indexing import getitem
+from fxprune.rules.op import Op, map_values
 from fxprune.rules.probe import probe
-from fxprune.rules.registry import Op, Parameters, Splits
-from fxprune.rules.size import attribute, map_values, size
+from fxprune.rules.registry import Rule
+from fxprune.rules.size import attribute, size
+from fxprune.rules.state import Split, Splits, State
 from fxprune.running import trees
-from fxprune.tracing.aliasing import alias_roots, used_nodes
+from fxprune.running.one_node import run_node, with_values
+from fxprune.tracing.aliasing import used_nodes
 from fxprune.tracing.notes import trace_notes
 
 __all__ = ["analyze"]
 
 _SIZE_RULES = (attribute, getitem, size)
-# Methods whose answer does not depend on the channels.
-_HARMLESS = (
-    *("dim", "ndimension", "element_size", "is_floating_point", "is_complex", "is_contiguous", "get_device", "type"),
-)
+# What the value of a node carries, and what the node costs.
+_Outcome: TypeAlias = tuple[LabelTree, list[Term]]
 
 
 def analyze(traced: fx.GraphModule) -> ChannelGraph:
-    """Find which channels belong together and which cannot be pruned, and why.
+    """Find which channels belong together, which cannot be pruned, and why.
 
     Args:
         traced: what `fxprune.trace` returns; it is not changed.
 
     Returns:
-        The groups of channels, the frozen ones with their reasons, and the FLOPs as a polynomial.
+        The groups of channels, the frozen channels with their reasons, and the FLOPs as a polynomial.
+
+    Raises:
+        FxpruneError: the model was not traced by fxprune, or a rule has a bug.
     """
-    # Ops are tried, and some of them draw.
+    # Ops without a rule are run, and some of them draw random numbers.
     with torch.random.fork_rng(devices=[]):
         graph, stuck = _analyze(traced, Splits())
         if stuck:
-            # Where the width of attention heads has to stay, whole heads may go.
+            # Where the width of attention heads cannot be pruned, whole heads may be.
             other, _ = _analyze(traced, Splits(avoided=stuck))
             if _prunable_indices(other) > _prunable_indices(graph):
                 return other
     return graph
 
 
-def _analyze(traced: fx.GraphModule, splits: Splits) -> tuple[ChannelGraph, frozenset[Any]]:
-    """The channels, and the splits that gave nothing: those where all channels of the factor taken are frozen."""
-    ids = IdTable()
-    parameters = Parameters(traced, ids)
+def _analyze(traced: fx.GraphModule, splits: Splits) -> tuple[ChannelGraph, frozenset[Split]]:
+    """The channels, and the splits that gained nothing: all channels of the chosen factor are frozen."""
     modules = dict(traced.named_modules())
-    # What is computed from the entries of the model's input, not from its size.
-    input_dependent: set[fx.Node] = set()
-    labels_of: dict[str, Any] = {}
-    costs: dict[str, list[Term]] = {}
-    contractions: dict[str, tuple[tuple[str, int], ...]] = {}
-    root = alias_roots(traced.graph, modules)
+    state = State.of(traced, modules, splits)
     used = used_nodes(traced.graph, modules)
-    by_name: dict[str, fx.Node] = {}
-    sharing: dict[fx.Node, list[fx.Node]] = {}
+    costs: dict[str, list[Term]] = {}
     for node in traced.graph.nodes:
         if "value" not in node.meta:
             raise FxpruneError(f"node {node.name} has no value: pass what fxprune.trace returned, not another graph")
-        module = modules[str(node.target)] if node.op == "call_module" else None
-        if node.op == "placeholder" or any(
-            x in input_dependent and trees.has_tensor(x.meta["value"]) for x in _read(node)
-        ):
-            input_dependent.add(node)
-        op = Op(
-            node,
-            ids,
-            parameters,
-            module,
-            labels_of,
-            summed=contractions,
-            root=root,
-            input_dependent=input_dependent,
-            splits=splits,
-        )
+        if _reads_input(node, state):
+            state.input_dependent.add(node)
+        op = Op(node, modules[str(node.target)] if node.op == "call_module" else None, state)
         labels, cost = _propagate(op)
-        labels_of[node.name] = labels
-        for written in () if _writes_zeros(node) else node.meta.get("mutates", ()):
-            shared = root[by_name[written]]
-            result = labels if node.op != "call_module" and root[node] is shared else None
-            sharing[shared] = _forget_zeros(sharing.get(shared, []), labels_of, result)
-            if shared.op == "get_attr" and str(shared.target) in parameters:
-                parameters.write(str(shared.target), labels_of[shared.name].zero)
-        by_name[node.name] = node
-        sharing.setdefault(root[node], []).append(node)
-        if node in used and cost:
+        state.record(node, labels, keeps_zeros=_writes_zeros(node))
+        # fvcore does not count what the output does not depend on.
+        if cost and node in used:
             costs[node.name] = cost
-        if summed := _summed(op):
-            contractions[node.name] = tuple(dict.fromkeys((*contractions.get(node.name, ()), *summed)))
-    resolved = ids.resolve()
-    stuck = _fully_frozen_splits(splits, resolved, parameters)
-    remarks = trace_notes(traced).remarks
-    return collect(traced, resolved, parameters.by_name(), labels_of, costs, contractions, remarks), stuck
+    resolved = state.ids.resolve()
+    graph = collect(
+        traced,
+        resolved,
+        state.parameters.by_name(),
+        state.labels,
+        costs,
+        state.contractions,
+        trace_notes(traced).remarks,
+    )
+    return graph, _fully_frozen_splits(state, resolved)
 
 
-# What asks of its other tensors for no more than a type, a device or a size.
-_READ_THE_FIRST = frozenset(("type_as", "to", "view_as", "reshape_as", "expand_as"))
+def _reads_input(node: fx.Node, state: State) -> bool:
+    """Whether a node is computed from entries of the model's input, and not only from its size."""
+    read = node.all_input_nodes[:1] if Trait.READS_FIRST in traits(node) else node.all_input_nodes
+    return node.op == "placeholder" or any(
+        x in state.input_dependent and trees.has_tensor(x.meta["value"]) for x in read
+    )
 
 
-def _read(node: fx.Node) -> list[fx.Node]:
-    """The inputs of which a node reads the entries."""
-    return node.all_input_nodes[:1] if node.target in _READ_THE_FIRST else node.all_input_nodes
+def _writes_zeros(node: fx.Node) -> bool:
+    """Whether a node writes zeros, after which zeros are still zero."""
+    return node.target is operator.setitem and isinstance(node.args[2], (int, float)) and node.args[2] == 0
 
 
-def _fully_frozen_splits(splits: Splits, resolved: Resolved, parameters: Parameters) -> frozenset[Any]:
-    """The splits where all channels are frozen, but for those of positions.
+def _fully_frozen_splits(state: State, resolved: Resolved) -> frozenset[Split]:
+    """The splits where all channels are frozen, except splits of positions.
 
-    Positions are rows of buffers, or rows of a table that is read at several places: to free them would gain nothing.
+    Positions are rows of buffers, or rows of a table that are read at several places. To free them would gain nothing.
     """
-    channel_of, frozen, _ = resolved
-    of_buffers = np.zeros(len(channel_of), dtype=bool)
-    for dim in parameters.of_buffers():
+    of_buffers = np.zeros(len(resolved.channel_of), dtype=bool)
+    for dim in state.parameters.of_buffers():
         of_buffers[dim] = True
     return frozenset(
         split
-        for split, taken in splits.chosen.items()
+        for split, taken in state.splits.chosen.items()
         if not of_buffers[taken].any()
         and len(np.unique(taken)) == taken.size
-        and frozen.keys() >= {*channel_of[taken].flat}
+        and resolved.frozen.keys() >= {*resolved.channel_of[taken].flat}
     )
 
 
 def _prunable_indices(graph: ChannelGraph) -> int:
-    """How many indices of parameters channels that can be pruned take."""
+    """How many indices of parameters belong to channels that can be pruned."""
     free = np.zeros(graph.num_channels, dtype=bool)
     for group in graph.groups:
         free[group.channels] = True
     return sum(int(free[dim].sum()) for dims in graph.parameters.values() for dim in dims if not isinstance(dim, int))
 
 
-def _writes_zeros(node: fx.Node) -> bool:
-    """Whether zeros are zeros still after what the node writes."""
-    return node.target is operator.setitem and isinstance(node.args[2], (int, float)) and node.args[2] == 0
-
-
-def _forget_zeros(sharing: list[fx.Node], labels_of: dict[str, Any], result: Any) -> list[fx.Node]:
-    """What shares memory with what was written into may be anything now, but for zeros where the result has them too.
-
-    It has to be the whole, with the same channels in the same dimensions; None stands for a result that is not.
-
-    Returns:
-        Those that still have zeros.
-    """
-    left: list[fx.Node] = []
-
-    def changed(label: Any) -> Any:
-        if not isinstance(label, Labels):
-            return label
-        whole = isinstance(result, Labels) and len(label.dims) == len(result.dims)
-        whole = whole and all(map(_is_same, label.dims, result.dims))
-        zero = tuple(map(operator.and_, label.zero, result.zero)) if whole else (False,) * len(label.dims)
-        if any(zero):
-            left.append(node)
-        return Labels(label.dims, zero)
-
-    for node in sharing:
-        labels_of[node.name] = map_labels(changed, labels_of[node.name])
-    return left
-
-
-def _is_same(one: Dim, other: Dim) -> bool:
-    return type(one) is type(other) and bool(np.array_equal(one, other))
-
-
-def _summed(op: Op) -> tuple[tuple[str, int], ...]:
-    """The node's arguments, and their labelled dimensions, that are summed over."""
-    names = {id(op.labels_of[n.name]): n.name for n in reversed(op.node.all_input_nodes)}
-    places = ((names.get(id(x)), d) for x, d in op.contractions if not isinstance(x.dims[d], int))
-    return tuple(dict.fromkeys((name, d) for name, d in places if name is not None))
-
-
-def _propagate(op: Op) -> tuple[Any, list[Term]]:
+def _propagate(op: Op) -> _Outcome:
     node = op.node
     if node.op == "placeholder":
         return map_values(op.value), []
     if node.op == "get_attr":
         name = str(node.target)
-        return op.parameters.labels(name) if name in op.parameters else map_values(op.value), []
+        return op.state.parameters.labels(name) if name in op.state.parameters else map_values(op.value), []
     if node.op == "output":
-        for given in node.all_input_nodes:
-            _freeze_tree(op, op.labels_of[given.name], "model output")
+        _freeze_inputs(op, "model output")
         return None, []
     if _makes_container(node):
         return {given.name: op.labels_of[given.name] for given in node.all_input_nodes}, []
-    found = find_rule(node, op.module)
-    is_number = op.value is not None and not trees.has_tensor(op.value)
-    if is_number and found not in _SIZE_RULES and node.op != "call_module":
-        if str(node.target) not in _HARMLESS:
-            for given in node.all_input_nodes:
-                _freeze_tree(op, op.labels_of[given.name], f"read by {op.name} ({node.name})")
-        static = all(op.is_static(argument) for argument in node.all_input_nodes)
-        return map_labels(lambda label: Size(None, static), map_values(op.value)), []
-    args, kwargs = _arguments(op)
-    if found is None:
-        return _propagate_unknown(op, args, kwargs)
-    try:
-        labels = found.propagate(op, *args, **kwargs)
-        return labels, found.flops_of(op, labels, *args, **kwargs) if found.flops_of else []
-    except _UNFORESEEN as error:
-        return _give_up(op, f"the rule of {op.name} does not take this call ({node.name}: {error})")
+    rule = find_rule(node, op.module)
+    gives_number = op.value is not None and not trees.has_tensor(op.value)
+    if gives_number and rule not in _SIZE_RULES and node.op != "call_module":
+        return _read_number(op), []
+    return _by_probe(op) if rule is None else _by_rule(op, rule)
 
 
 def _makes_container(node: fx.Node) -> bool:
-    """Whether the node puts values into a dataclass or a named tuple, as models do with what they return."""
+    """Whether a node makes a dataclass or a named tuple, which models return."""
     return isinstance(node.target, type) and (is_dataclass(node.target) or hasattr(node.target, "_fields"))
 
 
-# What a rule raises when it is given something that its author did not think of.
-_UNFORESEEN = (AssertionError, AttributeError, IndexError, KeyError, TypeError, ValueError)
+def _read_number(op: Op) -> LabelTree:
+    """A number that is computed from tensors or other numbers; tensors of which the entries are read stay whole."""
+    if Trait.LAYOUT not in traits(op.node):
+        _freeze_inputs(op, f"read by {op.name} ({op.node.name})")
+    static = all(map(op.is_static, op.node.all_input_nodes))
+    return map_labels(lambda label: Size(None, static), map_values(op.value))
 
 
-def _give_up(op: Op, reason: str) -> tuple[Any, list[Term]]:
-    """Whatever has to do with the op stays whole."""
-    for node in op.node.all_input_nodes:
-        _freeze_tree(op, op.labels_of[node.name], reason)
+def _by_rule(op: Op, rule: Rule[Any]) -> _Outcome:
+    args, kwargs = _arguments(op)
+    try:
+        labels = rule.propagate(op, *args, **kwargs)
+        return labels, rule.flops_of(op, labels, *args, **kwargs) if rule.flops_of else []
+    except UnsupportedCall as error:
+        return _give_up(op, str(error))
+    except Exception as error:
+        misfit = rule.misfit(op, *args, **kwargs)
+        if misfit:
+            return _give_up(op, misfit)
+        where = f"{rule.propagate.__module__}.{rule.propagate.__qualname__}"
+        raise FxpruneError(
+            f"the rule {where} for {op.name} failed at node {op.node.format_node()}: {type(error).__name__}: {error}. "
+            "This is a bug in the rule: please report it with the lines above, or mend the rule if it is your own"
+        ) from error
+
+
+def _give_up(op: Op, reason: str) -> _Outcome:
+    """Freeze everything that a call has to do with, because its rule does not support it."""
+    reason = f"the rule of {op.name} does not support this call ({op.node.name}: {reason})"
+    _freeze_inputs(op, reason)
     if op.module is not None:
         for name, _ in (*op.module.named_parameters(), *op.module.named_buffers()):
-            _freeze_tree(op, op.weight(name, ()), reason)
+            _freeze(op, op.find_weight(name, ()), reason)
     return map_values(op.value), _counted(op)
 
 
-def _propagate_unknown(op: Op, args: Any, kwargs: Any) -> tuple[Any, list[Term]]:
-    tensors = {n: op.labels_of[n.name] for n in op.node.all_input_nodes if isinstance(op.labels_of[n.name], Labels)}
+def _by_probe(op: Op) -> _Outcome:
+    """Try an op without a rule on small tensors."""
+    tensors: dict[fx.Node, Labels] = {}
     for node in op.node.all_input_nodes:
-        if node not in tensors:
-            _freeze_tree(op, op.labels_of[node.name], "inside a container given to an op without a rule")
-    labels = probe(op, tensors)
+        labels = op.labels_of[node.name]
+        if isinstance(labels, Labels):
+            tensors[node] = labels
+        else:
+            _freeze(op, labels, "inside a container given to an op without a rule")
+    out = probe(op, tensors)
     base = find_rule(op.node, op.module, overridden=True)
-    if base is not None and base.flops_of is not None and isinstance(labels, Labels) and labels.labelled:
-        return labels, base.flops_of(op, labels, *args, **kwargs)
+    if base is not None and base.flops_of is not None and isinstance(out, Labels) and out.labelled:
+        args, kwargs = _arguments(op)
+        return out, base.flops_of(op, out, *args, **kwargs)
     cost = _counted(op)
     if cost:
-        _freeze_tree(op, labels, f"no rule for {op.name}")
-    return labels, cost
+        _freeze(op, out, f"no rule for {op.name}")
+    return out, cost
 
 
-class _Single(nn.Module):
-    """One node as a model, to count it."""
+def _arguments(op: Op) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The node's arguments as rules take them: labels for tensors, values for everything else."""
+
+    def load(node: fx.Node) -> Any:
+        value = node.meta["value"]
+        return op.labels_of[node.name] if trees.has_tensor(value) else value
+
+    return with_values(op.node, load)
+
+
+def _freeze_inputs(op: Op, reason: str) -> None:
+    for node in op.node.all_input_nodes:
+        _freeze(op, op.labels_of[node.name], reason)
+
+
+def _freeze(op: Op, tree: LabelTree, reason: str) -> None:
+    """As `op.freeze`, for a reason that says where."""
+    for labels in labels_in(tree):
+        for dim in labels.dims:
+            op.ids.freeze(dim, reason)
+
+
+class _OneNode(nn.Module):
+    """One node as a model, to count its FLOPs."""
 
     def __init__(self, node: fx.Node, module: nn.Module | None) -> None:
         super().__init__()
@@ -257,63 +239,19 @@ class _Single(nn.Module):
         self.module = None if module is None else copy.deepcopy(module).to_empty(device="cpu")
 
     def forward(self, *tensors: torch.Tensor) -> Any:
-        waiting = dict(zip(self.node.all_input_nodes, tensors, strict=True))
-        args, kwargs = fx.node.map_arg((self.node.args, self.node.kwargs), waiting.__getitem__)
-        if self.module is not None:
-            return self.module(*args, **kwargs)
-        if self.node.op == "call_method":
-            return getattr(args[0], str(self.node.target))(*args[1:], **kwargs)
-        return self.node.target(*args, **kwargs)  # type: ignore[operator]
+        given = dict(zip(self.node.all_input_nodes, tensors, strict=True))
+        return run_node(self.node, *with_values(self.node, given.__getitem__), self.module)
 
 
 def _counted(op: Op) -> list[Term]:
-    """The cost of an op whose rule is not there or cannot tell, counted by fvcore on stand-ins of the same shape."""
+    """The cost of an op whose rule is missing or cannot tell, counted by fvcore on tensors of the same shapes."""
     if op.module is None and find_rule(op.node, None) is None:
         return []
-    real = tuple(_to_real(node.meta["value"]) for node in op.node.all_input_nodes)
-    cost = count_flops(_Single(op.node, op.module), real)
+    zeros = tuple(_zeros(node.meta["value"]) for node in op.node.all_input_nodes)
+    cost = count_flops(_OneNode(op.node, op.module), zeros)
     return [Term(cost, ())] if cost else []
 
 
-def _to_real(tree: Any) -> Any:
-    if isinstance(tree, torch.Tensor):
-        return torch.zeros(tree.shape, dtype=tree.dtype)
-    if isinstance(tree, (tuple, list)):
-        items = [_to_real(item) for item in tree]
-        return tree._make(items) if hasattr(tree, "_make") else type(tree)(items)
-    if isinstance(tree, dict):
-        return {key: _to_real(item) for key, item in tree.items()}
-    return tree
-
-
-def _arguments(op: Op) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """The node's arguments as rules take them: labels for tensors, values for all else."""
-
-    def load(node: fx.Node) -> Any:
-        return op.labels_of[node.name] if trees.has_tensor(node.meta["value"]) else node.meta["value"]
-
-    def convert(argument: Any) -> Any:
-        if isinstance(argument, fx.Node):
-            return load(argument)
-        if isinstance(argument, torch.Tensor):
-            return Labels.plain(argument.shape)
-        if isinstance(argument, (tuple, list)):
-            return tuple(convert(item) for item in argument)
-        if isinstance(argument, dict):
-            return {key: convert(item) for key, item in argument.items()}
-        if isinstance(argument, slice):
-            return slice(convert(argument.start), convert(argument.stop), convert(argument.step))
-        return argument
-
-    return convert(op.node.args), convert(op.node.kwargs)
-
-
-def _freeze_tree(op: Op, tree: Any, reason: str) -> None:
-    def freeze(label: Any) -> Any:
-        if isinstance(label, Labels):
-            for dim in label.dims:
-                if not isinstance(dim, int):
-                    op.ids.freeze(dim, reason)
-        return label
-
-    map_labels(freeze, tree)
+def _zeros(tree: Any) -> Any:
+    """A value with zeros on the CPU in place of its tensors."""
+    return trees.map_tensors(lambda tensor: torch.zeros(tensor.shape, dtype=tensor.dtype), tree)

@@ -15,7 +15,7 @@ from fxprune.channels import ChannelGraph, Scores
 from fxprune.compensation.compensate import compensate as compensated
 from fxprune.compensation.holdout import clusters_of
 from fxprune.compensation.synthesis import synthesize
-from fxprune.data import Batch, Data, Inputs, calibration_batch, check_labels, read_batch, run_model
+from fxprune.data import Batch, Data, Inputs, calibration_batch, check_labels, run_model
 from fxprune.errors import CannotScoreError, FxpruneError, FxpruneWarning
 from fxprune.gates.learning import learn_gates
 from fxprune.latency.budget import plan_for_latency
@@ -26,7 +26,7 @@ from fxprune.planning.make import check_reachable, plan_for
 from fxprune.planning.plan import Plan
 from fxprune.progress import Progress, shown
 from fxprune.rewriting import rewrite
-from fxprune.running.copies import cloned
+from fxprune.running.copies import copy_module
 from fxprune.running.eval_mode import in_eval_without_grad
 from fxprune.scoring.criteria import FROM_DATA, check_method, scores
 from fxprune.tracing.aliasing import written_attributes
@@ -105,7 +105,6 @@ def prune(
     request = Request(flops, latency, round_to, as_patterns(ignore))
     if method is not None:
         check_method(method, ("dagger",))
-    reads = method == "dagger" or method in FROM_DATA
     with shown(progress) as show:
         if method == "dagger" and hasattr(data, "__next__"):
             # The first pass would use up an iterator.
@@ -118,27 +117,22 @@ def prune(
         if latency is not None:
             graph = time_channels(graph)
             check_reachable(graph, request)
-        if batch is None and (reads or compensate):
-            made = synthesize(graph, seed=seed, progress=show)
-            batch = None if made is None else read_batch(made)
-            if batch is None and reads:
-                raise FxpruneError(
-                    f"method {method!r} needs data, and none can be made from this model, which has no BatchNorm "
-                    "statistics or not one input: give data, a loader or a list of batches, or another method"
-                )
-        repairs = compensate and batch is not None
         try:
-            if batch is not None and (repairs or method is None):
+            if batch is None and (compensate or method == "dagger" or method in FROM_DATA):
+                batch = _made_samples(graph, method, seed, show)
+            if batch is not None and (compensate or method in (None, "surgeon")):
+                # Scoring and compensation split the samples by the same clusters.
                 batch = replace(batch, clusters=clusters_of(graph.module, batch))
             if method == "dagger":
                 chosen = _learned_scores(graph, request, data, batch, seed, show)
             else:
-                chosen = scores(
-                    graph, method or ("surgeon" if batch else "relevance"), data=batch, seed=seed, progress=show
-                )
+                default = "relevance" if batch is None else "surgeon"
+                chosen = scores(graph, method or default, data=batch, seed=seed, progress=show)
             plan = _planned(model, graph, chosen, request)
             pruned = rewrite(graph, plan)
-            return compensated(graph, pruned, batch, seed=seed, progress=show) if repairs else pruned
+            if not compensate or batch is None or plan.flops == plan.flops_before:
+                return pruned
+            return compensated(graph, pruned, batch, seed=seed, progress=show)
         except CannotScoreError as error:
             if method is not None:
                 raise
@@ -176,10 +170,27 @@ def _check_data(graph: ChannelGraph, batch: Batch) -> None:
         check_labels(batch, number_of_classes(outputs))
 
 
+def _made_samples(
+    graph: ChannelGraph, method: str | Callable[[ChannelGraph], Scores] | None, seed: int, show: Progress
+) -> Batch | None:
+    """Synthetic samples; None if none can be made and the method needs none."""
+    made = synthesize(graph, seed=seed, progress=show)
+    if made is not None:
+        if not made.isfinite().all():
+            raise CannotScoreError("synthetic samples became NaN or infinite: check the weights for NaN and infinity")
+        return Batch((made,), {}, checked=True)
+    if method == "dagger" or method in FROM_DATA:
+        raise FxpruneError(
+            f"method {method!r} needs data, and none can be made from this model, which has no BatchNorm "
+            "statistics or not one input: give data, a loader or a list of batches, or another method"
+        )
+    return None
+
+
 def _learned_scores(
     graph: ChannelGraph, request: Request, data: Data | None, made: Batch | None, seed: int, show: Progress
 ) -> Scores:
-    """The scores of learned gates, from all of the data, or from samples made of the model if there is none."""
+    """The scores of gates that are learned on all of the data, or on synthetic samples if there is none."""
     share = min(flops_target(graph, request.flops, request.latency) / graph.flops.total, request.latency or 1.0)
     samples, epochs = (made, _SYNTHETIC_EPOCHS) if data is None else (data, 1)
     return learn_gates(graph, samples, flops=share, epochs=epochs, seed=seed, progress=show).scores
@@ -188,4 +199,4 @@ def _learned_scores(
 def _planned(model: nn.Module, graph: ChannelGraph, chosen: Scores, request: Request) -> Plan:
     if request.latency is None or request.latency == 1:
         return plan_for(graph, chosen, request)
-    return plan_for_latency(graph, chosen, cloned(model, {}), request)
+    return plan_for_latency(graph, chosen, copy_module(model), request)

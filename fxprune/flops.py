@@ -1,21 +1,24 @@
-"""What a model costs: FLOPs as fvcore counts them.
+"""FLOPs as fvcore counts them.
 
-The convention is fvcore's, in eval mode: a multiply-add is 1. Convolutions, linear layers and matrix products count
-theirs; a product ``a @ b`` counts ``prod(a.shape) * b.shape[-1]``. Norms count operations an element: batch norm 2;
-layer, group and instance norm 5; each 1 less without affine parameters. Nearest upsampling counts 1 an output element,
-bilinear 4, adaptive average pooling 1 an input element. Everything else is free: activations, additions, softmax, other
-pooling and upsampling, RMS norm, recurrent layers.
+The convention is fvcore's, in eval mode, and one multiply-add is 1. Convolutions, linear layers and matrix products
+count their multiply-adds: a product ``a @ b`` counts ``prod(a.shape) * b.shape[-1]``. Norms count operations per
+element: batch norm 2, layer, group and instance norm 5, each 1 less without affine parameters. Nearest upsampling
+counts 1 and bilinear upsampling 4 per output element, adaptive average pooling 1 per input element. Everything else is
+free: activations, additions, softmax, other pooling and upsampling, RMS norm, recurrent layers.
 
-fxprune departs from fvcore only where fvcore has no number, or none that a formula could give:
+fxprune departs from fvcore where fvcore has no number, or none that a formula could give:
 
 - *Scaled dot-product attention* counts as the two matrix products that it computes. fvcore gives it 0.
-- *Products whose second operand is a vector*, and norms of more than five dimensions: fvcore stops with an error; here
-  the same formula goes on.
+- *Products whose second operand is a vector*, and norms of more than five dimensions, follow the same formulas. fvcore
+  stops with an error.
 - *baddbmm, the string-padded and the deformable convolution* count as the product and the convolutions that they are.
-- *einsum* of two operands counts the product of the sizes of all its distinct letters; longer ones are contracted from
-  left to right, as torch does. fvcore reads and halves numpy's estimate, which rounds, and which
-  for sums within an operand is something else.
+- *einsum* of two operands counts the product of the sizes of all its distinct letters. Longer ones are contracted from
+  left to right, as torch does. fvcore halves numpy's estimate, which rounds, and which differs for sums within an
+  operand.
 - A fused ``nn.MultiheadAttention`` counts as the unfused one.
+
+The rules use the same formulas of products (`matmul_factors` and the two after it), so that the polynomial of a model
+agrees with the count of the pruned model. The tests compare both with numbers that were worked out by hand.
 """
 
 from __future__ import annotations
@@ -30,31 +33,35 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
+from fxprune.channels import Dim, size_of
 from fxprune.errors import FxpruneError
 from fxprune.running import trees
 from fxprune.running.calls import Call, given_call
 from fxprune.running.eager import running_eagerly, source_of_scripted
-from fxprune.running.eval_mode import in_eval, keeping_weights
+from fxprune.running.eval_mode import in_eval, preserve_weights
 
 with warnings.catch_warnings():
-    # It scripts parts of itself when it is imported, which torch has deprecated.
+    # fvcore scripts parts of itself when it is imported, which torch has deprecated.
     warnings.filterwarnings("ignore", ".*torch.jit", category=FutureWarning)
     warnings.filterwarnings("ignore", ".*torch.jit", category=DeprecationWarning)
     from fvcore.nn import FlopCountAnalysis
 
-__all__ = ["attention_flops", "count_flops", "einsum_flops", "matmul_flops"]
+__all__ = ["attention_factors", "count_flops", "einsum_factors", "einsum_letters", "matmul_factors"]
 
 Inputs: TypeAlias = Tensor | Sequence[Any] | Mapping[str, Any]
-Shape: TypeAlias = Sequence[int]
+# Each product is of dimensions: their sizes, or the ids of those with channels.
+Products: TypeAlias = list[tuple[Dim, ...]]
+# What fvcore calls with the inputs and outputs of an op in the graph of torch.jit.
+Handle: TypeAlias = Callable[[list[Any], list[Any]], int]
 
 
 def count_flops(model: nn.Module, example_inputs: Inputs | None = None) -> int:
-    """FLOPs of one forward pass in eval mode, as fvcore counts them (see this module's head for the convention).
+    """FLOPs of one forward pass in eval mode, as fvcore counts them; `fxprune.flops` states the convention.
 
     Args:
         model: any module that can be run; it is not changed.
-        example_inputs: a tensor, a tuple of positional arguments or a dict of keyword arguments; the count is for this
-            size and batch. Default: the model's own standard input, where it is known (timm, torchvision).
+        example_inputs: a tensor, a tuple of positional arguments or a dict of keyword arguments. The count is for their
+            size and batch. Default: the standard input of a timm or torchvision model.
 
     Raises:
         FxpruneError: the model does not run on these inputs, or no inputs are known.
@@ -74,62 +81,72 @@ def count_flops(model: nn.Module, example_inputs: Inputs | None = None) -> int:
         ) from error
 
 
-def attention_flops(query: Shape, key: Shape, value: Shape) -> int:
-    """FLOPs of scaled dot-product attention from the shapes (..., tokens, width) of its operands."""
-    return math.prod(query) * key[-2] + math.prod(query[:-1]) * key[-2] * value[-1]
+def matmul_factors(left: Sequence[Dim], right: Sequence[Dim]) -> Products:
+    """The products that `left @ right` costs: every element of `left` meets every column of `right`.
 
-
-def matmul_flops(left: Shape, right: Shape) -> int:
-    """FLOPs of ``left @ right``: every element of ``left`` meets every column of ``right``."""
-    return math.prod(left) * (right[-1] if len(right) > 1 else 1)
-
-
-def einsum_flops(equation: str, shapes: Sequence[Shape]) -> int:
-    """FLOPs of an einsum: the product of the sizes of all letters that meet, summed over contractions left to right.
-
-    Of one operand it is 0: nothing is multiplied.
-
-    Examples:
-        >>> einsum_flops("bnc,bmc->bnm", [(2, 5, 3), (2, 7, 3)])
-        210
+    Here and below the operands are given by their dimensions, sizes or ids. The FLOPs are the sum of the products.
     """
-    left, arrow, result = equation.replace(" ", "").partition("->")
-    operands = left.split(",")
-    sizes: dict[str, int] = {}
-    terms: list[list[str]] = []
-    for operand, shape in zip(operands, shapes, strict=True):
-        terms.append(_letters(operand, len(shape)))
-        for letter, size in zip(terms[-1], shape, strict=True):
-            sizes[letter] = max(size, sizes.get(letter, 1))
-    if arrow:
-        wide = max((letter for letter in sizes if letter.startswith(".")), key=lambda dots: int(dots[1:]), default="")
-        dots = {f".{i}" for i in range(1, int(wide[1:]) + 1)} if wide else set()
-        wanted = set(result.replace("...", "")) | (dots if "..." in result else set())
-    else:
-        flat = [letter for term in terms for letter in set(term)]
-        wanted = {letter for letter in flat if flat.count(letter) == 1 or letter.startswith(".")}
-    total = 0
+    return [(*left, right[-1]) if len(right) > 1 else tuple(left)]
+
+
+def attention_factors(query: Sequence[Dim], key: Sequence[Dim], value: Sequence[Dim]) -> Products:
+    """The products that scaled dot-product attention costs; the operands have dimensions (..., tokens, width)."""
+    return [(*query, key[-2]), (*query[:-1], key[-2], value[-1])]
+
+
+def einsum_factors(equation: str, operands: Sequence[Sequence[Dim]]) -> Products:
+    """The products that an einsum costs: one for each contraction, of all the dimensions that meet in it.
+
+    Operands are contracted from left to right. An einsum of one operand costs nothing.
+    """
+    terms, result = einsum_letters(equation, list(map(len, operands)))
+    dims: dict[str, Dim] = {}
+    for letters, operand in zip(terms, operands, strict=True):
+        for letter, dim in zip(letters, operand, strict=True):
+            if size_of(dims.get(letter, 1)) == 1:
+                dims[letter] = dim
+    products: Products = []
     running = set(terms[0])
     for position, term in enumerate(terms[1:], start=1):
-        met = running | set(term)
-        total += math.prod(sizes[letter] for letter in met)
-        later = wanted.union(*terms[position + 1 :])
-        running = met & later
-    return total
+        met = running.union(term)
+        products.append(tuple(dims[letter] for letter in sorted(met)))
+        running = met & set(result).union(*terms[position + 1 :])
+    return products
+
+
+def einsum_letters(equation: str, ranks: Sequence[int]) -> tuple[list[list[str]], list[str]]:
+    """The letters of the operands and of the result of an einsum, one for each dimension.
+
+    The dimensions of an ellipsis are called ".1", ".2" and so on from the last to the first, as they broadcast.
+
+    Args:
+        equation: with or without the result.
+        ranks: the number of dimensions of each operand.
+
+    Examples:
+        >>> einsum_letters("...ij,jk", [3, 2])
+        ([['.1', 'i', 'j'], ['j', 'k']], ['.1', 'i', 'k'])
+    """
+    left, arrow, right = equation.replace(" ", "").partition("->")
+    if not arrow:
+        once = sorted(letter for letter in set(left) - {",", "."} if left.count(letter) == 1)
+        right = "".join(["..." if "..." in left else "", *once])
+    operands = [_letters(operand, rank) for operand, rank in zip(left.split(","), ranks, strict=True)]
+    widest = max(sum(letter.startswith(".") for letter in letters) for letters in operands)
+    return operands, _letters(right, widest + len(right.replace("...", "")))
 
 
 def _letters(operand: str, rank: int) -> list[str]:
-    """The names of an operand's dimensions; those of an ellipsis are numbered from the right, as they broadcast."""
     before, dots, after = operand.partition("...")
-    covered = rank - len(before) - len(after)
-    return [*before, *(f".{i}" for i in range(covered, 0, -1) if dots), *after]
+    covered = rank - len(before) - len(after) if dots else 0
+    return [*before, *(f".{k}" for k in range(covered, 0, -1)), *after]
 
 
 class _Call(nn.Module):
-    """A model's call as torch.jit's tracer wants it: tensors in, tensors out.
+    """A call of a model as torch.jit's tracer wants it: tensors in, tensors out.
 
-    The model is no submodule of it, for fvcore counts by module and reads "/" in a module's name as a path. Its tensors
-    are, for the tracer has to know them.
+    The model is not a submodule, since fvcore counts by module and reads "/" in a module's name as a path. Its tensors
+    are buffers, since the tracer has to know them.
     """
 
     def __init__(self, model: nn.Module, arguments: Call) -> None:
@@ -158,18 +175,18 @@ def _count(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> i
         try:
             return total()
         except Exception:
-            # To the tracer, sizes are tensors, which much that models do with numbers does not take.
+            # The tracer turns sizes into tensors, and models do with numbers what tensors do not support.
             with _sizes_as_numbers():
                 return total()
 
 
 @contextmanager
 def _as_is(model: nn.Module) -> Iterator[None]:
-    """In eval, with unfused attention, without checkpoints, compiled or scripted code."""
+    """The model in eval mode, with unfused attention, and without checkpointing, compiled or scripted code."""
     fast_path = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
-        with running_eagerly(), _unscripted(), in_eval(model), keeping_weights(model):
+        with running_eagerly(), _unscripted(), in_eval(model), preserve_weights(model):
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast_path)
@@ -177,7 +194,7 @@ def _as_is(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def _unscripted() -> Iterator[None]:
-    """Scripted functions are run as Python, also those that are scripted when torch.jit traces: it sees none inside."""
+    """Run scripted functions as Python, since torch.jit's tracer does not see inside of them; script no new ones."""
     kind: Any = torch._C.ScriptFunction
     call = kind.__call__
     scripts = [(module, module.script) for module in (torch.jit, torch.jit._trace)]
@@ -203,7 +220,7 @@ def _unscripted() -> Iterator[None]:
 
 @contextmanager
 def _sizes_as_numbers() -> Iterator[None]:
-    """What models read of a tensor's size is not traced."""
+    """Do not trace what models read of a tensor's size."""
     readers = {name: vars(torch._C.TensorBase)[name].__get__ for name in ("shape", "size", "numel", "nelement")}
 
     def untraced(read: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -234,22 +251,27 @@ def _shape(value: Any) -> list[int]:
     return sizes
 
 
+def _sum(products: Products) -> int:
+    return sum(math.prod(map(size_of, product)) for product in products)
+
+
 def _attention_handle(inputs: list[Any], outputs: list[Any]) -> int:
-    return attention_flops(*(_shape(value) for value in inputs[:3]))
+    return _sum(attention_factors(*(_shape(value) for value in inputs[:3])))
 
 
-def _matmul_handle(first: int) -> Callable[[list[Any], list[Any]], int]:
+def _matmul_handle(first: int) -> Handle:
     def count(inputs: list[Any], outputs: list[Any]) -> int:
-        return matmul_flops(_shape(inputs[first]), _shape(inputs[first + 1]))
+        return _sum(matmul_factors(_shape(inputs[first]), _shape(inputs[first + 1])))
 
     return count
 
 
 def _einsum_handle(inputs: list[Any], outputs: list[Any]) -> int:
-    return einsum_flops(inputs[0].toIValue(), [_shape(value) for value in inputs[1].node().inputs()])
+    shapes = [_shape(value) for value in inputs[1].node().inputs()]
+    return _sum(einsum_factors(inputs[0].toIValue(), shapes))
 
 
-def _norm_handle(weight: int) -> Callable[[list[Any], list[Any]], int]:
+def _norm_handle(weight: int) -> Handle:
     def count(inputs: list[Any], outputs: list[Any]) -> int:
         return math.prod(_shape(inputs[0])) * (5 if inputs[weight].isCompleteTensor() else 4)
 
@@ -258,7 +280,7 @@ def _norm_handle(weight: int) -> Callable[[list[Any], list[Any]], int]:
 
 def _batch_norm_handle(inputs: list[Any], outputs: list[Any]) -> int:
     affine = bool(inputs[1].isCompleteTensor())
-    # Without running statistics it computes its own, in eval too, and costs what the other norms cost.
+    # Without running statistics it computes its own, in eval too, and costs as much as the other norms.
     on_batch = bool(inputs[5].toIValue())
     return math.prod(_shape(inputs[0])) * (1 + affine + 3 * on_batch)
 
@@ -268,8 +290,8 @@ def _convolution_handle(inputs: list[Any], outputs: list[Any]) -> int:
     return output[0] * math.prod(_shape(inputs[1])) * math.prod(output[2:])
 
 
-# Only what departs from fvcore (see the head of this module); for all other ops its own handles stand.
-_HANDLES: dict[str, Callable[[list[Any], list[Any]], int]] = {
+# Only the ops that depart from fvcore (see the head of this module); all others have fvcore's own handles.
+_HANDLES: dict[str, Handle] = {
     "aten::scaled_dot_product_attention": _attention_handle,
     "aten::matmul": _matmul_handle(0),
     "aten::baddbmm": _matmul_handle(1),

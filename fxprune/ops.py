@@ -1,8 +1,9 @@
 """What an op is: the one table of traits, which the tracer, the rules and the passes read.
 
-An op is known by its *name*: that of the tensor method or of the function in `torch`, `torch.nn.functional` or
-`operator`, without the `_` of methods that write in place and the underscores of special methods. A module is known by
-its class. What an op does to channels, what it costs and how it is rewritten stand in `fxprune.rules`.
+An op is known by its *name*: that of the tensor method, or of the function in `torch`, `torch.nn.functional` or
+`operator`. One name stands for all spellings: `relu` for `relu_`, which writes in place, `add` for `__add__`, and `and`
+for `and_`. A module is known by its class. What an op does to channels, what it costs and how it is rewritten is in
+`fxprune.rules`.
 """
 
 from __future__ import annotations
@@ -28,17 +29,17 @@ class Trait(Flag):
     VIEW = auto()
     #: Each entry of the result depends on the entries of the tensors at its place alone; operands broadcast.
     ELEMENTWISE = auto()
-    #: The result has the shape of the first tensor, or that to which the tensors broadcast.
+    #: The result has the shape of the first tensor, or the shape to which the tensors broadcast.
     KEEPS_SHAPE = auto()
     #: `a + b`.
     ADDITION = auto()
     #: `a - b`.
     SUBTRACTION = auto()
-    #: Sums over channels: a product of matrices, a convolution.
+    #: Sums over channels against a weight or another tensor: a convolution, a product of matrices.
     CONTRACTION = auto()
     #: A convolution.
     CONVOLUTION = auto()
-    #: A convolution the other way: its weight has inputs first.
+    #: A transposed convolution: the first dimension of its weight is that of the inputs.
     TRANSPOSED = auto()
     #: A linear layer.
     LINEAR = auto()
@@ -46,17 +47,21 @@ class Trait(Flag):
     MATRIX_PRODUCT = auto()
     #: Rows of a table, looked up by their numbers.
     EMBEDDING = auto()
-    #: Normalises over channels, or over channels and positions, in eval too.
+    #: Normalises over channels, or over channels and positions, in evaluation too.
     CHANNEL_NORM = auto()
-    #: Draws random numbers, in training at least.
+    #: Draws random numbers, at least in training.
     RANDOM = auto()
     #: Sets entries to zero at random, in training.
     DROPOUT = auto()
-    #: Reads what a tensor looks like, and not its entries.
+    #: Reads how many entries a tensor has, and not the entries.
+    SIZE = auto()
+    #: Reads the number of dimensions, the type or the device of a tensor, and neither its size nor its entries.
     LAYOUT = auto()
-    #: Reads the entries of its first argument alone; of the others a type, a device or a size.
+    #: Reads the entries of its first argument only, and of the others a type, a device or a size.
     READS_FIRST = auto()
-    #: Gives the same indices each time that it is given the same ones.
+    #: The same values, in other memory or of another type.
+    COPY = auto()
+    #: Indices are computed with it, and it gives the same result each time.
     INDEX = auto()
 
 
@@ -72,7 +77,7 @@ _NAMES: dict[Trait, str] = {
         hardshrink softshrink tanhshrink logsigmoid threshold dropout alpha_dropout abs neg exp expm1 log log1p log2
         log10 sqrt rsqrt square sin cos tan atan asin acos sinh cosh erf erfc reciprocal sign floor ceil round trunc
         frac clamp clamp_min clamp_max clip nan_to_num isnan isinf isfinite logical_not bitwise_not invert positive
-        add sub mul div truediv true_divide floordiv floor_divide remainder mod fmod rsub pow maximum minimum
+        add sub mul div truediv true_divide floordiv floor_divide remainder mod fmod rsub pow rpow maximum minimum
         where lerp addcmul addcdiv atan2 hypot eq ne lt le gt ge logical_and logical_or logical_xor bitwise_and
         bitwise_or masked_fill copysign xlogy iadd isub imul itruediv and or copy subtract multiply divide
         radd rmul rtruediv
@@ -100,8 +105,12 @@ _NAMES: dict[Trait, str] = {
         poisson rrelu scaled_dot_product_attention
     """,
     Trait.DROPOUT: "dropout dropout1d dropout2d dropout3d alpha_dropout feature_alpha_dropout feature_dropout",
-    Trait.LAYOUT: "size numel dim ndimension element_size is_floating_point is_complex is_contiguous get_device",
+    Trait.SIZE: "size numel",
+    Trait.LAYOUT: "dim ndimension element_size is_floating_point is_complex is_contiguous get_device type",
     Trait.READS_FIRST: "type_as to view_as reshape_as expand_as",
+    Trait.COPY: """
+        clone contiguous detach to type type_as float half double bfloat16 int long bool cpu cuda requires_grad
+    """,
     Trait.INDEX: """
         to type long int cpu cuda contiguous clone detach argsort flip cat stack view reshape flatten transpose permute
         t squeeze unsqueeze arange tensor nonzero getitem invert logical_not bool
@@ -110,6 +119,11 @@ _NAMES: dict[Trait, str] = {
 
 _MODULES: dict[Trait, tuple[type[nn.Module], ...]] = {
     Trait.VIEW: (nn.Flatten, nn.Unflatten, _DropoutNd, nn.Identity),
+    Trait.ELEMENTWISE: (
+        *(nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.CELU, nn.SELU, nn.GELU, nn.SiLU, nn.Mish, nn.Hardswish),
+        *(nn.Sigmoid, nn.Hardsigmoid, nn.Tanh, nn.Hardtanh, nn.Softplus, nn.Softsign, nn.Hardshrink, nn.Softshrink),
+        *(nn.Tanhshrink, nn.LogSigmoid, nn.Threshold, nn.RReLU, nn.Identity, nn.Dropout, nn.AlphaDropout),
+    ),
     Trait.KEEPS_SHAPE: (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, _DropoutNd, nn.Identity),
     Trait.CONTRACTION: (nn.Linear, nn.Bilinear, _ConvNd, nn.MultiheadAttention, nn.RNNBase, nn.Embedding),
     Trait.CONVOLUTION: (_ConvNd,),
@@ -117,6 +131,7 @@ _MODULES: dict[Trait, tuple[type[nn.Module], ...]] = {
     Trait.LINEAR: (nn.Linear,),
     Trait.EMBEDDING: (nn.Embedding,),
     Trait.CHANNEL_NORM: (nn.LayerNorm, nn.GroupNorm),
+    Trait.RANDOM: (_DropoutNd, nn.RReLU),
     Trait.DROPOUT: (_DropoutNd,),
 }
 
@@ -133,12 +148,12 @@ def names_with(trait: Trait) -> tuple[str, ...]:
 
 
 def modules_with(trait: Trait) -> tuple[type[nn.Module], ...]:
-    """The classes of the modules that have a trait."""
+    """The classes of modules that have a trait, and so have their subclasses."""
     return _MODULES.get(trait, ())
 
 
 def name_of_op(target: Any) -> str:
-    """The name of the op that a node's target is; empty where it has none.
+    """The name of the op that is the target of a node, without the underscores of its spelling; empty without a name.
 
     Examples:
         >>> name_of_op("relu_"), name_of_op(operator.add), name_of_op("__add__"), name_of_op(operator.and_)
@@ -149,11 +164,11 @@ def name_of_op(target: Any) -> str:
 
 
 def traits(node: fx.Node, module: nn.Module | None = None) -> Trait:
-    """What is true of the op of a node.
+    """The traits of the op that a node calls.
 
     Args:
-        node: of a traced model.
-        module: that which the node calls, if it calls one.
+        node: a node of a traced model.
+        module: the module that the node calls, if it calls one.
 
     Examples:
         >>> graph = fx.Graph()
@@ -161,8 +176,7 @@ def traits(node: fx.Node, module: nn.Module | None = None) -> Trait:
         True
     """
     if node.op == "call_module":
-        kind: Any = type(module)
-        return _of_module(kind)
+        return _of_module(module)
     return _of_name(name_of_op(node.target)) if node.op in ("call_function", "call_method") else Trait.NONE
 
 
@@ -171,6 +185,5 @@ def _of_name(name: str) -> Trait:
     return functools.reduce(operator.or_, (trait for trait in _NAMES if name in names_with(trait)), Trait.NONE)
 
 
-@functools.cache
-def _of_module(kind: Any) -> Trait:
-    return functools.reduce(operator.or_, (t for t, kinds in _MODULES.items() if issubclass(kind, kinds)), Trait.NONE)
+def _of_module(module: nn.Module | None) -> Trait:
+    return functools.reduce(operator.or_, (t for t, kinds in _MODULES.items() if isinstance(module, kinds)), Trait.NONE)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from fxprune.errors import FxpruneError, called_as
 from fxprune.rewriting import check_order, plan_of
-from fxprune.running.copies import cloned, named_tensors
+from fxprune.running.copies import copy_module, named_tensors
 from fxprune.running.double import outputs_in_double
 from fxprune.tracing.constants import is_constant, put
 from fxprune.tracing.notes import call_of, trace_notes
@@ -50,15 +50,15 @@ def restore_class(original: nn.Module, pruned: nn.Module, example_inputs: Any = 
     name = type(original).__name__
     if unknown:
         raise FxpruneError(f"{name} has no {min(unknown)}, which was pruned: give the model that was pruned")
-    own = cloned(original, {})
+    own = copy_module(original)
     _take_over(own, pruned)
     args, kwargs = call_of(pruned, example_inputs)
     try:
-        expected = outputs_in_double(cloned(pruned, {}), args, kwargs)
+        expected = outputs_in_double(copy_module(pruned), args, kwargs)
     except Exception as error:
         raise FxpruneError(f"the pruned graph does not run on these inputs in float64: {error}") from error
     try:
-        difference = largest_error(expected, outputs_in_double(cloned(own, {}), args, kwargs))
+        difference = largest_error(expected, outputs_in_double(copy_module(own), args, kwargs))
     except Exception as error:
         place, line = place_of(error)
         raise FxpruneError(

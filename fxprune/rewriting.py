@@ -19,8 +19,8 @@ from fxprune.errors import FxpruneError
 from fxprune.planning.plan import Plan
 from fxprune.rules import find_rule
 from fxprune.rules.known_index import computes_indices
-from fxprune.rules.registry import Rewrite
-from fxprune.running.copies import cloned, named_tensors
+from fxprune.rules.rewrite import Rewrite
+from fxprune.running.copies import copy_module, named_tensors
 from fxprune.tracing.checks import check_as_traced
 from fxprune.tracing.fingerprint import Fingerprint, fingerprint
 from fxprune.tracing.notes import example_of, trace_notes
@@ -188,7 +188,7 @@ def _copy_with_slices(graph: ChannelGraph, plan: Plan) -> fx.GraphModule:
         if id(tensor) not in memo:
             memo[id(tensor)] = _slice(name, tensor, plan)
     for child in traced.children():
-        cloned(child, memo)
+        copy_module(child, memo)
     return copy.deepcopy(traced, memo)
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, fx, nn
 from fxprune.errors import FxpruneError, called_as
 from fxprune.planning.plan import Plan
 from fxprune.rewriting import check_order, original_graph, plan_of, pruning_notes, rewrite
-from fxprune.running.copies import cloned, named_tensors
+from fxprune.running.copies import copy_module, named_tensors
 from fxprune.running.double import outputs_in_double
 from fxprune.tracing.aliasing import written_attributes
 from fxprune.tracing.constants import tensor_at
@@ -60,7 +60,7 @@ def verify_structure(original: nn.Module, pruned: nn.Module, example_inputs: Any
         return float("inf")
     plan, (args, kwargs) = plan_of(pruned), call_of(pruned, example_inputs)
     bare = rewrite(original_graph(original, pruned, kwargs or args), plan)
-    structure = cloned(pruned, {})
+    structure = copy_module(pruned)
     try:
         structure.load_state_dict(bare.state_dict())
     except RuntimeError as error:
@@ -85,7 +85,7 @@ def _error(original: nn.Module, pruned: nn.Module, plan: Plan, args: tuple[Any, 
         got = outputs_in_double(_in_state_of(original, pruned, plan), args, kwargs)
         if not _all_finite(expected) and _all_finite(got):
             # A norm that was removed as a whole, as weight_norm divides by it, gives 0 / 0: take the limit.
-            expected = outputs_in_double(mask(cloned(original, {}).double(), plan, fill=_ALMOST_ZERO), args, kwargs)
+            expected = outputs_in_double(mask(copy_module(original).double(), plan, fill=_ALMOST_ZERO), args, kwargs)
         if not _all_finite(expected) and _all_finite(got):
             # Splines divide by differences of a buffer, their grid: mask the weights alone.
             weights = {name for name, _ in original.named_parameters(remove_duplicate=False)}
@@ -104,7 +104,7 @@ def mask(model: nn.Module, plan: Plan, fill: float = 0.0) -> nn.Module:
     Raises:
         FxpruneError: the plan keeps what the model does not have.
     """
-    masked = cloned(model, {})
+    masked = copy_module(model)
     with torch.no_grad():
         for name, tensor in named_tensors(masked).items():
             plan.zero_(name, tensor, fill)
@@ -116,7 +116,7 @@ def _in_state_of(original: nn.Module, pruned: nn.Module, plan: Plan) -> nn.Modul
 
     Either may have run since the pruning.
     """
-    copied = cloned(pruned, {})
+    copied = copy_module(pruned)
     tensors, places, present = named_tensors(original), trace_notes(pruned).constant_places, named_tensors(copied)
     parameters = {name for name, _ in original.named_parameters(remove_duplicate=False)}
     for name in written_attributes(pruned) - parameters if isinstance(pruned, fx.GraphModule) else ():

@@ -1,4 +1,4 @@
-"""The test oracle: whatever a plan removes, the pruned model equals the zero-masked original."""
+"""The test oracle: for any plan, the pruned model equals the original with the removed channels set to zero."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ __all__ = [
 
 
 def randomise(model: nn.Module, seed: int = 0) -> nn.Module:
-    """The model in float64 and eval, no entry of its parameters and float buffers special: a zero would hide errors."""
+    """The model in float64 and eval mode with random parameters and float buffers; zeros and ones would hide errors."""
     generator = torch.Generator().manual_seed(seed)
     model.double().eval()
     model._apply(lambda tensor: tensor.cdouble() if tensor.is_complex() else tensor)
@@ -51,12 +51,12 @@ def prunable(graph: fxprune.ChannelGraph) -> int:
 
 
 def masks(graph: fxprune.ChannelGraph, plans: int, seed: int = 0) -> Iterator[npt.NDArray[np.bool_]]:
-    """Which channels stay: any subset of each group, but one at least."""
+    """Random plans, as masks of the channels that stay: at least one of each group."""
     random = np.random.default_rng(seed)
     for k in range(plans):
         alive = np.ones(graph.num_channels, dtype=bool)
         for group in graph.groups:
-            # The first plan keeps one of each group: the widths that break broadcasting and squeezing.
+            # The first plan keeps one channel of each group: a width of 1 breaks broadcasting and squeezing.
             kept = 1 if k == 0 else random.integers(1, len(group) + 1)
             alive[group.channels] = False
             alive[random.choice(group.channels, kept, replace=False)] = True
@@ -74,7 +74,7 @@ def to_double(inputs: Any) -> Any:
 
 
 def doubled(inputs: Any) -> Any:
-    """The inputs at twice their batch, the second half another one."""
+    """The inputs at twice their batch size; the second half differs from the first."""
     return trees.map_tensors(lambda t: torch.cat([t, t.flip(-1) * 0.7 if t.is_floating_point() else t]), inputs)
 
 
@@ -87,14 +87,14 @@ def check_invariant(
     other_batch: bool = True,
     seed: int = 0,
 ) -> fxprune.ChannelGraph:
-    """Prune a model by random plans and check everything that must hold of each result.
+    """Prune a model by random plans and check everything that must hold for each result.
 
     Args:
-        model: any module; its weights are made random.
+        model: any module; it gets random weights.
         inputs: a tensor, a tuple or a dict.
-        channels: how many channels must be prunable, so that a rule that freezes everything is noticed.
+        channels: how many channels must be prunable; otherwise a rule that freezes everything would pass.
         plans: how many random plans.
-        other_batch: whether the first dimension of the inputs is the batch, so that twice of it must work.
+        other_batch: whether the first dimension of the inputs is the batch, so that it may be twice as large.
         seed: of the weights and plans.
     """
     randomise(model, seed)

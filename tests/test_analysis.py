@@ -1,4 +1,4 @@
-"""The ChannelGraph: which channels belong together, which are frozen and why; readable, pure, deterministic."""
+"""The analysis: which channels belong together, which are frozen and why; it is pure and deterministic."""
 
 from __future__ import annotations
 
@@ -10,12 +10,16 @@ from typing import Any
 import pytest
 import torch
 from invariant import check_invariant, image, net, parameter, prunable, tokens
+from layer_nets import images, vectors
 from torch import Tensor, nn
 
 import fxprune
 from fxprune import analysis
 from fxprune.channels import Labels
-from fxprune.rules.registry import _RULES, Op
+from fxprune.rules import UnsupportedCall
+from fxprune.rules.elementwise import elementwise
+from fxprune.rules.op import Op
+from fxprune.rules.registry import _RULES
 
 
 def graph_of(model: nn.Module, inputs: object) -> fxprune.ChannelGraph:
@@ -68,14 +72,41 @@ def test_every_frozen_channel_has_its_reason(model: nn.Module, inputs: torch.Ten
     assert reason in str(graph)
 
 
-def test_a_call_that_its_rule_does_not_take_freezes_what_it_has_to_do_with(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_call_that_its_rule_does_not_support_freezes_everything_that_it_touches(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     def refuse(op: Op, input: Labels) -> Labels:  # noqa: A002
-        raise ValueError("not today")
+        raise UnsupportedCall("not today")
 
     monkeypatch.setattr(_RULES[nn.LSTM], "propagate", refuse)
     graph = graph_of(nn.Sequential(nn.Linear(4, 5), nn.LSTM(5, 3)), tokens())
     assert not graph.groups
-    assert "the rule of LSTM does not take this call (_1: not today)" in str(graph)
+    assert "the rule of LSTM does not support this call (_1: not today)" in str(graph)
+
+
+def test_a_call_that_does_not_fit_the_parameters_of_its_rule_is_not_supported(monkeypatch: pytest.MonkeyPatch) -> None:
+    def narrow_minded(op: Op, left: Labels, right: Labels) -> Labels:
+        return left
+
+    monkeypatch.setattr(elementwise, "propagate", narrow_minded)
+    model = images(lambda self, x: torch.lerp(x, self.b, 0.5), b=parameter(1, 8, 1, 1))
+    graph = check_invariant(model, image(), 0)
+    assert "the rule of lerp does not support this call (lerp: too many positional arguments)" in str(graph)
+
+
+@pytest.mark.parametrize("bug", [AssertionError, AttributeError, IndexError, KeyError, TypeError, ValueError])
+def test_a_bug_in_a_rule_is_an_error_that_names_op_node_and_rule(
+    monkeypatch: pytest.MonkeyPatch, bug: type[Exception]
+) -> None:
+    def broken(op: Op, input: Labels, dim: int | None = None) -> Labels:  # noqa: A002
+        raise bug("oops")
+
+    monkeypatch.setattr(_RULES["softmax"], "propagate", broken)
+    traced = fxprune.trace(vectors(lambda self, x: x.softmax(1)), torch.randn(3, 4))
+    message = rf"the rule \S*broken for softmax failed at node %softmax .*: {bug.__name__}: .*oops.*please report it"
+    with pytest.raises(fxprune.FxpruneError, match=message) as caught:
+        fxprune.analyze(traced)
+    assert isinstance(caught.value.__cause__, bug)
 
 
 @dataclass
@@ -109,25 +140,6 @@ def test_every_channel_of_a_parameter_is_in_one_group_or_frozen_once() -> None:
         int(c) for dims in graph.parameters.values() for dim in dims if not isinstance(dim, int) for c in dim
     }
     assert on_parameters == set(seen)
-
-
-def test_the_printed_graph_tells_groups_members_and_reasons() -> None:
-    text = str(graph_of(nn.Sequential(nn.Linear(4, 6), nn.LayerNorm(6), nn.Linear(6, 2)), tokens()))
-    assert text.splitlines() == [
-        "6 prunable channels in 1 group, 6 frozen, 660 FLOPs",
-        "  0: 6 channels, only if needed: normalised over; zeros stand in for what is removed",
-        "    0.weight[0]",
-        "    0.bias[0]",
-        "    1.weight[0]",
-        "    1.bias[0]",
-        "    2.weight[1]",
-        "frozen:",
-        "  model input (_0): 4 channels",
-        "    0.weight[1]",
-        "  model output: 2 channels",
-        "    2.weight[0]",
-        "    2.bias[0]",
-    ]
 
 
 def test_the_analysis_is_the_same_each_time_and_leaves_the_traced_model_alone() -> None:
@@ -180,3 +192,9 @@ def test_heads_are_tried_as_wholes_where_channels_are_stuck_and_positions_are_no
     assert len(tries) == 2
     check_invariant(net(lambda self, x: self.a(x).unflatten(-1, (2, 4)).softmax(-1), a=nn.Linear(4, 8)), tokens())
     assert len(tries) == 4
+
+
+def test_an_op_without_a_rule_is_frozen_and_reported() -> None:
+    model = net(lambda self, x: torch.linalg.qr(self.a(x))[0], a=nn.Linear(4, 6))
+    graph = fxprune.analyze(fxprune.trace(model, tokens()))
+    assert "linalg_qr mixes channels (linalg_qr): 6 channels" in str(graph)

@@ -9,11 +9,13 @@ from typing import Any
 import pytest
 import torch
 from invariant import image, net, randomise, tokens
+from refusals import small
 from torch import Tensor, nn
 
 import fxprune
+from fxprune import FxpruneError
 from fxprune.rewriting import pruning_notes
-from fxprune.running.copies import cloned
+from fxprune.running.copies import copy_module
 from fxprune.verification import TOLERANCE, largest_error, mask, relative_error, verify_structure
 
 
@@ -206,7 +208,7 @@ def test_a_model_that_keeps_what_it_has_computed_with_a_history_is_pruned_and_ve
     model(x)
     assert model.get_buffer("state").grad_fn is not None
     assert fxprune.verify(model, pruned, x) < 1e-9
-    twin: Any = cloned(model, {})
+    twin: Any = copy_module(model)
     assert twin.kept["state"][1] is twin.a.weight
     assert twin.kept["state"][0] is twin.kept["twice"][0] is twin.state
     torch.testing.assert_close(twin.state, model.get_buffer("state").detach(), rtol=0, atol=0)
@@ -250,3 +252,20 @@ def test_errors_are_relative_to_the_largest_entry() -> None:
     assert relative_error(torch.tensor([3j]), torch.tensor([4j])) == pytest.approx(1 / 3)
     assert relative_error(torch.ones(1), torch.tensor([float("nan")])) == float("inf")
     assert largest_error([torch.ones(1), torch.ones(2)], [torch.ones(1), torch.tensor([1.0, 1.5])]) == 0.5
+
+
+def test_inputs_may_have_been_computed_with_gradients() -> None:
+    model = small()
+    computed = image().requires_grad_() * 1.0
+    for inputs in (computed, image().requires_grad_()):
+        pruned = fxprune.prune(model, 0.7, example_inputs=inputs, compensate=False)
+        assert fxprune.verify(model, pruned) < 1e-9
+        assert fxprune.verify(model, pruned, inputs) < 1e-9
+
+
+def test_another_model_than_the_one_that_was_pruned_is_not_verified() -> None:
+    wide = nn.Sequential(nn.Linear(3, 32), nn.ReLU(), nn.Linear(32, 2))
+    narrow = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
+    pruned = fxprune.prune(wide, 0.7, example_inputs=torch.randn(2, 3), compensate=False)
+    with pytest.raises(FxpruneError, match=r"^0\.weight has shape \(4, 3\), .* not the model that was pruned$"):
+        fxprune.verify(narrow, pruned)

@@ -1,20 +1,27 @@
-"""Channel ids, the groups that channels form, and their cost as a polynomial."""
+"""Channels: ids, the groups that channels form, and costs as polynomials.
+
+`ids` says what a dimension carries, `grouping` turns ids into the channels and groups of a `ChannelGraph` (in `graph`),
+and `polynomial` counts FLOPs for any set of kept channels.
+"""
 
 from fxprune.channels.graph import ChannelGraph, Dimension, Frozen, Group
-from fxprune.channels.ids import Dim, Ids, IdTable, Labels, Scores, Size, is_labelled, map_labels, size_of
+from fxprune.channels.ids import (
+    Dim,
+    Ids,
+    IdTable,
+    Labels,
+    LabelTree,
+    Scores,
+    Size,
+    is_labelled,
+    labels_in,
+    map_labels,
+    size_of,
+)
 
+# fmt: off
 __all__ = [
-    "ChannelGraph",
-    "Dim",
-    "Dimension",
-    "Frozen",
-    "Group",
-    "IdTable",
-    "Ids",
-    "Labels",
-    "Scores",
-    "Size",
-    "is_labelled",
-    "map_labels",
-    "size_of",
+    "ChannelGraph", "Dim", "Dimension", "Frozen", "Group", "IdTable", "Ids", "LabelTree", "Labels", "Scores", "Size",
+    "is_labelled", "labels_in", "map_labels", "size_of",
 ]
+# fmt: on

@@ -1,16 +1,16 @@
-"""Channels, the groups that they form, and the model that they are of."""
+"""The channels of a model and the groups that they form."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from torch import fx
 
-from fxprune.channels.ids import Dim, Ids
+from fxprune.channels.ids import Dim, Ids, Labels, LabelTree
 from fxprune.channels.polynomial import Polynomial, Term
+from fxprune.errors import FxpruneError
 
 __all__ = ["ChannelGraph", "Dimension", "Frozen", "Group"]
 
@@ -26,12 +26,16 @@ class Dimension:
         return f"{self.parameter}[{self.dim}]"
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Group:
-    """Channels that live on the same dimensions; each of them can be pruned on its own.
+    """Channels on the same dimensions; each of them can be pruned on its own.
 
-    `repeats` says how many indices one channel takes in the dimension where it takes the most. A `last_resort` group is
-    pruned only when the budget cannot be met without it; the text says why.
+    Attributes:
+        name: the module that owns the first of the dimensions; numbered where several groups start there.
+        channels: channel numbers.
+        dimensions: the dimensions of parameters and buffers that the channels are on.
+        repeats: how many indices one channel takes in the dimension where it takes the most.
+        last_resort: why the group is pruned only if the budget cannot be met without it; empty for all other groups.
     """
 
     name: str
@@ -43,10 +47,13 @@ class Group:
     def __len__(self) -> int:
         return len(self.channels)
 
+    def __repr__(self) -> str:
+        return f"Group({self.name!r}, {_number(len(self), 'channel')} on {_number(len(self.dimensions), 'dimension')})"
 
-@dataclass(frozen=True, eq=False)
+
+@dataclass(frozen=True, eq=False, repr=False)
 class Frozen:
-    """Channels that live on the same dimensions and cannot be pruned, and why."""
+    """Channels on the same dimensions that cannot be pruned, and why."""
 
     reason: str
     channels: Ids
@@ -55,28 +62,32 @@ class Frozen:
     def __len__(self) -> int:
         return len(self.channels)
 
+    def __repr__(self) -> str:
+        on = _number(len(self.dimensions), "dimension")
+        return f"Frozen({self.reason!r}, {_number(len(self), 'channel')} on {on})"
 
-@dataclass(frozen=True, eq=False)
+
+@dataclass(frozen=True, eq=False, repr=False)
 class ChannelGraph:
-    """A traced model and its channels.
+    """A traced model and its channels. `str` lists all groups and reasons, `repr` only counts them.
 
     Attributes:
         module: the traced model; never changed.
-        labels: what every node's output carries, by node name, in channel numbers.
-        parameters: the dimensions of every parameter and buffer that was reached, by name, in channel numbers.
+        labels: what the value of every node carries, by node name, in channel numbers.
+        parameters: the dimensions of the parameters and buffers that are used, by name, in channel numbers.
         groups: the channels that can be pruned.
         frozen: the channels that cannot, with the reason.
         flops: FLOPs as a polynomial in the kept channels, as fvcore counts them.
-        costs: the terms of the polynomial, by name of the node that they are of.
+        costs: the terms of the polynomial, by node name.
         num_channels: the number of channels, frozen ones included.
         contractions: by node name, the arguments (node name, dimension) whose channels are summed over there. A gate
             that is zero at these places removes its channel exactly.
-        remarks: what the tracer had to decide.
+        remarks: what the tracer decided and a user should know.
         latency: time as a polynomial in the kept channels, in femtoseconds, where `fxprune.time_channels` measured it.
     """
 
     module: fx.GraphModule
-    labels: Mapping[str, Any]
+    labels: Mapping[str, LabelTree]
     parameters: Mapping[str, tuple[Dim, ...]]
     groups: tuple[Group, ...]
     frozen: tuple[Frozen, ...]
@@ -89,18 +100,35 @@ class ChannelGraph:
 
     @property
     def price(self) -> Polynomial:
-        """What a channel's worth is set against: time where it was measured, else FLOPs."""
+        """The cost that scores are weighed against: time where it was measured, else FLOPs."""
         return self.flops if self.latency is None else self.latency
 
-    def __str__(self) -> str:
+    def labels_of(self, node: str) -> Labels:
+        """What the tensor of a node carries, in channel numbers.
+
+        Raises:
+            FxpruneError: the node gives no tensor, or several.
+        """
+        labels = self.labels[node]
+        if not isinstance(labels, Labels):
+            raise FxpruneError(f"node {node} does not give one tensor")
+        return labels
+
+    def __repr__(self) -> str:
+        return f"ChannelGraph({self._summary()})"
+
+    def _summary(self) -> str:
         free, kept = sum(map(len, self.groups)), sum(map(len, self.frozen))
-        groups = "1 group" if len(self.groups) == 1 else f"{len(self.groups)} groups"
-        lines = [f"{free} prunable channels in {groups}, {kept} frozen, {self.flops.total:,} FLOPs"]
+        groups = _number(len(self.groups), "group")
+        return f"{free} prunable channels in {groups}, {kept} frozen, {self.flops.total:,} FLOPs"
+
+    def __str__(self) -> str:
+        lines = [self._summary()]
         for group in self.groups:
             repeated = f" x{group.repeats}" if group.repeats > 1 else ""
             last_resort = f", only if needed: {group.last_resort}" if group.last_resort else ""
             lines.append(f"  {group.name}: {len(group)} channels{repeated}{last_resort}")
-            lines.extend(f"    {line}" for line in _summary(group.dimensions))
+            lines.extend(f"    {line}" for line in _shortened(group.dimensions))
         if self.frozen:
             lines.append("frozen:")
         reasons: Counter[str] = Counter()
@@ -109,11 +137,15 @@ class ChannelGraph:
         for reason, count in reasons.most_common():
             members = [d for frozen in self.frozen if frozen.reason == reason for d in frozen.dimensions]
             lines.append(f"  {reason}: {count} channels")
-            lines.extend(f"    {line}" for line in _summary(members))
+            lines.extend(f"    {line}" for line in _shortened(members))
         lines.extend(f"note: {remark}" for remark in self.remarks)
         return "\n".join(lines)
 
 
-def _summary(dimensions: Sequence[Dimension], most: int = 8) -> list[str]:
+def _number(count: int, noun: str) -> str:
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
+def _shortened(dimensions: Sequence[Dimension], most: int = 8) -> list[str]:
     lines = [str(dimension) for dimension in dict.fromkeys(dimensions)]
     return lines if len(lines) <= most else [*lines[: most - 1], f"... and {len(lines) - most + 1} more"]

@@ -1,36 +1,42 @@
-"""Ids become channels, and channels that live on the same dimensions groups."""
+"""From ids to channels, and from channels on the same dimensions to groups."""
 
 from __future__ import annotations
 
 import itertools
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 from torch import fx
 
-from fxprune.channels import ChannelGraph, Dim, Dimension, Frozen, Group, Ids, Labels, Size, map_labels
+from fxprune.channels.graph import ChannelGraph, Dimension, Frozen, Group
+from fxprune.channels.ids import Dim, Ids, Labels, LabelTree, Resolved, Size, map_labels
 from fxprune.channels.polynomial import Term, build_polynomial
 
-__all__ = ["Resolved", "collect"]
-
-# The channel of every id, the reasons of frozen channels and those of last-resort ones.
-Resolved: TypeAlias = tuple[Ids, dict[int, str], dict[int, str]]
+__all__ = ["collect"]
 
 
 def collect(
     traced: fx.GraphModule,
     resolved: Resolved,
     parameters: Mapping[str, Sequence[Dim]],
-    labels_of: dict[str, Any],
-    costs: dict[str, list[Term]],
-    contractions: dict[str, tuple[tuple[str, int], ...]],
+    labels_of: Mapping[str, LabelTree],
+    costs: Mapping[str, Sequence[Term]],
+    contractions: Mapping[str, tuple[tuple[str, int], ...]],
     remarks: tuple[str, ...],
 ) -> ChannelGraph:
-    """Turn ids into channel numbers, and gather the channels that live on the same dimensions."""
-    channel_of, frozen_reasons, last_resort_reasons = resolved
+    """Turn ids into channel numbers, and gather the channels on the same dimensions.
+
+    Args:
+        traced: the traced model.
+        resolved: the channel of every id.
+        parameters: the dimensions of parameters and buffers, by name.
+        labels_of: what the value of every node carries, by node name.
+        costs: the FLOPs of every node that has any, by node name.
+        contractions: as in `ChannelGraph`.
+    """
+    channel_of = resolved.channel_of
     num_channels = int(channel_of.max()) + 1 if len(channel_of) else 0
     converted: dict[int, Ids] = {}
 
@@ -41,7 +47,7 @@ def collect(
             converted[id(dim)] = channel_of[dim]
         return converted[id(dim)]
 
-    def convert(label: Any) -> Any:
+    def convert(label: Labels | Size) -> Labels | Size:
         if isinstance(label, Labels):
             return Labels(tuple(to_channels(dim) for dim in label.dims), label.zero)
         return label if label.ids is None else Size(converted.setdefault(id(label.ids), channel_of[label.ids]), True)
@@ -52,7 +58,7 @@ def collect(
         name: tuple(Term(item.coefficient, tuple(channel_of[factor] for factor in item.factors)) for item in terms)
         for name, terms in costs.items()
     }
-    groups, frozen = _groups(named, list(converted.values()), num_channels, frozen_reasons, last_resort_reasons)
+    groups, frozen = _groups(named, list(converted.values()), num_channels, _reasons(resolved))
     return ChannelGraph(
         module=traced,
         labels=labels,
@@ -68,24 +74,23 @@ def collect(
 
 
 def _groups(
-    named: dict[str, tuple[Dim, ...]],
-    carried: list[Ids],
+    named: Mapping[str, tuple[Dim, ...]],
+    carried: Sequence[Ids],
     num_channels: int,
-    frozen_reasons: dict[int, str],
-    last_resort_reasons: dict[int, str],
+    reason_of: Mapping[int, tuple[str, str]],
 ) -> tuple[tuple[Group, ...], tuple[Frozen, ...]]:
-    """Channels with the same set of dimensions form a group; the reasons tell groups apart too.
+    """Channels with the same set of dimensions and the same reason form a group.
 
-    The dimensions of activations (`carried`) count as well: then each dimension is made of whole groups, and none is
+    The dimensions of activations (`carried`) count as well. Each dimension is then made of whole groups, so none is
     left empty as long as no group is.
     """
-    reasons = [("", ""), *dict.fromkeys((*_kinds(frozen_reasons, last_resort_reasons).values(),))]
+    reasons = [("", ""), *dict.fromkeys(reason_of.values())]
     number = {reason: k for k, reason in enumerate(reasons)}
     kind = np.zeros(num_channels, dtype=np.uint64)
-    for channel, reason in _kinds(frozen_reasons, last_resort_reasons).items():
+    for channel, reason in reason_of.items():
         kind[channel] = number[reason]
     signature = _signatures(carried, num_channels)
-    # Channels of different kinds differ in this sum as in the signature: 64 bits do not meet by chance.
+    # Channels that differ in kind or signature differ in this sum: 64 bits do not collide by chance.
     _, label = np.unique(signature + kind * np.uint64(0x9E3779B97F4A7C15), return_inverse=True)
     order = np.argsort(label, kind="stable")
     bounds = np.searchsorted(label[order], np.arange(num_channels + 1))
@@ -104,14 +109,14 @@ def _groups(
     return tuple(groups), tuple(frozen)
 
 
-def _kinds(frozen_reasons: dict[int, str], last_resort_reasons: dict[int, str]) -> dict[int, tuple[str, str]]:
-    """Channel -> (why it is frozen, why it is a last resort)."""
-    last_resort = {channel: ("", reason) for channel, reason in last_resort_reasons.items()}
-    return last_resort | {channel: (reason, "") for channel, reason in frozen_reasons.items()}
+def _reasons(resolved: Resolved) -> dict[int, tuple[str, str]]:
+    """Channel -> (why it is frozen, why it is a last resort), one of the two empty."""
+    last_resort = {channel: ("", reason) for channel, reason in resolved.last_resort.items()}
+    return last_resort | {channel: (reason, "") for channel, reason in resolved.frozen.items()}
 
 
-def _signatures(carried: list[Ids], num_channels: int) -> npt.NDArray[np.uint64]:
-    """One number per channel, equal for channels that are on the same dimensions (a sum of random numbers)."""
+def _signatures(carried: Sequence[Ids], num_channels: int) -> npt.NDArray[np.uint64]:
+    """One number per channel, equal for channels on the same dimensions: a sum of random numbers, one a dimension."""
     random = np.random.default_rng(0)
     signature = np.zeros(num_channels, dtype=np.uint64)
     seen: set[bytes] = set()
@@ -124,9 +129,9 @@ def _signatures(carried: list[Ids], num_channels: int) -> npt.NDArray[np.uint64]
 
 
 def _members(
-    named: dict[str, tuple[Dim, ...]], label: Ids, num_channels: int
+    named: Mapping[str, tuple[Dim, ...]], label: Ids, num_channels: int
 ) -> tuple[dict[int, list[Dimension]], npt.NDArray[np.int64]]:
-    """Group number -> the parameters' dimensions it is on, and how often each channel occurs where it does most."""
+    """The dimensions of parameters by group number, and how often each channel occurs in the one where it does most."""
     repeats = np.zeros(num_channels, dtype=np.int64)
     dimensions: dict[int, list[Dimension]] = {}
     on_dim: dict[int, list[int]] = {}
@@ -144,7 +149,7 @@ def _members(
 
 
 def _group_name(dimensions: list[Dimension], taken: Counter[str]) -> str:
-    """The module that owns the first dimension; numbered where several groups start there."""
+    """The module that owns the first dimension, with a number where several groups start there."""
     name = dimensions[0].parameter.rpartition(".")[0] or dimensions[0].parameter
     taken[name] += 1
     return name if taken[name] == 1 else f"{name}#{taken[name]}"

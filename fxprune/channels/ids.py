@@ -1,24 +1,39 @@
 """Channel ids: what every dimension of every tensor carries, and which ids are the same channel.
 
 A dimension (`Dim`) is either an integer, its size, when it carries no channels (batch, space, the model's input), or an
-integer array with one id per index. Ids start in the parameters; rules carry them along, unite those that must go
+integer array with one id per index. Ids start in the parameters. Rules carry them along, unite those that must go
 together and freeze those that must stay. One class of united ids is one *channel*.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["Dim", "IdTable", "Ids", "Labels", "Scores", "Size", "is_labelled", "map_labels", "size_of"]
+__all__ = [
+    "Dim",
+    "IdTable",
+    "Ids",
+    "LabelTree",
+    "Labels",
+    "Resolved",
+    "Scores",
+    "Size",
+    "is_labelled",
+    "labels_in",
+    "map_labels",
+    "size_of",
+]
 
 Ids: TypeAlias = npt.NDArray[np.int64]
 Scores: TypeAlias = npt.NDArray[np.float64]
 Dim: TypeAlias = "int | Ids"
+# What a node's value carries: as the value is nested, so are the labels.
+LabelTree: TypeAlias = "Labels | Size | tuple[LabelTree, ...] | Mapping[str, LabelTree] | None"
 
 
 def is_labelled(dim: Dim) -> bool:
@@ -35,8 +50,9 @@ def size_of(dim: Dim) -> int:
 class Labels:
     """What the dimensions of one tensor carry.
 
-    `zero[d]` tells that along dimension `d` the entries of a removed channel are exactly zero in the zero-masked model.
-    That is so after a convolution, not after a sigmoid; contracting two activations needs it.
+    `zero[d]` says that along dimension `d` the entries of a removed channel are exactly zero in the zero-masked model.
+    That is so after a convolution, but not after a sigmoid. A product of two activations is summed over channels only
+    where one of them is zero in this sense.
     """
 
     dims: tuple[Dim, ...]
@@ -71,20 +87,33 @@ class Labels:
             zeros[d] = zero
         return Labels(tuple(dims), tuple(zeros))
 
+    def never_zero(self) -> Labels:
+        """The labels of a tensor whose removed channels may be anything."""
+        return Labels(self.dims, (False,) * len(self.dims))
+
 
 @dataclass(frozen=True, eq=False)
 class Size:
-    """The label of an integer: the size of a labelled dimension (`ids`), or some other number.
+    """The label of a number: the size of a labelled dimension (`ids`), or another number.
 
-    `static` numbers do not change with the batch or the resolution.
+    A `static` number does not change with the batch or the resolution.
     """
 
     ids: Ids | None
     static: bool
 
 
-def map_labels(function: Any, tree: Any) -> Any:
-    """Apply `function` to every `Labels` or `Size` of nested tuples, lists and dicts."""
+def labels_in(tree: Any) -> Iterator[Labels]:
+    """Every `Labels` of nested tuples, lists and dicts."""
+    if isinstance(tree, Labels):
+        yield tree
+    elif isinstance(tree, (tuple, list, Mapping)):
+        for item in tree.values() if isinstance(tree, Mapping) else tree:
+            yield from labels_in(item)
+
+
+def map_labels(function: Callable[[Any], Labels | Size], tree: LabelTree) -> LabelTree:
+    """The tree with what `function` returns for each of its `Labels` and `Size`."""
     if isinstance(tree, (Labels, Size)):
         return function(tree)
     if isinstance(tree, (tuple, list)):
@@ -92,6 +121,14 @@ def map_labels(function: Any, tree: Any) -> Any:
     if isinstance(tree, Mapping):
         return {key: map_labels(function, item) for key, item in tree.items()}
     return tree
+
+
+class Resolved(NamedTuple):
+    """What an `IdTable` comes to: the channel of every id, and why channels are frozen or a last resort."""
+
+    channel_of: Ids
+    frozen: dict[int, str]
+    last_resort: dict[int, str]
 
 
 class IdTable:
@@ -113,24 +150,27 @@ class IdTable:
         """Index by index, the two are the same channel."""
         if left is right:
             return
-        assert left.shape == right.shape, f"cannot unite {left.shape} with {right.shape}"
+        if left.shape != right.shape:
+            raise ValueError(f"cannot unite ids of shape {left.shape} with ids of shape {right.shape}")
         self._left.append(left.ravel())
         self._right.append(right.ravel())
 
-    def freeze(self, ids: Ids, reason: str) -> None:
-        """These channels cannot be pruned, and why."""
-        self._frozen.append((ids.ravel(), reason))
+    def freeze(self, dim: Dim, reason: str) -> None:
+        """The channels of a dimension, if it has any, cannot be pruned; `reason` says why."""
+        if not isinstance(dim, int):
+            self._frozen.append((dim.ravel(), reason))
 
-    def mark_last_resort(self, ids: Ids, reason: str) -> None:
-        """These channels can be pruned, but at a price; they are kept while the budget can be met without them."""
-        self._last_resort.append((ids.ravel(), reason))
+    def mark_last_resort(self, dim: Dim, reason: str) -> None:
+        """The channels of a dimension, if it has any, are pruned only if the budget cannot be met without them."""
+        if not isinstance(dim, int):
+            self._last_resort.append((dim.ravel(), reason))
 
-    def resolve(self) -> tuple[Ids, dict[int, str], dict[int, str]]:
-        """The channel number of every id, and the reasons of the frozen and of the last-resort channels."""
+    def resolve(self) -> Resolved:
+        """Number the channels. Of several reasons for a channel the first counts."""
         representative = _connected_components(self._count, self._left, self._right)
         _, channel = np.unique(representative, return_inverse=True)
         channel = channel.astype(np.int64)
-        return channel, _first_reasons(channel, self._frozen), _first_reasons(channel, self._last_resort)
+        return Resolved(channel, _first_reasons(channel, self._frozen), _first_reasons(channel, self._last_resort))
 
 
 def _first_reasons(channel: Ids, given: Sequence[tuple[Ids, str]]) -> dict[int, str]:

@@ -1,8 +1,8 @@
 """FLOPs as a polynomial in the numbers of kept channels.
 
-Each op costs a coefficient times a product of dimension sizes, and the size of a labelled dimension is the number of
-its indices whose channel is kept. So the count of any plan is a sum of products of linear forms: exact in integers,
-microseconds to evaluate, as is its derivative by the gates.
+Each op costs a coefficient times a product of dimension sizes. The size of a labelled dimension is the number of its
+indices whose channel is kept. So the FLOPs of any plan are a sum of products of linear forms: exact integers that take
+microseconds to compute, and the derivative takes no longer.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["Polynomial", "Term", "build_polynomial", "term"]
+from fxprune.channels.ids import Dim, Ids
 
-Ids = npt.NDArray[np.int64]
+__all__ = ["Polynomial", "Term", "build_polynomial", "term"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,7 +31,7 @@ class Term:
         return self.coefficient * math.prod(int(np.count_nonzero(kept[factor])) for factor in self.factors)
 
 
-def term(*dims: int | Ids) -> Term:
+def term(*dims: Dim) -> Term:
     """The product of some dimensions' sizes."""
     coefficient = math.prod(dim for dim in dims if isinstance(dim, int))
     return Term(coefficient, tuple(dim for dim in dims if not isinstance(dim, int)))
@@ -72,7 +72,7 @@ class Polynomial:
         return self.of_sizes(self.sizes(kept))
 
     def marginal(self, kept: npt.NDArray[np.bool_]) -> npt.NDArray[np.float64]:
-        """The derivative by each channel: about what removing it saves, all others staying as `kept` says."""
+        """The derivative by each channel: about what its removal saves while all others stay as `kept` says."""
         sizes = self.sizes(kept).astype(np.float64)
         by_form = np.zeros(self.num_forms)
         for column in range(self.products.shape[1]):
@@ -83,7 +83,7 @@ class Polynomial:
 
 
 def build_polynomial(terms: Iterable[Term], num_channels: int) -> Polynomial:
-    """Collect terms, whose factors are in channel numbers; equal factors and equal terms are merged."""
+    """Add up terms whose factors are in channel numbers; equal factors and equal terms are merged."""
     forms: dict[bytes, int] = {}
     arrays: list[Ids] = []
     totals: dict[tuple[int, ...], int] = {}

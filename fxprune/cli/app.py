@@ -13,7 +13,7 @@ from fxprune.cli.finetune import finetune
 from fxprune.cli.inspect import inspect
 from fxprune.cli.prune import prune
 from fxprune.cli.report import report
-from fxprune.cli.usage import PlainGroup
+from fxprune.cli.usage import PlainGroup, Verb
 from fxprune.cli.verify import verify
 
 __all__ = ["EXAMPLES", "app", "main"]
@@ -44,7 +44,7 @@ app = typer.Typer(
     rich_markup_mode="markdown",
 )
 for _verb, _lines in EXAMPLES.items():
-    app.command(epilog="\n\n".join(("Examples:" if len(_lines) > 1 else "Example:", *_lines)))(_verb)
+    app.command(cls=Verb, epilog="\n\n".join(("Examples:" if len(_lines) > 1 else "Example:", *_lines)))(_verb)
 
 
 def main() -> None:

@@ -63,6 +63,7 @@ Pretrained = Annotated[
     bool, typer.Option("--pretrained", help="use trained weights from timm or torchvision (downloads them)")
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="print the result as JSON and nothing else")]
+# Read by `fxprune.cli.usage.Verb`.
 Debug = Annotated[bool, typer.Option("--debug", help="show the traceback of errors")]
 
 _INTERRUPTED = 130

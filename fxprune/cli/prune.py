@@ -11,19 +11,7 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from fxprune.api import prune as prune_model
-from fxprune.cli.common import (
-    Arguments,
-    AsJson,
-    Debug,
-    Input,
-    Model,
-    Pretrained,
-    Stages,
-    Weights,
-    check_output,
-    print_json,
-    running,
-)
+from fxprune.cli import common
 from fxprune.cli.images import Data, Download, Mean, Preprocessing, Std, open_images, preprocessing_for
 from fxprune.cli.models import build, inputs_of
 from fxprune.errors import FxpruneError
@@ -47,7 +35,7 @@ def _multiple(text: str) -> int | Literal["auto"]:
 
 
 def prune(
-    model: Model,
+    model: common.Model,
     output: Annotated[
         Path, typer.Option("-o", "--output", metavar="FILE", help="file for the result, a .safetensors file")
     ],
@@ -78,10 +66,10 @@ def prune(
     ignore: Annotated[
         list[str] | None, typer.Option(metavar="PATTERN", help="name or glob of modules to leave whole; repeatable")
     ] = None,
-    weights: Weights = None,
-    pretrained: Pretrained = False,
-    arguments: Arguments = None,
-    input_shape: Input = None,
+    weights: common.Weights = None,
+    pretrained: common.Pretrained = False,
+    arguments: common.Arguments = None,
+    input_shape: common.Input = None,
     mean: Mean = None,
     std: Std = None,
     download: Download = False,
@@ -92,80 +80,77 @@ def prune(
     verify: Annotated[
         bool, typer.Option("--verify/--no-verify", help="whether to compare with the zero-masked original first")
     ] = True,
-    as_json: AsJson = False,
-    debug: Debug = False,
+    as_json: common.AsJson = False,
+    debug: common.Debug = False,
 ) -> None:
     """Prune a model to a budget of FLOPs or time, and save it.
 
     Data is optional, but a hundred images, with or without labels, give a much better model. Without data, images are
     made from the statistics in the model's BatchNorm layers. `fxprune.load` loads the file.
     """
-    with running(debug):
-        check_output(output, ".safetensors")
+    common.check_output(output, ".safetensors")
+    if code is not None:
+        common.check_output(code, ".py")
+    stages = common.Stages()
+    given = inputs_of(input_shape)
+    with stages("load"):
+        network = build(model, arguments, weights, pretrained)
+        inputs = given or example_inputs(network)
+        batches = None
+        if data is not None:
+            how = preprocessing_for(network, inputs, mean, std)
+            batches = _batches(data, network, inputs, how, samples, seed, download)
+    with stages("prune") as show:
+        small = prune_model(
+            network,
+            flops,
+            latency=latency,
+            example_inputs=inputs,
+            data=batches,
+            method=method,
+            compensate=compensate,
+            samples=samples,
+            ignore=tuple(ignore or ()),
+            round_to=round_to,
+            seed=seed,
+            progress=show,
+        )
+    certificate = None
+    if verify:
+        with stages("verify"):
+            certificate = certify(network, small)
+        if not certificate.holds:
+            raise FxpruneError(
+                f"not saved: the result differs from the zero-masked original by {certificate.error:.1e}. Either "
+                "this is a bug of fxprune, or the model is random in eval mode: then give --no-verify"
+            )
+    with stages("save"):
+        save(small, output)
         if code is not None:
-            check_output(code, ".py")
-        stages = Stages()
-        given = inputs_of(input_shape)
-        with stages("load"):
-            network = build(model, arguments, weights, pretrained)
-            inputs = given or example_inputs(network)
-            batches = None
-            if data is not None:
-                how = preprocessing_for(network, inputs, mean, std)
-                batches = _batches(data, network, inputs, how, samples, seed, download)
-        with stages("prune") as show:
-            small = prune_model(
-                network,
-                flops,
-                latency=latency,
-                example_inputs=inputs,
-                data=batches,
-                method=method,
-                compensate=compensate,
-                samples=samples,
-                ignore=tuple(ignore or ()),
-                round_to=round_to,
-                seed=seed,
-                progress=show,
-            )
-        certificate = None
-        if verify:
-            with stages("verify"):
-                certificate = certify(network, small)
-            if not certificate.holds:
-                raise FxpruneError(
-                    f"not saved: the result differs from the zero-masked original by {certificate.error:.1e}. Either "
-                    "this is a bug of fxprune, or the model is random in eval mode: then give --no-verify"
-                )
-        with stages("save"):
-            save(small, output)
-            if code is not None:
-                _write_code(code, small.code)
-        facts = report(small, original=network, measure=False)
-        if as_json:
-            error = None if certificate is None else certificate.error
-            names = (
-                "model",
-                "flops",
-                "flops_target",
-                "latency_target",
-                "parameters",
-                "compensated",
-                "groups",
-                "frozen",
-            )
-            shown = {name: value for name, value in facts.to_dict().items() if name in names}
-            print_json({**shown, "error": error, "seconds": stages.seconds, "output": str(output)})
-        else:
-            console = Console()
-            console.print(summary(facts))
-            if certificate is not None:
-                console.print(f"certificate: {certificate.of}, error {certificate.error:.1e}", highlight=False)
-            console.print(
-                f"saved in {output}; for each layer: fxprune report {output}", highlight=False, soft_wrap=True
-            )
-        if not weights and not pretrained and model.partition(":")[0] in ("timm", "torchvision"):
-            typer.echo("note: the weights are random; give --weights FILE or --pretrained", err=True)
+            _write_code(code, small.code)
+    facts = report(small, original=network, measure=False)
+    if as_json:
+        error = None if certificate is None else certificate.error
+        names = (
+            "model",
+            "flops",
+            "flops_target",
+            "latency_target",
+            "parameters",
+            "compensated",
+            "groups",
+            "frozen",
+        )
+        shown = {name: value for name, value in facts.to_dict().items() if name in names}
+        common.print_json({**shown, "error": error, "seconds": stages.seconds, "output": str(output)})
+    else:
+        console = Console()
+        console.print(summary(facts))
+        if certificate is not None:
+            console.print(f"certificate: {certificate.of}, error {certificate.error:.1e}", highlight=False)
+        console.print(f"saved in {output}; for each layer: fxprune report {output}", highlight=False, soft_wrap=True)
+    if not weights and not pretrained and model.partition(":")[0] in ("timm", "torchvision"):
+        typer.echo("note: the weights are random; give --weights FILE or --pretrained", err=True)
 
 
 def _batches(

@@ -1,4 +1,4 @@
-"""Errors in the command line itself are reported in one line, like all other errors."""
+"""Commands that report every error in one line, in the command line itself too."""
 
 from __future__ import annotations
 
@@ -7,13 +7,24 @@ from collections.abc import Sequence
 from typing import Any
 
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
-__all__ = ["PlainGroup"]
+from fxprune.cli.common import running
+
+__all__ = ["PlainGroup", "Verb"]
 
 # The class of click, or of the copy of click in newer versions of typer.
 _BadParameter: Any = typer.BadParameter
 _UsageError: Any = _BadParameter.__mro__[1]
+
+
+class Verb(TyperCommand):
+    """A command that reports an error in one line, unless its option `debug` is given."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command."""
+        with running(ctx.params["debug"]):
+            return super().invoke(ctx)
 
 
 class PlainGroup(TyperGroup):

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from fxprune.errors import FxpruneError
 from fxprune.files.writing import replace_file
 from fxprune.running import trees
-from fxprune.running.calls import Call, first_dimension, has_batch, with_batch
+from fxprune.running.calls import Call, batch_size_of, has_batch, with_batch
 from fxprune.tracing.notes import call_of
 from fxprune.verification import relative_error
 
@@ -65,7 +65,7 @@ def export(
         _need_onnx()
     model = copy.deepcopy(model).eval()
     call = call_of(model, example_inputs)
-    size = first_dimension(call)
+    size = batch_size_of(call)
     if dynamic_batch and size is None:
         raise FxpruneError("the example inputs have no common first dimension as batch: give dynamic_batch=False")
     exported_at, checks = call, [call]
@@ -170,7 +170,7 @@ def _difference(
 ) -> float:
     """The largest difference of an output from the model's, relative to its largest entry."""
     args, kwargs = copy.deepcopy(call)
-    size = first_dimension(call)
+    size = batch_size_of(call)
     with torch.no_grad():
         expected = trees.tensors(model(*args, **kwargs))
     try:

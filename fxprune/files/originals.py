@@ -20,7 +20,7 @@ from fxprune.files.tensors import Checkpoint
 from fxprune.models import load_model
 from fxprune.rewriting import rewrite
 from fxprune.running.calls import Call
-from fxprune.running.copies import cloned, named_tensors
+from fxprune.running.copies import copy_module, named_tensors
 from fxprune.tracing.constants import forget, put
 from fxprune.tracing.fingerprint import fingerprint
 from fxprune.tracing.notes import trace_notes
@@ -113,7 +113,7 @@ def _after_a_call(model: nn.Module, inputs: Call) -> nn.Module | None:
     """A copy of a model after a call; None where it has no weights to run with, or fails."""
     if any(tensor.is_meta for tensor in named_tensors(model).values()):
         return None
-    copied, (args, kwargs) = cloned(model, {}).eval(), inputs
+    copied, (args, kwargs) = copy_module(model).eval(), inputs
     try:
         with torch.no_grad():
             copied(*args, **kwargs)
@@ -176,4 +176,4 @@ def _without_weights(checkpoint: Checkpoint, model: nn.Module) -> nn.Module:
         is_index = dtype in (torch.int32, torch.int64) and tensor.ndim and checkpoint.stored(name) in there
         of_file = is_index and checkpoint.shape(name) == list(tensor.shape)
         memo[id(tensor)] = checkpoint.tensor(name) if of_file else tensor.detach().to(dtype)
-    return cloned(model, memo)
+    return copy_module(model, memo)

@@ -7,7 +7,7 @@ from typing import Protocol, TypeGuard
 from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
-__all__ = ["BatchNorm", "has_statistics"]
+__all__ = ["BatchNorm", "has_statistics", "is_batch_norm"]
 
 
 class BatchNorm(Protocol):
@@ -29,3 +29,8 @@ class BatchNorm(Protocol):
 def has_statistics(module: object) -> TypeGuard[BatchNorm]:
     """Whether a module is a BatchNorm with a running mean and variance."""
     return isinstance(module, _BatchNorm) and module.running_mean is not None and module.running_var is not None
+
+
+def is_batch_norm(module: object) -> bool:
+    """Whether a module is a BatchNorm, of whatever dimensions."""
+    return isinstance(module, _BatchNorm)

@@ -34,7 +34,7 @@ _MOST_GROUPS, _MOST_UNITS, _MOST_ROUNDS = 30, 12, 3
 class Units:
     """All channels that may be removed, in the order in which they go.
 
-    Unit `k` is `channels[bounds[k] : bounds[k + 1]]`, which are of group `group[k]` and go together.
+    Unit `k` is `channels[bounds[k] : bounds[k + 1]]`, which are of group number `group[k]` and go together.
     """
 
     group: Ids
@@ -51,6 +51,7 @@ class Units:
 
 def units_of(groups: Sequence[Group], scores: Scores, round_to: int) -> Units:
     """All that may be removed, lowest scores first; one channel of each group stays, or one multiple of them."""
+    # numpy cannot concatenate nothing, if there is no group.
     members, sizes, means = [np.empty(0, np.int64)], [np.empty(0, np.int64)], [np.empty(0)]
     for group in groups:
         step = round_to // math.gcd(round_to, group.repeats)
@@ -65,7 +66,7 @@ def units_of(groups: Sequence[Group], scores: Scores, round_to: int) -> Units:
         # The means ascend, except for rounding errors; without these a stable sort keeps the order within a group.
         means.append(np.maximum.accumulate(mean))
     flat, size, score = np.concatenate(members), np.concatenate(sizes), np.concatenate(means)
-    group_of = np.repeat(np.arange(len(sizes)), [len(size) for size in sizes])
+    group_of = np.repeat(np.arange(-1, len(groups)), [len(size) for size in sizes])
     starts = np.cumsum(size) - size
     order = np.argsort(score, kind="stable")
     size = size[order]

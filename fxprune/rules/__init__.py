@@ -1,40 +1,17 @@
-"""Op rules, one file per op family; importing the package fills the table."""
+"""Op rules, one file a family; importing the package fills the table.
 
-from fxprune.rules import (
-    attention,
-    conv,
-    elementwise,
-    fill,
-    fourier,
-    gather,
-    indexing,
-    linear,
-    norm,
-    recurrent,
-    reduce,
-    reshape,
-    shape,
-    size,
-    spatial,
+`registry` has the table, `op` and `rewrite` what rules work with, `state` and `parameters` what lies behind that. An op
+without a rule is tried on small tensors (`probe`).
+"""
+
+# fmt: off
+from fxprune.rules import (  # noqa: F401, I001
+    attention, batch_norm, conv, cut, elementwise, fill, fourier, gather, indexing, join, layer_norm, linear, order,
+    recurrent, reduce, repeat, reshape, size, spatial, weight_norm,
 )
+# fmt: on
+from fxprune.rules.op import UnsupportedCall
 from fxprune.rules.registry import find_rule, rule
+from fxprune.rules.rewrite import Call
 
-__all__ = [
-    "attention",
-    "conv",
-    "elementwise",
-    "fill",
-    "find_rule",
-    "fourier",
-    "gather",
-    "indexing",
-    "linear",
-    "norm",
-    "recurrent",
-    "reduce",
-    "reshape",
-    "rule",
-    "shape",
-    "size",
-    "spatial",
-]
+__all__ = ["Call", "UnsupportedCall", "find_rule", "rule"]

@@ -1,4 +1,4 @@
-"""Ops that work on each element: activations, arithmetic, comparisons; operands broadcast."""
+"""Element-wise ops: activations, arithmetic, comparisons, copies; operands are broadcast."""
 
 from __future__ import annotations
 
@@ -9,37 +9,21 @@ from typing import Any
 import numpy as np
 import torch
 from torch import fx, nn
+from torch.fx.node import Argument
 
 from fxprune.channels import Dim, Labels, is_labelled, size_of
-from fxprune.rules.registry import Call, Op, Rewrite, rule
+from fxprune.ops import Trait, modules_with, names_with
+from fxprune.rules.op import Op, UnsupportedCall
+from fxprune.rules.registry import rule
+from fxprune.rules.rewrite import Call, Rewrite
+from fxprune.running.one_node import run_node
 
 __all__ = ["activation", "broadcast", "elementwise", "take_from_tables", "unchanged"]
 
-_ACTIVATIONS = (
-    *(nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.CELU, nn.SELU, nn.GELU, nn.SiLU, nn.Mish, nn.Hardswish),
-    *(nn.Sigmoid, nn.Hardsigmoid, nn.Tanh, nn.Hardtanh, nn.Softplus, nn.Softsign, nn.Hardshrink, nn.Softshrink),
-    *(nn.Tanhshrink, nn.LogSigmoid, nn.Threshold, nn.RReLU, nn.Identity, nn.Dropout, nn.AlphaDropout),
-)
-
-_UNARY = """
-relu relu6 leaky_relu elu celu selu gelu silu mish hardswish sigmoid hardsigmoid tanh hardtanh softplus softsign
-hardshrink softshrink tanhshrink logsigmoid threshold dropout alpha_dropout abs neg exp expm1 log log1p log2 log10 sqrt
-rsqrt square sin cos tan atan asin acos sinh cosh erf erfc reciprocal sign floor ceil round trunc frac clamp clamp_min
-clamp_max clip nan_to_num isnan isinf isfinite logical_not bitwise_not __neg__ __invert__ positive
-""".split()  # noqa: SIM905
-
-_NARY = """
-add sub mul div truediv true_divide floordiv floor_divide remainder mod fmod rsub pow maximum minimum
-where lerp addcmul addcdiv atan2 hypot eq ne lt le gt ge logical_and logical_or logical_xor bitwise_and bitwise_or
-masked_fill copysign xlogy iadd isub imul itruediv and_ or_ copy_ subtract multiply divide
-__add__ __radd__ __sub__ __rsub__ __mul__ __rmul__ __truediv__ __rtruediv__ __pow__ __rpow__
-""".split()  # noqa: SIM905
-
 
 def broadcast(op: Op, operands: list[Labels]) -> tuple[Dim, ...]:
-    """Unite the dimensions that meet when some tensors are broadcast against each other."""
-    rank = max(len(x.dims) for x in operands)
-    dims: list[Dim] = [1] * rank
+    """The dimensions of tensors that are broadcast against each other; dimensions that meet are united."""
+    dims: list[Dim] = [1] * max(len(x.dims) for x in operands)
     for x in operands:
         for d in range(1, len(x.dims) + 1):
             dim = x.dims[-d]
@@ -52,7 +36,7 @@ def _stays_zero(op: Op, arguments: tuple[Any, ...], options: dict[str, Any], zer
     """Whether the op gives exactly zero where the marked operands are zero and the others are anything."""
     nodes = [x for x in (*op.node.args, *op.node.kwargs.values()) if isinstance(x, fx.Node)]
     masks = [x.meta["value"].dtype is torch.bool for x in nodes if isinstance(x.meta["value"], torch.Tensor)]
-    # Masks are true where the number is positive: all four pairs occur.
+    # Masks are true where the number is positive: two masks take all four pairs of values.
     for trial in ((0.7, -1.3), (-0.4, 2.1), (1.6, 0.9), (-0.2, -1.1)):
         values = itertools.cycle(trial)
         kinds = iter(zip(zero, masks, strict=True))
@@ -64,15 +48,10 @@ def _stays_zero(op: Op, arguments: tuple[Any, ...], options: dict[str, Any], zer
             value = torch.tensor([0.0 if is_zero else next(values)], dtype=torch.float64)  # noqa: B023
             return value > 0 if is_mask else value
 
-        args = [stand_in(argument) for argument in arguments]
+        args = tuple(stand_in(argument) for argument in arguments)
         kwargs = {name: stand_in(argument) for name, argument in options.items()}
         try:
-            if op.module is not None:
-                result = op.module(*args, **kwargs)
-            elif op.node.op == "call_method":
-                result = getattr(args[0], str(op.node.target))(*args[1:], **kwargs)
-            else:
-                result = op.node.target(*args, **kwargs)  # type: ignore[operator]
+            result = run_node(op.node, args, kwargs, op.module)
         except (RuntimeError, TypeError, IndexError):
             return False
         if not isinstance(result, torch.Tensor) or bool((result != 0).any()):
@@ -81,11 +60,14 @@ def _stays_zero(op: Op, arguments: tuple[Any, ...], options: dict[str, Any], zer
 
 
 def _broadcast_to_tables(op: Op, operands: list[Labels]) -> tuple[Dim, ...]:
-    """As `broadcast`; of what carries no channels, as angles of rotary embeddings, entries are taken for those left."""
+    """As `broadcast`, but a table without channels, as the angles of rotary embeddings, does not freeze what it meets.
+
+    The rewrite takes from it the entries of the channels that stay.
+    """
     carrying = [x for x in operands if x.labelled]
-    input_dependent = [op.labels_of[x.name] for x in op.node.all_input_nodes if x in op.input_dependent]
-    # Of parameters alone there are no activations whose channels a table could follow.
-    if "mutates" in op.node.meta or not any(isinstance(x, Labels) and x.labelled for x in input_dependent):
+    activations = [op.labels_of[x.name] for x in op.node.all_input_nodes if x in op.state.input_dependent]
+    # An op of parameters alone has no activations whose channels a table could follow.
+    if "mutates" in op.node.meta or not any(isinstance(x, Labels) and x.labelled for x in activations):
         return broadcast(op, operands)
     dims = list(broadcast(op, carrying))
     for x in operands:
@@ -98,6 +80,8 @@ def _broadcast_to_tables(op: Op, operands: list[Labels]) -> tuple[Dim, ...]:
 
 def _elementwise(op: Op, *arguments: Any, **options: Any) -> Labels:
     operands = [x for x in (*arguments, *options.values()) if isinstance(x, Labels)]
+    if not operands:
+        raise UnsupportedCall("no operand is a tensor")
     dims = _broadcast_to_tables(op, operands)
     zero: list[bool] = []
     known: dict[tuple[bool, ...], bool] = {}
@@ -114,25 +98,25 @@ def _is_zero(x: Labels, d: int) -> bool:
 
 
 @rule(nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, "dropout1d", "dropout2d", "dropout3d", "feature_dropout")
-def dropout_of_channels(op: Op, input: Labels, *arguments: Any, **options: Any) -> Labels:
+def dropout_of_channels(op: Op, input: Labels, *arguments: object, **options: object) -> Labels:
     return input
 
 
-@rule(*_ACTIVATIONS)
+@rule(*modules_with(Trait.ELEMENTWISE))
 def activation(op: Op, input: Labels, *arguments: Any, **options: Any) -> Labels:
-    """As `elementwise`, a module."""
+    """As `elementwise`, but a module, and its other arguments are no tables."""
     return _elementwise(op, input, *arguments, **options)
 
 
-@rule(*_UNARY, *_NARY)
+@rule(*names_with(Trait.ELEMENTWISE))
 def elementwise(op: Op, *arguments: Any, **options: Any) -> Labels:
-    """Each element of the output depends on the elements at its place alone."""
+    """Each element of the output depends only on the elements of the operands at its place."""
     return _elementwise(op, *arguments, **options)
 
 
 @elementwise.rewrite
-def take_from_tables(op: Rewrite, *arguments: Any, **options: Any) -> Call | None:
-    """Entries of the channels that stay, of operands that carry none."""
+def take_from_tables(op: Rewrite, *arguments: Argument, **options: Argument) -> Call | None:
+    """Operands without channels, cut to the channels that stay."""
     cut = {node: _taken(op, node) for node in op.node.all_input_nodes}
     if all(node is taken for node, taken in cut.items()):
         return None
@@ -144,7 +128,7 @@ def _taken(op: Rewrite, node: fx.Node) -> fx.Node:
     x = op.labels_of.get(node.name)
     if not isinstance(x, Labels) or x.labelled:
         return node
-    index: list[Any] = [slice(None)] * len(x.dims)
+    index: list[Argument] = [slice(None)] * len(x.dims)
     taken = node
     for d in range(-len(x.dims), 0):
         dim = op.out.dims[d]
@@ -155,23 +139,18 @@ def _taken(op: Rewrite, node: fx.Node) -> fx.Node:
     return taken
 
 
-_UNCHANGED = """
-clone contiguous detach to type type_as float half double bfloat16 int long bool cpu cuda requires_grad_
-""".split()  # noqa: SIM905
-
-
-@rule(*_UNCHANGED)
-def unchanged(op: Op, input: Labels, *arguments: Any, **options: Any) -> Labels:
-    """The same values, elsewhere or of another type."""
+@rule(*names_with(Trait.COPY))
+def unchanged(op: Op, input: Labels, *arguments: object, **options: object) -> Labels:
+    """The same values, in other memory or of another type."""
     return input
 
 
 @rule("glu")
 def glu(op: Op, input: Labels, dim: int = -1) -> Labels:
-    """One half times the sigmoid of the other: the halves stay equally long."""
+    """One half times the sigmoid of the other: channels go in pairs, one of each half."""
     ids = input.dims[dim]
     half = op.shape[dim] if isinstance(ids, int) else op.unite_axis(ids.reshape(2, -1), 1)
-    return input.replace(dim % len(input.dims), half)
+    return input.replace(dim, half)
 
 
 @rule(nn.GLU)
@@ -180,36 +159,33 @@ def glu_module(op: Op, input: Labels) -> Labels:
     return glu.propagate(op, input, module.dim)
 
 
+@rule("prelu")
+def prelu(op: Op, input: Labels, weight: Labels) -> Labels:
+    """One slope for all channels, or one for each channel of the second dimension."""
+    if all(size_of(dim) == 1 for dim in weight.dims):
+        return input
+    if len(input.dims) < 2:
+        raise UnsupportedCall("slopes for an input without a dimension of channels")
+    return input.replace(1, op.unite(input.dims[1], weight.dims[0]))
+
+
 @rule(nn.PReLU)
 def prelu_module(op: Op, input: Labels) -> Labels:
-    weight = op.weight("weight")
-    assert weight is not None
-    return _prelu(op, input, weight)
-
-
-def _prelu(op: Op, x: Labels, weight: Labels) -> Labels:
-    if size_of(weight.dims[0]) == 1:
-        return x
-    return x.replace(1, op.unite(x.dims[1], weight.dims[0]))
+    return prelu.propagate(op, input, op.weight("weight"))
 
 
 @prelu_module.rewrite
-def _(op: Rewrite, input: Any) -> Call | None:
+def _(op: Rewrite, input: fx.Node) -> Call | None:
     module: Any = op.module
     module.num_parameters = module.weight.shape[0]
     return None
 
 
-@rule("prelu")
-def prelu(op: Op, input: Labels, weight: Labels) -> Labels:
-    return _prelu(op, input, weight)
-
-
 @rule("zeros_like")
-def zeros_like(op: Op, input: Labels, **options: Any) -> Labels:
+def zeros_like(op: Op, input: Labels, **options: object) -> Labels:
     return Labels(input.dims, (True,) * len(input.dims))
 
 
 @rule("ones_like", "full_like", "rand_like", "randn_like", "empty_like")
-def like(op: Op, input: Labels, *arguments: Any, **options: Any) -> Labels:
-    return Labels(input.dims, (False,) * len(input.dims))
+def like(op: Op, input: Labels, *arguments: object, **options: object) -> Labels:
+    return input.never_zero()

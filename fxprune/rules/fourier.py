@@ -1,4 +1,4 @@
-"""Fourier transforms, and complex numbers as pairs: what is transformed along stays whole, the rest passes."""
+"""Fourier transforms and complex numbers: a dimension that is transformed stays whole, the others pass."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ from typing import Any
 import torch
 
 from fxprune.channels import Labels
-from fxprune.rules.registry import Op, rule
+from fxprune.rules.elementwise import broadcast
+from fxprune.rules.op import Op
+from fxprune.rules.registry import rule
 
 __all__: list[str] = []
 
@@ -31,17 +33,17 @@ def _functions(names: tuple[str, ...]) -> list[Any]:
 
 
 @rule(*_functions(_ONE))
-def transform(op: Op, input: Labels, n: Any = None, dim: int = -1, norm: Any = None, **options: Any) -> Labels:
+def transform(op: Op, input: Labels, n: object = None, dim: int = -1, norm: object = None, **options: object) -> Labels:
     return _transformed(op, input, dim)
 
 
 @rule(*_functions(_TWO))
-def transform_two(op: Op, input: Labels, s: Any = None, dim: Any = (-2, -1), norm: Any = None, **kw: Any) -> Labels:
+def transform_two(op: Op, input: Labels, s: object = None, dim: Any = (-2, -1), norm: object = None) -> Labels:
     return _transformed(op, input, dim)
 
 
 @rule(*_functions(_MANY[:4]))
-def transform_many(op: Op, input: Labels, s: Any = None, dim: Any = None, norm: Any = None, **kw: Any) -> Labels:
+def transform_many(op: Op, input: Labels, s: Any = None, dim: Any = None, norm: object = None) -> Labels:
     if dim is None and s is not None:
         dim = tuple(range(-len(s), 0))
     return _transformed(op, input, dim)
@@ -63,10 +65,12 @@ def view_as_real(op: Op, input: Labels) -> Labels:
     return Labels((*input.dims, 2), (*input.zero, False))
 
 
-@rule("complex", "polar")
+@rule("complex", torch.polar)
 def complex_of(op: Op, input: Labels, other: Labels) -> Labels:
-    """Of two parts, element by element."""
-    dims = tuple(op.unite(a, b) for a, b in zip(input.dims, other.dims, strict=True))
+    """A number of each pair of elements of two tensors."""
+    dims = broadcast(op, [input, other])
+    if input.shape != other.shape:
+        return Labels(dims, (False,) * len(dims))
     return Labels(dims, tuple(a and b for a, b in zip(input.zero, other.zero, strict=True)))
 
 

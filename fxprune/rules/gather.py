@@ -1,14 +1,16 @@
-"""Reading and writing by tensors of indices, and sorting: what is indexed along stays whole, the rest passes."""
+"""Reads and writes by tensors of indices, and sorting: the dimension that is indexed stays whole, the others pass."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 
 from fxprune.channels import Dim, Labels, is_labelled, size_of
-from fxprune.rules.registry import Op, freeze_labels, rule
-from fxprune.rules.size import map_values
+from fxprune.ops import name_of_op
+from fxprune.rules.op import Op, UnsupportedCall, axis, map_values
+from fxprune.rules.registry import rule
 
 __all__: list[str] = []
 
@@ -16,7 +18,7 @@ _REASON = "gathered or sorted by index"
 
 
 def _meet(op: Op, dim: Dim, others: list[Labels], d: int) -> Dim:
-    """Dimension `d` of all operands, which is not the one that is indexed."""
+    """Dimension `d` of all operands; it is not the one that is indexed."""
     for x in others:
         if size_of(x.dims[d]) == size_of(dim):
             dim = op.unite(dim, x.dims[d])
@@ -26,9 +28,13 @@ def _meet(op: Op, dim: Dim, others: list[Labels], d: int) -> Dim:
     return dim
 
 
-def _along(op: Op, input: Labels, dim: int, others: list[Labels], keeps_zero: bool, result: Any = None) -> Labels:
-    """`input` and operands of the same rank, indexed along `dim`; the output is of the shape `result`."""
-    dim %= len(input.dims)
+def _along(
+    op: Op, input: Labels, dim: int, others: list[Labels], keeps_zero: bool, result: Sequence[int] | None = None
+) -> Labels:
+    """The result, of shape `result`, of indexing `input` and operands of the same rank along `dim`."""
+    dim = axis(input, dim)
+    if any(len(x.dims) != len(input.dims) for x in others):
+        raise UnsupportedCall("operands of different numbers of dimensions")
     shape = op.shape if result is None else result
     dims: list[Dim] = []
     for d, size in enumerate(shape):
@@ -44,34 +50,35 @@ def _along(op: Op, input: Labels, dim: int, others: list[Labels], keeps_zero: bo
 
 
 @rule("gather")
-def gather(op: Op, input: Labels, dim: int, index: Labels, **options: Any) -> Labels:
+def gather(op: Op, input: Labels, dim: int, index: Labels, **options: object) -> Labels:
     return _along(op, input, dim, [index], keeps_zero=True)
 
 
 @rule("scatter", "scatter_add", "scatter_reduce")
-def scatter(op: Op, input: Labels, dim: int, index: Labels, src: Any = None, *arguments: Any, **options: Any) -> Labels:
+def scatter(
+    op: Op, input: Labels, dim: int, index: Labels, src: object = None, *arguments: object, **options: object
+) -> Labels:
     source = options.get("src", src)
     others = [index, source] if isinstance(source, Labels) else [index]
     return _along(op, input, dim, others, keeps_zero=False)
 
 
 @rule("index_add", "index_copy")
-def index_add(op: Op, input: Labels, dim: int, index: Labels, source: Any = None, **options: Any) -> Labels:
-    source = options.get("source", options.get("tensor", source))
+def index_add(op: Op, input: Labels, dim: int, index: Labels, source: Labels, **options: object) -> Labels:
     op.freeze(index, "used as an index")
     return _along(op, input, dim, [source], keeps_zero=False)
 
 
 @rule("index_fill")
-def index_fill(op: Op, input: Labels, dim: int, index: Labels, value: Any = 0) -> Labels:
+def index_fill(op: Op, input: Labels, dim: int, index: Labels, value: object = 0) -> Labels:
     op.freeze(index, "used as an index")
     return _along(op, input, dim, [], keeps_zero=False)
 
 
 @rule("topk", "kthvalue", "sort", "argsort", "msort", "cummax", "cummin")
 def sort(op: Op, input: Labels, *arguments: Any, **options: Any) -> Any:
-    """Along one dimension; of the values, and of the indices, each channel has its own."""
-    name = str(getattr(op.node.target, "__name__", op.node.target)).removesuffix("_")
+    """Along one dimension; each channel of the others has values and indices of its own."""
+    name = name_of_op(op.node.target)
     place = 1 if name in ("topk", "kthvalue") else 0
     given = arguments[place] if len(arguments) > place else options.get("dim", 0 if name == "msort" else -1)
     if isinstance(given, bool):
@@ -81,7 +88,7 @@ def sort(op: Op, input: Labels, *arguments: Any, **options: Any) -> Any:
         if len(value.shape) == len(input.dims):
             return _along(op, input, given, [], keeps_zero, value.shape)
         left = _along(op, input, given, [], keeps_zero, input.shape)
-        return left.take(d for d in range(len(input.dims)) if d != given % len(input.dims))
+        return left.take(d for d in range(len(input.dims)) if d != axis(input, given))
 
     value = op.value
     if isinstance(value, torch.Tensor):
@@ -91,12 +98,12 @@ def sort(op: Op, input: Labels, *arguments: Any, **options: Any) -> Any:
 
 
 @rule("nonzero", "argwhere")
-def positions(op: Op, input: Labels, **options: Any) -> Any:
+def positions(op: Op, input: Labels, **options: object) -> Any:
     op.freeze(input, "asked where it is zero")
     return map_values(op.value)
 
 
 @rule("take_along_dim", "masked_select", "masked_scatter", "take", "put")
-def by_index(op: Op, *arguments: Any, **options: Any) -> Any:
-    freeze_labels(op, (arguments, options), _REASON)
+def by_index(op: Op, *arguments: object, **options: object) -> Any:
+    op.freeze((arguments, options), _REASON)
     return map_values(op.value)

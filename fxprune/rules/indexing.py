@@ -3,22 +3,29 @@
 from __future__ import annotations
 
 import operator
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import fx
+from torch.fx.node import Argument
 
 from fxprune.channels import Dim, Labels, is_labelled, size_of
 from fxprune.rules.known_index import known_index, places, renumbered
-from fxprune.rules.registry import Call, Op, Rewrite, freeze_labels, rule
+from fxprune.rules.op import Op, axis
+from fxprune.rules.registry import rule
+from fxprune.rules.rewrite import Call, Rewrite
 
 __all__ = ["getitem"]
 
 
-def _spelt(index: Any, rank: int) -> list[Any]:
-    """An index with its ellipsis spelt out, one entry for each dimension (and for each None)."""
-    entries = list(index) if isinstance(index, (tuple, list)) else [index]
+def _entries(index: Any, rank: int) -> list[Any]:
+    """The entries of an index with its ellipsis written out: one for each dimension, and one for each None.
+
+    A list of numbers is one entry, as a tensor of them would be.
+    """
+    entries = list(index) if isinstance(index, tuple) or _is_like_tuple(index) else [index]
     consumed = sum(1 for e in entries if e is not None and e is not Ellipsis)
     if not any(e is Ellipsis for e in entries):
         entries.append(Ellipsis)
@@ -26,18 +33,22 @@ def _spelt(index: Any, rank: int) -> list[Any]:
     return entries[:at] + [slice(None)] * (rank - consumed) + entries[at + 1 :]
 
 
-def _is_whole(entry: Any) -> bool:
+def _is_like_tuple(index: object) -> bool:
+    return isinstance(index, list) and not all(isinstance(e, (int, list)) for e in index)
+
+
+def _is_whole(entry: object) -> bool:
     return isinstance(entry, slice) and entry == slice(None)
 
 
 def _index_tensor(op: Op, x: Labels, index: Any) -> Labels:
-    entries = _spelt(index, len(x.dims))
-    if any(isinstance(e, (Labels, list, tuple, bool)) for e in entries):
+    entries = _entries(index, len(x.dims))
+    if _has_tensors(entries):
         return _index_by_tensors(op, x, entries)
     dims: list[Dim] = []
     zero: list[bool] = []
     d = 0
-    for entry, given in zip(entries, _spelt(op.node.args[1], len(x.dims)), strict=True):
+    for entry, given in zip(entries, _entries(op.node.args[1], len(x.dims)), strict=True):
         if entry is None:
             dims.append(1)
             zero.append(False)
@@ -47,19 +58,27 @@ def _index_tensor(op: Op, x: Labels, index: Any) -> Labels:
             part, moves = _cut(op, dim, entry, given)
             dims.append(part)
             zero.append(x.zero[d] and not moves)
-        else:
-            if not isinstance(dim, int):
-                op.freeze(dim[[entry]], "selected by number")
+        elif not isinstance(dim, int):
+            op.freeze(dim[[entry]], "selected by number")
         d += 1
-    shape = op.shape
-    assert tuple(size_of(dim) for dim in dims) == shape, f"{op.node}: {dims} is not {shape}"
     return Labels(tuple(dims), tuple(zero))
 
 
-def _cut(op: Op, dim: Dim, entry: slice, given: Any) -> tuple[Dim, bool]:
-    """What a slice, as `given` in the graph, leaves of a dimension, and whether that moves with the input.
+def _has_tensors(entries: list[Any]) -> bool:
+    """Whether an index has tensors, or what torch turns into them."""
+    return any(isinstance(e, (Labels, list, tuple, bool)) for e in entries)
 
-    Bounds that are computed from these cannot be written as numbers, and what they cut out is as long as they say.
+
+def _cut(op: Op, dim: Dim, entry: slice, given: Argument) -> tuple[Dim, bool]:
+    """What a slice leaves of a dimension, and whether its place changes with the input.
+
+    Bounds that are computed from the batch or the resolution cannot be rewritten as numbers: they freeze the dimension.
+
+    Args:
+        op: the op that cuts.
+        dim: the dimension.
+        entry: the slice for the example inputs.
+        given: the slice in the graph, with nodes for bounds that are computed.
     """
     bounds = (given.start, given.stop, given.step) if isinstance(given, slice) else (given,)
     if not isinstance(dim, int) and not _is_whole(entry) and not all(map(op.is_static, bounds)):
@@ -70,7 +89,7 @@ def _cut(op: Op, dim: Dim, entry: slice, given: Any) -> tuple[Dim, bool]:
 
 
 def _unite_steps(op: Op, dim: Dim, entry: slice) -> None:
-    """With a step, what is jumped over goes with what is taken: the others are then as far apart as before."""
+    """A slice with a step: what is skipped goes together with what is taken, so the step stays right."""
     if isinstance(dim, int) or entry.step in (None, 1):
         return
     start, stop, step = entry.indices(len(dim))
@@ -82,7 +101,7 @@ def _unite_steps(op: Op, dim: Dim, entry: slice) -> None:
 
 
 def _index_by_tensors(op: Op, x: Labels, entries: list[Any]) -> Labels:
-    """What is indexed stays whole, unless the index is known; the rest keeps its labels where numpy's rules put it."""
+    """A dimension that is indexed stays whole unless the index is known; the others are where numpy puts them."""
     d = 0
     plain: list[tuple[Dim, bool]] = []
     first = None
@@ -93,15 +112,14 @@ def _index_by_tensors(op: Op, x: Labels, entries: list[Any]) -> Labels:
             plain.append((1, False))
             continue
         if isinstance(entry, Labels) and len(entry.dims) > 1 and _is_mask(op, k):
-            freeze_labels(op, x, "indexed by a mask")
+            op.freeze(x, "indexed by a mask")
             return Labels.plain(op.shape)
         if _is_whole(entry):
             plain.append((x.dims[d], x.zero[d]))
         else:
-            if isinstance(entry, Labels):
-                op.freeze(entry, "used as an index")
+            op.freeze(entry, "used as an index")
             if indexed == [k]:
-                taken = _taken(op, x, d, _spelt(op.node.args[1], len(x.dims))[k])
+                taken = _taken(op, x, d, _entries(op.node.args[1], len(x.dims))[k])
             if indexed != [k] or not taken:
                 op.freeze(x.dims[d], "indexed by a tensor")
             if isinstance(entry, slice):
@@ -117,8 +135,8 @@ def _index_by_tensors(op: Op, x: Labels, entries: list[Any]) -> Labels:
     return Labels(tuple(dim for dim, _ in merged), tuple(z for _, z in merged))
 
 
-def _taken(op: Op, x: Labels, d: int, index: Any) -> list[tuple[Dim, bool]]:
-    """What a known index takes of a dimension, and whether it is zero; nothing where the index is not known."""
+def _taken(op: Op, x: Labels, d: int, index: Argument) -> list[tuple[Dim, bool]]:
+    """What a known index takes of a dimension, and whether that is zero; empty where the index is not known."""
     values = known_index(op, index)
     if values is None:
         return []
@@ -134,28 +152,28 @@ def _is_mask(op: Op, position: int) -> bool:
 
 
 @rule(operator.getitem)
-def getitem(op: Op, container: Any, index: Any) -> Any:
+def getitem(op: Op, container: object, index: Any) -> Any:
     """A part of a tensor, a tuple or a size."""
     if isinstance(container, Labels):
         return _index_tensor(op, container, index)
-    label = op.labels_of.get(op.node.args[0].name)  # type: ignore[union-attr, arg-type]
+    source = op.node.args[0]
+    label = op.labels_of.get(source.name) if isinstance(source, fx.Node) else None
     return label[index] if isinstance(label, (tuple, dict)) else label
 
 
 @getitem.rewrite
-def _(op: Rewrite, container: Any, index: Any) -> Call | None:
+def _(op: Rewrite, container: fx.Node, index: Argument) -> Call | None:
     if not isinstance(op.value, torch.Tensor) or not isinstance(op.number(container), torch.Tensor):
         return None
     left = _index_left(op, container, index)
     return None if left is None else Call((container, left))
 
 
-def _index_left(op: Rewrite, container: Any, index: Any) -> tuple[Any, ...] | None:
-    """The index of the same entries among those that are left; None where it stays."""
+def _index_left(op: Rewrite, container: fx.Node, index: Argument) -> tuple[Argument, ...] | None:
+    """The index of the same entries among those that stay; None where it does not change."""
     x = op.labels(container)
-    values = fx.node.map_arg(index, lambda n: n.meta["value"])
-    numbers = _spelt(values, len(x.dims))
-    new: list[Any] = list(_spelt(index, len(x.dims)))
+    numbers = _entries(fx.node.map_arg(index, op.number), len(x.dims))
+    new: list[Argument] = _entries(index, len(x.dims))
     d, touched = 0, False
     for k, entry in enumerate(numbers):
         if entry is None:
@@ -178,7 +196,7 @@ def _index_left(op: Rewrite, container: Any, index: Any) -> tuple[Any, ...] | No
 
 @rule("index_select")
 def index_select(op: Op, input: Labels, dim: int, index: Labels) -> Labels:
-    dim %= len(input.dims)
+    dim = axis(input, dim)
     op.freeze(index, "used as an index")
     taken = _taken(op, input, dim, op.node.kwargs.get("index", op.node.args[-1]))
     if not taken:
@@ -188,7 +206,7 @@ def index_select(op: Op, input: Labels, dim: int, index: Labels) -> Labels:
 
 
 @index_select.rewrite
-def _(op: Rewrite, input: Any, dim: Any, index: Any) -> Call | None:
+def _(op: Rewrite, input: fx.Node, dim: Argument, index: Argument) -> Call | None:
     ids = op.labels(input).dims[op.number(dim)]
     if isinstance(ids, int) or not op.changed(ids):
         return None
@@ -196,18 +214,18 @@ def _(op: Rewrite, input: Any, dim: Any, index: Any) -> Call | None:
 
 
 @rule(operator.setitem)
-def setitem(op: Op, container: Labels, index: Any, value: Any) -> None:
-    """What is written into a part of the channels has the same ones; else both are frozen."""
+def setitem(op: Op, container: Labels, index: Any, value: object) -> None:
+    """The value has the channels of the part that it is written into; what cannot be matched is frozen."""
     if isinstance(index, Labels) and _is_mask(op, 0):
         _set_masked(op, container, index, value)
         return
-    entries = _spelt(index, len(container.dims))
-    if any(isinstance(e, (Labels, list, tuple, bool)) for e in entries):
-        freeze_labels(op, (container, index, value), "written into by index")
+    entries = _entries(index, len(container.dims))
+    if _has_tensors(entries):
+        op.freeze((container, index, value), "written into by index")
         return
     dims = iter(container.dims)
     region: list[Dim] = []
-    for entry, given in zip(entries, _spelt(op.node.args[1], len(container.dims)), strict=True):
+    for entry, given in zip(entries, _entries(op.node.args[1], len(container.dims)), strict=True):
         dim = 1 if entry is None else next(dims)
         if isinstance(entry, slice):
             region.append(_cut(op, dim, entry, given)[0])
@@ -215,14 +233,11 @@ def setitem(op: Op, container: Labels, index: Any, value: Any) -> None:
             region.append(1)
         elif not isinstance(dim, int):
             op.freeze(dim[[entry]], "written into by number")
-    if isinstance(value, Labels):
-        for dim, written in zip(reversed(region), reversed(value.dims), strict=False):
-            if size_of(written) > 1 and (is_labelled(dim) or is_labelled(written)):
-                op.unite(dim, written)
+    _unite_with(op, region, value)
 
 
-def _set_masked(op: Op, container: Labels, mask: Labels, value: Any) -> None:
-    """What is written has the channels of the dimensions behind the mask."""
+def _set_masked(op: Op, container: Labels, mask: Labels, value: object) -> None:
+    """The value has the channels of the dimensions that follow those of the mask."""
     rank = len(mask.dims)
     for dim, masked in zip(container.dims, mask.dims, strict=False):
         if isinstance(value, Labels):
@@ -230,14 +245,18 @@ def _set_masked(op: Op, container: Labels, mask: Labels, value: Any) -> None:
             op.freeze(masked, "used as an index")
         else:
             op.unite(dim, masked)
-    behind = container.dims[rank:]
+    _unite_with(op, container.dims[rank:], value)
+
+
+def _unite_with(op: Op, region: Sequence[Dim], value: object) -> None:
+    """A value is broadcast to the dimensions of the region that it is written into."""
     if isinstance(value, Labels):
-        for dim, written in zip(reversed(behind), reversed(value.dims), strict=False):
+        for dim, written in zip(reversed(region), reversed(value.dims), strict=False):
             if size_of(written) > 1 and (is_labelled(dim) or is_labelled(written)):
                 op.unite(dim, written)
 
 
 @setitem.rewrite
-def _(op: Rewrite, container: Any, index: Any, value: Any) -> Call | None:
+def _(op: Rewrite, container: fx.Node, index: Argument, value: Argument) -> Call | None:
     left = _index_left(op, container, index)
     return None if left is None else Call((container, left, value))

@@ -5,11 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 import torch.nn.functional as F
-from torch import nn
+from torch import fx, nn
+from torch.fx.node import Argument
 
 from fxprune.channels import Dim, Labels, size_of
 from fxprune.channels.polynomial import Term, term
-from fxprune.rules.registry import Call, Op, Rewrite, freeze_labels, rule
+from fxprune.flops import einsum_factors, einsum_letters, matmul_factors
+from fxprune.rules.op import Op, UnsupportedCall
+from fxprune.rules.registry import rule
+from fxprune.rules.rewrite import Call, Rewrite
 
 __all__ = ["contract"]
 
@@ -17,7 +21,7 @@ __all__ = ["contract"]
 def contract(op: Op, left: Labels, d: int, right: Labels, e: int) -> None:
     """Dimension `d` of `left` is summed against dimension `e` of `right`.
 
-    A removed channel must contribute zero: one of the two is zero there, or the channel stays.
+    A removed channel must add nothing to the sum: either operand is zero there, or the channel stays.
     """
     dim = op.unite(left.dims[d], right.dims[e])
     op.sums_over(left, d)
@@ -36,20 +40,16 @@ def _linear(op: Op, x: Labels, weight: Labels, bias: Labels | None) -> Labels:
 
 @rule(nn.Linear)
 def linear_module(op: Op, input: Labels) -> Labels:
-    weight = op.weight("weight")
-    assert weight is not None
-    return _linear(op, input, weight, op.weight("bias"))
+    return _linear(op, input, op.weight("weight"), op.find_weight("bias"))
 
 
 @linear_module.flops
 def _(op: Op, out: Labels, input: Labels) -> list[Term]:
-    weight = op.weight("weight")
-    assert weight is not None
-    return [term(*input.dims, weight.dims[0])]
+    return [term(*input.dims, op.weight("weight").dims[0])]
 
 
 @linear_module.rewrite
-def _(op: Rewrite, input: Any) -> Call | None:
+def _(op: Rewrite, input: fx.Node) -> Call | None:
     module: Any = op.module
     module.out_features, module.in_features = module.weight.shape
     return None
@@ -68,11 +68,15 @@ def _(op: Op, out: Labels, input: Labels, weight: Labels, bias: Labels | None = 
 @rule("mv", "dot", "vdot")
 def product_with_vector(op: Op, input: Labels, other: Labels) -> Labels:
     """As `matmul`, but fvcore does not count it."""
-    return matmul.propagate(op, input, other)
+    return _product(op, input, other)
 
 
-@rule("matmul", "bmm", "mm", "__matmul__")
+@rule("matmul", "bmm", "mm")
 def matmul(op: Op, input: Labels, other: Labels) -> Labels:
+    return _product(op, input, other)
+
+
+def _product(op: Op, input: Labels, other: Labels) -> Labels:
     contract(op, input, -1, other, -2 if len(other.dims) > 1 else -1)
     rows = 1 if len(input.dims) > 1 else 0
     columns = 1 if len(other.dims) > 1 else 0
@@ -100,14 +104,11 @@ def matmul(op: Op, input: Labels, other: Labels) -> Labels:
 
 @matmul.flops
 def _(op: Op, out: Labels, input: Labels, other: Labels) -> list[Term]:
-    if len(other.dims) == 1:
-        return [term(*input.dims)]
-    return [term(*input.dims, other.dims[-1])]
+    return [term(*factors) for factors in matmul_factors(input.dims, other.dims)]
 
 
-@rule("addmm", "baddbmm", "addmv")
-def addmm(op: Op, input: Labels, left: Labels, right: Labels, **scales: Any) -> Labels:
-    product = matmul.propagate(op, left, right)
+def _add(op: Op, input: Labels, product: Labels) -> Labels:
+    """`input` plus a product, to which it is broadcast."""
     rank = len(product.dims)
     dims, zero = list(product.dims), list(product.zero)
     for d in range(1, len(input.dims) + 1):
@@ -121,35 +122,36 @@ def addmm(op: Op, input: Labels, left: Labels, right: Labels, **scales: Any) -> 
     return Labels(tuple(dims), tuple(zero))
 
 
+@rule("addmm", "baddbmm")
+def addmm(op: Op, input: Labels, left: Labels, right: Labels, **scales: object) -> Labels:
+    return _add(op, input, _product(op, left, right))
+
+
 @addmm.flops
-def _(op: Op, out: Labels, input: Labels, left: Labels, right: Labels, **scales: Any) -> list[Term]:
-    return [term(*left.dims, right.dims[-1])]
+def _(op: Op, out: Labels, input: Labels, left: Labels, right: Labels, **scales: object) -> list[Term]:
+    return [term(*factors) for factors in matmul_factors(left.dims, right.dims)]
 
 
-def _spread(equation: str, operands: tuple[Labels, ...]) -> tuple[list[str], str]:
-    """The letters of each operand and of the result, an ellipsis spelt out in capitals."""
-    left, arrow, right = equation.replace(" ", "").partition("->")
-    terms = left.split(",")
-    if not arrow:
-        right = "".join(sorted(c for c in set(left) - {",", "."} if left.count(c) == 1))
-        right = "..." + right if "..." in left else right
-    spare = [c for c in "ZYXWVUTSRQPONMLKJIHGFEDCBA" if c not in equation]
-    widths = [len(x.dims) - len(t.replace("...", "")) for t, x in zip(terms, operands, strict=True) if "..." in t]
-    dots = "".join(reversed(spare[: max(widths, default=0)]))
-    spelt = [
-        t.replace("...", dots[len(dots) - (len(x.dims) - len(t) + 3) :]) if "..." in t else t
-        for t, x in zip(terms, operands, strict=True)
-    ]
-    return spelt, right.replace("...", dots)
+@rule("addmv")
+def addmv(op: Op, input: Labels, left: Labels, right: Labels, **scales: object) -> Labels:
+    """As `addmm`, but fvcore does not count it."""
+    return _add(op, input, _product(op, left, right))
+
+
+def _operands(equation: object, operands: tuple[Any, ...]) -> tuple[str, tuple[Labels, ...]]:
+    """The equation and the operands of an einsum, which come one by one or in one sequence."""
+    if not isinstance(equation, str):
+        raise UnsupportedCall("einsum with lists of numbers in place of an equation")
+    return equation, tuple(operands[0]) if isinstance(operands[0], (tuple, list)) else operands
 
 
 @rule("einsum")
-def einsum(op: Op, equation: str, *operands: Any) -> Labels:
-    operands = tuple(operands[0]) if isinstance(operands[0], tuple) else operands
-    terms, result = _spread(equation, operands)
+def einsum(op: Op, equation: object, *operands: Any) -> Labels:
+    equation, tensors = _operands(equation, operands)
+    terms, result = einsum_letters(equation, [len(x.dims) for x in tensors])
     dims: dict[str, Dim] = {}
     zero: dict[str, bool] = {}
-    for letters, x in zip(terms, operands, strict=True):
+    for letters, x in zip(terms, tensors, strict=True):
         for letter, dim, is_zero in zip(letters, x.dims, x.zero, strict=True):
             if letter in dims and size_of(dims[letter]) == size_of(dim) != 1:
                 dims[letter] = op.unite(dims[letter], dim)
@@ -158,30 +160,17 @@ def einsum(op: Op, equation: str, *operands: Any) -> Labels:
             zero[letter] = zero.get(letter, False) or (is_zero and size_of(dim) != 1)
     for letter, dim in dims.items():
         if letter not in result:
-            letters, x = next((letters, x) for letters, x in zip(terms, operands, strict=True) if letter in letters)
+            letters, x = next((letters, x) for letters, x in zip(terms, tensors, strict=True) if letter in letters)
             op.sums_over(x, letters.index(letter))
             if not zero[letter]:
                 op.freeze(dim, "contracted where it is not zero")
-    return Labels(tuple(dims[c] for c in result), tuple(zero[c] for c in result))
+    return Labels(tuple(dims[letter] for letter in result), tuple(zero[letter] for letter in result))
 
 
 @einsum.flops
-def _(op: Op, out: Labels, equation: str, *operands: Any) -> list[Term]:
-    """Operands are contracted from left to right; each step costs the product of all sizes that meet in it."""
-    operands = tuple(operands[0]) if isinstance(operands[0], tuple) else operands
-    terms, result = _spread(equation, operands)
-    dims: dict[str, Dim] = {}
-    for letters, x in zip(terms, operands, strict=True):
-        for letter, dim in zip(letters, x.dims, strict=True):
-            if letter not in dims or size_of(dims[letter]) == 1:
-                dims[letter] = dim
-    cost: list[Term] = []
-    running = set(terms[0])
-    for position in range(1, len(terms)):
-        met = running | set(terms[position])
-        cost.append(term(*(dims[letter] for letter in sorted(met))))
-        running = met & set(result).union(*terms[position + 1 :])
-    return cost
+def _(op: Op, out: Labels, equation: object, *operands: Any) -> list[Term]:
+    equation, tensors = _operands(equation, operands)
+    return [term(*factors) for factors in einsum_factors(equation, [x.dims for x in tensors])]
 
 
 def _bilinear(op: Op, left: Labels, right: Labels, weight: Labels, bias: Labels | None) -> Labels:
@@ -201,20 +190,18 @@ def bilinear(op: Op, input1: Labels, input2: Labels, weight: Labels, bias: Label
 
 @rule(nn.Bilinear)
 def bilinear_module(op: Op, input1: Labels, input2: Labels) -> Labels:
-    weight = op.weight("weight")
-    assert weight is not None
-    return _bilinear(op, input1, input2, weight, op.weight("bias"))
+    return _bilinear(op, input1, input2, op.weight("weight"), op.find_weight("bias"))
 
 
 @bilinear_module.rewrite
-def _(op: Rewrite, input1: Any, input2: Any) -> Call | None:
+def _(op: Rewrite, input1: fx.Node, input2: fx.Node) -> Call | None:
     module: Any = op.module
     module.out_features, module.in1_features, module.in2_features = module.weight.shape
     return None
 
 
 @rule("tensordot")
-def tensordot(op: Op, input: Labels, other: Labels, dims: Any = 2, **options: Any) -> Labels:
+def tensordot(op: Op, input: Labels, other: Labels, dims: Any = 2, **options: object) -> Labels:
     """fvcore does not count it."""
     rank = len(input.dims)
     if isinstance(dims, int):
@@ -230,22 +217,21 @@ def tensordot(op: Op, input: Labels, other: Labels, dims: Any = 2, **options: An
 
 
 @rule(nn.Embedding, nn.EmbeddingBag)
-def embedding_module(op: Op, input: Labels, *arguments: Any, **options: Any) -> Labels:
+def embedding_module(op: Op, input: Labels, *arguments: object, **options: object) -> Labels:
     weight = op.weight("weight", (1,))
-    assert weight is not None
-    freeze_labels(op, (input, arguments, options), "used as an index")
+    op.freeze((input, arguments, options), "used as an index")
     return Labels((*op.shape[:-1], weight.dims[1]), (*(False,) * (len(op.shape) - 1), True))
 
 
 @embedding_module.rewrite
-def _(op: Rewrite, input: Any, *arguments: Any, **options: Any) -> Call | None:
+def _(op: Rewrite, input: fx.Node, *arguments: Argument, **options: Argument) -> Call | None:
     module: Any = op.module
     module.embedding_dim = module.weight.shape[1]
     return None
 
 
 @rule(F.embedding)
-def embedding(op: Op, input: Labels, weight: Labels, *args: Any, **kwargs: Any) -> Labels:
+def embedding(op: Op, input: Labels, weight: Labels, *args: object, **kwargs: object) -> Labels:
     op.freeze(input, "used as an index")
     op.freeze(weight.dims[0], "rows of an embedding table")
     return Labels((*input.shape, weight.dims[1]), (*(False,) * len(input.dims), weight.zero[1]))

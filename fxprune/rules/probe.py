@@ -1,6 +1,6 @@
-"""An op without a rule is run on small real tensors, to see whether it works on each channel alone.
+"""An op without a rule is run on small real tensors, to see whether it treats each channel by itself.
 
-It does when dropping indices of a dimension before the op or after it gives the same result. Then the channels pass
+It does if its result is the same whether indices of a dimension are dropped before or after it. Then the channels pass
 through; otherwise they are frozen. Operands may have the same channels in different dimensions, and an op may have
 several results.
 """
@@ -8,27 +8,29 @@ several results.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
 import torch
 from torch import fx
 
-from fxprune.channels import Labels, size_of
-from fxprune.rules.registry import Op, freeze_labels
-from fxprune.rules.size import map_values
+from fxprune.channels import Labels, LabelTree, size_of
+from fxprune.rules.op import Op, map_values
+from fxprune.running.one_node import run_node, with_values
 
 __all__ = ["probe"]
 
+# Up to so many elements, samples of full size are tried where small ones fail. Not tuned.
 _LARGEST = 2_000_000
+# The size of the smallest dimension of a small sample, if not 1.
 _SMALL = 5
 # A dimension of an operand.
 _Place: TypeAlias = "tuple[fx.Node, int]"
 
 
 class _Sample:
-    """Real stand-ins for the tensors of one call; equal sizes stay equal when they are made small."""
+    """Real tensors in place of those of a call; sizes that are equal stay equal when they are made small."""
 
     def __init__(self, op: Op, labelled: Collection[fx.Node], small: bool) -> None:
         self._op = op
@@ -37,7 +39,7 @@ class _Sample:
         self._small = small
         self.tensors = {n: self._real(n.meta["value"]) for n in op.node.all_input_nodes if _is_float(n.meta["value"])}
         for node in self.tensors.keys() - labelled:
-            # Foreign code may take these for indices, without a check, as `roi_align` does: below 1 they are 0.
+            # Foreign code such as `roi_align` uses these as indices without a check. Values below 1 are index 0.
             self.tensors[node].uniform_(generator=self._random)
         self.state: dict[str, torch.Tensor] = {}
         if op.module is not None:
@@ -45,7 +47,7 @@ class _Sample:
             self.state = {name: self._real(tensor).abs() + 0.1 for name, tensor in named if _is_float(tensor)}
 
     def size(self, n: int) -> int:
-        """The stand-in's size for a dimension of size `n`."""
+        """The size that stands for a dimension of size `n`."""
         return self._sizes.setdefault(n, min(n, _SMALL + len(self._sizes))) if self._small else n
 
     def _real(self, value: torch.Tensor) -> torch.Tensor:
@@ -53,22 +55,20 @@ class _Sample:
         return torch.randn(shape, generator=self._random, dtype=torch.float64)
 
     def run(
-        self, tensors: dict[fx.Node, torch.Tensor], state: dict[str, torch.Tensor]
+        self, tensors: Mapping[fx.Node, torch.Tensor], state: dict[str, torch.Tensor]
     ) -> tuple[torch.Tensor, ...] | None:
-        """The op's results; None where the op fails, as foreign code may in any way."""
-        node = self._op.node
+        """The results of the op; None where it fails, with whatever exception foreign code may raise."""
+        node, module = self._op.node, self._op.module
 
         def load(argument: fx.Node) -> Any:
             return tensors[argument].clone() if argument in tensors else argument.meta["value"]
 
-        args, kwargs = fx.node.map_arg(node.args, load), fx.node.map_arg(node.kwargs, load)
+        args, kwargs = with_values(node, load)
         try:
-            if self._op.module is not None:
-                result = torch.func.functional_call(self._op.module, state, args, kwargs)
-            elif node.op == "call_method":
-                result = getattr(args[0], str(node.target))(*args[1:], **kwargs)
+            if module is None:
+                result = run_node(node, args, kwargs)
             else:
-                result = node.target(*args, **kwargs)  # type: ignore[operator]
+                result = torch.func.functional_call(module, state, args, kwargs)
         except Exception:
             return None
         results = _results(result)
@@ -79,23 +79,29 @@ def _is_float(value: Any) -> bool:
     return isinstance(value, torch.Tensor) and value.is_floating_point()
 
 
+def _can_sample(node: fx.Node, x: Labels) -> bool:
+    """Whether random numbers can stand for an operand, which `resize_` and its like may have changed since."""
+    value = node.meta["value"]
+    return _is_float(value) and tuple(value.shape) == x.shape
+
+
 def _results(value: Any) -> tuple[torch.Tensor, ...]:
-    """The tensors that an op gives; none where it gives anything else."""
+    """The tensors that an op returns; none where it returns anything else."""
     results = tuple(value) if isinstance(value, (tuple, list)) else (value,)
     return results if all(isinstance(result, torch.Tensor) for result in results) else ()
 
 
-def probe(op: Op, labels: dict[fx.Node, Labels]) -> Any:
-    """The labels of the output of an op without a rule; `labels` has those of its tensor arguments."""
+def probe(op: Op, labels: Mapping[fx.Node, Labels]) -> LabelTree:
+    """The labels of the value of an op without a rule; `labels` are those of its tensor arguments."""
     labelled = {node: x for node, x in labels.items() if x.labelled}
     results = _results(op.value)
-    if not labelled or not results or not all(_is_float(node.meta["value"]) for node in labelled):
-        freeze_labels(op, list(labels.values()), f"no rule for {op.name}")
+    if not labelled or not results or not all(_can_sample(node, x) for node, x in labelled.items()):
+        op.freeze(list(labels.values()), f"no rule for {op.name}")
         return map_values(op.value)
     elements = sum(result.numel() for result in results) + sum(int(np.prod(x.shape)) for x in labels.values())
     out = [Labels.plain(result.shape) for result in results]
     with torch.no_grad():
-        # Full-size samples cost most, and few ops need them.
+        # Samples of full size cost most, and few ops need them.
         make = functools.cache(lambda small: _Sample(op, labelled.keys(), small))
         samples = [lambda: make(True), *([lambda: make(False)] if elements <= _LARGEST else [])]
         todo = [(node, d) for node, x in labelled.items() for d in x.labelled]
@@ -118,10 +124,10 @@ def _pass(
     op: Op,
     samples: Sequence[Callable[[], _Sample]],
     places: list[_Place],
-    labelled: dict[fx.Node, Labels],
+    labelled: Mapping[fx.Node, Labels],
     out: list[Labels],
 ) -> bool:
-    """Try dimensions as those of the same channels; where that is right, `out` gets them."""
+    """Try some dimensions as dimensions of the same channels; if that works, the labels in `out` get them."""
     dims = [labelled[node].dims[d] for node, d in places]
     for sample in samples:
         trial = _Trial(sample(), places, labelled)
@@ -132,9 +138,7 @@ def _pass(
         for other in dims[1:]:
             dim = op.unite(dim, other)
         for name, k in trial.state_dims.items():
-            weight = op.weight(name, (k,))
-            assert weight is not None
-            dim = op.unite(dim, weight.dims[k])
+            dim = op.unite(dim, op.weight(name, (k,)).dims[k])
         for number, (d, zero) in enumerate(zip(found, trial.keeps_zero(found), strict=True)):
             if d is not None:
                 out[number] = out[number].replace(d, dim, zero=zero)
@@ -143,9 +147,12 @@ def _pass(
 
 
 class _Trial:
-    """Whether an op commutes with losing indices of some operands' dimensions (and of the state that matches)."""
+    """Whether an op commutes with the loss of indices in some dimensions of operands.
 
-    def __init__(self, sample: _Sample, places: Sequence[_Place], labelled: dict[fx.Node, Labels]) -> None:
+    The dimensions of the module's parameters and buffers that have the same size lose the same indices.
+    """
+
+    def __init__(self, sample: _Sample, places: Sequence[_Place], labelled: Mapping[fx.Node, Labels]) -> None:
         self._sample = sample
         self._places = places
         self._labelled = labelled
@@ -162,9 +169,9 @@ class _Trial:
         )
 
     def commutes(self) -> tuple[int | None, ...] | None:
-        """Of each result the dimension that loses the same indices, None where it stays as it is; None if it does not.
+        """For each result the dimension that loses the same indices, or None for a result that loses nothing.
 
-        One result at least has to lose some.
+        None if the op does not commute, or if no result loses anything.
         """
         whole = self._sample.run(self._sample.tensors, self._sample.state) if self._clear else None
         if whole is None or self._size < 2:
@@ -198,7 +205,7 @@ class _Trial:
         return sample.run(tensors, state)
 
     def keeps_zero(self, found: Sequence[int | None]) -> list[bool]:
-        """Whether each result is zero at an index where the state, and the operands that are known to be, are zero."""
+        """Whether each result is zero at an index where parameters are zero, and operands that are known to be zero."""
         tensors = {n: t.clone() for n, t in self._sample.tensors.items()}
         state = {name: t.clone() for name, t in self._sample.state.items()}
         for node, d in self._places:

@@ -1,27 +1,30 @@
-"""Recurrent layers: the input's channels, and the hidden ones, in all gates, layers and directions at once.
+"""Recurrent layers. A hidden channel goes from all gates, layers and directions at once.
 
-A hidden channel whose weights are zero stays at zero from one step to the next, if it starts there. Where an LSTM
-projects its state (`proj_size`), the channels of the projection are what the next step and the next layer take.
+A hidden channel whose weights are zero stays zero from step to step if it starts at zero. Where an LSTM projects its
+state (`proj_size`), the channels of the projection enter the next step and the next layer.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from torch import fx, nn
+from torch.fx.node import Argument
 
-from fxprune.channels import Dim, Labels, is_labelled, size_of
+from fxprune.channels import Dim, Labels, LabelTree, is_labelled, size_of
 from fxprune.channels.polynomial import Term, term
 from fxprune.rules.linear import contract
-from fxprune.rules.registry import Call, Op, Rewrite, rule
-from fxprune.rules.size import map_values
+from fxprune.rules.op import Op, UnsupportedCall, map_values
+from fxprune.rules.registry import rule
+from fxprune.rules.rewrite import Call, Rewrite
 
 __all__ = ["recurrent_weights"]
 
 
 def recurrent_weights(module: nn.Module) -> list[str]:
-    """The weights whose columns are the channels that the layer itself made, in the step or in the layer before."""
+    """The weights whose columns are channels of the layer itself, from the step or the layer before."""
     names = [name for name, _ in module.named_parameters(recurse=False)] if isinstance(module, _RECURRENT) else []
     return [name for name in names if name.startswith(("weight_hh", "weight_ih_l")) and not _is_first(name)]
 
@@ -34,27 +37,26 @@ def _is_first(name: str) -> bool:
 
 
 def _starts(state: Any) -> list[Labels]:
+    """The states that a layer is given."""
     return [] if state is None else [state] if isinstance(state, Labels) else list(state)
 
 
 def _hidden(op: Op, suffixes: list[str], directions: int) -> tuple[Dim, Dim]:
-    """The ids of the hidden channels, and of an LSTM's cell state, which are the same unless it projects.
+    """The channels of the hidden state and of an LSTM's cell state, which differ only if it projects.
 
-    They are the same in every layer and direction, each with a number of gates.
+    They are the same in every layer and direction, and each has a row for every gate.
     """
-    first, projects = op.weight(f"weight_hh{suffixes[0]}"), op.weight(f"weight_hr{suffixes[0]}")
-    assert first is not None
-    hidden = first.dims[1]
+    hidden = op.weight(f"weight_hh{suffixes[0]}").dims[1]
+    projects = op.find_weight(f"weight_hr{suffixes[0]}")
     state = hidden if projects is None else projects.dims[1]
     for k, suffix in enumerate(suffixes):
         recurrent, of_input = op.weight(f"weight_hh{suffix}"), op.weight(f"weight_ih{suffix}")
-        assert recurrent is not None
-        assert of_input is not None
-        for weight in (recurrent, of_input, op.weight(f"bias_ih{suffix}"), op.weight(f"bias_hh{suffix}")):
+        biases = op.find_weight(f"bias_ih{suffix}"), op.find_weight(f"bias_hh{suffix}")
+        for weight in (recurrent, of_input, *biases):
             rows = None if weight is None else weight.dims[0]
             if isinstance(rows, np.ndarray):
                 _unite(op, state, op.unite_axis(rows.reshape(-1, size_of(state)), 1))
-        projection = op.weight(f"weight_hr{suffix}")
+        projection = op.find_weight(f"weight_hr{suffix}")
         if projection is not None:
             op.freeze(projection.dims[1], _PROJECTED)
             _unite(op, state, projection.dims[1])
@@ -65,7 +67,7 @@ def _hidden(op: Op, suffixes: list[str], directions: int) -> tuple[Dim, Dim]:
     return hidden, state
 
 
-# torch takes an LSTM whose state is as wide as its projection for one without; a narrower projection never is.
+# torch treats an LSTM whose state is as wide as its projection as one without a projection.
 _PROJECTED = "has to stay wider than its projection"
 
 
@@ -79,10 +81,9 @@ def _times(dim: Dim, n: int) -> Dim:
 
 
 def _enter(op: Op, input: Labels, suffixes: list[str], dims: tuple[Dim, Dim], states: list[Labels]) -> None:
+    """The input meets the weights of the first layer, and the given states those of the layer itself."""
     for suffix in suffixes:
-        weight = op.weight(f"weight_ih{suffix}")
-        assert weight is not None
-        contract(op, input, -1, weight, 1)
+        contract(op, input, -1, op.weight(f"weight_ih{suffix}"), 1)
     for dim in input.dims[:-1]:
         op.freeze(dim, "a step or a sample of a recurrence")
     for given, own in zip(states, dims, strict=False):
@@ -93,25 +94,25 @@ def _enter(op: Op, input: Labels, suffixes: list[str], dims: tuple[Dim, Dim], st
             op.freeze(own, "the recurrence starts where it is not zero")
 
 
-def _shaped(op: Op, dim: Dim, shape: Any) -> Labels:
+def _shaped(dim: Dim, shape: Sequence[int]) -> Labels:
+    """A tensor with channels in its last dimension."""
     return Labels((*shape[:-1], dim), (*(False,) * (len(shape) - 1), True))
 
 
 def _packed_data(op: Op) -> Labels:
-    """Of a packed sequence the tensor that holds the samples, step after step."""
-    packed = op.node.args[0]
-    assert isinstance(packed, fx.Node)
-    data = packed.args[0]
-    assert isinstance(data, fx.Node)
-    op.enters_at(packed, data, 1)
-    labels = op.labels_of[data.name]
-    assert isinstance(labels, Labels)
+    """The tensor of a packed sequence, which has the samples step after step."""
+    packed = op.node.all_input_nodes[0]
+    data = packed.args[0] if packed.args else None
+    labels = op.labels_of.get(data.name) if isinstance(data, fx.Node) else None
+    if not isinstance(data, fx.Node) or not isinstance(labels, Labels):
+        raise UnsupportedCall("a packed sequence that was not made from a tensor in this model")
+    op.sums_over_at(packed, data, 1)
     return labels
 
 
 @rule("_pack_padded_sequence")
-def pack(op: Op, input: Labels, lengths: Labels, batch_first: bool) -> Any:
-    """Steps and samples become one dimension, of a size that the lengths give."""
+def pack(op: Op, input: Labels, lengths: Labels, batch_first: bool) -> LabelTree:
+    """Steps and samples become one dimension, whose size depends on the lengths."""
     for dim in input.dims[:2]:
         op.freeze(dim, "a step or a sample of a recurrence")
     data, batch_sizes = op.value
@@ -119,52 +120,52 @@ def pack(op: Op, input: Labels, lengths: Labels, batch_first: bool) -> Any:
 
 
 @rule("_pad_packed_sequence")
-def pad(op: Op, data: Labels, batch_sizes: Labels, batch_first: bool, padding_value: float, total_length: int) -> Any:
-    """The other way; between the end of a sample and that of the longest there is the padding."""
+def pad(
+    op: Op, data: Labels, batch_sizes: Labels, batch_first: bool, padding_value: float, total_length: int
+) -> LabelTree:
+    """Steps and samples become two dimensions again; short samples are padded."""
     padded, lengths = op.value
     zero = tuple(zero and padding_value == 0 for zero in data.zero[1:])
     return Labels((*padded.shape[:2], *data.dims[1:]), (False, False, *zero)), Labels.plain(lengths.shape)
 
 
 @rule(nn.LSTM, nn.GRU, nn.RNN)
-def recurrent(op: Op, input: Any, hx: Any = None) -> Any:
+def recurrent(op: Op, input: LabelTree, hx: LabelTree = None) -> LabelTree:
     module: Any = op.module
-    is_packed = not isinstance(input, Labels)
-    data = _packed_data(op) if is_packed else input
+    data = input if isinstance(input, Labels) else _packed_data(op)
+    is_packed = data is not input
     directions = 2 if module.bidirectional else 1
     suffixes = [f"_l{k}{end}" for k in range(module.num_layers) for end in ("", "_reverse")[:directions]]
     dims = _hidden(op, suffixes, directions)
     _enter(op, data, suffixes[:directions], dims, _starts(hx))
     output, last = op.value
-    outer: Any = _shaped(op, _times(dims[0], directions), (output.data if is_packed else output).shape)
+    outer: LabelTree = _shaped(_times(dims[0], directions), (output.data if is_packed else output).shape)
     if is_packed:
-        outer = (outer, *map_values(tuple(output)[1:]))
+        outer = (outer, *map(map_values, tuple(output)[1:]))
     if isinstance(last, tuple):
-        return outer, tuple(_shaped(op, dim, state.shape) for dim, state in zip(dims, last, strict=True))
-    return outer, _shaped(op, dims[0], last.shape)
+        return outer, tuple(_shaped(dim, state.shape) for dim, state in zip(dims, last, strict=True))
+    return outer, _shaped(dims[0], last.shape)
 
 
 @rule(nn.LSTMCell, nn.GRUCell, nn.RNNCell)
-def cell(op: Op, input: Labels, hx: Any = None) -> Any:
+def cell(op: Op, input: Labels, hx: LabelTree = None) -> LabelTree:
     dims = _hidden(op, [""], 1)
     _enter(op, input, [""], dims, _starts(hx))
     if isinstance(op.value, tuple):
-        return tuple(_shaped(op, dims[0], state.shape) for state in op.value)
-    return _shaped(op, dims[0], op.shape)
+        return tuple(_shaped(dims[0], state.shape) for state in op.value)
+    return _shaped(dims[0], op.shape)
 
 
 @cell.flops
-def _(op: Op, out: Any, input: Labels, hx: Any = None) -> list[Term]:
-    """Of the recurrent layers fvcore counts only these: they are linear layers to it."""
+def _(op: Op, out: LabelTree, input: Labels, hx: LabelTree = None) -> list[Term]:
+    """fvcore counts cells, as the linear layers that they call, but no other recurrent layers."""
     of_input, recurrent = op.weight("weight_ih"), op.weight("weight_hh")
-    assert of_input is not None
-    assert recurrent is not None
     return [term(*input.dims, of_input.dims[0]), term(*input.dims[:-1], recurrent.dims[1], recurrent.dims[0])]
 
 
 @recurrent.rewrite
 @cell.rewrite
-def _(op: Rewrite, input: Any, hx: Any = None) -> Call | None:
+def _(op: Rewrite, input: fx.Node, hx: Argument = None) -> Call | None:
     module: Any = op.module
     first = "weight_ih_l0" if isinstance(module, nn.RNNBase) else "weight_ih"
     module.input_size = getattr(module, first).shape[1]

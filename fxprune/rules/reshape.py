@@ -10,9 +10,12 @@ from typing import Any
 import numpy as np
 import torch
 from torch import fx, nn
+from torch.fx.node import Argument
 
 from fxprune.channels import Dim, Ids, Labels, size_of
-from fxprune.rules.registry import Call, Op, Rewrite, freeze_labels, rule
+from fxprune.rules.op import Op, UnsupportedCall
+from fxprune.rules.registry import rule
+from fxprune.rules.rewrite import Call, Rewrite
 
 __all__ = ["flat", "reshape_labels", "resized", "size_entries"]
 
@@ -28,6 +31,8 @@ def _blocks(before: Sequence[int], after: Sequence[int]) -> Iterator[tuple[range
         if j < len(after) and (left != 1 or i == start or after[j] == 1):
             right, j = after[j], j + 1
         while left != right:
+            if (left < right and i == len(before)) or (left > right and j == len(after)):
+                raise UnsupportedCall("a reshape of a tensor without elements")
             if left < right:
                 left, i = left * before[i], i + 1
             else:
@@ -36,9 +41,11 @@ def _blocks(before: Sequence[int], after: Sequence[int]) -> Iterator[tuple[range
 
 
 def _refine(before: Sequence[int], after: Sequence[int]) -> tuple[list[int], list[list[int]], list[list[int]]] | None:
-    """Factors such that every old and every new dimension is a product of consecutive ones; None if there are none.
+    """Factors such that every old and every new dimension is a product of consecutive factors.
 
-    Returns the factors, and for each old and each new dimension the positions of its factors.
+    Returns:
+        The factors, and for each old and each new dimension the positions of its factors; None if there are no such
+        factors.
     """
     if 0 in (*before, *after):
         return None
@@ -66,8 +73,8 @@ def _refine(before: Sequence[int], after: Sequence[int]) -> tuple[list[int], lis
 def reshape_labels(op: Op, x: Labels, shape: Sequence[int]) -> Labels:
     """The labels of `x` in a new shape of as many elements.
 
-    Where a channel dimension is split, the kept set must stay rectangular: the factor with the most units carries the
-    channels, and they are united across the other factors. Where dimensions are merged, ids repeat.
+    Where a channel dimension is split, the kept channels must stay a rectangle. So the factor with the most units
+    carries the channels, and they are united across the other factors. Where dimensions are merged, ids repeat.
     """
     dims: list[Dim] = list(shape)
     zero = [False] * len(shape)
@@ -87,12 +94,12 @@ def _reshape_block(op: Op, x: Labels, shape: Sequence[int]) -> Labels:
         op.freeze(x, "reshaped so that channels do not stay in line")
         return Labels.plain(shape)
     factors, old, new = refined
-    carried: dict[int, tuple[Any, bool]] = {}
+    carried: dict[int, tuple[Ids, bool]] = {}
     for d, (dim, is_zero, positions) in enumerate(zip(x.dims, x.zero, old, strict=True)):
         if isinstance(dim, int) or not positions:
             continue
         ids = dim.reshape([factors[k] for k in positions])
-        axis = _carrying_axis(op, ids, (op.node.name, tuple(factors), d))
+        axis = _carrying_axis(op, ids, tuple(factors), d)
         carried[positions[axis]] = (op.unite_axis(ids, axis), is_zero)
     dims: list[Dim] = list(shape)
     zero = [False] * len(shape)
@@ -109,31 +116,32 @@ def _reshape_block(op: Op, x: Labels, shape: Sequence[int]) -> Labels:
     return Labels(tuple(dims), tuple(zero))
 
 
-def _carrying_axis(op: Op, ids: Ids, split: tuple[Any, ...]) -> int:
-    """The axis with the most units, of those that are not to be avoided."""
+def _carrying_axis(op: Op, ids: Ids, factors: tuple[int, ...], d: int) -> int:
+    """The axis with the most units among those that are not to be avoided."""
     units = [_units(ids, k) for k in range(ids.ndim)]
-    axes = [k for k in range(ids.ndim) if units[k] > 1 and (*split, k) not in op.splits.avoided] or range(ids.ndim)
+    splits, place = op.state.splits, (op.node.name, factors, d)
+    axes = [k for k in range(ids.ndim) if units[k] > 1 and (*place, k) not in splits.avoided] or range(ids.ndim)
     axis = max(axes, key=lambda k: (units[k], k))
     if sum(n > 1 for n in units) > 1:
-        key = (*split, axis)
-        op.splits.chosen[key] = ids
+        key = (*place, axis)
+        splits.chosen[key] = ids
     return axis
 
 
 def _units(ids: Ids, axis: int) -> int:
-    """The number of different channels along an axis; those that are repeated along it count once."""
+    """The number of different channels along an axis."""
     return len(np.unique(np.moveaxis(ids, axis, 0).reshape(ids.shape[axis], -1)[:, 0]))
 
 
-def flat(arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+def flat(arguments: Sequence[Any]) -> tuple[Any, ...]:
     """Sizes given one by one or as one sequence."""
     if len(arguments) == 1 and isinstance(arguments[0], (tuple, list)):
         return tuple(arguments[0])
-    return arguments
+    return tuple(arguments)
 
 
-def resized(op: Rewrite, sizes: Sequence[Any]) -> list[Any] | None:
-    """The size arguments for the channels that are left; None where they stay."""
+def resized(op: Rewrite, sizes: Sequence[Argument]) -> list[Argument] | None:
+    """The size arguments for the channels that are left; None where they do not change."""
     out = op.out
     if not any(op.changed(dim) for dim in out.dims):
         return None
@@ -146,32 +154,32 @@ def resized(op: Rewrite, sizes: Sequence[Any]) -> list[Any] | None:
         elif not any(_is_inferred(size) for size in new):
             new[d] = -1
         else:
-            # Computed from the batch or the resolution: of each channel it counts as many indices.
+            # Computed from the batch or the resolution: the size is the same multiple of the number of channels.
             new[d] = op.insert(operator.floordiv, (op.insert(operator.mul, (sizes[d], op.size(dim))), size_of(dim)))
     return new
 
 
-def _is_inferred(size: Any) -> bool:
+def _is_inferred(size: Argument) -> bool:
     return isinstance(size, int) and size == -1
 
 
-def size_entries(op: Rewrite, arguments: tuple[Any, ...]) -> list[Any]:
-    """Size arguments one by one; a node that holds a whole size is taken apart."""
+def size_entries(op: Rewrite, arguments: Sequence[Argument]) -> list[Argument]:
+    """Size arguments one by one; a node that gives a whole size is taken apart."""
     if len(arguments) == 1 and isinstance(arguments[0], fx.Node) and not isinstance(op.number(arguments[0]), int):
-        return op.take_apart(arguments[0])
+        return list(op.entries(arguments[0]))
     return list(flat(arguments))
 
 
 @rule("reshape", "view")
-def reshape(op: Op, input: Labels, *shape: Any, **options: Any) -> Labels:
+def reshape(op: Op, input: Labels, *shape: object, **options: object) -> Labels:
     if shape and isinstance(shape[0], torch.dtype):
-        freeze_labels(op, input, "viewed as another type")
+        op.freeze(input, "viewed as another type")
         return Labels.plain(op.shape)
     return reshape_labels(op, input, op.shape)
 
 
 @reshape.rewrite
-def _(op: Rewrite, input: Any, *shape: Any, **options: Any) -> Call | None:
+def _(op: Rewrite, input: fx.Node, *shape: Argument, **options: Argument) -> Call | None:
     if options:
         shape = (options.get("shape", options.get("size")),)
     sizes = resized(op, size_entries(op, shape))
@@ -191,16 +199,16 @@ def flatten(op: Op, input: Labels, start_dim: int = 0, end_dim: int = -1) -> Lab
 
 
 @rule("unflatten")
-def unflatten(op: Op, input: Labels, dim: int, sizes: Any) -> Labels:
+def unflatten(op: Op, input: Labels, dim: int, sizes: object) -> Labels:
     return reshape_labels(op, input, op.shape)
 
 
 @unflatten.rewrite
-def _(op: Rewrite, input: Any, dim: Any, sizes: Any) -> Call | None:
+def _(op: Rewrite, input: fx.Node, dim: Argument, sizes: Argument) -> Call | None:
     first = op.number(dim) % len(op.labels(input).dims)
     entries = size_entries(op, (sizes,))
-    lead: list[Any] = [-1] * first
-    trail: list[Any] = [-1] * (len(op.out.dims) - first - len(entries))
+    lead: list[Argument] = [-1] * first
+    trail: list[Argument] = [-1] * (len(op.out.dims) - first - len(entries))
     new = resized(op, [*lead, *entries, *trail])
     return None if new is None else Call((input, dim, tuple(new[first : first + len(entries)])))
 
@@ -211,7 +219,7 @@ def unflatten_module(op: Op, input: Labels) -> Labels:
 
 
 @unflatten_module.rewrite
-def _(op: Rewrite, input: Any) -> Call | None:
+def _(op: Rewrite, input: fx.Node) -> Call | None:
     module: Any = op.module
     first = int(module.dim) % len(op.labels(input).dims)
     count = len(module.unflattened_size)
@@ -220,13 +228,14 @@ def _(op: Rewrite, input: Any) -> Call | None:
 
 
 def _shuffled(op: Op, x: Labels, groups: int) -> Labels:
-    """A transposition of (groups, channels of a group)."""
+    """The channels as (groups, channels of a group), transposed."""
     batch, channels, *space = x.shape
     apart = reshape_labels(op, x, (batch, groups, channels // groups, *space))
     return reshape_labels(op, apart.take((0, 2, 1, *range(3, len(apart.dims)))), x.shape)
 
 
 def _groups_left(op: Rewrite, groups: int) -> int:
+    """How many groups of a channel shuffle stay."""
     width = size_of(op.out.dims[1]) // groups
     kept = op.alive[np.asarray(op.out.dims[1]).reshape(width, groups)]
     return int(kept.any(axis=0).sum())
@@ -238,7 +247,7 @@ def channel_shuffle(op: Op, input: Labels, groups: int) -> Labels:
 
 
 @channel_shuffle.rewrite
-def _(op: Rewrite, input: Any, groups: Any) -> Call | None:
+def _(op: Rewrite, input: fx.Node, groups: Argument) -> Call | None:
     return Call((input, _groups_left(op, op.number(groups)))) if op.changed(op.out.dims[1]) else None
 
 
@@ -249,7 +258,7 @@ def channel_shuffle_module(op: Op, input: Labels) -> Labels:
 
 
 @channel_shuffle_module.rewrite
-def _(op: Rewrite, input: Any) -> Call | None:
+def _(op: Rewrite, input: fx.Node) -> Call | None:
     module: Any = op.module
     original: Any = op.original
     if op.changed(op.out.dims[1]):

@@ -7,17 +7,20 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import fx, nn
+from torch.fx.node import Argument
 
-from fxprune.channels import Dim, Labels, is_labelled, size_of
+from fxprune.channels import Dim, Labels, LabelTree, is_labelled, size_of
 from fxprune.channels.polynomial import Term
-from fxprune.rules.registry import Call, Op, Rewrite, numel, rule
+from fxprune.rules.op import Op, elements
+from fxprune.rules.registry import rule
+from fxprune.rules.rewrite import Call, Rewrite
 
 __all__: list[str] = []
 
 
-def _over_space(op: Op, x: Labels, spatial: int) -> Any:
-    """The last `spatial` dimensions are mixed, the others pass."""
+def _over_space(op: Op, x: Labels, spatial: int) -> LabelTree:
+    """An op that mixes the last `spatial` dimensions; the others pass."""
     lead = len(x.dims) - spatial
     for dim in x.dims[lead:]:
         op.freeze(dim, "pooled over")
@@ -38,16 +41,16 @@ def _register_pools(spatial: int) -> None:
     with_indices = (f"{kind}{spatial}d_with_indices" for kind in ("max_pool", "adaptive_max_pool"))
 
     @rule(*functions, *with_indices, *(getattr(nn, f"{kind}{spatial}d") for kind in _POOL_MODULES))
-    def pool(op: Op, input: Labels, *arguments: Any, **options: Any) -> Any:
+    def pool(op: Op, input: Labels, *arguments: object, **options: object) -> LabelTree:
         return _over_space(op, input, spatial)
 
     @pool.flops
-    def _(op: Op, out: Any, input: Labels, *arguments: Any, **options: Any) -> list[Term]:
+    def _(op: Op, out: LabelTree, input: Labels, *arguments: object, **options: object) -> list[Term]:
         adaptive = isinstance(op.module, nn.AdaptiveAvgPool2d) or op.node.target is F.adaptive_avg_pool2d
-        return [numel(input)] if adaptive else []
+        return [elements(input)] if adaptive else []
 
     @rule(f"max_unpool{spatial}d", getattr(nn, f"MaxUnpool{spatial}d"))
-    def max_unpool(op: Op, input: Labels, indices: Labels, *arguments: Any, **options: Any) -> Any:
+    def max_unpool(op: Op, input: Labels, indices: Labels, *arguments: object, **options: object) -> LabelTree:
         lead = len(input.dims) - spatial
         for left, right in zip(input.dims[:lead], indices.dims[:lead], strict=True):
             op.unite(left, right)
@@ -59,18 +62,18 @@ for _n in (1, 2, 3):
 
 
 @rule(F.interpolate, F.upsample)
-def interpolate(op: Op, input: Labels, *arguments: Any, **options: Any) -> Labels:
-    return _over_space(op, input, len(input.dims) - 2)  # type: ignore[no-any-return]
+def interpolate(op: Op, input: Labels, *arguments: object, **options: object) -> LabelTree:
+    return _over_space(op, input, len(input.dims) - 2)
 
 
 @rule(nn.Upsample, nn.UpsamplingNearest2d, nn.UpsamplingBilinear2d)
-def upsample_module(op: Op, input: Labels) -> Labels:
-    return _over_space(op, input, len(input.dims) - 2)  # type: ignore[no-any-return]
+def upsample_module(op: Op, input: Labels) -> LabelTree:
+    return _over_space(op, input, len(input.dims) - 2)
 
 
 def _resize_flops(out: Labels, mode: str) -> list[Term]:
     scale = {"nearest": 1, "bilinear": 4}.get(mode, 0) if len(out.dims) == 4 else 0
-    return [numel(out, scale)] if scale else []
+    return [elements(out, scale)] if scale else []
 
 
 @interpolate.flops
@@ -78,11 +81,11 @@ def _(
     op: Op,
     out: Labels,
     input: Labels,
-    size: Any = None,
-    scale_factor: Any = None,
+    size: object = None,
+    scale_factor: object = None,
     mode: str = "nearest",
-    align_corners: Any = None,
-    recompute_scale_factor: Any = None,
+    align_corners: object = None,
+    recompute_scale_factor: object = None,
     antialias: bool = False,
 ) -> list[Term]:
     return _resize_flops(out, "" if antialias else mode)
@@ -95,27 +98,27 @@ def _(op: Op, out: Labels, input: Labels) -> list[Term]:
 
 
 @rule("grid_sample")
-def grid_sample(op: Op, input: Labels, grid: Labels, *arguments: Any, **options: Any) -> Labels:
+def grid_sample(op: Op, input: Labels, grid: Labels, *arguments: object, **options: object) -> LabelTree:
     op.freeze(grid, "used as coordinates")
-    return _over_space(op, input, len(input.dims) - 2)  # type: ignore[no-any-return]
+    return _over_space(op, input, len(input.dims) - 2)
 
 
 @grid_sample.flops
-def _(op: Op, out: Labels, *arguments: Any, **options: Any) -> list[Term]:
-    return [numel(out, 4)]
+def _(op: Op, out: Labels, *arguments: object, **options: object) -> list[Term]:
+    return [elements(out, 4)]
 
 
 def _pairs(pad: Any, rank: int) -> dict[int, tuple[int, int]]:
-    """Dimension -> (front, back) of a `pad` argument, which starts at the last dimension."""
+    """Dimension -> (front, back) of the argument `pad`, which starts with the last dimension."""
     return {rank - 1 - k: (int(pad[2 * k]), int(pad[2 * k + 1])) for k in range(len(pad) // 2)}
 
 
 @rule("pad")
-def pad(op: Op, input: Labels, pad: Any, mode: str = "constant", value: Any = None) -> Labels:
+def pad(op: Op, input: Labels, pad: Any, mode: str = "constant", value: object = None) -> Labels:
     dims: list[Dim] = list(input.dims)
     pairs = _pairs(pad, len(dims))
     padded = {d for d, amounts in pairs.items() if any(amounts)}
-    # What is put behind channels is none of them; along other dimensions it stands in the places of channels.
+    # Padding along the dimension itself adds no entries to its channels; padding along another dimension does.
     zero = [z and mode == "constant" and (not value or padded <= {d}) for d, z in enumerate(input.zero)]
     for d, (front, back) in pairs.items():
         dim = dims[d]
@@ -133,9 +136,9 @@ def pad(op: Op, input: Labels, pad: Any, mode: str = "constant", value: Any = No
 
 
 @pad.rewrite
-def _(op: Rewrite, input: Any, pad: Any, mode: Any = "constant", value: Any = None) -> Call | None:
+def _(op: Rewrite, input: fx.Node, pad: Argument, mode: Argument = "constant", value: Argument = None) -> Call | None:
     out, x = op.out, op.labels(input)
-    amounts = list(pad) if isinstance(pad, (tuple, list)) else [int(n) for n in op.number(pad)]
+    amounts: list[Argument] = list(pad) if isinstance(pad, (tuple, list)) else [int(n) for n in op.number(pad)]
     touched = False
     for d, (front, back) in _pairs([op.number(n) for n in amounts], len(x.dims)).items():
         dim = out.dims[d]
@@ -149,7 +152,7 @@ def _(op: Rewrite, input: Any, pad: Any, mode: Any = "constant", value: Any = No
 
 @rule("unfold", nn.Unfold)
 def unfold(op: Op, input: Labels, *arguments: Any, **options: Any) -> Labels:
-    """`F.unfold` (im2col) repeats each channel once per kernel position; `Tensor.unfold` adds a dimension."""
+    """`F.unfold` (im2col) repeats each channel for every kernel position; `Tensor.unfold` adds a dimension."""
     if op.node.op == "call_method":
         dimension = (arguments[0] if arguments else options["dimension"]) % len(input.dims)
         op.freeze(input.dims[dimension], "unfolded")
@@ -164,7 +167,7 @@ def unfold(op: Op, input: Labels, *arguments: Any, **options: Any) -> Labels:
 
 
 @rule("fold", nn.Fold)
-def fold(op: Op, input: Labels, *arguments: Any, **options: Any) -> Labels:
+def fold(op: Op, input: Labels, *arguments: object, **options: object) -> Labels:
     channels, out = input.dims[1], op.shape[1]
     dim: Dim = out
     if not isinstance(channels, int):

@@ -1,44 +1,48 @@
-"""What stands in the places of removed channels where an op looks at all of them, as a variance over channels does.
+"""The entries of removed channels, for an op that reads all channels, such as a variance over them.
 
-In the zero-masked model an entry of a removed channel is zero, or what element-wise ops make of zero and of values that
-are the same for all channels: in `(x - x.mean(1, keepdim=True)) ** 2` it is the square of the mean. The same ops make
-it of zeros, without the channel.
+In the zero-masked model such an entry is zero, or what element-wise ops make of zero and of values that are the same
+for all channels: in `(x - x.mean(1, keepdim=True)) ** 2` it is the square of the mean. In the smaller model the same
+ops compute it from zeros.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Mapping
+from typing import TypeAlias
 
 import torch
-from torch import fx, nn
-from torch.nn.modules.dropout import _DropoutNd
+from torch import fx
 
-from fxprune.channels import Labels, size_of
+from fxprune.channels import Labels, LabelTree, size_of
+from fxprune.ops import Trait, traits
 from fxprune.rules.elementwise import activation, elementwise, unchanged
-from fxprune.rules.registry import Op, Rewrite, find_rule
+from fxprune.rules.op import Op
+from fxprune.rules.registry import find_rule
+from fxprune.rules.rewrite import Rewrite
 
 __all__ = ["append_removed", "sum_over_appended"]
 
 
 def sum_over_appended(op: Op, x: fx.Node, d: int) -> bool:
-    """Whether the removed entries of an argument can be computed along `d`; gates then act where they are zero."""
-    rank = len(op.labels_of[x.name].dims)
-    made = _made_of(x, d - rank, op.labels_of)
+    """Whether the entries of removed channels can be computed along dimension `d` of an argument.
+
+    If so, gates act on the tensors of which they are computed.
+    """
+    made = _made_of(x, d - len(x.meta["value"].shape), op.labels_of)
     if made is None or not _unwritten(op.node, [node for node, _, _ in made]):
         return False
-    # Of what is changed in place later, the zeros are not there when the graph is rewritten.
+    # A tensor that is written into later has lost its zeros when the graph is rewritten.
     later = itertools.dropwhile(lambda node: node is not op.node, op.node.graph.nodes)
-    if op.written(later) & {op.root[source] for _, source, _ in made}:
+    if op.state.written_by(later) & {op.state.roots[source] for _, source, _ in made}:
         return False
     for user, source, dim in made:
-        op.enters_at(user or op.node, source, dim)
+        op.sums_over_at(user or op.node, source, dim)
     return True
 
 
 def append_removed(op: Rewrite, x: fx.Node, d: int) -> fx.Node | None:
-    """An argument with the entries of the removed channels appended along `d`; None where they are not known."""
+    """An argument with the entries of the removed channels appended along `d`; None if they cannot be computed."""
     labels = op.labels(x)
     if _made_of(x, d - len(labels.dims), op.labels_of) is None:
         return None
@@ -48,20 +52,29 @@ def append_removed(op: Rewrite, x: fx.Node, d: int) -> fx.Node | None:
     return op.insert(torch.cat, ((x, op.insert(torch.Tensor.expand, (removed, *sizes))), d))
 
 
-Made = list[tuple[fx.Node | None, fx.Node, int]]
+# An op (None for none), the operand that it reads, and the dimension of its channels.
+_Made: TypeAlias = list[tuple[fx.Node | None, fx.Node, int]]
 
 
-def _made_of(x: fx.Node, d: int, labels_of: dict[str, Any]) -> Made | None:
-    """The ops that make `x` of what is zero in removed channels: (op, operand, dimension), with None for no op.
+def _made_of(x: fx.Node, d: int, labels_of: Mapping[str, LabelTree]) -> _Made | None:
+    """The tensors with zeros in removed channels that `x` is computed from, each with the op that reads it.
 
-    `d` counts from the end, as dimensions do when they broadcast. None if `x` is made in other ways.
+    Args:
+        x: a tensor of the graph.
+        d: the dimension, counted from the end, as dimensions are broadcast.
+        labels_of: what the values of nodes carry.
+
+    Returns:
+        None if `x` is not computed from such tensors by element-wise ops alone.
     """
-    found: Made = []
+    found: _Made = []
     seen: set[fx.Node] = set()
-    stack: Made = [(None, x, d)]
+    stack: _Made = [(None, x, d)]
     while stack:
         user, node, _ = stack.pop()
         labels = labels_of[node.name]
+        if not isinstance(labels, Labels):
+            return None
         if labels.zero[d]:
             found.append((user, node, d % len(labels.dims)))
         elif not _is_elementwise(node):
@@ -73,13 +86,14 @@ def _made_of(x: fx.Node, d: int, labels_of: dict[str, Any]) -> Made | None:
 
 
 def _is_elementwise(node: fx.Node) -> bool:
-    """Whether a node's entries are made of those in their places, each time the same."""
+    """Whether each entry of a node is computed from those in its place, with the same result each time."""
     module = node.graph.owning_module.get_submodule(str(node.target)) if node.op == "call_module" else None  # type: ignore[union-attr]
-    found = find_rule(node, module)
-    return found in (activation, elementwise, unchanged) and not isinstance(module, (_DropoutNd, nn.RReLU))
+    # A function that draws random numbers is marked in the graph; see `_unwritten`.
+    random = module is not None and Trait.RANDOM in traits(node, module)
+    return find_rule(node, module) in (activation, elementwise, unchanged) and not random
 
 
-def _per_channel(x: fx.Node, d: int, labels_of: dict[str, Any]) -> Iterator[fx.Node]:
+def _per_channel(x: fx.Node, d: int, labels_of: Mapping[str, LabelTree]) -> Iterator[fx.Node]:
     """The operands that are not the same for all channels."""
     for operand in x.all_input_nodes:
         labels = labels_of[operand.name]
@@ -88,7 +102,7 @@ def _per_channel(x: fx.Node, d: int, labels_of: dict[str, Any]) -> Iterator[fx.N
 
 
 def _unwritten(end: fx.Node, ops: list[fx.Node | None]) -> bool:
-    """Whether nothing is changed in place, or at random, between the first of some ops and `end`."""
+    """Whether nothing is written in place or drawn at random between the first of some ops and `end`."""
     waiting = {node for node in ops if node is not None}
     node = end
     while waiting:
@@ -100,7 +114,7 @@ def _unwritten(end: fx.Node, ops: list[fx.Node | None]) -> bool:
 
 
 def _removed_entry(op: Rewrite, x: fx.Node, d: int, entries: dict[fx.Node, fx.Node]) -> fx.Node:
-    """The entry of a removed channel, of size 1 along `d`; `entries` has those that are there already."""
+    """The entry of a removed channel, of size 1 along `d`; `entries` has those that were computed before."""
     if x not in entries and op.labels(x).zero[d]:
         entries[x] = op.insert(torch.zeros_like, (op.insert(torch.narrow, (x, d, 0, 1)),))
     elif x not in entries:

@@ -79,11 +79,11 @@ def map_tensors(function: Callable[[Tensor], Any], tree: Tree) -> Tree:
         found = cast(Any, tree)._make(map_tensors(function, item) for item in tree)
     elif type(tree) in (tuple, list):
         found = type(found)(map_tensors(function, item) for item in found)
-    elif type(tree) is not dict and not pytree.tree_is_leaf(tree) and tensors(tree):
+    elif isinstance(tree, dict) and (type(tree) is dict or pytree.tree_is_leaf(tree)):
+        found = {key: map_tensors(function, item) for key, item in tree.items()}
+    elif not pytree.tree_is_leaf(tree) and tensors(tree):
         items, nesting = pytree.tree_flatten(tree, is_leaf=lambda part: part is not tree)
         found = pytree.tree_unflatten([map_tensors(function, item) for item in items], nesting)
-    elif isinstance(tree, dict):
-        found = {key: map_tensors(function, item) for key, item in tree.items()}
     return cast(Tree, found)
 
 

@@ -101,7 +101,7 @@ class ChannelView:
         axis, own = self.axis(source), self.axis(node)
         if axis is None or own is None or own[0] != axis[0]:
             return False
-        size = len(self.graph.labels[source.name].dims)
+        size = len(self.graph.labels_of(source.name).dims)
         summed = self.graph.contractions.get(node.name, ())
         return any(name == source.name and d % size == axis[0] for name, d in summed)
 

@@ -17,7 +17,7 @@ from fxprune.errors import FxpruneError, FxpruneWarning
 from fxprune.models import source_of
 from fxprune.running import trees
 from fxprune.running.calls import given_call
-from fxprune.running.copies import TensorCopies, cloned, meta_like, meta_twin, tensors_of
+from fxprune.running.copies import DeepcopyTensorsWith, copy_module, meta_copy, meta_like, parameters_and_buffers
 from fxprune.tracing.guards import insert_guards
 from fxprune.tracing.library_modules import is_library_module
 from fxprune.tracing.modes import compare, insert_modes, small_readers
@@ -168,7 +168,7 @@ def _unusual_train(model: nn.Module) -> list[str]:
     own = [path for path, module in model.named_modules() if type(module).train is not nn.Module.train]
     if not own:
         return []
-    twin, _ = meta_twin(model)
+    twin, _ = meta_copy(model)
     learn = [parameter.requires_grad for parameter in twin.parameters()]
     twin.eval()
     twin.train()
@@ -217,7 +217,7 @@ class _Source:
             return self._record(leaves, kept, training)
 
     def _record(self, leaves: Leaves, kept: set[str], training: bool) -> Recorder:
-        twin, real = meta_twin(self.model)
+        twin, real = meta_copy(self.model)
         for module in twin.modules():
             if isinstance(module, nn.TransformerEncoder):
                 # Nested tensors are a faster way to the same result, of shapes that depend on the values of the mask.
@@ -288,8 +288,8 @@ class _Source:
             ) from error
 
     def _leaf_clone(self, memo: dict[int, Any], training: bool, path: str) -> nn.Module:
-        with TensorCopies(self._converted):
-            return cloned(self.model.get_submodule(path), memo, hooks=False).train(training)
+        with DeepcopyTensorsWith(self._converted):
+            return copy_module(self.model.get_submodule(path), memo, hooks=False).train(training)
 
     def _converted(self, tensor: Tensor) -> Tensor:
         if not self.copy_tensors:
@@ -301,7 +301,7 @@ class _Source:
     def assemble(self, recorded: Recorder) -> TracedModule:
         """The graph with the modules that it calls and everything that has state."""
         memo: dict[int, Any] = {}
-        for tensor in tensors_of(self.model):
+        for tensor in parameters_and_buffers(self.model):
             memo[id(tensor)] = self._converted(tensor)
         called = {id(self.model.get_submodule(node.target)) for node in recorded.graph.nodes
                   if node.op == "call_module" and node.target in recorded.original_paths}  # fmt: skip
@@ -312,9 +312,9 @@ class _Source:
                 return converted[id(module)]
             result: nn.Module | None
             if id(module) in called or (module is not self.model and is_library_module(module)):
-                has_state = any(True for _ in tensors_of(module))
-                with TensorCopies(self._converted):
-                    result = cloned(module, memo, hooks=False) if id(module) in called or has_state else None
+                has_state = any(True for _ in parameters_and_buffers(module))
+                with DeepcopyTensorsWith(self._converted):
+                    result = copy_module(module, memo, hooks=False) if id(module) in called or has_state else None
             else:
                 result = nn.Module()
                 result.training = module.training

@@ -16,7 +16,7 @@ from torch import nn
 from fxprune.data import Batch
 from fxprune.errors import FxpruneError
 from fxprune.progress import Progress, shown
-from fxprune.running.allocator import freed_memory_kept
+from fxprune.running.allocator import keep_freed_memory
 from fxprune.running.randomness import preserve_rng_state
 from fxprune.training.runs import digest, frozen, make_accelerator
 from fxprune.training.sharding import Shards
@@ -58,7 +58,7 @@ class Epoch:
     evaluation: float | None = None
 
 
-@freed_memory_kept()
+@keep_freed_memory()
 def finetune(
     pruned: Model,
     data: Any,

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from fxprune.errors import FxpruneError
-from fxprune.running.copies import cloned
+from fxprune.running.copies import copy_module
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -60,7 +60,7 @@ def of_main_process(tensor: Tensor) -> Tensor:
 
 def frozen(teacher: nn.Module | None, device: torch.device) -> nn.Module | None:
     """A copy of a model for inference alone: in eval mode, without gradients."""
-    return None if teacher is None else cloned(teacher, {}).eval().requires_grad_(False).to(device)
+    return None if teacher is None else copy_module(teacher).eval().requires_grad_(False).to(device)
 
 
 def digest(model: nn.Module) -> str:

@@ -1,18 +1,18 @@
-"""The model matrix: which real models fxprune prunes to half of their FLOPs, and what is wrong with the others.
+"""The model matrix: which real models fxprune prunes to half of their FLOPs, and what fails for the others.
 
     python tests/benchmarks/coverage.py                       all models of models.txt
     python tests/benchmarks/coverage.py LIST_FILE MODEL ...   these
     python tests/benchmarks/coverage.py all                   all of timm and torchvision, on the meta device
     python tests/benchmarks/coverage.py --one timm:resnet18   one, in this process, with the traceback
     python tests/benchmarks/coverage.py --untrained ...       without the backward pass and the training step
-    python tests/benchmarks/coverage.py --device cuda ...     on a GPU; what it has no memory for fails with that reason
+    python tests/benchmarks/coverage.py --device cuda ...     on a GPU; models that it has no memory for fail
 
-A model is named as `fxprune.models.load_model` takes it, with the shapes of its inputs after it where they are not the
-default: "torchvision:raft_small 1,3,128,128 1,3,128,128". Of a torchvision detector it is the backbone that is pruned.
+A model has the name that `fxprune.models.load_model` takes. Shapes of inputs that are not the default ones follow it:
+"torchvision:raft_small 1,3,128,128 1,3,128,128". Of a torchvision detector, the backbone is pruned.
 
-Each model runs in a process of its own, forked from one that has imported everything, under limits of memory and time.
-Results are written as JSON lines as they come; a run that was cut short goes on where it stopped, as long as fxprune's
-source is the same (`--any-source`: whatever it is).
+Each model runs in a process of its own, forked from one that has imported everything, with limits on memory and time.
+Each result is written as a line of JSON. A run that was interrupted continues where it stopped, unless fxprune's source
+has changed since (`--any-source` ignores that).
 """
 
 from __future__ import annotations
@@ -59,18 +59,18 @@ def check(
     checks: Checks | None = None,
     device: str = "cpu",
 ) -> Result:
-    """Prune one model to half of its FLOPs and check all that it must reach.
+    """Prune one model to half of its FLOPs and check the result.
 
     Args:
-        spec: what `load_model` takes, then shapes of inputs, if any; with `meta:` before it, the checks are those of
+        spec: the name that `load_model` takes, then shapes of inputs, if any; the prefix `meta:` chooses the checks of
             `on_meta`.
         say: called with the name of each check before it starts.
-        reraise: let the first failure's exception through, for its traceback.
-        checks: what to do, instead of what the name asks for.
-        device: where the model is.
+        reraise: raise the exception of the first failure.
+        checks: the checks; default: `CHECKS`, or those of `on_meta`.
+        device: the device of the model.
 
     Returns:
-        what can be written as JSON: `ok`, `failed` (check -> reason) and the measurements.
+        a dict for JSON: `ok`, `failed` (check -> reason) and the measurements.
     """
     torch.set_num_threads(1)
     torch.manual_seed(0)
@@ -79,7 +79,7 @@ def check(
     began = time.perf_counter()
     on_the_meta_device = spec.startswith(on_meta.PREFIX)
     chosen: Checks = checks or (on_meta.CHECKS if on_the_meta_device else CHECKS)
-    # What is left to check after a failure of these needs what they make.
+    # If one of these fails, the checks after it have nothing to check.
     needed = on_meta.NEEDED if on_the_meta_device else {"build", "prune"}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -108,7 +108,7 @@ def _check_build(spec: str, state: dict[str, Any], result: Result) -> None:
 
 
 def set_up(state: dict[str, Any], model: nn.Module, inputs: Any) -> None:
-    """Keep model and inputs, on their device, for the checks that follow."""
+    """Move model and inputs to their device and keep them for the other checks."""
     model.to(state["device"])
     randomise_constants(model.eval())
     state["model"], state["inputs"] = model, on_device_of(model, inputs)
@@ -133,7 +133,7 @@ def _check_analyze(spec: str, state: dict[str, Any], result: Result) -> None:
 
 def _check_prune(spec: str, state: dict[str, Any], result: Result) -> None:
     start = time.process_time()
-    # Without shapes, as a user would call it.
+    # If no shapes are given, call it without inputs, as a user would.
     given = state["inputs"] if " " in spec else None
     state["pruned"] = fxprune.prune(state["model"], flops=0.5, example_inputs=given, compensate=False)
     result["prune_seconds"] = round(time.process_time() - start, 3)
@@ -181,7 +181,7 @@ def _check_verify(spec: str, state: dict[str, Any], result: Result) -> None:
 
 
 def _own_noise(state: dict[str, Any]) -> float:
-    """What rounding makes of the masked original: how its outputs change with the last digit of its inputs."""
+    """The effect of rounding: how the masked original's outputs change with the last digit of its inputs."""
     masked = mask(copy.deepcopy(state["model"]).double(), fxprune.plan_of(state["pruned"]))
     args, kwargs = call_arguments(state["inputs"])
     nudged = trees.map_tensors(lambda x: x.double() * (1 + 2**-52) if x.is_floating_point() else x, (args, kwargs))
@@ -250,8 +250,8 @@ def random_model(spec: str) -> nn.Module:
 def randomise_constants(model: nn.Module) -> None:
     """Give constant parameters and BatchNorm statistics random values.
 
-    Residual branches, layer scales and heads that start at zero, and statistics that start at 0 and 1, would hide a
-    wrong rewrite from every check.
+    Residual branches, layer scales and heads that start at zero, and statistics that start at 0 and 1, would hide
+    errors from every check.
     """
     with torch.no_grad():
         for parameter in model.parameters():
@@ -297,14 +297,14 @@ def _require(condition: bool, reason: str) -> None:
 
 
 def _reason(error: BaseException) -> str:
-    # Where the libraries lie is of no interest.
+    # Without the paths of this machine.
     text = re.sub(r"\S*/site-packages/", "", " ".join(str(error).split()))
     text = text if len(text) <= 400 else f"{text[:300]} ... {text[-90:]}"
     return text if isinstance(error, AssertionError) and text else f"{type(error).__name__}: {text}"
 
 
 def _where(error: BaseException) -> str:
-    """Where in fxprune it came from: the innermost of its frames."""
+    """The innermost frame of the error within fxprune."""
     package = Path(fxprune.__file__).parent
     frames = [f for f in traceback.extract_tb(error.__traceback__) if package in Path(f.filename).parents]
     return f" [{Path(frames[-1].filename).relative_to(package.parent)}:{frames[-1].lineno}]" if frames else ""
@@ -327,12 +327,12 @@ def main() -> int:
     )
     many.add_options(parser, "build/coverage.jsonl", seconds=900, gib=14)
     parser.add_argument(
-        "--only-failed", action="store_true", help="of these, only what failed in OUTPUT's last results"
+        "--only-failed", action="store_true", help="of these, only those that failed in OUTPUT's last results"
     )
-    parser.add_argument("--fresh", action="store_true", help="forget OUTPUT's results")
+    parser.add_argument("--fresh", action="store_true", help="delete OUTPUT first")
     parser.add_argument("--at-least", type=int, help="how many must pass (default: all)")
-    parser.add_argument("--untrained", action="store_true", help="leave out what takes most: backward and training")
-    parser.add_argument("--device", default="cpu", help="where the models are (default cpu)")
+    parser.add_argument("--untrained", action="store_true", help="without the slowest checks: backward and training")
+    parser.add_argument("--device", default="cpu", help="device of the models (default cpu)")
     options = parser.parse_args()
     untrained = {name: check for name, check in CHECKS.items() if name not in ("backward", "train")}
     chosen = functools.partial(check, checks=untrained if options.untrained else None, device=options.device)

@@ -1,13 +1,13 @@
-"""Fashion-MNIST: which way of choosing channels keeps the most accuracy at the same FLOPs.
+"""Fashion-MNIST: which method of choosing channels keeps the most accuracy at the same FLOPs.
 
-    python tests/benchmarks/fashion.py bases                 train the three nets that are pruned anew
+    python tests/benchmarks/fashion.py bases                 train the three unpruned nets again
     python tests/benchmarks/fashion.py compare               prune, measure, fine-tune, measure; resumable
     python tests/benchmarks/fashion.py nodata                prune without a single image, measure; resumable
-    python tests/benchmarks/fashion.py report                tables and plots of what has been measured
+    python tests/benchmarks/fashion.py report                tables and plots of all results
 
-The nets are those in tests/benchmarks/bases, unless they were trained anew, so that rows of several days are of the
-same ones; the rows are kept in tests/benchmarks/results. The images are those of Debian's package
-dataset-fashion-mnist, or any folder with the four `*-ubyte.gz` files (--data).
+The unpruned nets are those in tests/benchmarks/bases, unless they were trained again, so that results of different days
+are comparable. The results are kept in tests/benchmarks/results. The images are those of Debian's package
+dataset-fashion-mnist, or of any folder with the four `*-ubyte.gz` files (--data).
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ METHODS = (
     "uniform",
     *PEERS,
 )
-# What reads labelled images before it prunes.
+# Methods that read labelled images before they prune.
 READS_LABELS = ("surgeon", "taylor", "fisher")
 WITHOUT_DATA = ("surgeon", "dagger", "relevance", "l2")
 
@@ -85,7 +85,7 @@ def read_split(folder: Path, prefix: str) -> Split:
 class Batches:
     """Shuffled, augmented batches of a split: random shift by up to 2 pixels and horizontal flip.
 
-    Re-iterable; every pass goes on with the same generator, so that a seed fixes all epochs.
+    Each pass continues with the same generator, so a seed determines all epochs.
     """
 
     def __init__(self, split: Split, size: int = 128, seed: int = 0, shift: int = 2) -> None:
@@ -113,7 +113,7 @@ class Batches:
 
 @torch.no_grad()
 def accuracy(model: nn.Module, split: Split, size: int = 500) -> float:
-    """Share of the images that the model, in eval mode, labels right; counted on a GPU where there is one."""
+    """The share of images that the model, in eval mode, labels correctly; it runs on a GPU if there is one."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     judged = copy.deepcopy(model).eval().to(device)
     pairs = zip(split.images.split(size), split.labels.split(size), strict=True)
@@ -126,9 +126,9 @@ def _fast(images: Tensor) -> Tensor:
 
 
 def train_base(name: str, data: Path, epochs: int, further: bool, seed: int = 0, highest_rate: float = 0.2) -> float:
-    """Train one net with a one-cycle schedule, keep the average of its last weights, save it; returns test accuracy.
+    """Train one net with a one-cycle schedule and save the average of its last weights; returns test accuracy.
 
-    `further` starts from the saved net, at half the rate and with other draws.
+    `further` starts from the saved net, at half the learning rate and with another seed.
     """
     train, test = read_split(data, "train"), read_split(data, "t10k")
     torch.manual_seed(seed)
@@ -138,7 +138,7 @@ def train_base(name: str, data: Path, epochs: int, further: bool, seed: int = 0,
         model, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.995), use_buffers=True
     )
     batches = Batches(train, seed=seed)
-    # Norms and biases are not decayed: BatchNorm makes the scale of a convolution free, but not theirs.
+    # No weight decay for norms and biases: BatchNorm makes the scale of a convolution irrelevant, but not theirs.
     decayed = [p for p in model.parameters() if p.dim() > 1]
     others = [p for p in model.parameters() if p.dim() <= 1]
     groups = [{"params": decayed, "weight_decay": 5e-4}, {"params": others, "weight_decay": 0.0}]
@@ -166,13 +166,13 @@ def train_base(name: str, data: Path, epochs: int, further: bool, seed: int = 0,
         weights = {key: value.contiguous() for key, value in average.module.state_dict().items()}
         facts = {"accuracy": f"{right:.4f}", "epochs": f"{epoch + 1}/{epochs}", "further": str(further)}
         save_file(weights, OUT / f"{name}.part", metadata=facts)
-    # What is there stays until its successor is complete.
+    # The old file stays until the new one is complete.
     (OUT / f"{name}.part").replace(OUT / f"{name}.safetensors")
     return right
 
 
 def load_base(name: str) -> nn.Module:
-    """A net with the weights that `bases` has saved, or else with those kept here, in eval mode."""
+    """A net in eval mode, with the weights that `bases` has saved, or else those of tests/benchmarks/bases."""
     model = NETS[name]()
     trained = OUT / f"{name}.safetensors"
     model.load_state_dict(load_file(trained if trained.exists() else BASES / trained.name))
@@ -196,13 +196,13 @@ class Trial:
 
     @property
     def facts(self) -> Row:
-        """What tells this run from others; only Dagger learns gates."""
+        """What distinguishes this run from others; only Dagger learns gates."""
         facts = dict(vars(self))
         return facts if self.method == "dagger" else {**facts, "gate_epochs": 0}
 
 
 def cut(trial: Trial, base: nn.Module, train: Split) -> nn.Module:
-    """The pruned model, before anything is repaired."""
+    """The pruned model, before compensation."""
     few = Split(train.images[:1024], train.labels[:1024])
     labelled = list(zip(few.images.split(128), few.labels.split(128), strict=True))
     if trial.method in PEERS:
@@ -220,7 +220,7 @@ def cut(trial: Trial, base: nn.Module, train: Split) -> nn.Module:
 
 
 def compensated(trial: Trial, base: nn.Module, pruned: nn.Module, train: Split) -> nn.Module | None:
-    """The pruned model after compensation on 128 images without labels; None for what fxprune has not made."""
+    """The pruned model after compensation on 128 images without labels; None for those of Torch-Pruning."""
     if trial.method in PEERS:
         return None
     rows = torch.randperm(len(train.labels), generator=torch.Generator().manual_seed(trial.seed))[:128]
@@ -228,7 +228,7 @@ def compensated(trial: Trial, base: nn.Module, pruned: nn.Module, train: Split) 
 
 
 def run_trial(trial: Trial, data: Path) -> Row:
-    """Prune, measure, repair, measure, fine-tune, measure."""
+    """Prune, measure, compensate, measure, fine-tune, measure."""
     base, train, test = load_base(trial.net), read_split(data, "train"), read_split(data, "t10k")
     order = torch.randperm(len(train.labels), generator=torch.Generator().manual_seed(100 + trial.seed))[: trial.images]
     train = Split(train.images[order], train.labels[order])
@@ -267,11 +267,11 @@ def run_trial(trial: Trial, data: Path) -> Row:
 
 
 def compare(trials: list[Trial], data: Path, results: Path, processes: int) -> None:
-    """Run what is not in the results yet; each row is written as soon as it is there."""
+    """Run the trials that have no result yet; each result is written at once."""
     done = [{key: row.get(key) for key in trials[0].facts} for row in read_rows(results)]
     waiting = [trial for trial in trials if trial.facts not in done]
-    print(f"{len(trials) - len(waiting)} of {len(trials)} runs are there already", flush=True)
-    # Spawned, since a process that has used a GPU cannot be forked.
+    print(f"{len(trials) - len(waiting)} of {len(trials)} runs are done already", flush=True)
+    # Spawned, because a process that has used a GPU cannot be forked.
     starting = torch.multiprocessing.get_context("spawn")
     with starting.Pool(processes, torch.set_num_threads, (torch.get_num_threads(),)) as pool:
         for row in pool.imap_unordered(functools.partial(run_trial, data=data), waiting):
@@ -283,7 +283,7 @@ def compare(trials: list[Trial], data: Path, results: Path, processes: int) -> N
 
 
 def without_data(nets: list[str], budget: float, seeds: list[int], data: Path, results: Path) -> None:
-    """Prune with what the model remembers of its training data; each row is written as soon as it is there."""
+    """Prune without data; each result is written at once."""
     test = read_split(data, "t10k")
     done = [{key: row[key] for key in ("net", "method", "budget", "seed")} for row in read_rows(results)]
     for seed, net, method in itertools.product(seeds, nets, WITHOUT_DATA):
@@ -320,11 +320,11 @@ def main() -> None:
     comparing.add_argument("--methods", nargs="*", default=list(METHODS), choices=METHODS)
     comparing.add_argument("--budgets", nargs="*", type=float, default=[0.5, 0.25])
     comparing.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2])
-    comparing.add_argument("--epochs", type=int, default=4, help="of fine-tuning")
-    comparing.add_argument("--images", type=int, default=60000, help="training images that a run may see")
+    comparing.add_argument("--epochs", type=int, default=4, help="epochs of fine-tuning")
+    comparing.add_argument("--images", type=int, default=60000, help="training images that a run may use")
     comparing.add_argument("--lr", type=float, default=0.05)
-    comparing.add_argument("--distill", type=float, default=0.5, help="the unpruned net's share in the loss")
-    comparing.add_argument("--temperature", type=float, default=4.0, help="of the distillation")
+    comparing.add_argument("--distill", type=float, default=0.5, help="weight of the distillation loss")
+    comparing.add_argument("--temperature", type=float, default=4.0, help="temperature of the distillation")
     comparing.add_argument("--processes", type=int, default=1, help="runs at a time")
     comparing.add_argument("--gate-epochs", type=int, default=1)
     alone = commands.add_parser("nodata")

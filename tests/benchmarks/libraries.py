@@ -1,15 +1,15 @@
-"""Models of ten libraries that fxprune does not know: which of them it prunes to half of their FLOPs.
+"""Which models of ten libraries that fxprune does not know it prunes to half of their FLOPs.
 
     pip install transformers diffusers torchaudio open_clip_torch monai einops kornia efficientnet_pytorch ultralytics \
         segmentation_models_pytorch pytorchcv
     python tests/benchmarks/libraries.py                          all of `library_models` and `library_transformers`
     python tests/benchmarks/libraries.py monai diffusers:VQModel  these libraries and models
     python tests/benchmarks/libraries.py --one monai:UNet-2d      one, in this process, with the traceback
-    python tests/benchmarks/libraries.py --report                 docs/libraries.md, of all that was measured
+    python tests/benchmarks/libraries.py --report                 write docs/libraries.md from all results
 
-Any of the libraries may be missing; its models are left out. The weights are random and the models small. The checks
-are those of `coverage.py`, each model runs in a process of its own under limits of memory and time, and a run that was
-cut short goes on where it stopped. A model that cannot get down to half of its FLOPs is pruned to the lowest of
+Models of libraries that are not installed are left out. The weights are random and the models small. The checks are
+those of `coverage.py`; each model runs in a process of its own with limits on memory and time, and a run that was
+interrupted continues where it stopped. A model that cannot be pruned to half of its FLOPs is pruned to the lowest of
 `BUDGETS` that it can reach.
 """
 
@@ -83,7 +83,7 @@ def _backward(spec: str, state: dict[str, Any], result: Result) -> None:
 
 
 def _own_class(spec: str, state: dict[str, Any], result: Result) -> None:
-    """Whether the model's own class can have the pruned weights; a model passes without."""
+    """Whether the model's own class takes the pruned weights; a model may pass without."""
     try:
         fxprune.restore_class(state["model"], state["pruned"], state["inputs"])
         result["own_class"] = True
@@ -102,7 +102,7 @@ OWN_CHECKS = {
 
 
 def _wanted(arguments: Sequence[str]) -> list[str]:
-    """The models to try, by turns of each library; one that is not installed is named and left out."""
+    """The models to try, one of each library in turn; a message names libraries that are not installed."""
     of: dict[str, list[str]] = {library: [] for library in LIBRARIES}
     for name in MODELS:
         of[name.partition(":")[0]].append(name)

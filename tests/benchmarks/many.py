@@ -1,4 +1,4 @@
-"""Runs a check over many models, each in a process of its own; results are JSON lines that a later run goes on from."""
+"""Runs a check over many models, each in a process of its own; a later run continues from the results on disk."""
 
 from __future__ import annotations
 
@@ -33,8 +33,10 @@ Check = Callable[..., Result]
 def add_options(parser: argparse.ArgumentParser, output: str, seconds: float, gib: float) -> None:
     """The options of a script that checks many models."""
     parser.add_argument("--one", metavar="MODEL", help="check one model in this process and show the traceback")
-    parser.add_argument("--output", type=Path, default=Path(output), help="JSON lines, added to")
-    parser.add_argument("--any-source", action="store_true", help="keep results of other versions of fxprune's source")
+    parser.add_argument("--output", type=Path, default=Path(output), help="file of JSON lines to append to")
+    parser.add_argument(
+        "--any-source", action="store_true", help="keep results from other versions of fxprune's source"
+    )
     parser.add_argument("--workers", type=int, default=1, help="models at a time, one core each (default 1)")
     parser.add_argument(
         "--seconds", type=float, default=seconds, help=f"CPU time limit of one model (default {seconds:.0f})"
@@ -53,7 +55,7 @@ def check_all(
     """Check the models that have no result of fxprune's present source yet; returns the results of all."""
     settle()
     for library in libraries:
-        importlib.import_module(library)  # once, for all that are forked
+        importlib.import_module(library)  # once, before the processes are forked
     source, known = _source_of_fxprune(), read(options.output)
     current = {spec for spec, result in known.items() if options.any_source or result["source"] == source}
     _run([spec for spec in specs if spec not in current], check, source, options)
@@ -113,7 +115,7 @@ def _run(specs: Sequence[str], check: Check, source: str, options: argparse.Name
 def _child(spec: str, check: Check, connection: Connection, gib: float, seconds: float) -> None:
     limit = int(gib * 2**30)
     resource.setrlimit(resource.RLIMIT_CPU, (math.ceil(seconds), math.ceil(seconds) + 5))
-    # Of data, not of addresses: torch's libraries alone map many GiB that they never touch.
+    # A limit on addresses would not do: torch's libraries map many GiB that they never touch.
     resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
     connection.send(check(spec, say=connection.send))
 

@@ -42,7 +42,7 @@ class Block(nn.Module):
 
 
 class PlainBlock(Block):
-    """Without the residual connection: as many groups as convolutions."""
+    """Without residual connections, so there are as many groups as convolutions."""
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.relu(self.bn1(self.conv1(x)))
@@ -71,7 +71,7 @@ KINDS: dict[str, tuple[type[Block], int]] = {
 
 
 def network(kind: str, nodes: int) -> nn.Module:
-    """A classifier of about so many nodes."""
+    """A classifier with about that many nodes."""
     block, each = KINDS[kind]
     blocks = [block(WIDTH) for _ in range(max(1, round(nodes / each)))]
     head = (nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(WIDTH, 10))
@@ -116,7 +116,7 @@ def main() -> None:
     options = parser.parse_args()
     settle()
     torch.manual_seed(0)
-    measure(network("residual", 100))  # imports and first calls
+    measure(network("residual", 100))  # includes imports and first calls
     for kind in options.kind:
         print(f"\n{kind:<10} {'nodes':>7}" + "".join(f"{stage:>10}" for stage in (*STAGES, "all")))
         table: list[tuple[int, dict[str, float]]] = []

@@ -1,12 +1,12 @@
-"""How long `fxprune.prune` takes, beside Torch-Pruning on the same models.
+"""How long `fxprune.prune` takes, compared with Torch-Pruning on the same models.
 
     pip install torch-pruning
     python tests/benchmarks/speed.py [MODEL ...] [--rounds 5] [--at-most 1.0]
 
-Both prune by group magnitude, without data, in one step and on one thread: fxprune to half of the FLOPs, the other by
-the ratio of channels that leaves about that. The two take turns on fresh copies of the model; the table has the medians
-of CPU seconds, of everything between the model and the pruned model. `--at-most R` exits with 1 if fxprune takes more
-than R times as long on any model.
+Both prune by group magnitude, without data, in one step and on one thread: fxprune to half of the FLOPs, Torch-Pruning
+by a ratio of channels that leaves about half. They take turns on fresh copies of the model. The table has the medians
+of CPU seconds from the model to the pruned model. `--at-most R` exits with 1 if fxprune takes more than R times as long
+for any model.
 """
 
 from __future__ import annotations
@@ -37,17 +37,17 @@ MODELS = (
     ),
     *("timm:vit_tiny_patch16_224", "torchvision:convnext_base"),
 )
-# Leaves about half of the FLOPs of a plain convolutional network: they go by the square of the width.
+# FLOPs go by the square of the width, so this leaves about half of those of a plain convolutional network.
 RATIO = 0.3
 
 
 def with_fxprune(model: nn.Module, inputs: tuple[Any, ...]) -> object:
-    """What is timed."""
+    """What is timed: the whole call."""
     return fxprune.prune(model, flops=0.5, example_inputs=inputs, method="l2", compensate=False)
 
 
 def with_torch_pruning(model: nn.Module, inputs: tuple[Any, ...]) -> object:
-    """What it is compared with. The classifier is left whole, as its users do."""
+    """The same with Torch-Pruning; the classifier stays whole, as its users do it."""
     import torch_pruning
 
     classifier = [module for module in model.modules() if isinstance(module, nn.Linear)][-1:]
@@ -76,7 +76,7 @@ def compare(spec: str, rounds: int) -> tuple[list[float], list[float] | str]:
                 second = seconds(with_torch_pruning, copy.deepcopy(model), inputs)
             except Exception as error:
                 reason = f"{type(error).__name__}: {' '.join(str(error).split())[:60]}"
-        # The first turn pays for imports and first calls.
+        # The first turn includes imports and first calls, so it is not counted.
         if turn:
             ours.append(first)
             theirs.append(second if not reason else 0.0)

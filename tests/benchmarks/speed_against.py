@@ -1,12 +1,11 @@
-"""How long `fxprune.prune` takes in this checkout, beside another checkout of fxprune.
+"""How long `fxprune.prune` takes in this checkout, compared with another checkout of fxprune.
 
     pip install timm onnx2torch && pip install --no-deps nudenet
     python tests/benchmarks/speed_against.py /path/to/the/other/checkout [--rounds 15] [--at-most 1.05]
 
-Each checkout has a process of its own, on one thread; in each round both prune the same model, one after the other, and
-the order alternates. The table has the medians of CPU seconds, and the median of the ratios of the rounds with its
-quartiles: a machine that gets slower during the run changes both sides of a ratio. `--at-most R` exits with 1 if a
-median ratio is above R.
+Each checkout has its own process, on one thread. In each round both prune the same model, in alternating order. The
+table has the medians of CPU seconds, and the median and quartiles of the ratios within a round: if the machine gets
+slower during the run, it changes both sides of a ratio. `--at-most R` exits with 1 if a median ratio is above R.
 """
 
 from __future__ import annotations
@@ -90,7 +89,7 @@ def servers(*checkouts: Path) -> Iterator[list[Server]]:
 
 
 def compare(ours: Server, theirs: Server, spec: str, rounds: int) -> list[tuple[float, float]]:
-    """CPU seconds of both, for each round but the first, which pays for imports and first calls."""
+    """CPU seconds of both, for each round but the first, which includes imports and first calls."""
     found = []
     for turn in range(rounds + 1):
         first, second = (ours, theirs) if turn % 2 else (theirs, ours)

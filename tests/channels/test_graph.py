@@ -1,89 +1,54 @@
-"""Ids, their union and the groups they form."""
+"""The ChannelGraph as a user sees it."""
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
+from invariant import image, tokens
+from torch import nn
 
-from fxprune.channels import IdTable, Labels, Size, map_labels, size_of
-
-
-def test_united_ids_are_one_channel_whatever_the_order() -> None:
-    ids = IdTable()
-    a, b, c = ids.fresh(3), ids.fresh(3), ids.fresh(3)
-    ids.unite(c, b[::-1])
-    ids.unite(b, a)
-    channel, frozen, last_resort = ids.resolve()
-    assert channel[a].tolist() == channel[b].tolist() == channel[c][::-1].tolist()
-    assert sorted(set(channel.tolist())) == [0, 1, 2]
-    assert frozen == last_resort == {}
+import fxprune
 
 
-def test_a_chain_of_a_thousand_unions_is_one_channel() -> None:
-    ids = IdTable()
-    links = [ids.fresh(1) for _ in range(1000)]
-    order = np.random.default_rng(0).permutation(999)
-    for k in order:
-        ids.unite(links[k], links[k + 1])
-    assert set(ids.resolve()[0].tolist()) == {0}
+def graph_of(model: nn.Module, inputs: object) -> fxprune.ChannelGraph:
+    return fxprune.analyze(fxprune.trace(model.eval(), inputs))
 
 
-def test_the_partition_is_that_of_a_plain_union_find() -> None:
-    random = np.random.default_rng(0)
-    ids = IdTable()
-    everything = ids.fresh(300)
-    parent = list(range(300))
-
-    def root(k: int) -> int:
-        while parent[k] != k:
-            k = parent[k]
-        return k
-
-    for _ in range(20):
-        left, right = random.integers(0, 300, 10), random.integers(0, 300, 10)
-        ids.unite(everything[left], everything[right])
-        for a, b in zip(left, right, strict=True):
-            parent[root(a)] = root(b)
-    channel = ids.resolve()[0]
-    roots = np.array([root(k) for k in range(300)])
-    assert ((channel[:, None] == channel[None]) == (roots[:, None] == roots[None])).all()
+def test_str_lists_groups_members_and_reasons() -> None:
+    text = str(graph_of(nn.Sequential(nn.Linear(4, 6), nn.LayerNorm(6), nn.Linear(6, 2)), tokens()))
+    assert text.splitlines() == [
+        "6 prunable channels in 1 group, 6 frozen, 660 FLOPs",
+        "  0: 6 channels, only if needed: normalised over; zeros stand in for what is removed",
+        "    0.weight[0]",
+        "    0.bias[0]",
+        "    1.weight[0]",
+        "    1.bias[0]",
+        "    2.weight[1]",
+        "frozen:",
+        "  model input (_0): 4 channels",
+        "    0.weight[1]",
+        "  model output: 2 channels",
+        "    2.weight[0]",
+        "    2.bias[0]",
+    ]
 
 
-def test_a_channel_is_frozen_for_the_first_reason_given_to_any_of_its_ids() -> None:
-    ids = IdTable()
-    a, b = ids.fresh(2), ids.fresh(2)
-    ids.freeze(b[:1], "first")
-    ids.unite(a, b)
-    ids.freeze(a, "second")
-    channel, frozen, _ = ids.resolve()
-    assert frozen == {channel[a[0]]: "first", channel[a[1]]: "second"}
+def test_repr_is_one_short_line_however_large_the_model_is() -> None:
+    layers = [nn.Sequential(nn.Conv2d(32, 32, 1), nn.BatchNorm2d(32), nn.ReLU()) for _ in range(20)]
+    graph = graph_of(nn.Sequential(nn.Conv2d(3, 32, 1), *layers, nn.Conv2d(32, 2, 1)), image())
+    assert repr(graph) == "ChannelGraph(672 prunable channels in 21 groups, 5 frozen, 1,578,240 FLOPs)"
+    assert repr(graph.groups[0]) == "Group('0', 32 channels on 3 dimensions)"
+    assert repr(graph.frozen[0]) == "Frozen('model input (_0)', 3 channels on 1 dimension)"
+    assert len(str(graph)) > 1000
 
 
-def test_reluctance_is_no_freezing() -> None:
-    ids = IdTable()
-    a = ids.fresh(2)
-    ids.mark_last_resort(a, "norm")
-    _, frozen, last_resort = ids.resolve()
-    assert frozen == {}
-    assert last_resort == {0: "norm", 1: "norm"}
+def test_the_labels_of_a_tensor_are_found_by_the_name_of_its_node() -> None:
+    graph = graph_of(nn.Sequential(nn.Linear(4, 6), nn.Linear(6, 2)), tokens())
+    assert graph.labels_of("_0").shape == (2, 5, 6)
+    assert graph.labels_of("_0").labelled == (2,)
+    with pytest.raises(fxprune.FxpruneError, match="node output does not give one tensor"):
+        graph.labels_of("output")
 
 
-def test_unions_of_different_lengths_are_refused() -> None:
-    ids = IdTable()
-    with pytest.raises(AssertionError, match="cannot unite"):
-        ids.unite(ids.fresh(2), ids.fresh(3))
-
-
-def test_labels_tell_shape_and_where_channels_are() -> None:
-    labels = Labels((2, np.arange(4), 5), (False, True, False))
-    assert labels.shape == (2, 4, 5)
-    assert labels.labelled == (1,)
-    assert labels.take((1, 0)).shape == (4, 2)
-    assert labels.replace(0, np.arange(3), zero=True).zero == (True, True, False)
-    assert [size_of(dim) for dim in Labels.plain((3, 1)).dims] == [3, 1]
-
-
-def test_labels_are_found_in_nested_containers() -> None:
-    found: list[object] = []
-    map_labels(lambda label: found.append(label) or label, ({"a": Size(None, True)}, [Labels.plain((1,)), 3]))
-    assert len(found) == 2
+def test_the_price_is_flops_unless_time_was_measured() -> None:
+    graph = graph_of(nn.Sequential(nn.Linear(4, 6), nn.Linear(6, 2)), tokens())
+    assert graph.price is graph.flops

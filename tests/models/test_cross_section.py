@@ -1,4 +1,4 @@
-"""A cross-section of the model matrix: real models of many families, each through all of its checks."""
+"""Real models of many families pass all checks of the model matrix."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ def test_a_real_model_is_pruned_to_half_of_its_flops(spec: str) -> None:
     assert check(spec)["failed"] == {}
 
 
-# GoogLeNet's auxiliary heads are code for training alone.
+# GoogLeNet's auxiliary heads run only in training.
 @pytest.mark.filterwarnings("ignore:Only the code of eval is in the graph:fxprune.FxpruneWarning")
 @pytest.mark.parametrize("spec", MODELS)
-def test_hard_gates_are_the_rewritten_model(spec: str) -> None:
+def test_closed_gates_equal_the_rewritten_model(spec: str) -> None:
     pytest.importorskip(spec.partition(":")[0])
     model = random_model(spec).double()
     inputs = tuple(x.double() for x in example_inputs(model))
@@ -38,7 +38,7 @@ def test_hard_gates_are_the_rewritten_model(spec: str) -> None:
     plan = fxprune.make_plan(graph, fxprune.scores(graph, "random"), flops=0.5)
     alive = alive_channels(graph, plan)
     channels = np.concatenate([group.channels for group in gated_groups(graph, last_resort=True)])
-    dagger_of(gated).open(torch.from_numpy(np.where(alive[channels], 1.0, -1.0)))
+    dagger_of(gated).set_logits(torch.from_numpy(np.where(alive[channels], 1.0, -1.0)))
     with torch.no_grad():
         expected, got = (trees.tensors(net(*inputs)) for net in (fxprune.rewrite(graph, plan), gated))
     assert largest_error(expected, got) <= TOLERANCE

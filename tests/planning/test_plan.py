@@ -1,57 +1,62 @@
-"""A plan as a value, what it makes of a tensor, and as JSON."""
+"""A plan prints in a line, is read from JSON, and refuses what is not for its model."""
 
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
-from fxprune import FxpruneError, Plan
-from fxprune.planning.plan import plan_from_json, plan_to_json
+import fxprune
+from fxprune.planning.plan import Plan, plan_from_json, plan_to_json
 
-PLAN = Plan({"a.weight": {0: [0, 2], 1: [1]}, "a.bias": {0: [0, 2]}}, flops=4, flops_before=9, flops_target=5)
-
-
-def test_cut_gives_what_stays_and_leaves_the_tensor_as_it_is() -> None:
-    whole = torch.arange(6.0).reshape(3, 2)
-    assert PLAN.cut("a.weight", whole).tolist() == [[1.0], [5.0]]
-    assert PLAN.cut("a.bias", whole[:, 0]).tolist() == [0.0, 4.0]
-    assert PLAN.cut("b.weight", whole) is whole
-    assert whole.tolist() == [[0.0, 1.0], [2.0, 3.0], [4.0, 5.0]]
+PLAN = Plan({"a.weight": {0: [0, 2], 1: [1]}, "b.weight": {1: [0, 2]}}, 30, 100, 33)
+SHAPES = {"a.weight": (3, 2), "b.weight": (4, 3)}
 
 
-def test_cut_leaves_a_dimension_of_one_entry_for_all() -> None:
-    assert PLAN.cut("a.weight", torch.tensor([[1.0], [2.0], [3.0]])).tolist() == [[1.0], [3.0]]
-    assert PLAN.cut("a.weight", torch.tensor([[1.0, 2.0]])).tolist() == [[2.0]]
+def test_the_repr_is_a_short_summary() -> None:
+    assert repr(PLAN) == "Plan(30 of 100 FLOPs (30.0%), 2 tensors cut, flops_target=33)"
+    assert repr(Plan({}, 0, 0, 0, 0.5)).endswith("flops_target=0, latency_target=0.5)")
+    model = nn.Sequential(*(nn.Linear(64, 64) for _ in range(50)))
+    small = fxprune.prune(model, 0.5, example_inputs=torch.zeros(1, 64), method="random", compensate=False)
+    assert len(fxprune.plan_of(small).kept) > 50
+    assert len(repr(fxprune.plan_of(small))) < 150
 
 
-def test_zero_clears_what_goes_in_place() -> None:
-    tensor = torch.arange(1.0, 7.0).reshape(3, 2)
-    PLAN.zero_("a.weight", tensor)
-    assert tensor.tolist() == [[0.0, 2.0], [0.0, 0.0], [0.0, 6.0]]
-    PLAN.zero_("a.bias", tensor, fill=-1.0)
-    assert tensor.tolist() == [[0.0, 2.0], [-1.0, -1.0], [0.0, 6.0]]
-    PLAN.zero_("b.weight", tensor)
-    assert tensor.tolist() == [[0.0, 2.0], [-1.0, -1.0], [0.0, 6.0]]
+def test_plans_are_equal_if_they_keep_the_same() -> None:
+    assert Plan(dict(PLAN.kept), 30, 100, 40) == PLAN
+    assert Plan({}, 30, 100, 33) != PLAN
+    assert PLAN != "a plan"
 
 
-def test_padded_undoes_a_cut_but_for_zeros() -> None:
-    whole = torch.arange(1.0, 7.0).reshape(3, 2)
-    padded = PLAN.padded("a.weight", PLAN.cut("a.weight", whole), (3, 2))
-    PLAN.zero_("a.weight", whole)
-    assert torch.equal(padded, whole)
+def test_json_and_back_is_the_same_plan_with_each_list_once() -> None:
+    text = json.dumps(plan_to_json(PLAN))
+    assert text.count("[0, 2]") == 1
+    again = plan_from_json(json.loads(text), SHAPES)
+    assert again == PLAN
+    assert (again.flops_target, again.latency_target) == (33, 1.0)
 
 
-@pytest.mark.parametrize("tensor", [torch.zeros(2, 2), torch.zeros(3)])
-def test_a_tensor_that_is_too_small_is_refused(tensor: torch.Tensor) -> None:
-    for use in (PLAN.cut, PLAN.zero_):
-        with pytest.raises(FxpruneError, match=r"^a\.weight has shape .* keeps index \d of its dimension"):
-            use("a.weight", tensor)
-
-
-def test_json_gives_the_plan_back() -> None:
-    shapes = {"a.weight": (3, 2), "a.bias": (3,)}
-    assert plan_from_json(json.loads(json.dumps(plan_to_json(PLAN))), shapes) == PLAN
-    with pytest.raises(ValueError, match=r"prunes 'a\.bias', which the model does not have"):
-        plan_from_json(plan_to_json(PLAN), {"a.weight": (3, 2)})
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"flops": -1}, "flops is -1, not a number of FLOPs"),
+        ({"latency_target": 2}, "latency_target is 2, not a fraction"),
+        ({"indices": {}}, "indices are not a list of lists"),
+        ({"indices": [[]]}, "empty"),
+        ({"indices": [[0, "1"]]}, "something other than indices"),
+        ({"indices": [[2, 0], [1]]}, "not ascending"),
+        ({"kept": []}, "not an object of objects"),
+        ({"kept": {"c.weight": {"0": 0}}}, "prunes 'c.weight', which the model does not have"),
+        ({"kept": {"a.weight": {"2": 0}}}, "prunes a.weight in dimension '2' of 2"),
+        ({"kept": {"a.weight": {"0": 7}}}, "no list of indices 7 for a.weight"),
+        ({"kept": {"a.weight": {"1": 0}}}, "keeps index 2 of a.weight in dimension 1 of size 2"),
+    ],
+)
+def test_json_that_is_no_plan_for_the_model_is_refused(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        plan_from_json({**plan_to_json(PLAN), **change}, SHAPES)
+    with pytest.raises(ValueError, match="a list, not an object"):
+        plan_from_json([], SHAPES)

@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from invariant import check_invariant, net, parameter, tokens
+from layer_nets import invariant_test
 from torch import Tensor, nn
 
 
@@ -100,11 +101,8 @@ NETS = {
 }
 
 
-@pytest.mark.parametrize("name", NETS)
-def test_attention_keeps_the_invariant(name: str) -> None:
-    make, inputs, channels = NETS[name]
-    # Its sizes are literals.
-    check_invariant(make(), inputs, channels, other_batch=name != "many heads go as wholes")
+# Its sizes are literals.
+test_attention_keeps_the_invariant = invariant_test(NETS, one_batch=["many heads go as wholes"])
 
 
 MODULES = {

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import pytest
 import torch
 import torch.nn.functional as F
 from invariant import check_invariant, image, net, parameter, tokens
+from layer_nets import images, invariant_test, vectors
 from torch import Tensor, nn
 from torchvision.ops import DeformConv2d
 
@@ -45,13 +45,9 @@ NETS = {
         4,
     ),
     "depthwise by a kernel that is repeated for each channel": (
-        lambda: net(
-            lambda self, x: self.c(
-                F.conv2d(y := self.a(x).sigmoid(), self.k.repeat(y.shape[1], 1, 1, 1), groups=y.shape[1])
-            ),
-            a=nn.Conv2d(3, 8, 1),
+        lambda: images(
+            lambda self, x: F.conv2d(y := x.sigmoid(), self.k.repeat(y.shape[1], 1, 1, 1), groups=y.shape[1]),
             k=torch.rand(1, 1, 3, 3),
-            c=nn.Conv2d(8, 2, 1),
         ),
         image(),
         8,
@@ -72,22 +68,12 @@ NETS = {
         )
     },
     "over tokens, by a function": (
-        lambda: net(
-            lambda self, x: self.b(F.conv1d(self.a(x), self.w, stride=(1,)).sigmoid()),
-            a=nn.Linear(4, 8),
-            w=parameter(6, 5, 1),
-            b=nn.Linear(8, 2),
-        ),
+        lambda: vectors(lambda self, x: F.conv1d(x, self.w, stride=(1,)).sigmoid(), w=parameter(6, 5, 1)),
         tokens(),
         8,
     ),
     "along tokens, each channel the same": (
-        lambda: net(
-            lambda self, x: self.b(self.t(self.a(x)[:, None])[:, 0]),
-            a=nn.Linear(4, 8),
-            t=nn.Conv2d(1, 1, (3, 1), padding=(1, 0)),
-            b=nn.Linear(8, 2),
-        ),
+        lambda: vectors(lambda self, x: self.t(x[:, None])[:, 0], t=nn.Conv2d(1, 1, (3, 1), padding=(1, 0))),
         tokens(),
         8,
     ),
@@ -99,12 +85,7 @@ NETS = {
         0,
     ),
     "with a stride over channels is frozen": (
-        lambda: net(
-            lambda self, x: self.b(self.t(self.a(x))),
-            a=nn.Linear(4, 8),
-            t=nn.Conv1d(5, 5, 1, stride=2),
-            b=nn.Linear(4, 2),
-        ),
+        lambda: vectors(lambda self, x: self.t(x), out=4, t=nn.Conv1d(5, 5, 1, stride=2)),
         tokens(),
         0,
     ),
@@ -216,31 +197,20 @@ NETS = {
         6,
     ),
     "functional with conv groups": (
-        lambda: net(
-            lambda self, x: self.out(F.conv2d(self.stem(x), self.w, groups=2).sigmoid()),
-            stem=nn.Conv2d(3, 8, 1),
-            w=parameter(12, 4, 3, 3),
-            out=nn.Conv2d(12, 2, 1),
-        ),
+        lambda: images(lambda self, x: F.conv2d(x, self.w, groups=2).sigmoid(), out=12, w=parameter(12, 4, 3, 3)),
         image(),
         10,
     ),
     "functional depthwise whose groups are read from the tensor": (
-        lambda: net(
-            lambda self, x: self.out(F.conv2d(y := self.stem(x), self.w, None, padding=1, groups=y.shape[1])),
-            stem=nn.Conv2d(3, 6, 1),
-            w=parameter(6, 1, 3, 3),
-            out=nn.Conv2d(6, 2, 1),
+        lambda: images(
+            lambda self, x: F.conv2d(x, self.w, None, padding=1, groups=x.shape[1]), 6, 6, w=parameter(6, 1, 3, 3)
         ),
         image(),
         6,
     ),
     "functional transposed with conv groups": (
-        lambda: net(
-            lambda self, x: self.out(F.conv_transpose2d(self.stem(x), self.w, stride=2, groups=2)),
-            stem=nn.Conv2d(3, 8, 1),
-            w=parameter(8, 6, 2, 2),
-            out=nn.Conv2d(12, 2, 1),
+        lambda: images(
+            lambda self, x: F.conv_transpose2d(x, self.w, stride=2, groups=2), out=12, w=parameter(8, 6, 2, 2)
         ),
         image(),
         10,
@@ -260,32 +230,25 @@ NETS = {
         9,
     ),
     "a module called twice": (
-        lambda: net(
-            lambda self, x: self.out(self.block(self.block(self.stem(x)).relu()).sigmoid()),
-            stem=nn.Conv2d(3, 6, 1),
-            block=nn.Conv2d(6, 6, 3, padding=1),
-            out=nn.Conv2d(6, 2, 1),
+        lambda: images(
+            lambda self, x: self.block(self.block(x).relu()).sigmoid(), 6, 6, block=nn.Conv2d(6, 6, 3, padding=1)
         ),
         image(),
         6,
     ),
     "a grouped module called twice": (
-        lambda: net(
-            lambda self, x: self.out(self.block(self.block(self.stem(x)).relu()).sigmoid()),
-            stem=nn.Conv2d(3, 8, 1),
-            block=nn.Conv2d(8, 8, 3, padding=1, groups=2),
-            out=nn.Conv2d(8, 2, 1),
+        lambda: images(
+            lambda self, x: self.block(self.block(x).relu()).sigmoid(), block=nn.Conv2d(8, 8, 3, padding=1, groups=2)
         ),
         image(),
         4,
     ),
     "a residual sum": (
-        lambda: net(
-            lambda self, x: self.out((y := self.stem(x)) + self.two(self.one(y).relu())),
-            stem=nn.Conv2d(3, 6, 1),
+        lambda: images(
+            lambda self, x: x + self.two(self.one(x).relu()),
+            *(6, 6),
             one=nn.Conv2d(6, 5, 3, padding=1),
             two=nn.Conv2d(5, 6, 1),
-            out=nn.Conv2d(6, 2, 1),
         ),
         image(),
         11,
@@ -321,12 +284,10 @@ NETS["complex numbers"] = (
 )
 
 
-@pytest.mark.parametrize("name", NETS)
-def test_convolutions_keep_the_invariant(name: str) -> None:
-    make, inputs, channels = NETS[name]
-    # The first dimension is not the batch, or a weight is made from all of the batch.
-    other_batch = name not in ("an image without batch", "a weight that is computed from the input")
-    check_invariant(make(), inputs, channels, other_batch=other_batch)
+# The first dimension is not the batch, or a weight is computed from all of the batch.
+test_convolutions_keep_the_invariant = invariant_test(
+    NETS, one_batch=("an image without batch", "a weight that is computed from the input")
+)
 
 
 def test_tied_weights_lose_the_same_channels() -> None:

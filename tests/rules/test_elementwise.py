@@ -8,14 +8,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 from invariant import check_invariant, image, net, parameter, tokens
+from layer_nets import invariant_test, vectors
 from torch import nn
 
 X = torch.randn(3, 4)
-
-
-def between(function: object, **parts: object) -> nn.Module:
-    """A function of eight channels between two linear layers."""
-    return net(lambda self, x: self.out(function(self, self.a(x))), a=nn.Linear(4, 8), out=nn.Linear(8, 2), **parts)  # type: ignore[operator]
 
 
 def product(function: object) -> nn.Module:
@@ -67,7 +63,7 @@ FUNCTIONS = {
 
 NETS = {
     "clamping, rounding, powers": (
-        lambda: between(lambda self, x: (x.clamp(-1, 1).round() + x.pow(2)).clamp_min(0.1).log()),
+        lambda: vectors(lambda self, x: (x.clamp(-1, 1).round() + x.pow(2)).clamp_min(0.1).log()),
         X,
         8,
     ),
@@ -83,22 +79,22 @@ NETS = {
         8,
     ),
     "a parameter for each channel": (
-        lambda: between(lambda self, x: x * self.scale + self.shift, scale=parameter(8), shift=parameter(1, 8)),
+        lambda: vectors(lambda self, x: x * self.scale + self.shift, scale=parameter(8), shift=parameter(1, 8)),
         X,
         8,
     ),
     "a buffer for each channel": (
-        lambda: between(lambda self, x: (x - self.mean) / self.std, mean=torch.zeros(8), std=torch.ones(8)),
+        lambda: vectors(lambda self, x: (x - self.mean) / self.std, mean=torch.zeros(8), std=torch.ones(8)),
         X,
         8,
     ),
     "a table for each channel": (
-        lambda: between(lambda self, x: 1 - x * torch.arange(8, device=x.device).cos().to(x.dtype)),
+        lambda: vectors(lambda self, x: 1 - x * torch.arange(8, device=x.device).cos().to(x.dtype)),
         X,
         8,
     ),
     "tables of two dimensions, a condition and a maximum": (
-        lambda: between(
+        lambda: vectors(
             lambda self, x: torch.where(
                 (t := torch.linspace(-1, 1, 16, dtype=x.dtype).view(2, 1, 8)) > 0, torch.max(t, x), x + t
             )
@@ -126,7 +122,7 @@ NETS = {
         0,
     ),
     "a table that is written into": (
-        lambda: between(lambda self, x: torch.arange(8.0).to(x).expand(x.shape).clone().mul_(x)),
+        lambda: vectors(lambda self, x: torch.arange(8.0).to(x).expand(x.shape).clone().mul_(x)),
         X,
         0,
     ),
@@ -151,21 +147,21 @@ NETS = {
         8,
     ),
     "maximum and minimum": (
-        lambda: between(
+        lambda: vectors(
             lambda self, x: torch.minimum(torch.maximum(x, self.low), self.high), low=parameter(8), high=parameter(8)
         ),
         X,
         8,
     ),
-    "where": (lambda: between(lambda self, x: torch.where(x > 0, x, self.slope * x), slope=parameter(8)), X, 8),
-    "masked fill": (lambda: between(lambda self, x: x.masked_fill(x < 0, 0.5)), X, 8),
-    "lerp": (lambda: between(lambda self, x: torch.lerp(x, self.b, 0.3), b=parameter(8)), X, 8),
+    "where": (lambda: vectors(lambda self, x: torch.where(x > 0, x, self.slope * x), slope=parameter(8)), X, 8),
+    "masked fill": (lambda: vectors(lambda self, x: x.masked_fill(x < 0, 0.5)), X, 8),
+    "lerp": (lambda: vectors(lambda self, x: torch.lerp(x, self.b, 0.3), b=parameter(8)), X, 8),
     "a ternary": (
-        lambda: between(lambda self, x: torch.addcmul(self.b, x, self.c, value=0.5), b=parameter(8), c=parameter(8)),
+        lambda: vectors(lambda self, x: torch.addcmul(self.b, x, self.c, value=0.5), b=parameter(8), c=parameter(8)),
         X,
         8,
     ),
-    "in place": (lambda: between(lambda self, x: operator.iadd(x.sigmoid_().mul_(2), 1).relu_()), X, 8),
+    "in place": (lambda: vectors(lambda self, x: operator.iadd(x.sigmoid_().mul_(2), 1).relu_()), X, 8),
     "in place makes zeros something else": (
         lambda: net(
             lambda self, x: (F.hardsigmoid(y := self.a(x), inplace=True), y)[1] @ self.b(x).sigmoid().mT,
@@ -184,15 +180,19 @@ NETS = {
         tokens(),
         0,
     ),
-    "copies and casts": (lambda: between(lambda self, x: x.clone().contiguous().detach().to(x.dtype).type_as(x)), X, 8),
-    "prelu of one slope": (lambda: between(lambda self, x: self.act(x), act=nn.PReLU()), X, 8),
-    "prelu of many slopes": (lambda: between(lambda self, x: self.act(x), act=nn.PReLU(8)), X, 8),
+    "copies and casts": (
+        lambda: vectors(lambda self, x: x.clone().contiguous().detach().to(x.dtype).type_as(x)),
+        X,
+        8,
+    ),
+    "prelu of one slope": (lambda: vectors(lambda self, x: self.act(x), act=nn.PReLU()), X, 8),
+    "prelu of many slopes": (lambda: vectors(lambda self, x: self.act(x), act=nn.PReLU(8)), X, 8),
     "prelu of many slopes on images": (
         lambda: nn.Sequential(nn.Conv2d(3, 8, 1), nn.PReLU(8), nn.Conv2d(8, 2, 1)),
         image(),
         8,
     ),
-    "functional prelu": (lambda: between(lambda self, x: F.prelu(x, self.slope), slope=parameter(8)), X, 8),
+    "functional prelu": (lambda: vectors(lambda self, x: F.prelu(x, self.slope), slope=parameter(8)), X, 8),
     "gated linear units": (
         lambda: net(lambda self, x: self.out(F.glu(self.a(x))), a=nn.Linear(4, 8), out=nn.Linear(4, 2)),
         X,
@@ -219,7 +219,7 @@ NETS = {
         None,
     ),
     "zeros and ones like the channels": (
-        lambda: between(lambda self, x: x + torch.zeros_like(x) + torch.ones_like(x)),
+        lambda: vectors(lambda self, x: x + torch.zeros_like(x) + torch.ones_like(x)),
         X,
         8,
     ),
@@ -236,10 +236,7 @@ def test_a_tensor_that_is_a_plain_attribute_is_not_masked() -> None:
     check_invariant(model, tokens(), 0)
 
 
-@pytest.mark.parametrize("name", NETS)
-def test_elementwise_ops_keep_the_invariant(name: str) -> None:
-    make, inputs, channels = NETS[name]
-    check_invariant(make(), inputs, channels)
+test_elementwise_ops_keep_the_invariant = invariant_test(NETS)
 
 
 @pytest.mark.parametrize("kind", MODULES, ids=lambda kind: kind.__name__)

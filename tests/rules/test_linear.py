@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import pytest
 import torch
 import torch.nn.functional as F
 from invariant import check_invariant, net, parameter, tokens
+from layer_nets import invariant_test
 from torch import nn
 
 X = torch.randn(3, 4)
@@ -213,10 +213,7 @@ NETS = {
 }
 
 
-@pytest.mark.parametrize("name", NETS)
-def test_matrix_products_keep_the_invariant(name: str) -> None:
-    make, inputs, channels = NETS[name]
-    check_invariant(make(), inputs, channels)
+test_matrix_products_keep_the_invariant = invariant_test(NETS)
 
 
 def test_a_product_without_a_rule_is_probed() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -11,62 +10,40 @@ import pytest
 import torch
 import torch.nn.functional as F
 from invariant import check_invariant, image, net, parameter, prunable, tokens
-from rules.test_recurrent import packed
+from layer_nets import images, packed, vectors
+from mutate import Patch, as_if_elementwise, attribute, no_flops, no_rewrite
 from torch import nn
 from torchvision.ops import deform_conv2d
 
 from fxprune import analysis
 from fxprune.channels import IdTable, Labels, size_of
+
+# fmt: off
 from fxprune.rules import (
     attention,
+    batch_norm,
     conv,
+    cut,
     elementwise,
     indexing,
+    join,
+    layer_norm,
     linear,
-    norm,
+    order,
     recurrent,
     reduce,
+    repeat,
     reshape,
-    shape,
     spatial,
     stand_in,
+    weight_norm,
 )
-from fxprune.rules.registry import _RULES, Op, Rewrite, Rule
-from fxprune.rules.size import map_values
 
-Patch = Callable[[pytest.MonkeyPatch], None]
-
-
-def no_rewrite(rule: Rule[Any]) -> Patch:
-    """The node stays as it was."""
-    return lambda monkeypatch: monkeypatch.setattr(rule, "rewrite_of", None)
-
-
-def no_flops(rule: Rule[Any]) -> Patch:
-    """The op is taken to be free."""
-    return lambda monkeypatch: monkeypatch.setattr(rule, "flops_of", None)
-
-
-def as_if_elementwise(rule: Rule[Any]) -> Patch:
-    """Labels pass, whatever the op mixes."""
-    return lambda monkeypatch: monkeypatch.setattr(rule, "propagate", lambda op, x, *arguments, **options: x)
-
-
-def attribute(owner: Any, name: str, value: Any) -> Patch:
-    """Any other change."""
-    return lambda monkeypatch: monkeypatch.setattr(owner, name, value)
-
-
-def images(function: Any, wide: int = 8, out: int = 8, **parts: Any) -> nn.Module:
-    return net(
-        lambda self, x: self.out(function(self, self.a(x))), a=nn.Conv2d(3, wide, 1), out=nn.Conv2d(out, 2, 1), **parts
-    )
-
-
-def vectors(function: Any, wide: int = 8, out: int = 8, **parts: Any) -> nn.Module:
-    return net(
-        lambda self, x: self.out(function(self, self.a(x))), a=nn.Linear(4, wide), out=nn.Linear(out, 2), **parts
-    )
+# fmt: on
+from fxprune.rules.op import Op, map_values
+from fxprune.rules.registry import _RULES
+from fxprune.rules.rewrite import Rewrite
+from fxprune.rules.state import State
 
 
 def residual() -> nn.Module:
@@ -120,7 +97,7 @@ def cat_without_order(op: Op, tensors: Any, dim: int = 0, **options: Any) -> Lab
     return _cat(op, tuple(reversed(tensors)), dim, **options)
 
 
-_cat = shape.cat.propagate
+_cat = join.cat.propagate
 
 MUTATIONS: dict[str, tuple[Patch, nn.Module, Any]] = {
     # channels
@@ -186,18 +163,18 @@ MUTATIONS: dict[str, tuple[Patch, nn.Module, Any]] = {
     ),
     # norm
     "layer norm forgets the zeros": (
-        no_rewrite(norm.layer_norm_module),
+        no_rewrite(layer_norm.layer_norm_module),
         nn.Sequential(nn.Linear(4, 8), nn.LayerNorm(8), nn.Linear(8, 2)),
         tokens(),
     ),
     "group norm forgets the zeros": (
-        no_rewrite(norm.group_norm_module),
+        no_rewrite(layer_norm.group_norm_module),
         nn.Sequential(nn.Conv2d(3, 8, 1), nn.GroupNorm(1, 8), nn.Conv2d(8, 2, 1)),
         image(),
     ),
     "layer norm takes what is removed for zero": (
         attribute(
-            norm, "append_removed", lambda op, x, d: op.insert(F.pad, (x, (0, 8 - op.size(op.labels(x).dims[d]))))
+            layer_norm, "append_removed", lambda op, x, d: op.insert(F.pad, (x, (0, 8 - op.size(op.labels(x).dims[d]))))
         ),
         nn.Sequential(nn.Linear(4, 8), nn.Sigmoid(), nn.LayerNorm(8), nn.Linear(8, 2)),
         tokens(),
@@ -210,17 +187,17 @@ MUTATIONS: dict[str, tuple[Patch, nn.Module, Any]] = {
         tokens(),
     ),
     "zeros stay where a number was added in place": (
-        attribute(analysis, "_forget_zeros", lambda sharing, labels_of, result: sharing),
+        attribute(State, "_forget_zeros", lambda state, root, written: None),
         vectors(lambda self, x: self.n((y := x.clone(), y.transpose(0, 1).add_(1.0), y)[2]), n=nn.LayerNorm(8)),
         tokens(),
     ),
     "norm groups are not counted": (
-        attribute(norm, "_norm_groups_left", lambda op, groups: 1),
+        attribute(layer_norm, "_norm_groups_left", lambda op, groups: 1),
         nn.Sequential(nn.Conv2d(3, 8, 1), nn.GroupNorm(4, 8), nn.Conv2d(8, 2, 1)),
         image(),
     ),
     "batch norm costs too much": (
-        attribute(norm.norm_module, "flops_of", lambda op, out, x: [norm.numel(x, 3)]),
+        attribute(batch_norm.norm_module, "flops_of", lambda op, out, x: [batch_norm.elements(x, 3)]),
         nn.Sequential(nn.Conv2d(3, 8, 1), nn.BatchNorm2d(8), nn.Conv2d(8, 2, 1)),
         image(),
     ),
@@ -243,8 +220,8 @@ MUTATIONS: dict[str, tuple[Patch, nn.Module, Any]] = {
     ),
     "the share of the mean is dropped": (no_rewrite(reduce.mean), over_channels(), image()),
     "softmax passes": (as_if_elementwise(reduce.softmax), images(lambda self, x: x.softmax(1)), image()),
-    "the largest over channels passes": (
-        attribute(reduce, "_reduce", lambda op, x, dim, keepdim, additive: Labels.plain(op.shape)),
+    "the largest over channels forgets the zeros": (
+        no_rewrite(reduce.statistic),
         net(lambda self, x: self.a(x).amax(1), a=nn.Conv2d(3, 8, 1)),
         image(),
     ),
@@ -256,7 +233,7 @@ MUTATIONS: dict[str, tuple[Patch, nn.Module, Any]] = {
         torch.randn(3, 4),
     ),
     "chunks are not cut at new places": (
-        no_rewrite(shape.split),
+        no_rewrite(cut.split),
         images(
             lambda self, x: torch.cat([(c := x.chunk(2, 1))[0], self.b(c[1])], 1),
             wide=24,
@@ -281,22 +258,22 @@ MUTATIONS: dict[str, tuple[Patch, nn.Module, Any]] = {
         image(),
     ),
     "what is written into an index is not seen": (
-        attribute(Op, "written", lambda op, nodes: set()),
+        attribute(State, "written_by", lambda state, nodes: set()),
         images(lambda self, x: (i := torch.arange(8), i.__setitem__(0, 3), x[:, i])[-1]),
         image(),
     ),
     "narrow is not cut at new places": (
-        no_rewrite(shape.narrow),
+        no_rewrite(cut.narrow),
         images(lambda self, x: torch.cat([x.narrow(1, 0, 3).relu(), x.narrow(1, 3, 5)], 1)),
         image(),
     ),
     "select is not renumbered": (
-        no_rewrite(shape.select),
+        no_rewrite(cut.select),
         images(lambda self, x: x + x.select(1, 3).unsqueeze(1)),
         image(),
     ),
     "copies that are interleaved stay as many": (
-        no_rewrite(shape.repeat_interleave),
+        no_rewrite(repeat.repeat_interleave),
         images(
             lambda self, x: F.conv2d(x, self.k.repeat_interleave(8, 0), groups=x.shape[1]), k=torch.ones(1, 1, 1, 1)
         ),
@@ -304,7 +281,7 @@ MUTATIONS: dict[str, tuple[Patch, nn.Module, Any]] = {
     ),
     "copies of fixed entries are counted one by one": (
         attribute(
-            shape, "_copies", lambda op, dim, times, argument: op.ids.fresh(times * size_of(dim))[:: size_of(dim)]
+            repeat, "copies", lambda op, dim, times, argument: op.ids.fresh(times * size_of(dim))[:: size_of(dim)]
         ),
         images(lambda self, x: F.conv2d(x, self.k.repeat(8, 1, 1, 1), groups=8), out=16, k=torch.ones(2, 1, 1, 1)),
         image(),
@@ -318,7 +295,7 @@ MUTATIONS: dict[str, tuple[Patch, nn.Module, Any]] = {
         tokens(),
     ),
     "copies of one entry are taken for zeros": (
-        attribute(shape, "_zeros_behind", lambda x, rank: (True,) * rank),
+        attribute(repeat, "_zeros_behind", lambda x, rank: (True,) * rank),
         net(
             lambda self, x: torch.einsum("nc,nc->n", *torch.broadcast_tensors(self.a(x).sigmoid(), self.one)),
             a=nn.Linear(4, 8),
@@ -327,12 +304,12 @@ MUTATIONS: dict[str, tuple[Patch, nn.Module, Any]] = {
         torch.randn(3, 4),
     ),
     "expand is not patched": (
-        no_rewrite(shape.expand),
+        no_rewrite(repeat.expand),
         images(lambda self, x: x * x.mean(1, keepdim=True).expand(-1, 8, -1, -1)),
         image(),
     ),
     "concatenation forgets the order": (
-        attribute(shape.cat, "propagate", cat_without_order),
+        attribute(join.cat, "propagate", cat_without_order),
         net(
             lambda self, x: self.c(torch.cat([self.a(x), self.b(x)], 1)),
             a=nn.Conv2d(3, 8, 1),
@@ -341,10 +318,10 @@ MUTATIONS: dict[str, tuple[Patch, nn.Module, Any]] = {
         ),
         image(),
     ),
-    "permute passes": (as_if_elementwise(shape.permute), vectors(lambda self, x: x.permute(0, 2, 1).mT), tokens()),
-    "roll passes": (as_if_elementwise(shape.rolled), images(lambda self, x: x.roll(1, 1)), image()),
+    "permute passes": (as_if_elementwise(order.permute), vectors(lambda self, x: x.permute(0, 2, 1).mT), tokens()),
+    "roll passes": (as_if_elementwise(order.rolled), images(lambda self, x: x.roll(1, 1)), image()),
     "repeat counts one by one": (
-        attribute(shape.np, "tile", lambda ids, n: np.repeat(ids, n)),
+        attribute(repeat.np, "tile", lambda ids, n: np.repeat(ids, n)),
         images(lambda self, x: x.repeat(1, 2, 1, 1), out=16),
         image(),
     ),
@@ -380,7 +357,7 @@ MUTATIONS: dict[str, tuple[Patch, nn.Module, Any]] = {
         tokens(),
     ),
     "the vectors of spectral norm stay": (
-        attribute(norm, "_over_spectral_norm", lambda op, weight, u, v, dim: weight),
+        attribute(weight_norm, "_over_spectral_norm", lambda op, weight, u, v, dim: weight),
         nn.Sequential(nn.utils.spectral_norm(nn.Linear(4, 8)), nn.ReLU(), nn.Linear(8, 2)),
         tokens(),
     ),

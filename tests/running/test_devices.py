@@ -19,6 +19,7 @@ from torch import Tensor, nn
 import fxprune
 from fxprune.compensation.synthesis import synthesize
 from fxprune.rewriting import pruning_notes
+from fxprune.running.devices import device_of, on_device_of
 
 WITHOUT_DATA = ("relevance", "l1", "l2", "uniform", "batchnorm", "fpgm", "random")
 FROM_DATA = ("surgeon", "fisher", "taylor", "dagger")
@@ -75,6 +76,17 @@ def batches() -> list[tuple[Tensor, Tensor]]:
 
 def is_on(model: nn.Module, device: torch.device) -> bool:
     return {tensor.device for tensor in (*model.parameters(), *model.buffers())} == {device}
+
+
+def test_tensors_go_where_the_model_is_if_that_is_one_place_with_values(device: torch.device) -> None:
+    net = trained_on_chance(device)
+    assert device_of(net) == device
+    moved = on_device_of(net, ({"x": torch.zeros(2)}, [3]))
+    assert moved[0]["x"].device == device
+    assert moved[1] == [3]
+    for elsewhere in (nn.Linear(2, 2, device="meta"), nn.ReLU(), nn.ModuleList([net, nn.Linear(2, 2, device="meta")])):
+        assert on_device_of(elsewhere, torch.zeros(2)).device.type == "cpu"
+    assert device_of(nn.ReLU()) is None
 
 
 @pytest.mark.parametrize("method", FROM_DATA)

@@ -76,3 +76,22 @@ def test_inputs_that_are_given_come_before_those_of_the_trace() -> None:
     assert call_of(traced, torch.zeros(1, 3, 6, 6))[0][0].shape == (1, 3, 6, 6)
     assert example_of(traced).keys() == {"x"}
     assert torch.equal(example_of(fxprune.trace(Kept(), image()))[0], image())
+
+
+def test_a_traced_model_is_called_with_what_it_was_traced_with() -> None:
+    x = torch.randn(4, 3)
+    traced = fxprune.trace(nn.Linear(3, 2), x)
+    args, kwargs = call_of(traced)
+    assert torch.equal(args[0], x)
+    assert kwargs == {}
+    assert call_of(traced, torch.zeros(1, 3))[0][0].shape == (1, 3)
+    assert torch.equal(example_of(traced)[0], x)
+
+
+def test_the_example_of_a_model_with_keyword_inputs_is_a_dict() -> None:
+    class Named(nn.Module):
+        def forward(self, *, x: Tensor) -> Tensor:
+            return x.relu()
+
+    example: Any = example_of(fxprune.trace(Named(), {"x": torch.ones(2, 3)}))
+    assert list(example) == ["x"]
