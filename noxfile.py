@@ -21,7 +21,7 @@ PYTHONS = nox.project.python_versions(PROJECT)
 def install(session: nox.Session, *groups: str, more: Sequence[str] = (), without: Sequence[str] = ()) -> None:
     """Install fxprune, editable, with the named dependency groups."""
     requirements = [r for r in nox.project.dependency_groups(PROJECT, *groups) if r not in without]
-    # A group names the project's own extras as fxprune[extra]; they come with the editable install.
+    # Groups name the project's own extras as fxprune[extra]; the editable install includes them.
     own = [requirement for requirement in requirements if requirement.startswith("fxprune")]
     extras = ",".join(requirement.removeprefix("fxprune[").removesuffix("]") for requirement in own)
     others = [requirement for requirement in requirements if requirement not in own]
@@ -37,14 +37,14 @@ def tests(session: nox.Session) -> None:
 
 @nox.session(python=PYTHONS)
 def pythons(session: nox.Session) -> None:
-    """Run the tests on every Python that is supported and installed."""
+    """Run the tests on each supported Python that is installed."""
     install(session, "test")
     session.run("pytest", *session.posargs)
 
 
 @nox.session(python=PYTHONS[0])
 def lowest(session: nox.Session) -> None:
-    """Run the tests on the lowest Python with the lowest versions of what fxprune itself needs."""
+    """Run the tests on the lowest Python with the lowest versions of fxprune's own dependencies."""
     needed = [requirement.replace(">=", "==") for requirement in PROJECT["project"]["dependencies"]]
     install(session, "test", more=needed, without=["torchao"])
     session.run("pytest", *session.posargs)
@@ -52,7 +52,7 @@ def lowest(session: nox.Session) -> None:
 
 @nox.session
 def build(session: nox.Session) -> None:
-    """Build wheel and sdist, and prune a small model with the wheel in an environment of its own."""
+    """Build wheel and sdist, and prune a small model with the wheel in an empty environment."""
     session.install(*nox.project.dependency_groups(PROJECT, "build"))
     shutil.rmtree("dist", ignore_errors=True)
     session.run("python", "-m", "build")
@@ -61,12 +61,18 @@ def build(session: nox.Session) -> None:
     session.run("python", "tests/wheel.py", *(file for file in files if file.endswith(".whl")))
 
 
-@nox.session
-def lint(session: nox.Session) -> None:
-    """Check style and formatting with ruff."""
-    session.install(*nox.project.dependency_groups(PROJECT, "lint"))
+def check_style(session: nox.Session) -> None:
+    """Style, formatting, and which package imports which; none of it imports fxprune or torch."""
     session.run("ruff", "check", ".")
     session.run("ruff", "format", "--check", ".")
+    session.run("lint-imports", "--no-logo")
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Check style, formatting and import contracts."""
+    session.install(*nox.project.dependency_groups(PROJECT, "lint"))
+    check_style(session)
 
 
 @nox.session
@@ -77,9 +83,18 @@ def types(session: nox.Session) -> None:
 
 
 @nox.session
+def ci(session: nox.Session) -> None:
+    """Run lint, types and tests, in one environment: torch takes a minute to install."""
+    install(session, "lint", "types", "test")
+    check_style(session)
+    session.run("mypy")
+    session.run("pytest", *session.posargs)
+
+
+@nox.session
 def docs(session: nox.Session) -> None:
-    """Build the documentation; `nox -s docs -- serve` shows it while it is written."""
-    # The docstrings are read, not run: fxprune and torch are not needed.
+    """Build the documentation; `nox -s docs -- serve` shows it while you write."""
+    # mkdocstrings reads the source, so it needs neither fxprune nor torch.
     session.install(*nox.project.dependency_groups(PROJECT, "docs"))
     session.run("mkdocs", *(session.posargs or ["build", "--strict"]))
 
@@ -93,14 +108,14 @@ def demo(session: nox.Session) -> None:
 
 @nox.session
 def coverage(session: nox.Session) -> None:
-    """Run the model matrix; `-- --workers 2`, or names of models or list files, to choose."""
+    """Run the model matrix; arguments choose models, list files or `--workers 2`."""
     install(session, "test")
     session.run("python", "tests/benchmarks/coverage.py", *(session.posargs or ["--at-least", "200"]))
 
 
 @nox.session
 def nightly(session: nox.Session) -> None:
-    """Prune 1,000 new random nets; FXPRUNE_FUZZ in the environment is another number."""
+    """Prune 1,000 new random networks, or as many as FXPRUNE_FUZZ in the environment says."""
     install(session, "test")
     session.run(
         "pytest", "tests/test_fuzz.py", *session.posargs, env={"FXPRUNE_FUZZ": os.environ.get("FXPRUNE_FUZZ", "1000")}
@@ -109,6 +124,6 @@ def nightly(session: nox.Session) -> None:
 
 @nox.session
 def exports(session: nox.Session) -> None:
-    """Export every model of the cross-section as ONNX and .pt2, run the results, and compile it (an hour)."""
+    """Export each model of the cross-section as ONNX and .pt2, run the results, and compile it (takes an hour)."""
     install(session, "test")
-    session.run("pytest", "tests/test_exporting.py", *session.posargs, env={"FXPRUNE_EXPORT": "1"})
+    session.run("pytest", "tests/files/test_exporting.py", *session.posargs, env={"FXPRUNE_EXPORT": "1"})

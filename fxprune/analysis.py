@@ -28,6 +28,7 @@ from fxprune.rules.state import Split, Splits, State
 from fxprune.running import trees
 from fxprune.running.one_node import run_node, with_values
 from fxprune.tracing.aliasing import used_nodes
+from fxprune.tracing.notes import trace_notes
 
 __all__ = ["analyze"]
 
@@ -77,7 +78,15 @@ def _analyze(traced: fx.GraphModule, splits: Splits) -> tuple[ChannelGraph, froz
         if cost and node in used:
             costs[node.name] = cost
     resolved = state.ids.resolve()
-    graph = collect(traced, resolved, state.parameters.by_name(), state.labels, costs, state.contractions)
+    graph = collect(
+        traced,
+        resolved,
+        state.parameters.by_name(),
+        state.labels,
+        costs,
+        state.contractions,
+        trace_notes(traced).remarks,
+    )
     return graph, _fully_frozen_splits(state, resolved)
 
 

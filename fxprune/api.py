@@ -4,27 +4,29 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable
-from typing import Any, Literal
+from dataclasses import replace
+from typing import Literal
 
-import numpy as np
 import torch
 from torch import fx, nn
 
 from fxprune.analysis import analyze
 from fxprune.channels import ChannelGraph, Scores
 from fxprune.compensation.compensate import compensate as compensated
+from fxprune.compensation.holdout import clusters_of
 from fxprune.compensation.synthesis import synthesize
-from fxprune.data import Batch, calibration_batch, check_labels, run_model
-from fxprune.errors import FxpruneError, FxpruneWarning
+from fxprune.data import Batch, Data, Inputs, calibration_batch, check_labels, run_model
+from fxprune.errors import CannotScoreError, FxpruneError, FxpruneWarning
 from fxprune.gates.learning import learn_gates
-from fxprune.latency.budget import UnreachableLatencyError, plan_for_latency
+from fxprune.latency.budget import plan_for_latency
 from fxprune.latency.channels import time_channels
 from fxprune.losses import are_class_labels, number_of_classes
-from fxprune.planning.budgets import check_latency, flops_target
-from fxprune.planning.make import make_plan
+from fxprune.planning.budgets import Request, as_patterns, flops_target
+from fxprune.planning.make import check_reachable, plan_for
+from fxprune.planning.plan import Plan
 from fxprune.progress import Progress, shown
 from fxprune.rewriting import rewrite
-from fxprune.running.copies import cloned
+from fxprune.running.copies import copy_module
 from fxprune.running.eval_mode import in_eval_without_grad
 from fxprune.scoring.criteria import FROM_DATA, check_method, scores
 from fxprune.tracing.aliasing import written_attributes
@@ -32,14 +34,17 @@ from fxprune.tracing.tracer import trace
 
 __all__ = ["prune"]
 
+# Passes of gate learning over a synthetic batch, which is one step each. Not tuned.
+_SYNTHETIC_EPOCHS = 20
+
 
 def prune(
     model: nn.Module,
     flops: float | None = None,
     *,
     latency: float | None = None,
-    example_inputs: Any = None,
-    data: Any = None,
+    example_inputs: Inputs | None = None,
+    data: Data | None = None,
     method: str | Callable[[ChannelGraph], Scores] | None = None,
     compensate: bool = True,
     samples: int = 128,
@@ -48,108 +53,100 @@ def prune(
     seed: int = 0,
     progress: bool | Progress = True,
 ) -> fx.GraphModule:
-    """Make a model smaller, so that it costs at most `flops` or takes at most `latency`.
+    """Make a model smaller, so that it costs at most `flops`, takes at most `latency`, or both.
 
-    Channels are scored, a plan is made that meets the budget, the model is rewritten, and the weights that stay are
-    made to do what the whole model does on samples. Without data these are made from the model's own BatchNorm
-    statistics (`fxprune.compensation.synthesis`); a model without any is cut by "relevance" and not compensated.
+    The model is traced and its channels are found and scored; a plan removes those with the lowest scores until the
+    budget holds; the model is rewritten without them, and its weights are changed to give the original's outputs on
+    samples again. Without data, samples are made from the statistics in the model's BatchNorm layers
+    (`fxprune.compensation.synthesis`); a model without these is pruned by "relevance" and not compensated.
 
     Args:
-        model: any traceable module; it is not changed.
+        model: any module that can be traced; it is not changed.
         flops: the budget; up to 1 a fraction of the model's FLOPs, above 1 a number of FLOPs as fvcore counts them.
-            Default: 0.5, or where a latency is given, no limit.
-        latency: a budget of time, as a fraction of what the model takes on its device on the example, with as many
-            threads as torch is set to. Channels are then chosen by the time that they save, and the result is measured
-            beside the model. With ``latency=1`` a budget of FLOPs is the limit, and time decides what goes.
-        example_inputs: a tensor, a tuple of arguments or a dict of keyword arguments; the default is the first sample
-            of `data`, and without data what timm and torchvision models are made for.
+            Default: 0.5, or all of them if the latency is to fall below the model's.
+        latency: a budget of time, as a fraction of what the model takes for the example on its device, with the number
+            of threads set in torch. Channels are then chosen by the time that they save, and the result is measured
+            against the model. With ``latency=1`` the FLOPs are the only limit, and time decides which channels go.
+        example_inputs: a tensor, a tuple of arguments or a dict of keyword arguments. Default: the first sample of
+            `data`, or without data the inputs that a timm or torchvision model is made for.
         data: a DataLoader or any iterable of batches, with or without labels, see `fxprune.data`.
-        method: how channels are scored, see `fxprune.scores`, or "dagger": gates that `fxprune.learn_gates` learns in
-            one pass over all of `data`, or 20 over synthetic samples. Default: "surgeon" where there are samples to
-            compensate on, else "relevance".
-        compensate: whether the weights that stay make up for those that go (`fxprune.compensate`). False gives the bare
-            cut, slices of the original's weights, and is quick.
-        samples: how many of the first samples of `data` scores and compensation look at.
+        method: how channels are scored, see `fxprune.scores`, or "dagger": by gates that `fxprune.learn_gates` learns
+            in one pass over all of `data`, or in 20 steps on synthetic samples. Default: "surgeon" if there are samples
+            to compensate on, else "relevance".
+        compensate: whether to fit the remaining weights to the original's outputs (`fxprune.compensate`). False gives
+            slices of the original's weights, and is fast.
+        samples: how many samples scoring and compensation use, the first of `data`.
         ignore: names or glob patterns of modules to leave whole.
-        round_to: widths that are changed become multiples of this; "auto" for what the device likes, see `make_plan`.
-        seed: fixes all that is random.
-        progress: show bars in a terminal while samples are made, read and compensated on, or call this function.
+        round_to: the widths that change become multiples of this; "auto" for multiples that the device computes
+            without waste, see `fxprune.make_plan`.
+        seed: of everything random.
+        progress: True shows bars in a terminal, False nothing; a function is called with the progress
+            (`fxprune.progress.Progress`).
 
     Returns:
-        A GraphModule with the original's `state_dict` keys; `fxprune.plan_of` tells what was kept.
+        A GraphModule with the original's `state_dict` keys; `fxprune.plan_of` returns what was kept.
 
     Raises:
-        FxpruneError: the model cannot be traced, the data cannot be used or is missing for the method, or the budget
-            cannot be met; the message says why and what to do.
+        UnreachableBudgetError: no plan meets the budget.
+        CannotScoreError: the method needs samples, and this model cannot be scored on them.
+        FxpruneError: the model cannot be traced, the data cannot be used or is missing for the method, or another
+            argument is wrong; the message says why and what to do.
 
     Warns:
-        FxpruneWarning: no method was asked for, and the model cannot be scored on samples: it is cut by "relevance".
-            Or the model runs code in training that the result does not have.
+        FxpruneWarning: no method was given and the model cannot be scored on samples, so that it is pruned by
+            "relevance"; or the model runs code in training that the result does not have.
+
+    Examples:
+        >>> model = nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Conv2d(16, 2, 1))
+        >>> small = prune(model, flops=0.5, example_inputs=torch.zeros(1, 3, 8, 8))
+        >>> small.get_parameter("0.weight").shape
+        torch.Size([8, 3, 3, 3])
     """
+    request = Request(flops, latency, round_to, as_patterns(ignore))
+    if method is not None:
+        check_method(method, ("dagger",))
     with shown(progress) as show:
-        # A generator would be used up by the first look.
-        data = list(data) if method == "dagger" and hasattr(data, "__next__") else data
-        batch = None if data is None else calibration_batch(data, samples).on_device_of(model)
+        if method == "dagger" and hasattr(data, "__next__"):
+            # The first pass would use up an iterator.
+            data = list(data)  # type: ignore[arg-type]
+        batch = None if data is None else calibration_batch(data, samples, model)
         graph = analyze(_traced(model, example_inputs, batch))
-        # What cannot be is said before the work.
         if batch is not None:
             _check_data(graph, batch)
-        if method is not None:
-            check_method(method, ("dagger",))
-        settings: dict[str, Any] = {"flops": flops, "round_to": round_to, "ignore": ignore}
-        unscored = np.zeros(graph.num_channels)
+        check_reachable(graph, request)
         if latency is not None:
-            check_latency(latency)
-            make_plan(graph, unscored, **{**settings, "flops": flops_target(graph, flops, latency)})
             graph = time_channels(graph)
-        make_plan(graph, unscored, latency=latency, **settings)
-        reads = method in ("dagger", *FROM_DATA)
-        if batch is None and (reads or compensate):
-            made = synthesize(graph, seed=seed, progress=show)
-            batch = None if made is None else Batch((made,), {})
-            if batch is None and reads:
-                raise FxpruneError(
-                    f"method {method!r} needs data, and none can be made from this model, which has no BatchNorm "
-                    "statistics or not one input: give data, a loader or a list of batches, or another method"
-                )
-
-        def pruned_by(method: str | Callable[[ChannelGraph], Scores], batch: Batch | None) -> fx.GraphModule:
+            check_reachable(graph, request)
+        try:
+            if batch is None and (compensate or method == "dagger" or method in FROM_DATA):
+                batch = _made_samples(graph, method, seed, show)
+            if batch is not None and (compensate or method in (None, "surgeon")):
+                # Scoring and compensation split the samples by the same clusters.
+                batch = replace(batch, clusters=clusters_of(graph.module, batch))
             if method == "dagger":
-                assert batch is not None
-                given, epochs = (batch, 20) if data is None else (data, 1)
-                share = min(flops_target(graph, flops, latency) / graph.flops.total, latency or 1.0)
-                chosen = learn_gates(graph, given, flops=share, epochs=epochs, seed=seed, progress=show).scores
+                chosen = _learned_scores(graph, request, data, batch, seed, show)
             else:
-                chosen = scores(graph, method, data=batch, seed=seed, progress=show)
-            if latency is None or latency == 1:
-                plan = make_plan(graph, chosen, **settings)
-            else:
-                plan = plan_for_latency(graph, chosen, cloned(model, {}), latency, **settings)
+                default = "relevance" if batch is None else "surgeon"
+                chosen = scores(graph, method or default, data=batch, seed=seed, progress=show)
+            plan = _planned(model, graph, chosen, request)
             pruned = rewrite(graph, plan)
             if not compensate or batch is None or plan.flops == plan.flops_before:
                 return pruned
             return compensated(graph, pruned, batch, seed=seed, progress=show)
-
-        if method is not None:
-            return pruned_by(method, batch)
-        if batch is None or not (compensate or data is not None):
-            return pruned_by("relevance", None)
-        try:
-            return pruned_by("surgeon", batch)
-        except UnreachableLatencyError:
-            raise
-        except FxpruneError as error:
+        except CannotScoreError as error:
+            if method is not None:
+                raise
             reason = str(error).partition("\n")[0]
             warnings.warn(f"cut by relevance and not compensated: {reason}", FxpruneWarning, stacklevel=2)
-            return pruned_by("relevance", None)
+        return rewrite(graph, _planned(model, graph, scores(graph, "relevance"), request))
 
 
-def _traced(model: nn.Module, example_inputs: Any, batch: Batch | None) -> fx.GraphModule:
-    """Trace with the example given, or else with a sample of the data."""
+def _traced(model: nn.Module, example_inputs: Inputs | None, batch: Batch | None) -> fx.GraphModule:
+    """The traced model, on the example given or else on a sample of the data."""
     if example_inputs is not None or batch is None:
-        return _of_its_own(model, example_inputs)
+        return _trace_apart(model, example_inputs)
     try:
-        return _of_its_own(model, batch.example)
+        return _trace_apart(model, batch.example)
     except FxpruneError as error:
         raise FxpruneError(
             f"{error} The example was the first sample of data, of shape {batch.rows(0, 1).shapes}: data must yield "
@@ -157,17 +154,49 @@ def _traced(model: nn.Module, example_inputs: Any, batch: Batch | None) -> fx.Gr
         ) from error
 
 
-def _of_its_own(model: nn.Module, inputs: Any) -> fx.GraphModule:
-    """The traced model, with copies of the weights if running it writes into them, as layers of bounded norm do."""
+def _trace_apart(model: nn.Module, inputs: Inputs | None) -> fx.GraphModule:
+    """The traced model, with copies of the weights if it writes into them, as layers of bounded norm do."""
     traced = trace(model, inputs, copy=False)
     weights = {name for name, _ in model.named_parameters(remove_duplicate=False)}
     return trace(model, inputs) if written_attributes(traced) & weights else traced
 
 
 def _check_data(graph: ChannelGraph, batch: Batch) -> None:
-    """Check that the model runs on a sample, and that the labels, if they are those of classes, are among its own."""
+    """Check that the model runs on a sample, and that labels, if they are class numbers, are among its classes."""
     one = batch.rows(0, 1)
     with torch.no_grad(), in_eval_without_grad(graph.module):
         outputs = run_model(graph.module, one)
     if one.labels is not None and are_class_labels(outputs, one.labels):
         check_labels(batch, number_of_classes(outputs))
+
+
+def _made_samples(
+    graph: ChannelGraph, method: str | Callable[[ChannelGraph], Scores] | None, seed: int, show: Progress
+) -> Batch | None:
+    """Synthetic samples; None if none can be made and the method needs none."""
+    made = synthesize(graph, seed=seed, progress=show)
+    if made is not None:
+        if not made.isfinite().all():
+            raise CannotScoreError("synthetic samples became NaN or infinite: check the weights for NaN and infinity")
+        return Batch((made,), {}, checked=True)
+    if method == "dagger" or method in FROM_DATA:
+        raise FxpruneError(
+            f"method {method!r} needs data, and none can be made from this model, which has no BatchNorm "
+            "statistics or not one input: give data, a loader or a list of batches, or another method"
+        )
+    return None
+
+
+def _learned_scores(
+    graph: ChannelGraph, request: Request, data: Data | None, made: Batch | None, seed: int, show: Progress
+) -> Scores:
+    """The scores of gates that are learned on all of the data, or on synthetic samples if there is none."""
+    share = min(flops_target(graph, request.flops, request.latency) / graph.flops.total, request.latency or 1.0)
+    samples, epochs = (made, _SYNTHETIC_EPOCHS) if data is None else (data, 1)
+    return learn_gates(graph, samples, flops=share, epochs=epochs, seed=seed, progress=show).scores
+
+
+def _planned(model: nn.Module, graph: ChannelGraph, chosen: Scores, request: Request) -> Plan:
+    if request.latency is None or request.latency == 1:
+        return plan_for(graph, chosen, request)
+    return plan_for_latency(graph, chosen, copy_module(model), request)

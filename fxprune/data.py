@@ -1,34 +1,50 @@
-"""Data as users have it: what a loader yields, read as a `Batch` and checked.
+"""Data as users have it: read as `Batch`es and checked, once.
 
 `data` is a DataLoader or any other iterable whose items are one of
 
 - a tensor: the model's only input;
 - a pair ``(inputs, labels)``, where inputs are a tensor, a tuple of positional inputs or a dict of keyword inputs, and
   labels may be None;
-- a dict of keyword inputs; one of the keys "labels", "label" and "target" holds the labels and is no input;
+- a dict of keyword inputs; one of the keys "labels", "label" and "target" holds the labels and is not an input;
 - a `Batch`.
 
-A bare tensor, a bare dict of tensors, and a bare `Batch`, is one batch.
+A bare tensor, a bare dict of tensors and a bare `Batch` are one batch.
+
+Public functions read their data with `Batches`, `calibration_batch` or `read_batch`, which check its form, that there
+are samples, and that inputs are finite numbers. Then a batch is marked as checked, and is not checked again. The first
+two can also move batches to a model's device; functions inside fxprune expect them there. Labels are checked by
+`check_labels`: against the number of classes once it is known.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import replace
+from typing import Any, TypeAlias
 
 import torch
-from torch import Tensor, fx, nn
-from torch.utils import _pytree as pytree
+from torch import Tensor, nn
 
 from fxprune.errors import FxpruneError
-from fxprune.running.devices import on_device_of
+from fxprune.running import trees
+from fxprune.running.batch import (
+    BATCH_DIM,
+    SAMPLES_PER_PASS,
+    Batch,
+    Inputs,
+    placeholder_values,
+    run_model,
+    running_on,
+)
 
 __all__ = [
+    "BATCH_DIM",
+    "SAMPLES_PER_PASS",
     "Batch",
     "Batches",
+    "Data",
+    "Inputs",
     "calibration_batch",
     "check_labels",
     "placeholder_values",
@@ -37,154 +53,63 @@ __all__ = [
     "running_on",
 ]
 
+Data: TypeAlias = "Iterable[Any] | Mapping[str, Any] | Tensor | Batch"
+"""Samples in one of the forms above."""
+
 _LABEL_KEYS = ("labels", "label", "target")
 _FORMS = "give a tensor, a pair (inputs, labels) or a dict of keyword inputs"
-# The label that torch's cross-entropy leaves out.
+# torch's cross-entropy ignores this label.
 _IGNORED = -100
 
 
-@dataclass(frozen=True, eq=False)
-class Batch:
-    """What a model is called with, and the labels, if any.
-
-    Attributes:
-        args: positional inputs.
-        kwargs: keyword inputs.
-        labels: class numbers (N,) or (N, ...), class probabilities (N, C), or None.
-    """
-
-    args: tuple[Any, ...]
-    kwargs: Mapping[str, Any]
-    labels: Tensor | None = None
-
-    @property
-    def size(self) -> int:
-        """The number of samples: the first dimension of the first input."""
-        return int(next(leaf for leaf in self._inputs() if leaf.dim()).shape[0])
-
-    @property
-    def shapes(self) -> str:
-        """The inputs' shapes in words, for messages."""
-        return ", ".join(str(tuple(leaf.shape)) for leaf in self._inputs())
-
-    @property
-    def example(self) -> Any:
-        """One sample, as `example_inputs` take it."""
-        one = self.rows(0, 1)
-        return dict(one.kwargs) if one.kwargs else one.args
-
-    def to(self, device: torch.device | str) -> Batch:
-        """The same batch on a device."""
-        # What is brought to main memory in the background may be read before it is there.
-        background = torch.device(device).type != "cpu"
-        return self._map(lambda leaf: leaf.to(device, non_blocking=background))
-
-    def on_device_of(self, model: nn.Module) -> Batch:
-        """The same batch where the model is."""
-        return Batch(*on_device_of(model, (self.args, dict(self.kwargs), self.labels)))
-
-    def rows(self, start: int, stop: int) -> Batch:
-        """The samples from start to stop; what does not run over the samples stays whole."""
-        size = self.size
-        return self._map(lambda leaf: leaf[start:stop] if leaf.dim() and leaf.shape[0] == size else leaf)
-
-    def take(self, numbers: Tensor) -> Batch:
-        """The samples of these numbers; what does not run over the samples stays whole."""
-        size = self.size
-        return self._map(lambda leaf: leaf[numbers] if leaf.dim() and leaf.shape[0] == size else leaf)
-
-    def split(self, size: int) -> list[Batch]:
-        """The batch in pieces of at most `size` samples."""
-        return [self.rows(start, start + size) for start in range(0, self.size, size)]
-
-    def _inputs(self) -> list[Tensor]:
-        return [leaf for leaf in pytree.tree_leaves((self.args, dict(self.kwargs))) if isinstance(leaf, Tensor)]
-
-    def _map(self, change: Any) -> Batch:
-        args, kwargs, labels = pytree.tree_map_only(Tensor, change, (self.args, dict(self.kwargs), self.labels))
-        return Batch(args, kwargs, labels)
-
-
 class Batches:
-    """Data that can be walked again and again: each item read as a Batch and checked.
+    """Data as checked batches, in any number of passes.
 
     Args:
         data: see the head of this module.
-        num_classes: where given, class numbers must be below it.
+        num_classes: if given, class numbers must be below it.
+        model: if given, batches are moved to its device.
 
     Raises:
-        FxpruneError: now, when the data can be walked only once or not at all; while walking, when there is no batch or
-            one cannot be used.
+        FxpruneError: now, if the data is not an iterable or allows only one pass; during a pass, if there is no batch
+            or a batch cannot be used.
 
     Examples:
         >>> [batch.size for batch in Batches([torch.zeros(4, 3), torch.zeros(2, 3)])]
         [4, 2]
     """
 
-    def __init__(self, data: Any, num_classes: int | None = None) -> None:
+    def __init__(self, data: Data, num_classes: int | None = None, model: nn.Module | None = None) -> None:
         if isinstance(data, Iterator):
             raise FxpruneError(
-                f"data (a {type(data).__name__}) can be walked only once, and more than one pass is needed: "
+                f"data (a {type(data).__name__}) allows only one pass, and more than one is needed: "
                 "give list(data), or an object that starts again at each iter()"
             )
         self.data: Iterable[Any] = _as_iterable(data)
-        self.num_classes = num_classes
+        self.num_classes, self.model = num_classes, model
 
     def __len__(self) -> int:
         """The number of batches.
 
         Raises:
-            TypeError: the data does not tell.
+            TypeError: the data does not have a length.
         """
         return len(self.data)  # type: ignore[arg-type]
 
     def __iter__(self) -> Iterator[Batch]:
-        return _walk(self.data, self.num_classes)
+        return _pass_over(self.data, self.num_classes, self.model)
 
 
-def read_batch(item: Any, position: int = 0) -> Batch:
-    """Read one item of the data (see the head of this module) and check its inputs.
+def calibration_batch(data: Data, size: int, model: nn.Module | None = None) -> Batch:
+    """The first `size` samples of the data as one checked batch, or all of them if there are fewer.
 
-    Raises:
-        FxpruneError: it has another form, no sample, or inputs that are NaN or infinite.
-
-    Examples:
-        >>> read_batch((torch.zeros(2, 3), torch.tensor([0, 1]))).labels
-        tensor([0, 1])
-    """
-    if isinstance(item, Batch):
-        _check_inputs(item, position)
-        return item
-    inputs, labels = item, None
-    if isinstance(item, (tuple, list)):
-        if len(item) == 1:
-            inputs = item[0]
-        elif len(item) == 2:
-            inputs, labels = item
-        else:
-            raise FxpruneError(
-                f"batch {position} of data is a {type(item).__name__} of {len(item)}: {_FORMS}; "
-                "several positional inputs are ((first, second, ...), labels), where labels may be None"
-            )
-    if isinstance(inputs, Mapping):
-        key = next((key for key in _LABEL_KEYS if key in inputs), None)
-        if key is not None and labels is None:
-            labels = inputs[key]
-            inputs = {name: value for name, value in inputs.items() if name != key}
-        args, kwargs = (), dict(inputs)
-    else:
-        args, kwargs = tuple(inputs) if isinstance(inputs, (tuple, list)) else (inputs,), {}
-    _check_types(args, kwargs, labels, position)
-    batch = Batch(args, kwargs, labels)
-    _check_inputs(batch, position)
-    return batch
-
-
-def calibration_batch(data: Any, size: int) -> Batch:
-    """The first `size` samples of the data as one batch; fewer where the data ends before.
+    Args:
+        data: see the head of this module; one pass over it is made, or less.
+        size: the number of samples.
+        model: if given, the batch is moved to its device.
 
     Raises:
-        FxpruneError: there is no sample, a batch cannot be used, or batches have different shapes.
+        FxpruneError: there is no sample, a batch cannot be used, or the shapes of batches differ.
 
     Examples:
         >>> calibration_batch([torch.zeros(4, 3), torch.zeros(4, 3)], 6).size
@@ -194,61 +119,39 @@ def calibration_batch(data: Any, size: int) -> Batch:
         raise FxpruneError(f"size (={size}) must be at least 1")
     found: list[Batch] = []
     missing = size
-    # A single pass: a generator will do.
-    for batch in _walk(_as_iterable(data), None):
+    for batch in _pass_over(_as_iterable(data)):
         found.append(batch if batch.size <= missing else batch.rows(0, missing))
         missing -= found[-1].size
         if missing <= 0:
             break
-    return found[0] if len(found) == 1 else _joined(found)
+    joined = found[0] if len(found) == 1 else _joined(found)
+    return joined if model is None else joined.on_device_of(model)
 
 
-def run_model(model: nn.Module, batch: Batch) -> Any:
-    """Call the model on a batch.
+def read_batch(item: Any, position: int = 0) -> Batch:
+    """One item of the data (see the head of this module) as a checked batch.
+
+    Args:
+        item: the item.
+        position: its number in the data, for messages.
 
     Raises:
-        FxpruneError: the model does not take these inputs.
+        FxpruneError: its form is unknown, or it has no samples, or inputs that are NaN or infinite.
+
+    Examples:
+        >>> read_batch((torch.zeros(2, 3), torch.tensor([0, 1]))).labels
+        tensor([0, 1])
     """
-    with running_on(batch):
-        return model(*batch.args, **batch.kwargs)
-
-
-def placeholder_values(graph: fx.Graph, batch: Batch) -> dict[fx.Node, Any]:
-    """What each placeholder of a graph stands for when the graph is called with a batch; `*args` is one of them."""
-    nodes = [node for node in graph.nodes if node.op == "placeholder"]
-    named = {str(node.target) for node in nodes}
-    left = list(batch.args)
-    values: dict[fx.Node, Any] = {}
-    for node in nodes:
-        target = str(node.target)
-        if target.startswith("**"):
-            values[node] = {name: value for name, value in batch.kwargs.items() if name not in named}
-        elif target.startswith("*"):
-            values[node], left = tuple(left), []
-        elif target in batch.kwargs:
-            values[node] = batch.kwargs[target]
-        else:
-            values[node] = left.pop(0) if left else node.args[0]
-    return values
-
-
-@contextmanager
-def running_on(batch: Batch) -> Iterator[None]:
-    """Within it, the errors of a model that does not take the batch become an FxpruneError."""
-    try:
-        yield
-    except torch.OutOfMemoryError:
-        raise
-    except (RuntimeError, TypeError, ValueError, IndexError, AssertionError) as error:
-        reason = str(error).partition("\n")[0]
-        raise FxpruneError(
-            f"the model does not run on data of shapes {batch.shapes}: {type(error).__name__}: {reason}; "
-            "make the data yield what the model's forward takes, samples along the first dimension"
-        ) from error
+    batch = item if isinstance(item, Batch) else _read(item, position)
+    if batch.checked:
+        return batch
+    _check_types(batch, position)
+    _check_values(batch, position)
+    return replace(batch, checked=True)
 
 
 def check_labels(batch: Batch, num_classes: int | None, position: int = 0) -> None:
-    """Check that there is a label for each sample, and that class numbers run from 0 to below `num_classes`.
+    """Check that there is one label for each sample, and that class numbers are from 0 to below `num_classes`.
 
     Raises:
         FxpruneError: a label cannot be used.
@@ -256,101 +159,117 @@ def check_labels(batch: Batch, num_classes: int | None, position: int = 0) -> No
     labels = batch.labels
     if labels is None:
         return
-    if labels.dim() == 0 or labels.shape[0] != batch.size:
+    if labels.dim() == 0 or labels.shape[BATCH_DIM] != batch.size:
         raise FxpruneError(
-            f"batch {position} of data has {batch.size} samples and labels of shape {tuple(labels.shape)}: "
-            "give one label each"
+            f"batch {position} of data has {batch.size} samples, but labels of shape {tuple(labels.shape)}: "
+            "give one label for each sample"
         )
     if labels.is_floating_point():
         if not bool(labels.isfinite().all()):
-            raise FxpruneError(f"batch {position} of data has NaN or infinite labels: mend or leave out these samples")
+            raise FxpruneError(f"batch {position} of data has labels that are NaN or infinite: correct or remove them")
         return
     used = labels[labels != _IGNORED]
     if used.numel() == 0:
         return
     low, high = int(used.min()), int(used.max())
     if low < 0 or (num_classes is not None and high >= num_classes):
-        upper = "" if num_classes is None else f" to {num_classes - 1}, the model has {num_classes} outputs"
+        upper = "" if num_classes is None else f" to {num_classes - 1}, since the model has {num_classes} outputs"
         raise FxpruneError(
             f"batch {position} of data has label {low if low < 0 else high}: class numbers run from 0{upper}; "
-            f"{_IGNORED} marks what to leave out"
+            f"label what is to be ignored {_IGNORED}"
         )
 
 
 def _as_iterable(data: Any) -> Iterable[Any]:
-    # A tensor is an iterable of its rows, a dict of its keys: neither is ever meant.
+    # A tensor would iterate over its rows, and a dict over its keys: that is never meant.
     if isinstance(data, (Tensor, Mapping, Batch)):
         return [data]
     if isinstance(data, (str, bytes)) or not (isinstance(data, Iterable) or hasattr(data, "__getitem__")):
         raise FxpruneError(
-            f"data (a {type(data).__name__}) is no iterable of batches: give a DataLoader or a list; "
+            f"data (a {type(data).__name__}) is not an iterable of batches: give a DataLoader or a list; "
             f"for each batch {_FORMS}"
         )
     return data  # type: ignore[no-any-return]
 
 
-def _walk(data: Iterable[Any], num_classes: int | None) -> Iterator[Batch]:
+def _pass_over(data: Iterable[Any], num_classes: int | None = None, model: nn.Module | None = None) -> Iterator[Batch]:
     position = -1
     for position, item in enumerate(data):
         batch = read_batch(item, position)
         check_labels(batch, num_classes, position)
-        yield batch
+        yield batch if model is None else batch.on_device_of(model)
     if position < 0:
         raise FxpruneError(
             f"data (a {type(data).__name__}) yields no batch: give at least one; a DataLoader with drop_last=True "
-            "needs as many samples as its batch size"
+            "needs at least as many samples as its batch size"
         )
 
 
-def _check_types(args: tuple[Any, ...], kwargs: Mapping[str, Any], labels: Any, position: int) -> None:
-    if labels is not None and not isinstance(labels, Tensor):
+def _read(item: Any, position: int) -> Batch:
+    inputs, labels = item, None
+    if isinstance(item, (tuple, list)):
+        if len(item) not in (1, 2):
+            raise FxpruneError(
+                f"batch {position} of data is a {type(item).__name__} of {len(item)}: {_FORMS}; "
+                "give several positional inputs as ((first, second, ...), labels), where labels may be None"
+            )
+        inputs, labels = item[0], item[1] if len(item) == 2 else None
+    if isinstance(inputs, Mapping):
+        key = next((key for key in _LABEL_KEYS if key in inputs), None)
+        if key is not None and labels is None:
+            labels = inputs[key]
+            inputs = {name: value for name, value in inputs.items() if name != key}
+        return Batch((), dict(inputs), labels)
+    return Batch(tuple(inputs) if isinstance(inputs, (tuple, list)) else (inputs,), {}, labels)
+
+
+def _check_types(batch: Batch, position: int) -> None:
+    if batch.labels is not None and not isinstance(batch.labels, Tensor):
         raise FxpruneError(
-            f"batch {position} of data has labels of type {type(labels).__name__}: give a tensor or None"
+            f"batch {position} of data has labels of type {type(batch.labels).__name__}: give a tensor or None"
         )
-    leaves = pytree.tree_leaves((args, dict(kwargs)))
-    for leaf in leaves:
+    for leaf in trees.leaves((batch.args, dict(batch.kwargs))):
         if not isinstance(leaf, (Tensor, bool, int, float, type(None))):
             hint = "torch.from_numpy turns arrays into tensors" if hasattr(leaf, "__array__") else _FORMS
             raise FxpruneError(f"batch {position} of data has an input of type {type(leaf).__name__}: {hint}")
-    if not any(isinstance(leaf, Tensor) and leaf.dim() for leaf in leaves):
+    if not any(tensor.dim() for tensor in batch.inputs):
         raise FxpruneError(f"batch {position} of data has no input that is a tensor of samples: {_FORMS}")
 
 
-def _check_inputs(batch: Batch, position: int) -> None:
+def _check_values(batch: Batch, position: int) -> None:
     if batch.size == 0:
-        raise FxpruneError(f"batch {position} of data has no sample (shapes {batch.shapes}): leave it out")
-    for leaf in batch._inputs():
-        # A sum is quicker to look at than all that is in it; it may overflow.
-        if leaf.is_floating_point() and not math.isfinite(leaf.sum()) and (bad := int((~leaf.isfinite()).sum())):
+        raise FxpruneError(f"batch {position} of data has no samples (shapes {batch.shapes}): remove it")
+    for tensor in batch.inputs:
+        # The sum is faster than a look at each value, but may overflow.
+        if tensor.is_floating_point() and not math.isfinite(tensor.sum()) and (bad := int((~tensor.isfinite()).sum())):
             raise FxpruneError(
-                f"batch {position} of data has {bad} NaN or infinite values in an input of shape {tuple(leaf.shape)}: "
-                "mend or leave out these samples"
+                f"batch {position} of data has {bad} NaN or infinite values in an input of shape "
+                f"{tuple(tensor.shape)}: correct or remove these samples"
             )
 
 
 def _joined(batches: Sequence[Batch]) -> Batch:
-    """One batch of all samples; each batch says which of its tensors run over its samples."""
-    columns, specs = [], []
+    """All samples in one batch; in each batch, the tensors of its size are those with a batch dimension."""
+    columns, forms = [], []
     for batch in batches:
-        leaves, spec = pytree.tree_flatten((batch.args, dict(batch.kwargs), batch.labels))
+        leaves, nesting = trees.flatten((batch.args, dict(batch.kwargs), batch.labels))
         columns.append(leaves)
-        specs.append((spec, [isinstance(leaf, Tensor) for leaf in leaves]))
-        if specs[-1] != specs[0]:
-            raise FxpruneError(
-                "the batches of data have different inputs or labels: every item must have the same form"
-            )
-    joined = [_joined_leaf(leaves, batches) for leaves in zip(*columns, strict=True)]
-    return Batch(*pytree.tree_unflatten(joined, spec))
+        forms.append((nesting, [isinstance(leaf, Tensor) for leaf in leaves]))
+        if forms[-1] != forms[0]:
+            raise FxpruneError("the batches of data have different inputs or labels: all items must have one form")
+    joined = [_joined_leaf(leaves, batches[0].size) for leaves in zip(*columns, strict=True)]
+    args, kwargs, labels = trees.unflatten(joined, nesting)
+    return Batch(args, kwargs, labels, checked=True)
 
 
-def _joined_leaf(leaves: tuple[Any, ...], batches: Sequence[Batch]) -> Any:
+def _joined_leaf(leaves: tuple[Any, ...], size: int) -> Any:
     first = leaves[0]
-    if not isinstance(first, Tensor) or not first.dim() or first.shape[0] != batches[0].size:
+    if not isinstance(first, Tensor) or not first.dim() or first.shape[BATCH_DIM] != size:
         return first
     for leaf in leaves:
         if leaf.shape[1:] != first.shape[1:]:
             raise FxpruneError(
                 f"the batches of data have shapes {tuple(first.shape)} and {tuple(leaf.shape)}: "
-                "all but the first dimension must agree"
+                "all dimensions but the first must agree"
             )
     return torch.cat(leaves)

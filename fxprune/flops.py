@@ -32,14 +32,13 @@ from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
 from fxprune.channels import Dim, size_of
 from fxprune.errors import FxpruneError
 from fxprune.running import trees
-from fxprune.running.calls import given_call
+from fxprune.running.calls import Call, given_call
 from fxprune.running.eager import running_eagerly, source_of_scripted
-from fxprune.running.eval_mode import in_eval, keeping_weights
+from fxprune.running.eval_mode import in_eval, preserve_weights
 
 with warnings.catch_warnings():
     # fvcore scripts parts of itself when it is imported, which torch has deprecated.
@@ -75,7 +74,7 @@ def count_flops(model: nn.Module, example_inputs: Inputs | None = None) -> int:
     try:
         return _count(model, args, kwargs)
     except Exception as error:
-        shapes = [tuple(leaf.shape) for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        shapes = [tuple(tensor.shape) for tensor in trees.tensors((args, kwargs))]
         raise FxpruneError(
             f"cannot count the FLOPs of {type(model).__name__} on inputs of shapes {shapes}: "
             f"{type(error).__name__}: {error}"
@@ -150,27 +149,24 @@ class _Call(nn.Module):
     are buffers, since the tracer has to know them.
     """
 
-    def __init__(self, model: nn.Module, arguments: list[Any], spec: pytree.TreeSpec) -> None:
+    def __init__(self, model: nn.Module, arguments: Call) -> None:
         super().__init__()
         self.call = model.__call__
         self.arguments = arguments
-        self.spec = spec
         for number, tensor in enumerate((*model.parameters(), *model.buffers())):
             self.register_buffer(str(number), tensor)
 
     def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         waiting = iter(tensors)
-        leaves = [next(waiting) if isinstance(leaf, Tensor) else leaf for leaf in self.arguments]
-        args, kwargs = pytree.tree_unflatten(leaves, self.spec)
+        args, kwargs = trees.map_tensors(lambda _: next(waiting), self.arguments)
         return tuple(trees.tensors(self.call(*args, **kwargs)))
 
 
 def _count(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
-    leaves, spec = pytree.tree_flatten((args, kwargs))
-    tensors = tuple(leaf for leaf in leaves if isinstance(leaf, Tensor))
+    tensors = tuple(trees.tensors((args, kwargs)))
 
     def total() -> int:
-        analysis = FlopCountAnalysis(_Call(model, leaves, spec), tensors).set_op_handle(**_HANDLES)
+        analysis = FlopCountAnalysis(_Call(model, (args, kwargs)), tensors).set_op_handle(**_HANDLES)
         analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
         return int(analysis.total())
 
@@ -190,7 +186,7 @@ def _as_is(model: nn.Module) -> Iterator[None]:
     fast_path = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
-        with running_eagerly(), _unscripted(), in_eval(model), keeping_weights(model):
+        with running_eagerly(), _unscripted(), in_eval(model), preserve_weights(model):
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast_path)

@@ -1,4 +1,4 @@
-"""Losses on a model's outputs, whatever form these have."""
+"""Losses on the outputs of a model, in whatever form they come."""
 
 from __future__ import annotations
 
@@ -16,10 +16,14 @@ __all__ = ["are_class_labels", "class_loss", "distillation_loss", "float_outputs
 
 
 def main_output(outputs: Any) -> Tensor:
-    """The tensor that labels speak of: the only output, the one called "logits" or "out", or else the first.
+    """The output that labels are for: the only one, else the one named "logits" or "out", else the first.
 
     Raises:
         FxpruneError: there is no tensor among the outputs.
+
+    Examples:
+        >>> main_output({"aux": torch.zeros(2), "out": torch.ones(1)})
+        tensor([1.])
     """
     if isinstance(outputs, Tensor):
         return outputs
@@ -29,12 +33,12 @@ def main_output(outputs: Any) -> Tensor:
             return found
     first = next(iter(trees.tensors(outputs)), None)
     if first is None:
-        raise FxpruneError(f"the model's output (a {type(outputs).__name__}) has no tensor: a loss needs one")
+        raise FxpruneError(f"the model's output (a {type(outputs).__name__}) holds no tensor, but a loss needs one")
     return first
 
 
 def number_of_classes(outputs: Any) -> int | None:
-    """How many classes the outputs tell apart; None where they are no scores (N, C, ...) of classes."""
+    """The number of classes C that the outputs score; None if the main output is not of shape (N, C, ...)."""
     output = main_output(outputs)
     return int(output.shape[1]) if output.dim() >= 2 and output.is_floating_point() else None
 
@@ -50,39 +54,51 @@ def class_loss(outputs: Any, labels: Tensor, label_smoothing: float = 0.0) -> Te
     """Cross-entropy of the main output (N, C, ...) with class numbers (N, ...) or class probabilities (N, C, ...).
 
     Raises:
-        FxpruneError: outputs and labels do not fit each other.
+        FxpruneError: the shapes of outputs and labels do not fit.
+
+    Examples:
+        >>> class_loss(torch.zeros(1, 2), torch.tensor([1]))
+        tensor(0.6931)
     """
     output = main_output(outputs)
     numbers = not labels.is_floating_point()
     if not are_class_labels(outputs, labels):
         raise FxpruneError(
             f"labels of shape {tuple(labels.shape)} and type {labels.dtype} do not fit the model's output of shape "
-            f"{tuple(output.shape)}: give class numbers (N, ...) or probabilities (N, C, ...), or a loss of your own"
+            f"{tuple(output.shape)}: give class numbers (N, ...) or probabilities (N, C, ...), or your own loss"
         )
     return F.cross_entropy(output.float(), labels.long() if numbers else labels, label_smoothing=label_smoothing)
 
 
 def distillation_loss(student: Any, teacher: Any, temperature: float = 2.0) -> Tensor:
-    """How far the student's outputs are from the teacher's.
+    """The distance of the student's outputs from the teacher's (knowledge distillation: Hinton et al., 2015).
 
-    A single output (N, C) is taken for class scores: temperature squared times the KL divergence of the softened
-    probabilities (Hinton et al., 2015). Of anything else (several outputs, dense maps) it is the mean squared error
-    over the teacher's mean square, averaged over the outputs. Where one of the two has auxiliary outputs that the other
-    lacks, the main outputs are compared.
+    For a single output (N, C), taken as class scores, it is the KL divergence of the softened probabilities times the
+    square of the temperature. For anything else (several outputs, dense maps) it is the mean squared error divided by
+    the teacher's mean square, averaged over the outputs. If one side has auxiliary outputs that the other lacks, only
+    the main outputs are compared.
 
     Args:
         student: the outputs that are trained.
-        teacher: the outputs to reach; no gradient flows into them.
+        teacher: the outputs to reach; they get no gradient.
         temperature: of the softmax.
+
+    Raises:
+        FxpruneError: the shapes of the outputs differ.
+
+    Examples:
+        >>> distillation_loss(torch.tensor([[0.0, 1.0]]), torch.tensor([[5.0, 6.0]]))
+        tensor(0.)
     """
-    pairs = list(zip(float_outputs(student), float_outputs(teacher), strict=False))
-    if len(float_outputs(student)) != len(float_outputs(teacher)) or not pairs:
-        pairs = [(main_output(student), main_output(teacher))]
+    students, teachers = float_outputs(student), float_outputs(teacher)
+    if len(students) != len(teachers) or not students:
+        students, teachers = [main_output(student)], [main_output(teacher)]
+    pairs = list(zip(students, teachers, strict=True))
     for mine, theirs in pairs:
         if mine.shape != theirs.shape:
             raise FxpruneError(
-                f"student and teacher give outputs of shapes {tuple(mine.shape)} and {tuple(theirs.shape)}: "
-                "a teacher must do the student's task"
+                f"the outputs of student and teacher have shapes {tuple(mine.shape)} and {tuple(theirs.shape)}: "
+                "give a teacher for the student's task"
             )
     if len(pairs) == 1 and pairs[0][0].dim() == 2 and pairs[0][0].shape[1] > 1:
         mine, theirs = (F.log_softmax(side.float() / temperature, dim=1) for side in pairs[0])

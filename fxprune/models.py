@@ -1,6 +1,6 @@
 """Models by name, and the inputs they are made for.
 
-timm and torchvision are looked for only when a model asks for them; fxprune needs neither.
+timm and torchvision are imported only for a model of theirs; fxprune needs neither.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ __all__ = ["Source", "example_inputs", "load_model", "source_of"]
 
 _SPEC_HELP = "give timm:NAME, torchvision:NAME or package.module:callable"
 
-# torchvision publishes no input size with a model, only with its weights; these are the sizes its weights were made at,
-# by the part of the package that a model's class comes from. Everything else in torchvision.models is 224 x 224.
+# torchvision states an input size with weights, not with a model: these are the sizes that the weights were trained at,
+# by the module that a model's class is in.
 _TORCHVISION_SHAPES: dict[str, tuple[tuple[int, ...], ...]] = {
     "torchvision.models.inception": ((1, 3, 299, 299),),
     "torchvision.models.quantization.inception": ((1, 3, 299, 299),),
@@ -39,13 +39,13 @@ _TORCHVISION_SHAPES: dict[str, tuple[tuple[int, ...], ...]] = {
 
 @dataclass(frozen=True)
 class Source:
-    """How a model is built: what `load_model` takes."""
+    """How a model is built: the arguments of `load_model`."""
 
     spec: str
     arguments: Mapping[str, Any] = field(default_factory=dict)
 
 
-# What `load_model` has built, as long as it lives.
+# Of the models that `load_model` has built.
 _SOURCES: weakref.WeakKeyDictionary[nn.Module, Source] = weakref.WeakKeyDictionary()
 
 
@@ -55,11 +55,11 @@ def load_model(spec: str, **kwargs: Any) -> nn.Module:
     Args:
         spec: ``"timm:NAME"``, ``"torchvision:NAME"``, or ``"package.module:callable"`` for your own code, where calling
             ``callable(**kwargs)`` returns the model.
-        kwargs: handed to ``timm.create_model``, ``torchvision.models.get_model`` or the callable. ``pretrained``
-            (default False) asks timm or torchvision for trained weights.
+        kwargs: passed to ``timm.create_model``, ``torchvision.models.get_model`` or the callable. ``pretrained``
+            (default False) loads trained weights of timm or torchvision.
 
     Raises:
-        FxpruneError: no such model (with the names that come close), or its library is not installed.
+        FxpruneError: there is no such model (the message has similar names), or its library is not installed.
 
     Examples:
         >>> type(load_model("torch.nn:Linear", in_features=3, out_features=2)).__name__
@@ -89,9 +89,10 @@ def load_model(spec: str, **kwargs: Any) -> nn.Module:
 
 
 def source_of(model: nn.Module) -> Source | None:
-    """How a model can be built again, weights apart: as `load_model` built it, or as a timm model says of itself.
+    """How to build a model again, without its weights; None if that is not known.
 
-    What timm models say leaves out most arguments of `timm.create_model`: compare what is built with the model.
+    It is known of what `load_model` has built, and in part of timm models, which do not record most arguments of
+    `timm.create_model`: compare what you build with the model.
     """
     if model in _SOURCES:
         return _SOURCES[model]
@@ -116,24 +117,23 @@ def source_of(model: nn.Module) -> Source | None:
 def example_inputs(model: nn.Module) -> tuple[Tensor, ...]:
     """The default input of a timm or torchvision model: batch 1, on the model's device and in its dtype.
 
-    The values are standard normal from a fixed seed, so that two calls give the same tensors; the global random state
-    is left alone.
+    The values are standard normal from a fixed seed, the same in each call; the global random state is left alone.
 
     Raises:
-        FxpruneError: the model says nowhere what it takes.
+        FxpruneError: the model is of neither library, or does not take images.
     """
     shapes = _timm_shapes(model) or _torchvision_shapes(model)
     if type(model).__module__.startswith("torchvision.models.detection") and hasattr(model, "backbone"):
         raise FxpruneError(
-            f"no example inputs: {type(model).__name__} is a detector: what it does depends on the values of its "
-            "boxes, which no graph can hold; prune its backbone: `model.backbone = fxprune.prune(model.backbone, "
-            "example_inputs=torch.randn(1, 3, 320, 320))`"
+            f"no example inputs: {type(model).__name__} is a detector: its operations depend on the values of the "
+            "boxes that it finds, so there is no graph of it; prune its backbone: `model.backbone = "
+            "fxprune.prune(model.backbone, example_inputs=torch.randn(1, 3, 320, 320))`"
         )
     if shapes is None:
         raise FxpruneError(
-            f"no example inputs: {type(model).__name__} is neither a timm nor a torchvision model that takes image "
-            "tensors, so fxprune cannot know what it takes; pass example_inputs=, a tensor, a tuple of tensors or a "
-            "dict of keyword arguments such as torch.randn(1, 3, 224, 224)"
+            f"no example inputs: {type(model).__name__} is neither a timm nor a torchvision model that takes images, "
+            "so its inputs are not known; pass example_inputs=, a tensor, a tuple of tensors or a dict of keyword "
+            "arguments, for example torch.randn(1, 3, 224, 224)"
         )
     like = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
     generator = torch.Generator().manual_seed(0)
@@ -155,7 +155,7 @@ def _unknown(spec: str, name: str, known: Iterable[str], prefix: str) -> Fxprune
 
 def _timm_builder(spec: str, name: str) -> Callable[..., Any]:
     timm = _import(spec, "timm", "pip install timm")
-    # A name with a scheme of its own (hf-hub:, local-dir:) is for timm to look up.
+    # timm itself looks up a name with a scheme (hf-hub:, local-dir:).
     architecture = name.split(".")[0]
     if ":" not in name and not timm.is_model(architecture):
         raise _unknown(spec, architecture, timm.list_models(), "timm")
@@ -173,11 +173,11 @@ def _torchvision_builder(spec: str, name: str) -> Callable[..., Any]:
 
     def build(pretrained: bool = False, **kwargs: Any) -> Any:
         if name in ("googlenet", "inception_v3") and not pretrained:
-            # Left out, it means True and warns that this will change.
+            # Without it, the default is True, with a warning that this will change.
             kwargs.setdefault("init_weights", True)
         kwargs.setdefault("weights", "DEFAULT" if pretrained else None)
         if not pretrained and "weights_backbone" in inspect.signature(models.get_model_builder(name)).parameters:
-            # Left out, torchvision fetches trained weights for the backbone.
+            # Without it, torchvision downloads trained weights for the backbone.
             kwargs.setdefault("weights_backbone", None)
         return models.get_model(name, **kwargs)
 
@@ -203,7 +203,7 @@ def _timm_shapes(model: nn.Module) -> tuple[tuple[int, ...], ...] | None:
     if not isinstance(size, (tuple, list)) or len(size) != 3:
         return None
     channels, height, width = size
-    # The config is the checkpoint's; a model built for another image size or other channels says so in its modules.
+    # The config is that of the checkpoint; the model may have been built for another image size or other channels.
     built_size = getattr(getattr(model, "patch_embed", None), "img_size", None)
     if isinstance(built_size, int):
         height = width = built_size
@@ -219,7 +219,7 @@ def _timm_channels(model: nn.Module, config: Any, channels: int) -> int:
     conv = modules.get(name) if isinstance(name, str) else None
     if not isinstance(conv, nn.Conv2d):
         return channels
-    # Stems that fold space into channels (2x2 or 4x4 patches) have a square multiple of the image's channels.
+    # A stem that folds patches of 2 x 2 or 4 x 4 pixels into channels has a square multiple of the image's channels.
     multiple, rest = divmod(conv.in_channels, channels)
     folded = rest == 0 and math.isqrt(multiple) ** 2 == multiple
     return channels if folded else conv.in_channels

@@ -43,6 +43,10 @@ class Trait(Flag):
     TRANSPOSED = auto()
     #: A linear layer.
     LINEAR = auto()
+    #: A product of matrices; the last dimension of the second one is the result's.
+    MATRIX_PRODUCT = auto()
+    #: Rows of a table, looked up by their numbers.
+    EMBEDDING = auto()
     #: Normalises over channels, or over channels and positions, in evaluation too.
     CHANNEL_NORM = auto()
     #: Draws random numbers, at least in training.
@@ -92,6 +96,8 @@ _NAMES: dict[Trait, str] = {
     Trait.CONVOLUTION: "conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d",
     Trait.TRANSPOSED: "conv_transpose1d conv_transpose2d conv_transpose3d",
     Trait.LINEAR: "linear",
+    Trait.MATRIX_PRODUCT: "matmul mm bmm addmm baddbmm",
+    Trait.EMBEDDING: "embedding",
     Trait.CHANNEL_NORM: "layer_norm group_norm",
     Trait.RANDOM: """
         rand randn randint randperm rand_like randn_like randint_like bernoulli multinomial normal uniform exponential
@@ -123,6 +129,7 @@ _MODULES: dict[Trait, tuple[type[nn.Module], ...]] = {
     Trait.CONVOLUTION: (_ConvNd,),
     Trait.TRANSPOSED: (_ConvTransposeNd,),
     Trait.LINEAR: (nn.Linear,),
+    Trait.EMBEDDING: (nn.Embedding,),
     Trait.CHANNEL_NORM: (nn.LayerNorm, nn.GroupNorm),
     Trait.RANDOM: (_DropoutNd, nn.RReLU),
     Trait.DROPOUT: (_DropoutNd,),

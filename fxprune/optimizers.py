@@ -10,17 +10,20 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from fxprune.errors import FxpruneError
-from fxprune.rewriting import plan_of
+from fxprune.errors import FxpruneError, called_as
+from fxprune.planning.plan import Plan
+from fxprune.rewriting import check_order, pruning_notes
 from fxprune.running.copies import named_tensors
-from fxprune.tracing.fingerprint import Fingerprint
 
 __all__ = ["prune_optimizer"]
 
 Optimizer = TypeVar("Optimizer", bound=torch.optim.Optimizer)
 
+_CALL = "prune_optimizer(original, pruned, optimizer)"
 
-def prune_optimizer(optimizer: Optimizer, original: nn.Module, pruned: nn.Module) -> Optimizer:
+
+@called_as(_CALL)
+def prune_optimizer(original: nn.Module, pruned: nn.Module, optimizer: Optimizer) -> Optimizer:
     """An optimizer for the pruned model that goes on where the original's stopped.
 
     Momenta and moments are cut as the weights were, step counts are copied, and parameter groups keep their settings
@@ -29,28 +32,29 @@ def prune_optimizer(optimizer: Optimizer, original: nn.Module, pruned: nn.Module
     the old optimizer: make a new one, with ``last_epoch``.
 
     Args:
-        optimizer: of parameters of `original`; not changed.
-        original: the model that was pruned.
+        original: the model before pruning.
         pruned: what `fxprune.prune` or `fxprune.rewrite` made of it.
+        optimizer: trains parameters of `original`; not changed.
 
     Returns:
         A new optimizer of the same class.
 
     Raises:
-        FxpruneError: it has parameters that are not the original's, the models do not belong together, or its state or
-            its class cannot be carried over; the message names which.
+        FxpruneError: the optimizer has parameters that are not the original's, the models do not belong together, or
+            its state or its class cannot be carried over; the message says which.
     """
-    kept = plan_of(pruned).kept
-    recorded = getattr(pruned, "meta", {}).get("original")
-    misfit = recorded.misfit(named_tensors(original)) if isinstance(recorded, Fingerprint) else ""
+    check_order(_CALL, original, pruned)
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        raise FxpruneError(f"optimizer (a {type(optimizer).__name__}) is not a torch.optim.Optimizer: call {_CALL}")
+    notes = pruning_notes(pruned)
+    misfit = notes.original.misfit(named_tensors(original))
     if misfit:
         raise FxpruneError(
-            f"the pruned model was not made of the {type(original).__name__} given as original, another model: {misfit}"
+            f"the {type(original).__name__} given as original is not what was pruned, but another model: {misfit}"
         )
     names = {id(parameter): name for name, parameter in reversed(list(_parameters(original).items()))}
     small = _parameters(pruned)
     partners: dict[Tensor, nn.Parameter] = {}
-    stays: dict[Tensor, Mapping[int, list[int]]] = {}
     for number, group in enumerate(optimizer.param_groups):
         for position, parameter in enumerate(group["params"]):
             name = names.get(id(parameter))
@@ -59,16 +63,14 @@ def prune_optimizer(optimizer: Optimizer, original: nn.Module, pruned: nn.Module
                     f"parameter {position} of group {number} of the optimizer (shape {list(parameter.shape)}) is not "
                     f"one of the {type(original).__name__} given as original: give the model that the optimizer trains"
                 )
-            stays[parameter] = kept.get(name, {})
-            partners[parameter] = _partner(name, parameter, small, stays[parameter])
+            partners[parameter] = _partner(name, parameter, small, notes.plan)
     result = _like(optimizer, partners)
     for parameter, entries in optimizer.state.items():
         if parameter not in partners:
             raise FxpruneError(f"{type(optimizer).__name__} keeps state for {parameter!r:.60}, which is no parameter")
-        name = names[id(parameter)]
-        result.state[partners[parameter]] = {
-            key: _cut(value, parameter, stays[parameter], partners[parameter], f"{key} of {name}")
-            for key, value in entries.items()
+        name, partner = names[id(parameter)], partners[parameter]
+        result.state[partner] = {
+            key: _cut(key, value, name, parameter, notes.plan, partner) for key, value in entries.items()
         }
     return result
 
@@ -77,17 +79,17 @@ def _parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     return dict(model.named_parameters(remove_duplicate=False))
 
 
-def _partner(
-    name: str, parameter: Tensor, small: Mapping[str, nn.Parameter], kept: Mapping[int, list[int]]
-) -> nn.Parameter:
+def _partner(name: str, parameter: Tensor, small: Mapping[str, nn.Parameter], plan: Plan) -> nn.Parameter:
+    """The pruned model's parameter of that name."""
     partner = small.get(name)
     if partner is None:
-        raise FxpruneError(f"the pruned model has no parameter {name}: it was not made of this original")
+        raise FxpruneError(f"the pruned model has no parameter {name}: it was not made from this original")
+    kept = plan.kept.get(name, {})
     expected = [len(kept.get(d, range(n))) for d, n in enumerate(parameter.shape)]
     if list(partner.shape) != expected:
         raise FxpruneError(
             f"{name} has shape {list(partner.shape)} in the pruned model, where its plan makes {expected} of the "
-            f"original's {list(parameter.shape)}: it was not made of this original"
+            f"original's {list(parameter.shape)}: it was not made from this original"
         )
     return partner
 
@@ -113,24 +115,24 @@ def _like(optimizer: Optimizer, partners: Mapping[Tensor, nn.Parameter]) -> Opti
         ) from error
 
 
-def _cut(value: Any, parameter: Tensor, kept: Mapping[int, list[int]], partner: nn.Parameter, what: str) -> Any:
+def _cut(key: str, value: Any, name: str, parameter: Tensor, plan: Plan, partner: nn.Parameter) -> Any:
+    """An entry of the state of a parameter, for its partner."""
     if not isinstance(value, Tensor):
         if value is None or isinstance(value, (bool, int, float, str)):
             return value
-        raise FxpruneError(f"{what} is a {type(value).__name__}, which cannot be pruned: start the optimizer afresh")
+        raise FxpruneError(
+            f"{key} of {name} is a {type(value).__name__}, which cannot be pruned: start the optimizer afresh"
+        )
     if value.numel() == 1 and value.dim() <= 1:
         return value.detach().clone()  # a count of steps, on the device where the optimizer wants it
-    # Of size 1 are the dimensions that factored moments are summed over.
+    # Factored moments have size 1 in the dimensions that they are summed over.
     fits = value.dim() == parameter.dim() and all(
         n in (1, m) for n, m in zip(value.shape, parameter.shape, strict=True)
     )
     if not fits:
         raise FxpruneError(
-            f"{what} has shape {list(value.shape)}, which says not what belongs to which index of the parameter "
-            f"(shape {list(parameter.shape)}): start the optimizer afresh"
+            f"{key} of {name} has shape {list(value.shape)}, which does not say which entry belongs to which index of "
+            f"the parameter (shape {list(parameter.shape)}): start the optimizer afresh"
         )
-    cut = value.detach()
-    for d, stays in kept.items():
-        if cut.shape[d] == parameter.shape[d]:
-            cut = cut.index_select(d, torch.tensor(stays, device=cut.device))
+    cut = plan.cut(name, value.detach())
     return cut.to(partner.device, copy=True, memory_format=torch.preserve_format)

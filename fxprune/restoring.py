@@ -6,72 +6,73 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from fxprune.errors import FxpruneError
-from fxprune.rewriting import plan_of
-from fxprune.running.calls import call_of
-from fxprune.running.copies import cloned, named_tensors
+from fxprune.errors import FxpruneError, called_as
+from fxprune.rewriting import check_order, plan_of
+from fxprune.running.copies import copy_module, named_tensors
+from fxprune.running.double import outputs_in_double
 from fxprune.tracing.constants import is_constant, put
+from fxprune.tracing.notes import call_of, trace_notes
 from fxprune.tracing.user_code import place_of
-from fxprune.verification import largest_difference, outputs_in_double
+from fxprune.verification import TOLERANCE, largest_error
 
 __all__ = ["restore_class"]
 
-# In float64; the two differ in the order of some sums.
-_TOLERANCE = 1e-9
+_CALL = "restore_class(original, pruned, example_inputs=None)"
+_ADVICE = (
+    "its forward assumes widths that pruning has changed; let it read them from its tensors (x.shape[1]), prune with "
+    "ignore= for the layers that make them, or use the pruned graph, which needs neither"
+)
 
 
-def restore_class(pruned: nn.Module, model: nn.Module, example_inputs: Any = None) -> nn.Module:
+@called_as(_CALL)
+def restore_class(original: nn.Module, pruned: nn.Module, example_inputs: Any = None) -> nn.Module:
     """A copy of a model with the weights of what it was pruned to: the same class, methods, attributes and hooks.
 
     What `fxprune.prune` returns is a graph. Code that asks a model for more than its outputs (a loss as a method, a
-    training script that looks for `model.head`) needs the model's class. Parameters, buffers and the numbers that
-    layers keep of their widths are replaced in a copy, which then has to give the outputs of the pruned graph. It does
-    not where `forward` computes with widths that it does not read from its tensors.
+    training script that looks for `model.head`) needs the model's class. A copy of the model gets the pruned parameters
+    and buffers, and its layers the numbers that say how wide they are. Then its outputs are compared with those of the
+    pruned graph: they differ where `forward` computes with widths that it does not read from its tensors.
 
     Args:
-        pruned: what was made of `model` by `fxprune.prune` or `fxprune.rewrite`, and trained since or not; not changed.
-        model: the original; not changed.
-        example_inputs: what both are compared on; default is what `pruned` was traced with.
+        original: the model before pruning; not changed.
+        pruned: what `fxprune.prune` or `fxprune.rewrite` made of it, trained since or not; not changed.
+        example_inputs: what both are compared on; default: what `pruned` was traced with.
 
     Returns:
         The copy, in the modes (training or not) of the original's modules.
 
     Raises:
-        FxpruneError: `pruned` has no plan, the copy does not run, or its outputs are others.
+        FxpruneError: `pruned` has no plan, the copy does not run, or its outputs differ.
     """
-    unknown = plan_of(pruned).kept.keys() - named_tensors(model).keys()
+    check_order(_CALL, original, pruned)
+    unknown = plan_of(pruned).kept.keys() - named_tensors(original).keys()
     unknown = {name for name in unknown if not is_constant(name)}
+    name = type(original).__name__
     if unknown:
-        raise FxpruneError(
-            f"{type(model).__name__} has no {min(unknown)}, which was pruned: give the model that was pruned"
-        )
-    own = cloned(model, {})
+        raise FxpruneError(f"{name} has no {min(unknown)}, which was pruned: give the model that was pruned")
+    own = copy_module(original)
     _take_over(own, pruned)
     args, kwargs = call_of(pruned, example_inputs)
     try:
-        expected = outputs_in_double(cloned(pruned, {}), args, kwargs)
+        expected = outputs_in_double(copy_module(pruned), args, kwargs)
     except Exception as error:
         raise FxpruneError(f"the pruned graph does not run on these inputs in float64: {error}") from error
-    advice = (
-        "its forward supposes widths that pruning has changed; have it read them from its tensors (x.shape[1]), prune "
-        "with ignore= for the layers that make them, or use the pruned graph, which needs neither"
-    )
     try:
-        difference = largest_difference(expected, outputs_in_double(cloned(own, {}), args, kwargs))
+        difference = largest_error(expected, outputs_in_double(copy_module(own), args, kwargs))
     except Exception as error:
         place, line = place_of(error)
         raise FxpruneError(
-            f"{type(model).__name__} does not run with the pruned weights ({place}: `{line}`: {error}): {advice}"
+            f"{name} does not run with the pruned weights ({place}: `{line}`: {error}): {_ADVICE}"
         ) from error
-    if not difference <= _TOLERANCE:
+    if not difference <= TOLERANCE:
         raise FxpruneError(
-            f"{type(model).__name__} with the pruned weights is off the pruned graph by {difference:.1e}: {advice}"
+            f"{name} with the pruned weights differs from the pruned graph by {difference:.1e}: {_ADVICE}"
         )
     return own
 
 
 def _take_over(own: nn.Module, pruned: nn.Module) -> None:
-    """Put the pruned weights, and what layers say of their widths, into a model."""
+    """Give a model the pruned weights, and its layers the numbers that say how wide they are."""
     tensors = named_tensors(pruned)
     layers = dict(pruned.named_modules(remove_duplicate=False))
     copies: dict[int, Tensor] = {}
@@ -86,7 +87,7 @@ def _take_over(own: nn.Module, pruned: nn.Module) -> None:
             for name, value in vars(module).items():
                 if type(value) in (int, tuple) and name in widths:
                     setattr(module, name, widths[name])
-    for name, place in getattr(pruned, "meta", {}).get("constant_places", {}).items():
+    for name, place in trace_notes(pruned).constant_places.items():
         if name in tensors:
             put(own, place, _copy(tensors[name]))
 

@@ -1,10 +1,11 @@
-"""Pass: ChannelGraph + Plan -> smaller GraphModule."""
+"""Pass: ChannelGraph + Plan -> smaller GraphModule, and what that knows of its pruning."""
 
 from __future__ import annotations
 
 import copy
 import operator
-from collections.abc import Mapping
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,28 +13,40 @@ import numpy.typing as npt
 import torch
 from torch import fx, nn
 
-from fxprune.channels import ChannelGraph, Labels, Size
+from fxprune.analysis import analyze
+from fxprune.channels import ChannelGraph, Ids, Labels, Size
 from fxprune.errors import FxpruneError
 from fxprune.planning.plan import Plan
 from fxprune.rules import find_rule
 from fxprune.rules.known_index import computes_indices
 from fxprune.rules.rewrite import Rewrite
-from fxprune.running.copies import cloned
+from fxprune.running.copies import copy_module, named_tensors
 from fxprune.tracing.checks import check_as_traced
-from fxprune.tracing.fingerprint import fingerprint
+from fxprune.tracing.fingerprint import Fingerprint, fingerprint
+from fxprune.tracing.notes import example_of, trace_notes
+from fxprune.tracing.tracer import trace
 
-__all__ = ["alive_channels", "plan_of", "rewrite"]
+__all__ = [
+    "PruningNotes",
+    "alive_channels",
+    "check_order",
+    "original_graph",
+    "plan_of",
+    "pruning_notes",
+    "rewrite",
+    "set_pruning_notes",
+]
 
 
 def rewrite(graph: ChannelGraph, plan: Plan) -> fx.GraphModule:
-    """Emit the smaller model.
+    """Make the smaller model that a plan describes.
 
     Args:
         graph: what `fxprune.analyze` returns; neither it nor its module is changed.
         plan: the channels to keep.
 
     Returns:
-        A GraphModule of its own: `state_dict` keys and mode are the original's, its weights are slices.
+        A GraphModule with the original's `state_dict` keys and mode; its weights are slices, in memory of their own.
 
     Raises:
         FxpruneError: the plan is not for this model, or keeps a channel in one place and removes it in another.
@@ -43,9 +56,52 @@ def rewrite(graph: ChannelGraph, plan: Plan) -> fx.GraphModule:
     _rewrite_nodes(pruned, graph, alive)
     pruned.graph.lint()
     pruned.recompile()
-    pruned.meta["plan"] = plan
-    pruned.meta["original"] = fingerprint(graph.module)
+    set_pruning_notes(pruned, PruningNotes(plan, fingerprint(graph.module)))
     return pruned
+
+
+# --- what a pruned model knows of its pruning -------------------------------------------------------------------------
+
+_KEY = "fxprune.pruning"
+
+
+@dataclass(frozen=True, eq=False)
+class PruningNotes:
+    """What a pruned model knows of its pruning.
+
+    Attributes:
+        plan: what was kept.
+        original: the architecture that was pruned.
+        compensated: the corrections that `fxprune.compensate` made to the weights.
+    """
+
+    plan: Plan
+    original: Fingerprint
+    compensated: tuple[str, ...] = ()
+
+
+def pruning_notes(pruned: nn.Module) -> PruningNotes:
+    """The notes of a pruned model.
+
+    Raises:
+        FxpruneError: the model was not made by `fxprune.prune` or `fxprune.rewrite`.
+    """
+    notes = _notes_in(pruned)
+    if notes is None:
+        name = type(pruned).__name__
+        raise FxpruneError(f"{name} has no plan: only what fxprune.prune or fxprune.rewrite returns has one")
+    return notes
+
+
+def _notes_in(model: object) -> PruningNotes | None:
+    meta = getattr(model, "meta", None)
+    notes = meta.get(_KEY) if isinstance(meta, dict) else None
+    return notes if isinstance(notes, PruningNotes) else None
+
+
+def set_pruning_notes(pruned: fx.GraphModule, notes: PruningNotes) -> None:
+    """Give a pruned model its notes."""
+    pruned.meta[_KEY] = notes
 
 
 def plan_of(pruned: nn.Module) -> Plan:
@@ -54,11 +110,35 @@ def plan_of(pruned: nn.Module) -> Plan:
     Raises:
         FxpruneError: the model was not made by `fxprune.prune` or `fxprune.rewrite`.
     """
-    plan = getattr(pruned, "meta", {}).get("plan")
-    if not isinstance(plan, Plan):
-        name = type(pruned).__name__
-        raise FxpruneError(f"{name} has no plan: only what fxprune.prune or fxprune.rewrite returns has one")
-    return plan
+    return pruning_notes(pruned).plan
+
+
+def check_order(call: str, original: object, pruned: object) -> None:
+    """Refuse an original and a pruned model in the wrong order, which older versions had, with the call to make.
+
+    Raises:
+        FxpruneError: one of them is not a model, or only the first was pruned.
+    """
+    for name, model in (("original", original), ("pruned", pruned)):
+        if not isinstance(model, nn.Module):
+            raise FxpruneError(f"{name} (a {type(model).__name__}) is not a model: call {call}")
+    if _notes_in(original) is not None and _notes_in(pruned) is None:
+        raise FxpruneError(f"original was pruned and pruned was not: the original comes first, call {call}")
+
+
+def original_graph(original: nn.Module, pruned: nn.Module, example_inputs: Any = None) -> ChannelGraph:
+    """The channels of the model that was pruned, traced as it was then: with the same modules as one node each.
+
+    Args:
+        original: that model; `pruned` itself gives the channels that are left.
+        pruned: what was made of it.
+        example_inputs: default: what `pruned` was traced with.
+    """
+    example = example_of(pruned) if example_inputs is None else example_inputs
+    return analyze(trace(original, example, copy=False, leaves=trace_notes(pruned).leaves))
+
+
+# --- the pass ---------------------------------------------------------------------------------------------------------
 
 
 def alive_channels(graph: ChannelGraph, plan: Plan) -> npt.NDArray[np.bool_]:
@@ -85,7 +165,8 @@ def alive_channels(graph: ChannelGraph, plan: Plan) -> npt.NDArray[np.bool_]:
     return alive
 
 
-def _masks(graph: ChannelGraph, plan: Plan) -> Any:
+def _masks(graph: ChannelGraph, plan: Plan) -> Iterator[tuple[str, int, Ids, npt.NDArray[np.bool_]]]:
+    """The keep mask of each dimension in a plan: parameter, dimension, its channels, which indices stay."""
     for name, by_dim in plan.kept.items():
         dims = graph.parameters.get(name)
         for d, kept in by_dim.items():
@@ -103,29 +184,20 @@ def _copy_with_slices(graph: ChannelGraph, plan: Plan) -> fx.GraphModule:
     """A copy of the traced model in which every tensor is copied once, already cut to size."""
     traced = graph.module
     memo: dict[int, Any] = {}
-    indices: dict[tuple[int, torch.device], torch.Tensor] = {}
-    named = (*traced.named_parameters(remove_duplicate=False), *traced.named_buffers(remove_duplicate=False))
-    for name, tensor in named:
+    for name, tensor in named_tensors(traced).items():
         if id(tensor) not in memo:
-            memo[id(tensor)] = _slice(tensor, plan.kept.get(name, {}), indices)
+            memo[id(tensor)] = _slice(name, tensor, plan)
     for child in traced.children():
-        cloned(child, memo)
+        copy_module(child, memo)
     return copy.deepcopy(traced, memo)
 
 
-def _slice(
-    tensor: torch.Tensor, kept: Mapping[int, list[int]], indices: dict[tuple[int, torch.device], torch.Tensor]
-) -> torch.Tensor:
-    """What stays of a tensor; `indices` remembers the lists, which many tensors share, as tensors."""
-    data = tensor.detach()
-    # Along the dimension that loses most first: less is left to copy.
-    for d, stays in sorted(kept.items(), key=lambda item: len(item[1]) / tensor.shape[item[0]]):
-        key = id(stays), data.device
-        if key not in indices:
-            indices[key] = torch.tensor(stays, device=data.device)
-        data = data.index_select(d, indices[key])
-    if not kept:
-        data = data.clone()
+def _slice(name: str, tensor: torch.Tensor, plan: Plan) -> torch.Tensor:
+    """What stays of a tensor, in memory of its own."""
+    whole = tensor.detach()
+    data = plan.cut(name, whole)
+    if data is whole:
+        data = whole.clone()
     if isinstance(tensor, nn.Parameter):
         return nn.Parameter(data, requires_grad=tensor.requires_grad)
     return data
@@ -160,6 +232,7 @@ def _touches(node: fx.Node, labels_of: dict[str, Any], alive: npt.NDArray[np.boo
 
 
 def _loses(tree: Any, alive: npt.NDArray[np.bool_]) -> bool:
+    """Whether any dimension in a tree of labels loses channels."""
     if isinstance(tree, Labels):
         return any(not isinstance(dim, int) and not alive[dim].all() for dim in tree.dims)
     if isinstance(tree, Size):
@@ -170,9 +243,10 @@ def _loses(tree: Any, alive: npt.NDArray[np.bool_]) -> bool:
 
 
 def _fix_sizes(graph: fx.Graph, labels_of: dict[str, Any], alive: npt.NDArray[np.bool_]) -> None:
-    """Wherever the size of a pruned dimension is read, put the original size.
+    """Put the original size wherever the size of a pruned dimension is read.
 
-    The ops that shape tensors get their new sizes from their rules; all else (a scale, a divisor) means the original.
+    Ops that shape tensors get their new sizes from their rules; anything else, such as a scale or a divisor, means the
+    original size.
     """
     for node in list(graph.nodes):
         labels = labels_of.get(node.name)
@@ -184,10 +258,11 @@ def _fix_sizes(graph: fx.Graph, labels_of: dict[str, Any], alive: npt.NDArray[np
 
 
 def _spell_out(graph: fx.Graph, node: fx.Node, labels: tuple[Any, ...], alive: npt.NDArray[np.bool_]) -> None:
+    """Put a tuple of sizes, the pruned ones as literals, in place of a whole `size()`."""
     users = [user for user in node.users if user.target is not operator.getitem]
     if not users:
         return
-    entries: list[Any] = []
+    entries: list[int | fx.Node] = []
     for k, label in enumerate(labels):
         if _loses(label, alive):
             entries.append(node.meta["value"][k])
@@ -200,13 +275,13 @@ def _spell_out(graph: fx.Graph, node: fx.Node, labels: tuple[Any, ...], alive: n
 
 
 def _put(node: fx.Node, replacement: Any, users: list[fx.Node] | None = None) -> None:
-    """Give the users of a node (default: all) another argument in its place."""
+    """Replace a node in the arguments of its users (default: all)."""
     for user in list(node.users) if users is None else users:
         user.args, user.kwargs = fx.node.map_arg((user.args, user.kwargs), lambda n: replacement if n is node else n)
 
 
 def _tidy(graph: fx.Graph) -> None:
-    """Fold arithmetic on literals, and drop what computes sizes and indices that nothing needs any more."""
+    """Fold arithmetic on literals, and remove nodes that compute sizes and indices for no one."""
     for node in list(graph.nodes):
         folds = node.op == "call_function" and getattr(node.target, "__module__", "") == "_operator"
         if folds and not node.all_input_nodes and isinstance(node.meta.get("value"), (int, float)):

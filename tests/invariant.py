@@ -1,26 +1,37 @@
-"""The test oracle: whatever a plan removes, the pruned model equals the zero-masked original."""
+"""The test oracle: for any plan, the pruned model equals the original with the removed channels set to zero."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, fx, nn
-from torch.utils import _pytree as pytree
 
 import fxprune
 from fxprune.planning.plan import kept_indices
+from fxprune.running import trees
+from fxprune.verification import TOLERANCE
 
-__all__ = ["check_invariant", "image", "masks", "net", "parameter", "plan_for", "prunable", "randomise", "tokens"]
-
-TOLERANCE = 1e-9
+__all__ = [
+    "NotSaved",
+    "check_invariant",
+    "image",
+    "masks",
+    "net",
+    "parameter",
+    "plan_for",
+    "prunable",
+    "randomise",
+    "tokens",
+]
 
 
 def randomise(model: nn.Module, seed: int = 0) -> nn.Module:
-    """The model in float64 and eval, no entry of its parameters and float buffers special: a zero would hide errors."""
+    """The model in float64 and eval mode with random parameters and float buffers; zeros and ones would hide errors."""
     generator = torch.Generator().manual_seed(seed)
     model.double().eval()
     model._apply(lambda tensor: tensor.cdouble() if tensor.is_complex() else tensor)
@@ -40,12 +51,12 @@ def prunable(graph: fxprune.ChannelGraph) -> int:
 
 
 def masks(graph: fxprune.ChannelGraph, plans: int, seed: int = 0) -> Iterator[npt.NDArray[np.bool_]]:
-    """Which channels stay: any subset of each group, but one at least."""
+    """Random plans, as masks of the channels that stay: at least one of each group."""
     random = np.random.default_rng(seed)
     for k in range(plans):
         alive = np.ones(graph.num_channels, dtype=bool)
         for group in graph.groups:
-            # The first plan keeps one of each group: the widths that break broadcasting and squeezing.
+            # The first plan keeps one channel of each group: a width of 1 breaks broadcasting and squeezing.
             kept = 1 if k == 0 else random.integers(1, len(group) + 1)
             alive[group.channels] = False
             alive[random.choice(group.channels, kept, replace=False)] = True
@@ -59,15 +70,12 @@ def plan_for(graph: fxprune.ChannelGraph, alive: npt.NDArray[np.bool_]) -> fxpru
 
 def to_double(inputs: Any) -> Any:
     """The inputs in float64."""
-    return pytree.tree_map(lambda t: t.double() if isinstance(t, Tensor) and t.is_floating_point() else t, inputs)
+    return trees.map_tensors(lambda t: t.double() if t.is_floating_point() else t, inputs)
 
 
 def doubled(inputs: Any) -> Any:
-    """The inputs at twice their batch, the second half another one."""
-    return pytree.tree_map(
-        lambda t: torch.cat([t, t.flip(-1) * 0.7 if t.is_floating_point() else t]) if isinstance(t, Tensor) else t,
-        inputs,
-    )
+    """The inputs at twice their batch size; the second half differs from the first."""
+    return trees.map_tensors(lambda t: torch.cat([t, t.flip(-1) * 0.7 if t.is_floating_point() else t]), inputs)
 
 
 def check_invariant(
@@ -79,14 +87,14 @@ def check_invariant(
     other_batch: bool = True,
     seed: int = 0,
 ) -> fxprune.ChannelGraph:
-    """Prune a model by random plans and check everything that must hold of each result.
+    """Prune a model by random plans and check everything that must hold for each result.
 
     Args:
-        model: any module; its weights are made random.
+        model: any module; it gets random weights.
         inputs: a tensor, a tuple or a dict.
-        channels: how many channels must be prunable, so that a rule that freezes everything is noticed.
+        channels: how many channels must be prunable; otherwise a rule that freezes everything would pass.
         plans: how many random plans.
-        other_batch: whether the first dimension of the inputs is the batch, so that twice of it must work.
+        other_batch: whether the first dimension of the inputs is the batch, so that it may be twice as large.
         seed: of the weights and plans.
     """
     randomise(model, seed)
@@ -128,11 +136,20 @@ def _check_plan(
     return pruned
 
 
+@dataclass(frozen=True)
+class NotSaved:
+    """A buffer that is not in the `state_dict`."""
+
+    tensor: Tensor
+
+
 def net(forward: Any, **parts: Any) -> nn.Module:
-    """A module of the given parts (modules, parameters; tensors become buffers) and with the given `forward`."""
+    """A module with the given `forward` and parts: modules, parameters, and tensors, which become buffers."""
     made: nn.Module = type("Net", (nn.Module,), {"forward": forward})()
     for name, part in parts.items():
-        if isinstance(part, Tensor) and not isinstance(part, nn.Parameter):
+        if isinstance(part, NotSaved):
+            made.register_buffer(name, part.tensor, persistent=False)
+        elif isinstance(part, Tensor) and not isinstance(part, nn.Parameter):
             made.register_buffer(name, part)
         else:
             setattr(made, name, part)

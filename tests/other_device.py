@@ -1,7 +1,7 @@
-"""A device that is not there: tensors in main memory that say they are elsewhere, and are as particular about it.
+"""A simulated device: tensors in main memory that claim to be on another device and behave accordingly.
 
-What works there works on a GPU as far as devices go: two tensors of different devices do not meet in an operation,
-and numpy cannot look at what is not in main memory.
+Code that works on it moves its tensors as a GPU requires: an operation refuses tensors of two devices, and numpy
+refuses tensors of the device.
 """
 
 from __future__ import annotations
@@ -14,13 +14,14 @@ import torch
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.overrides import TorchFunctionMode
-from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
+
+from fxprune.running import trees
 
 __all__ = ["ELSEWHERE", "is_elsewhere", "other_device"]
 
 ELSEWHERE = torch.device("hpu", 0)
-# Take an index, or what is copied, from any device; what is written through an index has to be beside it.
+# These take an index, or a tensor to copy, from any device; a value that is written by index must be on the same one.
 _COPYING = ("aten::copy_", "aten::_copy_from", "aten::index.Tensor")
 _INDEXED = ("aten::index_put", "aten::_index_put_impl_", "aten::_unsafe_index")
 
@@ -44,13 +45,9 @@ def _put(tensor: Tensor, elsewhere: bool) -> None:
         _storages.pop(storage._cdata, None)
 
 
-def _tensors(tree: Any) -> list[Tensor]:
-    return [leaf for leaf in pytree.tree_leaves(tree) if isinstance(leaf, Tensor)]
-
-
 @contextmanager
 def other_device() -> Iterator[torch.device]:
-    """Within it, `ELSEWHERE` is a device."""
+    """A context in which the device `ELSEWHERE` exists."""
     with ExitStack() as stack:
         stack.enter_context(_Operations())
         stack.enter_context(_Functions())
@@ -59,27 +56,27 @@ def other_device() -> Iterator[torch.device]:
 
 
 class _Operations(TorchDispatchMode):
-    """Results are where the operands are, which must be in one place; single numbers may be anywhere."""
+    """Results are on the device of the operands, which must share one; scalars may be anywhere."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        operands, name = _tensors((args, kwargs)), func.name()
+        operands, name = trees.tensors((args, kwargs)), func.name()
         there = [tensor for tensor in operands if is_elsewhere(tensor)]
         here = [tensor for tensor in operands if tensor.dim() and not is_elsewhere(tensor) and not tensor.is_meta]
         indexed = name.startswith(_INDEXED) and is_elsewhere(operands[0])
         if there and here and not indexed and not name.startswith(_COPYING):
             raise RuntimeError(f"Expected all tensors to be on the same device, but {name} got {ELSEWHERE} and cpu")
         result = func(*args, **(kwargs or {}))
-        # An index may be elsewhere when what it picks from is not.
+        # The index may be on the other device while the tensor that it indexes is not.
         elsewhere = bool(there) and (is_elsewhere(operands[0]) or not name.startswith(_COPYING))
         known = {tensor.untyped_storage()._cdata for tensor in operands if not tensor.is_meta}
-        for tensor in _tensors(result):
+        for tensor in trees.tensors(result):
             if not tensor.is_meta and tensor.untyped_storage()._cdata not in known:
                 _put(tensor, elsewhere)
         return result
 
 
 class _Functions(TorchFunctionMode):
-    """What asks where a tensor is, brings it somewhere or makes one there."""
+    """Functions that ask for a tensor's device, move a tensor, or make one on a device."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
@@ -96,7 +93,7 @@ class _Functions(TorchFunctionMode):
                     memo[id(first)] = first.detach().clone().requires_grad_(first.requires_grad)
                 return memo[id(first)]
         if first is not None and func is torch.unravel_index:
-            # Written in Python, it asks for the device itself.
+            # It is written in Python and compares devices itself.
             places = func(_moved(Tensor.cpu, first, (), {}), *args[1:], **kwargs)
             there = ELSEWHERE if is_elsewhere(first) else "cpu"
             return tuple(_moved(Tensor.to, place, (there,), {}) for place in places)
@@ -111,13 +108,13 @@ class _Functions(TorchFunctionMode):
         kwargs["device"] = torch.device("cpu") if torch.device(device).type == ELSEWHERE.type else device
         made = func(*args, **kwargs)
         if torch.device(device).type != "meta":
-            for tensor in _tensors(made):
+            for tensor in trees.tensors(made):
                 _put(tensor, torch.device(device).type == ELSEWHERE.type)
         return made
 
 
 def _moved(func: Any, tensor: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
-    """`to` and its like: the same tensor where nothing changes."""
+    """`to`, `cpu` and `type_as`: the same tensor if nothing changes."""
     elsewhere = is_elsewhere(tensor)
     goes = False if func is Tensor.cpu else elsewhere
     plain: list[Any] = []

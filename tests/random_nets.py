@@ -1,4 +1,4 @@
-"""Nets that a list of steps describes, for the fuzzer."""
+"""Random networks for the fuzzer, each described by a list of steps."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SIZE = 4
 
 @dataclass(frozen=True)
 class Step:
-    """One op of a random net: which, on which of the tensors so far (counted from the last), with which number."""
+    """One op of a random net: its name, its operands (tensors so far, counted from the last), and a number."""
 
     op: str
     first: int
@@ -26,11 +26,11 @@ class Step:
 
 
 class Random(nn.Module):
-    """A net that a list of steps describes. Its tensors are images (batch, channels, 4, 4)."""
+    """The network of a list of steps. Its tensors are images (batch, channels, 4, 4)."""
 
     def __init__(self, steps: list[Step], inputs: int, outputs: int) -> None:
         super().__init__()
-        self.steps, self.inputs, self.outputs = steps, inputs, outputs
+        self.steps, self.outputs = steps, outputs
         self.parts = nn.ModuleDict()
         widths = [3] * inputs
         for k, step in enumerate(steps):
@@ -48,8 +48,7 @@ class Random(nn.Module):
             prefix = f"s{k}_"
             own = {name.removeprefix(prefix): part for name, part in self.parts.items() if name.startswith(prefix)}
             tensors.append(OPS[step.op][1](own, x, y, step.number))
-        rest = [t.amax((2, 3)) for t in tensors[len(inputs) :][-self.outputs : -1]]
-        return [self.head(tensors[-1]), *rest]
+        return [self.head(tensors[-1]), *(t.amax((2, 3)) for t in tensors[len(inputs) :][-self.outputs : -1])]
 
 
 Make = Callable[[int, int, int], tuple[dict[str, nn.Module], int]]
@@ -58,7 +57,7 @@ OPS: dict[str, tuple[Make, Run]] = {}
 
 
 def op(make: Make) -> Callable[[Run], Run]:
-    """Register an op: how its modules and its width come from its operands' widths, and what it does."""
+    """Register an op: `make` returns its modules and its width, from its operands' widths; the function runs it."""
 
     def register(run: Run) -> Run:
         OPS[run.__name__] = (make, run)
@@ -73,26 +72,38 @@ def divisor(width: int, number: int) -> int:
     return divisors[number % len(divisors)]
 
 
+def norms(width: int, number: int) -> tuple[nn.Module, ...]:
+    groups = divisor(width, number)
+    return nn.BatchNorm2d(width), nn.GroupNorm(groups, width), nn.InstanceNorm2d(width), nn.GroupNorm(1, width)
+
+
 def keep(a: int, b: int, n: int) -> tuple[dict[str, nn.Module], int]:
     return {}, a
+
+
+def matched(a: int, b: int, n: int) -> tuple[dict[str, nn.Module], int]:
+    """For ops on two operands of the same width."""
+    return {} if a == b else {"c": nn.Conv2d(b, a, 1)}, a
 
 
 WIDTHS = (4, 6, 8, 12)
 
 
-@op(lambda a, b, n: ({"c": nn.Conv2d(a, WIDTHS[n % 4], 3, padding=1, bias=n % 3 > 0)}, WIDTHS[n % 4]))
-def conv(own: dict[str, Any], x: Tensor, y: Tensor, n: int) -> Tensor:
-    return own["c"](x)
+def layer(name: str, make: Callable[[int, int], nn.Module], width: Callable[[int, int], int] = lambda a, n: a) -> None:
+    """Register a layer: `make` and `width` take the operand's width and the number of the step."""
+    OPS[name] = (lambda a, b, n: ({"c": make(a, n)}, width(a, n)), lambda own, x, y, n: own["c"](x))
 
 
-@op(lambda a, b, n: ({"c": nn.Conv2d(a, a * (1 + n % 2), 3, padding=1, groups=divisor(a, n))}, a * (1 + n % 2)))
-def grouped_conv(own: dict[str, Any], x: Tensor, y: Tensor, n: int) -> Tensor:
-    return own["c"](x)
-
-
-@op(lambda a, b, n: ({"c": nn.Conv2d(a, a, 3, padding=1, groups=a)}, a))
-def depthwise(own: dict[str, Any], x: Tensor, y: Tensor, n: int) -> Tensor:
-    return own["c"](x)
+layer("conv", lambda a, n: nn.Conv2d(a, WIDTHS[n % 4], 3, padding=1, bias=n % 3 > 0), lambda a, n: WIDTHS[n % 4])
+layer(
+    "grouped_conv",
+    lambda a, n: nn.Conv2d(a, a * (1 + n % 2), 3, padding=1, groups=divisor(a, n)),
+    lambda a, n: a * (1 + n % 2),
+)
+layer("depthwise", lambda a, n: nn.Conv2d(a, a, 3, padding=1, groups=a))
+layer("norm", lambda a, n: norms(a, n // 4)[n % 4])
+layer("weight_norm", lambda a, n: nn.utils.parametrizations.weight_norm(nn.Conv2d(a, 6, 1), dim=n % 2), lambda a, n: 6)
+layer("prelu", lambda a, n: nn.PReLU(a if n % 2 else 1))
 
 
 @op(lambda a, b, n: ({"c": nn.ConvTranspose2d(a, a, 2, 2, groups=divisor(a, n))}, a))
@@ -110,20 +121,6 @@ def shared_twice(own: dict[str, Any], x: Tensor, y: Tensor, n: int) -> Tensor:
     return own["n"](own["c"](own["n"](own["c"](x)).relu()))
 
 
-@op(
-    lambda a, b, n: (
-        {
-            "n": (nn.BatchNorm2d(a), nn.GroupNorm(divisor(a, n // 4), a), nn.InstanceNorm2d(a), nn.GroupNorm(1, a))[
-                n % 4
-            ]
-        },
-        a,
-    )
-)
-def norm(own: dict[str, Any], x: Tensor, y: Tensor, n: int) -> Tensor:
-    return own["n"](x)
-
-
 @op(lambda a, b, n: ({"n": nn.LayerNorm(a) if n % 2 else nn.RMSNorm(a, eps=1e-5)}, a))
 def layer_norm(own: dict[str, Any], x: Tensor, y: Tensor, n: int) -> Tensor:
     return own["n"](x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
@@ -136,7 +133,7 @@ def activation(own: dict[str, Any], x: Tensor, y: Tensor, n: int) -> Tensor:
     ](x)
 
 
-@op(lambda a, b, n: ({} if a == b else {"c": nn.Conv2d(b, a, 1)}, a))
+@op(matched)
 def residual(own: dict[str, Any], x: Tensor, y: Tensor, n: int) -> Tensor:
     y = own["c"](y) if own else y
     return (x + y, x - y, x * y, torch.maximum(x, y))[n % 4]
@@ -203,11 +200,8 @@ def gated_mlp(own: dict[str, Any], x: Tensor, y: Tensor, n: int) -> Tensor:
 @op(lambda a, b, n: ({"f": nn.Linear(a * SIZE * SIZE, 6), "g": nn.Linear(6, a)}, a))
 def flattened(own: dict[str, Any], x: Tensor, y: Tensor, n: int) -> Tensor:
     t = (
-        x.flatten(1),
-        x.contiguous().view(x.size(0), -1),
-        x.reshape(-1, x.shape[1] * SIZE * SIZE),
-        torch.flatten(x, 1),
-    )[n % 4]
+        x.flatten(1), x.contiguous().view(x.size(0), -1), x.reshape(-1, x.shape[1] * SIZE * SIZE), torch.flatten(x, 1),
+    )[n % 4]  # fmt: skip
     return x + own["g"](own["f"](t).tanh())[..., None, None]
 
 
@@ -239,13 +233,13 @@ def pixels(own: dict[str, Any], x: Tensor, y: Tensor, n: int) -> Tensor:
     return x if x.shape[1] % 4 else F.max_pool2d(F.pixel_shuffle(x, 2), 2)
 
 
-@op(lambda a, b, n: ({} if a == b else {"c": nn.Conv2d(b, a, 1)}, a))
+@op(matched)
 def stacked(own: dict[str, Any], x: Tensor, y: Tensor, n: int) -> Tensor:
     both = torch.stack([x, own["c"](y) if own else y], n % 2)
     return both.sum(n % 2) if n % 3 else both.unbind(n % 2)[0]
 
 
-@op(lambda a, b, n: ({} if a == b else {"c": nn.Conv2d(b, a, 1)}, a))
+@op(matched)
 def multiplied(own: dict[str, Any], x: Tensor, y: Tensor, n: int) -> Tensor:
     y = own["c"](y) if own else y
     gram = x.flatten(2) @ y.flatten(2).mT if n % 2 else torch.einsum("bcn,bdn->bcd", x.flatten(2), y.flatten(2))
@@ -349,7 +343,7 @@ def transformed(own: dict[str, Any], x: Tensor, y: Tensor, n: int) -> Tensor:
 
 
 class Computed(nn.Module):
-    """A layer whose weight is made from its parameter."""
+    """A layer whose weight is computed from its parameter."""
 
     def __init__(self, width: int, kind: int) -> None:
         super().__init__()
@@ -367,24 +361,12 @@ class Computed(nn.Module):
         return torch.einsum("bchw,oc->bohw", x, w.flatten(1)) + self.b[:, None, None]
 
 
-@op(lambda a, b, n: ({"c": Computed(a, n)}, a))
-def computed_weight(own: dict[str, Any], x: Tensor, y: Tensor, n: int) -> Tensor:
-    return own["c"](x)
-
-
-@op(lambda a, b, n: ({"c": nn.utils.parametrizations.weight_norm(nn.Conv2d(a, 6, 1), dim=n % 2)}, 6))
-def weight_norm(own: dict[str, Any], x: Tensor, y: Tensor, n: int) -> Tensor:
-    return own["c"](x)
-
-
-@op(lambda a, b, n: ({"p": nn.PReLU(a if n % 2 else 1)}, a))
-def prelu(own: dict[str, Any], x: Tensor, y: Tensor, n: int) -> Tensor:
-    return own["p"](x)
+layer("computed_weight", lambda a, n: Computed(a, n))
 
 
 @op(lambda a, b, n: ({"c": nn.Linear(a, a * 3)}, a))
 def modulated(own: dict[str, Any], x: Tensor, y: Tensor, n: int) -> Tensor:
-    """A kernel of its own for each sample, as one grouped convolution."""
+    """Each sample has its own kernel; all are one grouped convolution."""
     b, c, h, w = x.shape
     kernels = own["c"](x.mean((2, 3))).view(b * c, 1, 1, 3)
     if n % 2:
@@ -394,7 +376,7 @@ def modulated(own: dict[str, Any], x: Tensor, y: Tensor, n: int) -> Tensor:
     return x
 
 
-@op(lambda a, b, n: ({} if a == b else {"c": nn.Conv2d(b, a, 1)}, a))
+@op(matched)
 def chosen(own: dict[str, Any], x: Tensor, y: Tensor, n: int) -> Tensor:
     y = own["c"](y) if own else y
     return (
@@ -411,9 +393,8 @@ def blurred(own: dict[str, Any], x: Tensor, y: Tensor, n: int) -> Tensor:
 
 
 def build(description: tuple[list[Step], int, int]) -> tuple[Random, tuple[Tensor, ...]]:
-    chain, inputs, outputs = description
-    first = [Step("conv", 0, 0, 2)]
+    steps, inputs, outputs = description
     generator = torch.Generator().manual_seed(0)
     images = tuple(torch.randn(2, 3, SIZE, SIZE, generator=generator) for _ in range(inputs))
     torch.manual_seed(0)
-    return Random(first + chain, inputs, outputs), images
+    return Random([Step("conv", 0, 0, 2), *steps], inputs, outputs), images

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from invariant import check_invariant, image, net, parameter, prunable, tokens
-from nets import images, vectors
+from layer_nets import images, vectors
 from torch import Tensor, nn
 
 import fxprune
@@ -192,3 +192,9 @@ def test_heads_are_tried_as_wholes_where_channels_are_stuck_and_positions_are_no
     assert len(tries) == 2
     check_invariant(net(lambda self, x: self.a(x).unflatten(-1, (2, 4)).softmax(-1), a=nn.Linear(4, 8)), tokens())
     assert len(tries) == 4
+
+
+def test_an_op_without_a_rule_is_frozen_and_reported() -> None:
+    model = net(lambda self, x: torch.linalg.qr(self.a(x))[0], a=nn.Linear(4, 6))
+    graph = fxprune.analyze(fxprune.trace(model, tokens()))
+    assert "linalg_qr mixes channels (linalg_qr): 6 channels" in str(graph)

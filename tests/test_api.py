@@ -1,4 +1,4 @@
-"""prune() with data: by name, repaired, certified."""
+"""prune(): by method and data, compensated, verified; what is wrong is said before the work."""
 
 from __future__ import annotations
 
@@ -6,11 +6,15 @@ import copy
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from invariant import image
+from refusals import assert_refused, small
 from torch import Tensor, nn
 
 import fxprune
+from fxprune.rewriting import pruning_notes
 
 
 class Small(nn.Module):
@@ -58,7 +62,7 @@ def test_compensation_comes_nearer_to_the_original_and_its_structure_is_certifie
 ) -> None:
     bare = fxprune.prune(model, 0.5, data=data, compensate=False)
     small = fxprune.prune(model, 0.5, data=data)
-    assert small.meta["compensated"]
+    assert pruning_notes(small).compensated
     fresh = torch.randn(64, 1, 10, 10)
     with torch.no_grad():
         wanted = model(fresh)
@@ -102,14 +106,14 @@ def test_without_data_a_batch_is_made_from_the_model(
                 model(image)
     model.eval()
     small = fxprune.prune(model, 0.5, example_inputs=torch.zeros(1, 1, 10, 10), method=method)
-    assert small.meta["compensated"]
+    assert pruning_notes(small).compensated
     assert fxprune.verify(model, small) < 1e-9
 
 
 def test_a_model_without_batchnorm_is_cut_and_not_compensated() -> None:
     plain = nn.Sequential(nn.Linear(5, 8), nn.ReLU(), nn.Linear(8, 4))
     small = fxprune.prune(plain, 0.5, example_inputs=torch.zeros(1, 5))
-    assert "compensated" not in small.meta
+    assert not pruning_notes(small).compensated
     assert fxprune.verify(plain, small) < 1e-9
 
 
@@ -146,34 +150,6 @@ def test_what_cannot_be_is_said_before_a_batch_is_made(monkeypatch: pytest.Monke
         fxprune.prune(model, 0.5, example_inputs=images, method="l3")
 
 
-class _OneConvolutionASample(nn.Module):
-    """The samples of a batch stand along the channels."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.a, self.norm, self.head = nn.Conv2d(3, 6, 1), nn.BatchNorm2d(6), nn.Conv2d(6, 4, 1)
-        self.bank = nn.Parameter(torch.randn(6, 6, 1, 1))
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.norm(self.a(x)).relu()
-        samples, channels, *size = x.shape
-        weight = self.bank.expand(samples, -1, -1, -1, -1).reshape(-1, channels, 1, 1)
-        mixed = nn.functional.conv2d(x.reshape(1, -1, *size), weight, groups=samples)
-        return self.head(mixed.reshape(samples, channels, *size)).mean((2, 3))
-
-
-def test_what_cannot_be_scored_on_samples_is_cut_by_relevance_and_says_so() -> None:
-    torch.manual_seed(0)
-    model, images = _OneConvolutionASample().eval(), torch.randn(4, 3, 8, 8)
-    with pytest.warns(
-        fxprune.FxpruneWarning, match="cut by relevance and not compensated: channels of .* number of samples"
-    ):
-        small = fxprune.prune(model, 0.6, example_inputs=images[:2], data=[images])
-    assert fxprune.verify(model, small) <= 1e-9
-    with pytest.raises(fxprune.FxpruneError, match="number of samples"):
-        fxprune.prune(model, 0.6, example_inputs=images[:2], data=[images], method="fisher")
-
-
 def test_labels_that_are_no_classes_of_the_model_are_refused(model: nn.Module) -> None:
     data = [(torch.randn(2, 1, 10, 10), torch.tensor([1, 7]))]
     graph = fxprune.analyze(fxprune.trace(model, data[0][0]))
@@ -192,11 +168,9 @@ def test_data_without_a_batch_dimension_is_told_as_such(model: nn.Module) -> Non
         fxprune.prune(model, 0.6, data=list(torch.randn(2, 3, 10, 10)))
 
 
-def test_a_name_is_no_model_and_a_percentage_no_fraction(model: nn.Module) -> None:
+def test_a_name_is_no_model() -> None:
     with pytest.raises(fxprune.FxpruneError, match=r"model \(a str\) is no nn.Module: build it"):
         fxprune.prune("resnet50", 0.5)  # type: ignore[arg-type]
-    with pytest.raises(fxprune.FxpruneError, match=r"If 50 % was meant, give 0\.5"):
-        fxprune.prune(model, 50, example_inputs=torch.zeros(1, 1, 10, 10))
 
 
 def test_a_model_with_spectral_norm_is_its_own_teacher_and_its_own_original(tmp_path: Path) -> None:
@@ -206,7 +180,7 @@ def test_a_model_with_spectral_norm_is_its_own_teacher_and_its_own_original(tmp_
     model(x)
     small = fxprune.prune(model, flops=0.5, example_inputs=x)
     fxprune.save(small, tmp_path / "small.safetensors")
-    again = fxprune.load(tmp_path / "small.safetensors", model)
+    again = fxprune.load(tmp_path / "small.safetensors", original=model)
     assert torch.equal(again.eval()(x), small.eval()(x))
     fxprune.finetune(small, [(x, torch.arange(6) % 2)], epochs=1, teacher=model)
 
@@ -238,3 +212,30 @@ def test_neither_buffers_nor_random_states_are_touched(settings: dict[str, Any])
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert torch.equal(torch.get_rng_state(), state)
     assert small.get_buffer("calls") == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"flops": 0}, r"^flops \(=0\) must be positive"),
+        ({"latency": 2}, r"^latency \(=2\) must be a fraction"),
+        ({"round_to": 0}, r"^round_to \(=0\) must be a whole number"),
+        ({"ignore": "nothing"}, r"^ignore pattern 'nothing' matches no module"),
+        ({"method": "l3"}, r"^method \(='l3'\) is not known: use one of .*'dagger'"),
+        ({"method": lambda graph: np.ones(3)}, r"^scores have shape \(3,\)"),
+        ({"samples": 0, "data": [torch.zeros(2, 3, 6, 6)]}, r"^size \(=0\) must be at least 1"),
+        ({"progress": "yes"}, r"^progress \(='yes'\) must be True, False or a function"),
+        ({"flops": 0.001}, r"^a budget of \d+ FLOPs \(0\.1%\) cannot be reached"),
+        ({"flops": 50}, r"If 50 % was meant, give 0\.5"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else " ".join(value),
+)
+def test_what_is_wrong_is_said_and_the_model_left_as_it_was(arguments: dict[str, Any], message: str) -> None:
+    model = small()
+    assert_refused(model, lambda: fxprune.prune(model, example_inputs=image(), **arguments), message)
+
+
+def test_a_budget_of_latency_is_checked_before_it_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fxprune.api.time_channels", lambda *_: pytest.fail("channels were timed"))
+    with pytest.raises(fxprune.UnreachableBudgetError, match="cannot be reached"):
+        fxprune.prune(small(), 0.001, latency=0.9, example_inputs=image())

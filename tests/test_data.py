@@ -1,19 +1,16 @@
-"""Data as users have it: forms that are read, input that is refused, and the losses."""
+"""Data as users have it: forms that are read, input that is refused, checks that are made once."""
 
 from __future__ import annotations
 
 import math
-from collections import namedtuple
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from fxprune import FxpruneError
-from fxprune.data import Batches, calibration_batch, read_batch, run_model
-from fxprune.losses import class_loss, distillation_loss, main_output, number_of_classes
+from fxprune import Batch, FxpruneError
+from fxprune.data import Batches, calibration_batch, read_batch
 
 X = torch.arange(12.0).reshape(4, 3)
 Y = torch.tensor([0, 1, 2, 1])
@@ -57,15 +54,15 @@ def test_batches_can_be_walked_again():
 
 def test_a_generator_serves_one_pass_and_is_refused_for_several():
     assert calibration_batch((X for _ in range(2)), 8).size == 8
-    with pytest.raises(FxpruneError, match=r"generator\) can be walked only once.*list\(data\)"):
+    with pytest.raises(FxpruneError, match=r"generator\) allows only one pass.*list\(data\)"):
         Batches(X for _ in range(2))
 
 
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (None, "NoneType.* is no iterable"),
-        ("path/to/data", "str.* is no iterable"),
+        (None, "NoneType.* is not an iterable"),
+        ("path/to/data", "str.* is not an iterable"),
         ([], "list.* yields no batch"),
         (DataLoader(TensorDataset(X), batch_size=8, drop_last=True), "DataLoader.* yields no batch.*drop_last"),
         ([X, X.numpy()], "batch 1 .*ndarray.*from_numpy"),
@@ -77,11 +74,11 @@ def test_a_generator_serves_one_pass_and_is_refused_for_several():
         ([X[:0]], "has no sample"),
         ([X, X / torch.tensor([1.0, 0.0, 1.0])], r"batch 1 .* 4 NaN or infinite values .* \(4, 3\)"),
         ([X * math.nan], "12 NaN"),
-        ([(X, Y[:3])], r"4 samples and labels of shape \(3,\)"),
+        ([(X, Y[:3])], r"4 samples, but labels of shape \(3,\)"),
         ([(X, torch.tensor(1))], r"labels of shape \(\)"),
-        ([(X, Y - 1)], "label -1: class numbers run from 0 to 2, the model has 3 outputs"),
+        ([(X, Y - 1)], "label -1: class numbers run from 0 to 2, since the model has 3 outputs"),
         ([(X, Y), (X, Y + 1)], "batch 1 of data has label 3"),
-        ([(X, X * math.inf)], "NaN or infinite labels"),
+        ([(X, X * math.inf)], "labels that are NaN or infinite"),
     ],
 )
 def test_unusable_data_is_named_with_what_to_do(data, message):
@@ -117,67 +114,27 @@ def test_a_calibration_batch_needs_one_shape():
         calibration_batch([X], 0)
 
 
-def test_a_batch_splits_into_pieces_that_join_to_itself():
-    batch = read_batch(({"x": X, "scale": torch.ones(1)}, Y))
-    pieces = batch.split(3)
-    assert [piece.size for piece in pieces] == [3, 1]
-    assert torch.equal(torch.cat([piece.kwargs["x"] for piece in pieces]), X)
-    assert torch.equal(torch.cat([piece.labels for piece in pieces]), Y)
-    assert all(piece.kwargs["scale"].shape == (1,) for piece in pieces)
+def test_a_checked_batch_is_not_checked_again(monkeypatch):
+    looked = []
+    monkeypatch.setattr("fxprune.data._check_values", lambda batch, position: looked.append(batch.size))
+    batch = calibration_batch([X, X], 6)
+    assert batch.checked
+    assert looked == [4, 4]
+    assert read_batch(batch) is batch
+    assert [part.size for part in Batches([batch, batch.rows(0, 2)])] == [6, 2]
+    assert looked == [4, 4]
 
 
-def test_a_model_that_does_not_take_the_data_says_so_with_the_shapes():
-    with pytest.raises(FxpruneError, match=r"does not run on data of shapes \(4, 3\): RuntimeError"):
-        run_model(nn.Linear(5, 2), read_batch(X))
-    with pytest.raises(FxpruneError, match=r"does not run on data.*TypeError"):
-        run_model(nn.Linear(3, 2), read_batch(((X, X), Y)))
+def test_a_batch_of_the_users_own_is_checked():
+    with pytest.raises(FxpruneError, match="12 NaN"):
+        read_batch(Batch((X * math.nan,), {}))
+    with pytest.raises(FxpruneError, match="labels of type list"):
+        read_batch(Batch((X,), {}, [0, 1, 2, 1]))
 
 
-def test_the_main_output_is_found_in_any_form():
-    aux = namedtuple("aux", ["logits", "other"])
-    for outputs in (X, (X, Y), {"aux": Y, "out": X}, {"logits": X}, aux(X, Y)):
-        assert main_output(outputs) is X
-    assert number_of_classes(X) == 3
-    assert number_of_classes(Y) is None
-    with pytest.raises(FxpruneError, match="no tensor"):
-        main_output(None)
-
-
-def test_class_loss_is_cross_entropy():
-    assert class_loss(X, Y) == F.cross_entropy(X, Y)
-    assert class_loss({"logits": X}, F.one_hot(Y).float()) == pytest.approx(float(F.cross_entropy(X, Y)))
-    dense = torch.randn(2, 3, 4, 4)
-    assert class_loss(dense, torch.zeros(2, 4, 4, dtype=torch.long)) == F.cross_entropy(
-        dense, torch.zeros(2, 4, 4).long()
-    )
-    with pytest.raises(FxpruneError, match=r"labels of shape \(4, 1\) .* output of shape \(4, 3\)"):
-        class_loss(X, Y[:, None])
-
-
-def test_distillation_of_class_scores_is_the_divergence_of_the_softened_probabilities():
-    student, teacher = torch.randn(5, 7), torch.randn(5, 7)
-    p, q = (teacher / 3).softmax(1), (student / 3).softmax(1)
-    assert distillation_loss(student, teacher, 3.0) == pytest.approx(
-        float((p * (p / q).log()).sum(1).mean() * 9), rel=1e-5
-    )
-    assert distillation_loss(student, student, 3.0) == pytest.approx(0, abs=1e-6)
-    # Class scores say the same when all are raised by a constant.
-    assert distillation_loss(teacher + 5, teacher) == pytest.approx(0, abs=1e-6)
-
-
-def test_distillation_of_other_outputs_is_the_relative_error_and_sends_no_gradient_to_the_teacher():
-    student = torch.randn(2, 3, 4, 4, requires_grad=True)
-    teacher = torch.randn(2, 3, 4, 4, requires_grad=True)
-    loss = distillation_loss((student, student), (teacher, teacher))
-    with torch.no_grad():
-        expected = float((student - teacher).square().mean() / teacher.square().mean())
-    assert loss.item() == pytest.approx(expected, rel=1e-5)
-    loss.backward()
-    assert student.grad is not None
-    assert teacher.grad is None
-
-
-def test_distillation_compares_main_outputs_where_one_side_has_auxiliary_ones():
-    assert distillation_loss((X, X + 1), X) == pytest.approx(0, abs=1e-6)
-    with pytest.raises(FxpruneError, match=r"shapes \(4, 3\) and \(4, 2\)"):
-        distillation_loss(X, X[:, :2])
+def test_batches_are_moved_to_the_device_of_the_model():
+    model = nn.Linear(3, 2)
+    assert calibration_batch([X], 4, model).args[0] is X
+    assert [batch.args[0] is X for batch in Batches([X], model=model)] == [True]
+    # On the meta device tensors have no values, so data stays where it is.
+    assert calibration_batch([X], 4, nn.Linear(3, 2, device="meta")).args[0].device.type == "cpu"

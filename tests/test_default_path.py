@@ -1,17 +1,19 @@
-"""`prune` when nothing is chosen, scored on samples and compensated: it crashes on no net, and changes none."""
+"""`prune` with its defaults, which score on samples and compensate, crashes on no net and changes none."""
 
 from __future__ import annotations
 
+import importlib
 import random
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from random_nets import OPS, Step, build
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
 import fxprune
-from fxprune.data import Batch, placeholder_values
+from fxprune.rewriting import pruning_notes
 
 
 def description(seed: int) -> tuple[list[Step], int, int]:
@@ -24,7 +26,7 @@ def description(seed: int) -> tuple[list[Step], int, int]:
 
 
 def prepare(model: nn.Module) -> None:
-    """Let its modes, gradients and frozen parameters differ, as in the middle of somebody's training."""
+    """Give it mixed modes, gradients and frozen parameters, as in the middle of training."""
     for k, module in enumerate(model.modules()):
         module.training = k % 3 != 2
     for k, parameter in enumerate(model.parameters()):
@@ -33,7 +35,7 @@ def prepare(model: nn.Module) -> None:
 
 
 def state(model: nn.Module, inputs: Any) -> list[Any]:
-    """Everything that must be the same bits afterwards."""
+    """Everything that must stay the same to the last bit."""
 
     def bits(tensor: Tensor | None) -> Any:
         return None if tensor is None else (tensor.dtype, tensor.shape, tensor.detach().numpy().tobytes())
@@ -50,8 +52,7 @@ def state(model: nn.Module, inputs: Any) -> list[Any]:
 @pytest.mark.filterwarnings("ignore:cut by relevance and not compensated:UserWarning")
 @pytest.mark.parametrize("with_data", [True, False], ids=["data", "no data"])
 @pytest.mark.parametrize("seed", range(6))
-def test_prune_takes_any_net_and_leaves_it_alone(seed: int, with_data: bool) -> None:
-    torch.set_num_threads(1)
+def test_prune_takes_any_net_and_does_not_change_it(seed: int, with_data: bool) -> None:
     model, inputs = build(description(seed))
     prepare(model)
     before = state(model, inputs)
@@ -66,7 +67,7 @@ def test_prune_takes_any_net_and_leaves_it_alone(seed: int, with_data: bool) -> 
 
 
 class AnyNumber(nn.Module):
-    """Sums what any number of images give."""
+    """Takes any number of images and sums their features."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -77,17 +78,110 @@ class AnyNumber(nn.Module):
 
 
 @pytest.mark.parametrize("number", [1, 2])
-def test_a_model_of_any_number_of_inputs_is_compensated(number: int) -> None:
+def test_a_model_with_any_number_of_inputs_is_compensated(number: int) -> None:
     torch.manual_seed(0)
     model, images = AnyNumber(), torch.randn(number, 4, 3, 6, 6).unbind(0)
     pruned = fxprune.prune(model, 0.6, example_inputs=images, data=[(images, None)], progress=False)
-    # Fitted to other inputs, it would not be kept.
-    assert "ridge" in pruned.meta["compensated"]
+    # Ridge regression on the wrong inputs would be discarded.
+    assert "ridge" in pruning_notes(pruned).compensated
     assert fxprune.verify(model, pruned, images) <= 1e-9
 
 
-def test_named_inputs_of_any_number_are_one_placeholder() -> None:
-    graph = fx.Graph()
-    first, rest = graph.placeholder("x"), graph.placeholder("**others")
-    batch = Batch((), {"x": torch.zeros(1), "y": torch.ones(1)})
-    assert placeholder_values(graph, batch) == {first: batch.kwargs["x"], rest: {"y": batch.kwargs["y"]}}
+class OneConvolutionASample(nn.Module):
+    """The samples of a batch stand along the channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.norm, self.head = nn.Conv2d(3, 6, 1), nn.BatchNorm2d(6), nn.Conv2d(6, 4, 1)
+        self.bank = nn.Parameter(torch.randn(6, 6, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norm(self.a(x)).relu()
+        samples, channels, *size = x.shape
+        weight = self.bank.expand(samples, -1, -1, -1, -1).reshape(-1, channels, 1, 1)
+        mixed = nn.functional.conv2d(x.reshape(1, -1, *size), weight, groups=samples)
+        return self.head(mixed.reshape(samples, channels, *size)).mean((2, 3))
+
+
+class NamesTheClass(nn.Sequential):
+    """Its outputs are not floating-point."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x).argmax(1)
+
+
+class BranchesOnTheBatch(nn.Sequential):
+    """Its graph is that of the example, of small batches, and refuses others."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) if x.shape[0] < 4 else super().forward(-x)
+
+
+class Overflows(nn.Sequential):
+    """Some of its outputs are infinite, except in float64."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (super().forward(x) * 400).exp()
+
+
+def layers() -> tuple[nn.Module, ...]:
+    return nn.Conv2d(3, 12, 1), nn.ReLU(), nn.Conv2d(12, 8, 1), nn.ReLU(), nn.Conv2d(8, 4, 1)
+
+
+UNSCORED: dict[str, tuple[Callable[[], nn.Module], str]] = {
+    "channels are counted by samples": (OneConvolutionASample, "channels of .* number of samples"),
+    "no floating-point outputs": (lambda: NamesTheClass(*layers()), "floating-point outputs"),
+    "batches of other sizes are refused": (lambda: BranchesOnTheBatch(*layers()), r"`x\.size\(0\) < 4` is False here"),
+    "outputs are infinite": (lambda: Overflows(*layers()), "scores are not finite"),
+}
+
+
+@pytest.mark.parametrize("case", UNSCORED)
+def test_a_model_that_cannot_be_scored_on_samples_is_cut_by_relevance_with_a_warning(case: str) -> None:
+    make, message = UNSCORED[case]
+    torch.manual_seed(0)
+    model, images = make().eval(), torch.randn(20, 3, 8, 8)
+    with pytest.warns(fxprune.FxpruneWarning, match=f"^cut by relevance and not compensated: .*{message}"):
+        small = fxprune.prune(model, 0.6, example_inputs=images[:2], data=[images])
+    assert fxprune.verify(model, small) <= 1e-9
+    by_relevance = fxprune.prune(model, 0.6, example_inputs=images[:2], method="relevance", compensate=False)
+    assert fxprune.plan_of(small) == fxprune.plan_of(by_relevance)
+    with pytest.raises(fxprune.CannotScoreError, match=message):
+        fxprune.prune(model, 0.6, example_inputs=images[:2], data=[images], method="surgeon")
+
+
+@pytest.mark.parametrize("stage", ["scores", "plan_for", "rewrite", "compensated"])
+def test_any_other_error_is_not_taken_for_that(stage: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise fxprune.FxpruneError("a bug")
+
+    monkeypatch.setattr(f"fxprune.api.{stage}", fail)
+    with pytest.raises(fxprune.FxpruneError, match=r"^a bug$"):
+        fxprune.prune(nn.Sequential(*layers()), 0.6, data=[torch.randn(8, 3, 8, 8)])
+
+
+def test_a_pruned_model_that_does_not_run_is_a_bug_and_not_taken_for_that(monkeypatch: pytest.MonkeyPatch) -> None:
+    def wrong(graph: fxprune.ChannelGraph, plan: fxprune.Plan) -> Any:
+        pruned = fxprune.rewrite(graph, plan)
+        pruned.get_submodule("2").weight = nn.Parameter(torch.zeros(8, 1, 1, 1))
+        return pruned
+
+    monkeypatch.setattr("fxprune.api.rewrite", wrong)
+    with pytest.raises(fxprune.FxpruneError, match="does not run on data of shapes") as caught:
+        fxprune.prune(nn.Sequential(*layers()), 0.6, data=[torch.randn(8, 3, 8, 8)])
+    assert not isinstance(caught.value, fxprune.CannotScoreError)
+
+
+def test_samples_are_checked_and_compared_with_each_other_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[str] = []
+
+    def counted(name: str) -> None:
+        module, _, function = name.rpartition(".")
+        original = getattr(importlib.import_module(module), function)
+        monkeypatch.setattr(name, lambda *given: calls.append(function) or original(*given))
+
+    counted("fxprune.data._check_values")
+    counted("fxprune.compensation.holdout._likeness")
+    small = fxprune.prune(nn.Sequential(*layers()), 0.6, data=[torch.randn(24, 3, 8, 8)])
+    assert pruning_notes(small).compensated
+    assert calls == ["_check_values", "_likeness"]

@@ -1,14 +1,14 @@
-"""Every Python block of README and docs runs, unless a comment before it says why not; blocks of a page share names.
+"""Every Python block of README and docs runs, unless a comment before it gives a reason; blocks of a page share names.
 
     <!-- not run: needs the network -->
     ```python
     ...
     ```
 
-A block of `text` right after a block of code is what the code prints, with `...` for anything.
+A `text` block right after a code block is what the code prints, with `...` for anything.
 
-What a page takes as given (a model, a loader) stands in `GIVEN`. Models that timm would fetch or that take minutes are
-stood in for by small ones without weights.
+`GIVEN` has the names that a page assumes, such as a model or a loader. Small models with random weights replace those
+that timm would download or that take minutes.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ OPTIONAL = ("timm", "torchvision", "accelerate", "torchao", "sklearn", "onnxscri
 
 @dataclass(frozen=True)
 class Block:
-    """A block of code; `why_not` is the reason not to run it, `printed` what the page says that it prints."""
+    """A code block: its code, the reason not to run it, and the output that the page claims."""
 
     code: str
     why_not: str | None
@@ -52,7 +52,7 @@ class Block:
 
 
 def blocks(page: Path) -> Iterator[Block]:
-    """The blocks of a page, each after as many empty lines as stand before it, so that tracebacks tell the line."""
+    """The blocks of a page; empty lines in front of each make tracebacks show the line of the page."""
     text = page.read_text()
     for match in BLOCK.finditer(text):
         mark = match["mark"] or "run"
@@ -68,7 +68,7 @@ RUN = [page for page in PAGES if any(block.why_not is None for block in blocks(p
 
 
 class SmallNet(nn.Sequential):
-    """Stands in for any model of images."""
+    """Replaces any model of images."""
 
     def __init__(self) -> None:
         super().__init__(
@@ -76,7 +76,7 @@ class SmallNet(nn.Sequential):
             *(nn.Conv2d(8, 16, 3, 2), nn.BatchNorm2d(16), nn.ReLU()),
             *(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 10)),
         )
-        # Where fxprune looks for the size of the input of a timm model.
+        # fxprune reads the input size of timm models here.
         self.pretrained_cfg = {"input_size": (3, 32, 32)}
 
 
@@ -91,7 +91,7 @@ GIVEN: dict[str, Any] = {
 
 @pytest.fixture
 def small_models(monkeypatch: pytest.MonkeyPatch) -> None:
-    """`timm.create_model` fetches nothing, and gives a small net for what is not one of timm's own test models."""
+    """`timm.create_model` downloads nothing, and returns a small net for all but timm's own test models."""
     try:
         import timm
     except ImportError:
@@ -104,7 +104,7 @@ def small_models(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(timm, "create_model", create_small)
 
 
-# What a page's libraries warn of is no matter of the page.
+# Warnings of the libraries that a page uses are not the page's fault.
 @pytest.mark.filterwarnings("default")
 @pytest.mark.usefixtures("small_models")
 @pytest.mark.parametrize("page", RUN, ids=name_of)
@@ -126,40 +126,49 @@ def test_the_code_of_a_page_runs(page: Path, tmp_path: Path, monkeypatch: pytest
         _forget_accelerator()
 
 
-def prints(said: str, printed: str) -> bool:
-    """Whether a page tells the truth about what is printed; a line of dots stands for any lines."""
-    said = re.sub(r"^ *\.\.\.$", "...", said, flags=re.MULTILINE)
-    return doctest.OutputChecker().check_output(said, printed, doctest.ELLIPSIS)
+def prints(claimed: str, printed: str) -> bool:
+    """Whether the output matches the page's; a line of dots matches any lines."""
+    claimed = re.sub(r"^ *\.\.\.$", "...", claimed, flags=re.MULTILINE)
+    return doctest.OutputChecker().check_output(claimed, printed, doctest.ELLIPSIS)
 
 
 def _forget_accelerator() -> None:
-    """An Accelerator settles device and precision for the whole process."""
+    """The first Accelerator fixes device and precision for the whole process."""
     state = sys.modules.get("accelerate.state")
     if state is not None:
         state.AcceleratorState._reset_state(reset_partial_state=True)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
-def test_every_block_is_found_and_what_is_not_run_says_why(page: Path) -> None:
+def test_every_block_is_found_and_runs_or_has_a_reason_not_to(page: Path) -> None:
     text, found = page.read_text(), list(blocks(page))
-    assert len(FENCE.findall(text)) == len(found), "a Python block is indented or spelt otherwise, and would not run"
+    assert len(FENCE.findall(text)) == len(found), (
+        "a Python block is indented or marked in another way, so it would not run"
+    )
     assert len(re.findall(r"<!-- (?:not )?run\b", text)) == len(re.findall(r"-->\n```python\n", text)), "a stray mark"
     for block in found:
-        assert block.why_not != "", f"no reason is given: {block.code.strip()[:60]}"
+        assert block.why_not != "", f"no reason not to run: {block.code.strip()[:60]}"
         compile(block.code, str(page), "exec")
 
 
-def test_the_table_of_models_is_the_one_that_the_page_sums_up() -> None:
+def test_the_summary_of_models_matches_their_table() -> None:
     file, page = ROOT / "docs" / "models.json", (ROOT / "docs" / "models.md").read_text()
     data = json.loads(file.read_text())
     failed = data["columns"].index("failed")
     assert file.stat().st_size < 1_000_000
     assert all(len(row) == len(data["columns"]) for row in data["rows"])
-    assert f"| looked at | {len(data['rows']):,} (" in page
-    assert f"| fail | {sum(bool(row[failed]) for row in data['rows'])} |" in page
+    assert f"| tried | {len(data['rows']):,} (" in page
+    assert f"| fail on the meta device | {sum(bool(row[failed]) for row in data['rows'])} |" in page
 
 
-def test_the_picture_of_the_channel_graph_is_of_the_present_analysis() -> None:
+def test_the_map_of_the_code_lists_the_packages_in_the_order_of_the_import_contract() -> None:
+    tomllib = pytest.importorskip("tomllib")
+    (contract,) = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
+    mapped = re.findall(r"^\| `(\w+)(?:/|\.py)` \|", (ROOT / "CONTRIBUTING.md").read_text(), re.MULTILINE)
+    assert mapped == contract["layers"]
+
+
+def test_the_picture_of_the_channel_graph_is_up_to_date() -> None:
     path = ROOT / "docs" / "images" / "draw.py"
     spec = importlib.util.spec_from_file_location("draw", path)
     assert spec is not None

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from fxprune.errors import FxpruneError
-from fxprune.models import example_inputs, load_model
+from fxprune.models import Source, example_inputs, load_model, source_of
 
 
 @pytest.mark.parametrize(
@@ -84,3 +84,18 @@ def test_a_model_that_is_not_there_is_an_error_that_helps(spec: str, message: st
     pytest.importorskip("torchvision")
     with pytest.raises(FxpruneError, match=message):
         load_model(spec)
+
+
+def test_a_model_that_was_loaded_by_name_can_be_built_again() -> None:
+    model = load_model("torch.nn:Linear", in_features=2, out_features=3)
+    assert source_of(model) == Source("torch.nn:Linear", {"in_features": 2, "out_features": 3})
+    assert source_of(nn.Linear(2, 3)) is None
+
+
+def test_a_timm_model_knows_its_name_classes_and_size() -> None:
+    timm = pytest.importorskip("timm")
+    model = timm.create_model("test_vit", num_classes=7, img_size=96, in_chans=1)
+    source = source_of(model)
+    assert source == Source("timm:test_vit", {"num_classes": 7, "in_chans": 1, "img_size": [96, 96]})
+    again = load_model(source.spec, **source.arguments)
+    assert [p.shape for p in again.parameters()] == [p.shape for p in model.parameters()]

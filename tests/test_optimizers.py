@@ -59,7 +59,7 @@ def test_the_next_updates_are_slices_of_the_originals(kind: str) -> None:
     pruned = fxprune.prune(model, example_inputs=image(), compensate=False)
     kept = fxprune.plan_of(pruned).kept
     assert kept
-    small = fxprune.prune_optimizer(optimizer, model, pruned)
+    small = fxprune.prune_optimizer(model, pruned, optimizer)
     assert type(small) is type(optimizer)
     assert [{k: v for k, v in group.items() if k != "params"} for group in small.param_groups] == [
         {k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups
@@ -72,7 +72,7 @@ def test_the_next_updates_are_slices_of_the_originals(kind: str) -> None:
         small.step()
     for name, parameter in pruned.named_parameters():
         assert torch.equal(parameter, sliced(name, model.get_parameter(name), kept)), name
-    after = fxprune.prune_optimizer(optimizer, model, pruned).state_dict()["state"]
+    after = fxprune.prune_optimizer(model, pruned, optimizer).state_dict()["state"]
     assert str(after) == str(small.state_dict()["state"])
 
 
@@ -83,7 +83,7 @@ def test_the_optimizer_and_the_models_are_not_changed() -> None:
     optimizer.step()
     pruned = fxprune.prune(model, example_inputs=image(), compensate=False)
     state = copy.deepcopy(optimizer.state_dict())
-    small = fxprune.prune_optimizer(optimizer, model, pruned)
+    small = fxprune.prune_optimizer(model, pruned, optimizer)
     assert small.param_groups[0]["param_names"] == [name for name, _ in model.named_parameters()]
     give_gradients(pruned, 1)
     small.step()
@@ -101,7 +101,7 @@ def test_frozen_and_tied_parameters_and_those_without_state_are_carried_over() -
     model[0].weight.grad = torch.ones_like(model[0].weight)
     optimizer.step()
     pruned = fxprune.prune(model, example_inputs=image(), compensate=False)
-    small = fxprune.prune_optimizer(optimizer, model, pruned)
+    small = fxprune.prune_optimizer(model, pruned, optimizer)
     assert len(small.param_groups[0]["params"]) == len(list(pruned.parameters()))
     assert set(small.state) == {dict(pruned.named_parameters())["0.weight"]}
 
@@ -112,7 +112,7 @@ def test_factored_moments_are_cut_where_they_have_the_dimension() -> None:
     give_gradients(model, 0)
     optimizer.step()
     pruned = fxprune.prune(model, example_inputs=torch.randn(2, 6), compensate=False)
-    small = fxprune.prune_optimizer(optimizer, model, pruned)
+    small = fxprune.prune_optimizer(model, pruned, optimizer)
     kept = fxprune.plan_of(pruned).kept["2.weight"][1]
     old, new = optimizer.state[model[2].weight], small.state[pruned.get_parameter("2.weight")]
     assert torch.equal(new["row_var"], old["row_var"])
@@ -126,15 +126,15 @@ def test_what_does_not_belong_together_is_named() -> None:
     pruned = fxprune.prune(model, example_inputs=image(), compensate=False)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     with pytest.raises(FxpruneError, match=r"parameter 0 of group 0 .*\[12, 3, 3, 3\]\) is not one of the Sequential"):
-        fxprune.prune_optimizer(optimizer, small_net(), pruned)
+        fxprune.prune_optimizer(small_net(), pruned, optimizer)
     with pytest.raises(FxpruneError, match="Sequential has no plan"):
-        fxprune.prune_optimizer(optimizer, model, copy.deepcopy(model))
+        fxprune.prune_optimizer(model, copy.deepcopy(model), optimizer)
     other = nn.Sequential(nn.Conv2d(3, 20, 3))
     with pytest.raises(FxpruneError, match=r"another model: 0\.weight has shape \[20, 3, 3, 3\] in it"):
-        fxprune.prune_optimizer(torch.optim.SGD(other.parameters(), lr=0.1), other, pruned)
+        fxprune.prune_optimizer(other, pruned, torch.optim.SGD(other.parameters(), lr=0.1))
     longer = nn.Sequential(*small_net(), nn.Linear(5, 5))
     with pytest.raises(FxpruneError, match=r"another model: it has 7\.weight .* besides"):
-        fxprune.prune_optimizer(torch.optim.SGD(longer[7:].parameters(), lr=0.1), longer, pruned)
+        fxprune.prune_optimizer(longer, pruned, torch.optim.SGD(longer[7:].parameters(), lr=0.1))
 
 
 def test_state_that_cannot_be_cut_is_named() -> None:
@@ -143,17 +143,17 @@ def test_state_that_cannot_be_cut_is_named() -> None:
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     optimizer.state[model[0].weight]["flat"] = torch.zeros(324)
     with pytest.raises(FxpruneError, match=r"flat of 0\.weight has shape \[324\].*start the optimizer afresh"):
-        fxprune.prune_optimizer(optimizer, model, pruned)
+        fxprune.prune_optimizer(model, pruned, optimizer)
     optimizer.state[model[0].weight] = {"old": []}
     with pytest.raises(FxpruneError, match=r"old of 0\.weight is a list"):
-        fxprune.prune_optimizer(optimizer, model, pruned)
+        fxprune.prune_optimizer(model, pruned, optimizer)
 
     class Own(torch.optim.SGD):
         def __init__(self, params: Any, secret: int) -> None:
             super().__init__(params, lr=0.1)
 
     with pytest.raises(FxpruneError, match=r"Own cannot be made anew .*secret.*start its state afresh"):
-        fxprune.prune_optimizer(Own(model.parameters(), 1), model, pruned)
+        fxprune.prune_optimizer(model, pruned, Own(model.parameters(), 1))
 
 
 def test_a_schedule_goes_on() -> None:
@@ -165,7 +165,7 @@ def test_a_schedule_goes_on() -> None:
         optimizer.step()
         schedule.step()
     pruned = fxprune.prune(model, example_inputs=image(), compensate=False)
-    small = fxprune.prune_optimizer(optimizer, model, pruned)
+    small = fxprune.prune_optimizer(model, pruned, optimizer)
     assert small.param_groups[0]["lr"] == 0.25
     again = torch.optim.lr_scheduler.StepLR(small, 1, gamma=0.5, last_epoch=schedule.last_epoch)
     rate = small.param_groups[0]["lr"]
@@ -173,3 +173,16 @@ def test_a_schedule_goes_on() -> None:
     small.step()
     again.step()
     assert small.param_groups[0]["lr"] == rate / 2
+
+
+def test_the_order_of_older_versions_is_refused_with_the_call() -> None:
+    model = small_net()
+    pruned = fxprune.prune(model, example_inputs=image(), compensate=False)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    call = r"call prune_optimizer\(original, pruned, optimizer\)$"
+    with pytest.raises(FxpruneError, match=rf"^original \(a SGD\) is not a model: {call}"):
+        fxprune.prune_optimizer(optimizer, model, pruned)
+    with pytest.raises(FxpruneError, match=rf"the original comes first, {call}"):
+        fxprune.prune_optimizer(pruned, model, optimizer)
+    with pytest.raises(FxpruneError, match=rf"^optimizer \(a list\) is not a torch\.optim\.Optimizer: {call}"):
+        fxprune.prune_optimizer(model, pruned, [])

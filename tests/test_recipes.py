@@ -1,4 +1,4 @@
-"""The recipes run, from the data on the disk to the saved weights, on tiny made-up data."""
+"""The recipes run from files on disk to saved weights, on tiny generated data."""
 
 from __future__ import annotations
 
@@ -10,22 +10,12 @@ import sys
 from pathlib import Path
 
 import numpy as np
-import pytest
-import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from torchvision.models import resnet18
 
 RECIPES = Path(__file__).resolve().parents[1] / "docs" / "recipes"
 QUICK = ["--epochs", "1", "--gate-epochs", "1"]
-
-
-@pytest.fixture(autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def run(name, monkeypatch, *given):
@@ -41,7 +31,7 @@ def smaller(weights, before):
     return sum(value.numel() for value in after.values()) < 0.9 * sum(value.numel() for value in before.values())
 
 
-def test_cifar10_from_the_binary_files(tmp_path, monkeypatch, capsys):
+def test_the_cifar10_recipe_reads_the_binary_files(tmp_path, monkeypatch, capsys):
     random = np.random.default_rng(0)
     for name in ("data_batch_1", "data_batch_2", "test_batch"):
         records = random.integers(0, 256, (16, 3073), np.uint8)
@@ -54,7 +44,7 @@ def test_cifar10_from_the_binary_files(tmp_path, monkeypatch, capsys):
     assert (out / "pruned.safetensors").exists()
 
 
-def test_imagenet_from_folders_of_images(tmp_path, monkeypatch, capsys):
+def test_the_imagenet_recipe_reads_folders_of_images(tmp_path, monkeypatch, capsys):
     random = np.random.default_rng(0)
     for split in ("train", "val"):
         for label in ("cat", "dog"):
@@ -71,7 +61,7 @@ def test_imagenet_from_folders_of_images(tmp_path, monkeypatch, capsys):
     assert smaller(tmp_path / "out" / "pruned.safetensors", weights)
 
 
-def test_fashion_mnist_runs_on_two_processes(tmp_path):
+def test_the_fashion_mnist_recipe_runs_on_two_processes(tmp_path):
     random = np.random.default_rng(0)
     for prefix, count in (("train", 32), ("t10k", 10)):
         images = random.integers(0, 256, count * 784, np.uint8).tobytes()
@@ -96,6 +86,6 @@ def test_fashion_mnist_runs_on_two_processes(tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, timeout=240, env=environment)
     assert done.returncode == 0, done.stderr[-3000:]
     assert "processes: 2" in done.stdout
-    # Once, although two processes ran.
+    # Only one of the two processes prints.
     assert done.stdout.count("fine-tuned: test accuracy") == 1
     assert (tmp_path / "out" / "pruned.safetensors").exists()

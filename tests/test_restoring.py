@@ -66,7 +66,7 @@ def test_the_class_its_methods_and_the_modes_are_the_models_own() -> None:
     net.norm.train()
     before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
     pruned = _pruned(net)
-    own = fxprune.restore_class(pruned, net)
+    own = fxprune.restore_class(net, pruned)
     assert type(own) is Net
     assert [module.training for module in own.modules()] == [module.training for module in net.modules()]
     x = torch.randn(4, 3, 8, 8)
@@ -83,7 +83,7 @@ def test_weights_are_those_of_the_pruned_model_as_it_is_now_and_not_shared_with_
     pruned = _pruned(net).eval()
     with torch.no_grad():
         pruned.get_parameter("stem.weight").mul_(2)
-    own = fxprune.restore_class(pruned, net)
+    own = fxprune.restore_class(net, pruned)
     x = torch.randn(2, 3, 8, 8)
     wanted = pruned(x)
     assert torch.allclose(own(x), wanted, atol=1e-6)
@@ -95,28 +95,39 @@ def test_weights_are_those_of_the_pruned_model_as_it_is_now_and_not_shared_with_
 def test_a_forward_that_supposes_widths_is_refused_with_its_place_and_works_with_these_left_whole() -> None:
     net = Halves().eval()
     with pytest.raises(FxpruneError, match=r"Halves does not run .*test_restoring\.py:\d+.*part\(left\).*ignore="):
-        fxprune.restore_class(_pruned(net, method=_first_go_first), net)
+        fxprune.restore_class(net, _pruned(net, method=_first_go_first))
     pruned = _pruned(net, flops=0.8, method=_first_go_first, ignore="both")
-    assert type(fxprune.restore_class(pruned, net)) is Halves
+    assert type(fxprune.restore_class(net, pruned)) is Halves
 
 
 def test_a_forward_that_runs_and_gives_something_else_is_refused() -> None:
     net = OverChannels().eval()
-    with pytest.raises(FxpruneError, match=r"OverChannels with the pruned weights is off the pruned graph by"):
-        fxprune.restore_class(_pruned(net), net)
+    with pytest.raises(FxpruneError, match=r"OverChannels with the pruned weights differs from the pruned graph by"):
+        fxprune.restore_class(net, _pruned(net))
 
 
 def test_another_model_than_was_pruned_is_refused() -> None:
     with pytest.raises(FxpruneError, match=r"^Halves has no \S+, which was pruned: give the model that was pruned$"):
-        fxprune.restore_class(_pruned(Net().eval()), Halves())
+        fxprune.restore_class(Halves(), _pruned(Net().eval()))
 
 
 def test_inputs_that_do_not_fit_are_refused() -> None:
     net = Net().eval()
     with pytest.raises(FxpruneError, match="the pruned graph does not run on these inputs"):
-        fxprune.restore_class(_pruned(net), net, torch.zeros(1, 4, 8, 8))
+        fxprune.restore_class(net, _pruned(net), torch.zeros(1, 4, 8, 8))
 
 
 def test_what_has_no_plan_is_refused() -> None:
     with pytest.raises(FxpruneError, match="plan"):
         fxprune.restore_class(Net(), Net())
+
+
+def test_the_order_of_older_versions_is_refused_with_the_call() -> None:
+    net = Net().eval()
+    call = r"call restore_class\(original, pruned, example_inputs=None\)$"
+    with pytest.raises(
+        FxpruneError, match=rf"original was pruned and pruned was not: the original comes first, {call}"
+    ):
+        fxprune.restore_class(_pruned(net), net)
+    with pytest.raises(FxpruneError, match=call):
+        fxprune.restore_class(pruned=_pruned(net), model=net)

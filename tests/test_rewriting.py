@@ -7,6 +7,8 @@ import io
 import pickle
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import onnxruntime
@@ -15,10 +17,13 @@ import timm
 import torch
 import torch.nn.functional as F
 import torchvision
-from invariant import image, net, randomise, tokens
+from invariant import image, net, prunable, randomise, tokens
+from refusals import small
 from torch import Tensor, nn
 
 import fxprune
+from fxprune import FxpruneError
+from fxprune.rewriting import original_graph, pruning_notes, set_pruning_notes
 
 
 def make(name: str) -> tuple[nn.Module, Tensor]:
@@ -226,3 +231,56 @@ def test_half_precision_and_its_dtype_are_kept() -> None:
     assert {p.dtype for p in pruned.parameters()} == {torch.bfloat16}
     assert pruned(image().to(torch.bfloat16)).dtype is torch.bfloat16
     assert fxprune.verify(model, pruned) <= 1e-9
+
+
+def test_a_pruned_model_and_its_copies_know_their_plan_and_their_original() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 8, 1), nn.ReLU(), nn.Conv2d(8, 2, 1))
+    pruned = fxprune.prune(model, 0.5, example_inputs=image(), compensate=False)
+    for each in (pruned, copy.deepcopy(pruned), pickle.loads(pickle.dumps(pruned))):
+        notes = pruning_notes(each)
+        assert notes.plan == fxprune.plan_of(pruned)
+        assert notes.original.tensors["0.weight"] == ((8, 3, 1, 1), "float32")
+        assert notes.compensated == ()
+    set_pruning_notes(pruned, replace(pruning_notes(pruned), compensated=("ridge",)))
+    assert pruning_notes(copy.deepcopy(pruned)).compensated == ("ridge",)
+
+
+def test_the_graph_of_the_original_has_its_channels_and_that_of_the_pruned_model_what_is_left() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 8, 1), nn.ReLU(), nn.Conv2d(8, 2, 1))
+    pruned = fxprune.prune(model, 0.5, example_inputs=image(), compensate=False)
+    whole, left = original_graph(model, pruned), original_graph(pruned, pruned)
+    assert prunable(whole) == 8
+    assert prunable(left) == len(fxprune.plan_of(pruned).kept["0.weight"][0])
+    assert original_graph(model, pruned, torch.zeros(1, 3, 12, 12)).flops.total == 2 * whole.flops.total
+
+
+def test_a_plan_of_another_model_is_refused() -> None:
+    model, other = small(), nn.Sequential(nn.Conv2d(3, 9, 3), nn.Conv2d(9, 2, 1))
+    plan = fxprune.plan_of(fxprune.prune(model, 0.5, example_inputs=image()))
+    graph = fxprune.analyze(fxprune.trace(other, image()))
+    with pytest.raises(FxpruneError, match=r"plan (prunes|keeps|removes)"):
+        fxprune.rewrite(graph, plan)
+
+
+@pytest.mark.parametrize(
+    ("kept", "message"),
+    [
+        ({"0.weight": {0: [0, 1]}, "2.weight": {1: [0, 2]}}, "tied to them are removed elsewhere"),
+        ({"0.weight": {0: []}, "0.bias": {0: []}, "2.weight": {1: []}}, "without any index"),
+        ({"0.weight": {0: [0, 99]}}, "keeps index 99 of 0.weight"),
+        ({"0.weight": {2: [0]}}, "which this model does not have as channels|removes frozen channels"),
+        ({"4.weight": {0: [0]}, "4.bias": {0: [0]}}, "removes frozen channels of 4.weight.*: model output"),
+        ({"nothing": {0: [0]}}, "plan prunes nothing in dimension 0"),
+    ],
+)
+def test_a_plan_that_does_not_hold_together_is_refused(kept: Any, message: str) -> None:
+    graph = fxprune.analyze(fxprune.trace(small(), image()))
+    with pytest.raises(FxpruneError, match=message):
+        fxprune.rewrite(graph, fxprune.Plan(kept, 0, 0, 0))
+
+
+def test_a_model_that_was_not_pruned_has_no_plan() -> None:
+    with pytest.raises(FxpruneError, match=r"Conv2d has no plan: only what .* returns has one"):
+        fxprune.plan_of(nn.Conv2d(3, 2, 1))
+    with pytest.raises(FxpruneError, match="has no plan"):
+        fxprune.verify(small(), small(), image())

@@ -9,11 +9,14 @@ from typing import Any
 import pytest
 import torch
 from invariant import image, net, randomise, tokens
+from refusals import small
 from torch import Tensor, nn
 
 import fxprune
-from fxprune.running.copies import cloned
-from fxprune.verification import mask
+from fxprune import FxpruneError
+from fxprune.rewriting import pruning_notes
+from fxprune.running.copies import copy_module
+from fxprune.verification import TOLERANCE, largest_error, mask, relative_error, verify_structure
 
 
 def pair() -> tuple[nn.Module, torch.fx.GraphModule]:
@@ -151,7 +154,7 @@ def test_dicts_tuples_and_keyword_inputs_are_compared_leaf_by_leaf() -> None:
 def test_of_a_compensated_model_the_structure_is_verified() -> None:
     model, _ = pair()
     pruned = fxprune.prune(model, 0.5, example_inputs=image(), data=[torch.randn(32, 3, 6, 6)])
-    assert pruned.meta["compensated"]
+    assert pruning_notes(pruned).compensated
     assert fxprune.verify(model, pruned) < 1e-9
     pruned.get_submodule("3").stride = (2, 2)
     with pytest.raises(fxprune.FxpruneError, match="output has shape"):
@@ -205,7 +208,7 @@ def test_a_model_that_keeps_what_it_has_computed_with_a_history_is_pruned_and_ve
     model(x)
     assert model.get_buffer("state").grad_fn is not None
     assert fxprune.verify(model, pruned, x) < 1e-9
-    twin: Any = cloned(model, {})
+    twin: Any = copy_module(model)
     assert twin.kept["state"][1] is twin.a.weight
     assert twin.kept["state"][0] is twin.kept["twice"][0] is twin.state
     torch.testing.assert_close(twin.state, model.get_buffer("state").detach(), rtol=0, atol=0)
@@ -220,3 +223,49 @@ def test_constants_that_forward_makes_in_a_type_of_their_own_keep_it() -> None:
     assert fxprune.verify(model, pruned, x) < 1e-12
     pruned.b.weight.data[0, 0] += 1e-5
     assert fxprune.verify(model, pruned, x) > 1e-9
+
+
+def test_the_wrong_order_and_other_arguments_are_refused_with_the_call() -> None:
+    model, pruned = pair()
+    call = r"call verify\(original, pruned, example_inputs=None\)$"
+    with pytest.raises(fxprune.FxpruneError, match=rf"original was pruned and pruned was not.*{call}"):
+        fxprune.verify(pruned, model)
+    with pytest.raises(fxprune.FxpruneError, match=rf"missing a required argument: 'original': {call}"):
+        fxprune.verify(model=model, pruned=pruned)
+
+
+def test_the_structure_of_a_trained_model_is_verified_with_the_weights_of_the_cut() -> None:
+    model, pruned = pair()
+    with torch.no_grad():
+        pruned.get_parameter("3.weight").add_(1)
+    assert verify_structure(model, pruned) <= TOLERANCE < fxprune.verify(model, pruned)
+    pruned.get_submodule("1").eps = 0.5
+    assert verify_structure(model, pruned) > TOLERANCE
+    with torch.no_grad():
+        pruned.get_parameter("3.weight").fill_(float("nan"))
+    assert verify_structure(model, pruned) == float("inf")
+
+
+def test_errors_are_relative_to_the_largest_entry() -> None:
+    assert relative_error(torch.tensor([2.0, -8.0]), torch.tensor([1.0, -8.0])) == 0.125
+    assert relative_error(torch.zeros(0), torch.zeros(0)) == 0.0
+    assert relative_error(torch.tensor([3j]), torch.tensor([4j])) == pytest.approx(1 / 3)
+    assert relative_error(torch.ones(1), torch.tensor([float("nan")])) == float("inf")
+    assert largest_error([torch.ones(1), torch.ones(2)], [torch.ones(1), torch.tensor([1.0, 1.5])]) == 0.5
+
+
+def test_inputs_may_have_been_computed_with_gradients() -> None:
+    model = small()
+    computed = image().requires_grad_() * 1.0
+    for inputs in (computed, image().requires_grad_()):
+        pruned = fxprune.prune(model, 0.7, example_inputs=inputs, compensate=False)
+        assert fxprune.verify(model, pruned) < 1e-9
+        assert fxprune.verify(model, pruned, inputs) < 1e-9
+
+
+def test_another_model_than_the_one_that_was_pruned_is_not_verified() -> None:
+    wide = nn.Sequential(nn.Linear(3, 32), nn.ReLU(), nn.Linear(32, 2))
+    narrow = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
+    pruned = fxprune.prune(wide, 0.7, example_inputs=torch.randn(2, 3), compensate=False)
+    with pytest.raises(FxpruneError, match=r"^0\.weight has shape \(4, 3\), .* not the model that was pruned$"):
+        fxprune.verify(narrow, pruned)

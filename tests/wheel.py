@@ -20,7 +20,7 @@ import fxprune
 
 assert "site-packages" in fxprune.__file__, fxprune.__file__
 for extra in ("timm", "torchvision", "accelerate", "onnx", "sklearn"):
-    assert importlib.util.find_spec(extra) is None, f"{extra} is there; this is no test of the core alone"
+    assert importlib.util.find_spec(extra) is None, f"{extra} is installed; this must test the core alone"
 model = nn.Sequential(
     nn.Conv2d(3, 16, 3), nn.BatchNorm2d(16), nn.ReLU(), nn.Conv2d(16, 32, 3), nn.BatchNorm2d(32), nn.ReLU(),
     nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, 10),
@@ -31,7 +31,7 @@ for arguments in ({"data": [images]}, {}, {"compensate": False}):
     assert fxprune.verify(model, small, images[:1]) < 1e-9
     assert fxprune.count_flops(small, images[:1]) <= 0.5 * fxprune.count_flops(model, images[:1])
 fxprune.save(small, "small.safetensors")
-again = fxprune.load("small.safetensors", model)
+again = fxprune.load("small.safetensors", original=model)
 assert torch.equal(again.eval()(images), small.eval()(images))
 subprocess.run([pathlib.Path(sys.executable).with_name("fxprune"), "--help"], check=True, stdout=subprocess.DEVNULL)
 print("fxprune from the wheel, torch", torch.__version__, "and Python", sys.version.split()[0], "works")

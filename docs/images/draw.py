@@ -2,7 +2,7 @@
 
     python docs/images/draw.py
 
-They take the text colour of the page that they stand in, so they can be read in a light and in a dark one.
+They take the text colour of the page, so they are readable on light and dark pages.
 """
 
 from __future__ import annotations
@@ -42,21 +42,9 @@ class Net(nn.Module):
         return self.head(x.mean((2, 3)))
 
 
-# Where each node of the traced net stands: column and row.
-PLACES = {
-    "x": (1, 0),
-    "stem": (1, 1),
-    "relu": (1, 2),
-    "conv1": (2, 3),
-    "relu_1": (2, 4),
-    "conv2": (2, 5),
-    "add": (1, 6),
-    "branch": (2, 7),
-    "cat": (1, 8),
-    "mean": (1, 9),
-    "head": (1, 10),
-    "output": (1, 11),
-}
+# The column and row of each node of the traced net: one node a row, side branches in the second column.
+ROWS = ["x", "stem", "relu", "conv1", "relu_1", "conv2", "add", "branch", "cat", "mean", "head", "output"]
+PLACES = {name: (2 if name in ("conv1", "relu_1", "conv2", "branch") else 1, row) for row, name in enumerate(ROWS)}
 SHOWN = {"x": "images", "relu": "relu", "relu_1": "relu", "add": "+", "cat": "cat", "mean": "mean", "output": "scores"}
 
 
@@ -66,7 +54,7 @@ def colour_of_channels(graph: fxprune.ChannelGraph) -> dict[int, str]:
 
 
 def svg(width: int, height: int, title: str, parts: Iterable[str]) -> str:
-    """A picture that is as wide as there is room, and at most as wide as it is drawn."""
+    """A picture that shrinks if the page is narrower than it."""
     head = (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" height="{height}" '
         f'role="img" fill="currentColor" {FONT} font-size="13">'
@@ -81,7 +69,7 @@ def text(x: float, y: float, words: str, anchor: str = "start", **style: str) ->
 
 
 def channel_graph(graph: fxprune.ChannelGraph) -> str:
-    """Nodes and tensors, each tensor in the colours of the groups that its channels belong to."""
+    """Nodes and tensors; each tensor has the colours of its channels' groups."""
     colours = colour_of_channels(graph)
     nodes = {node.name: node for node in graph.module.graph.nodes}
     assert nodes.keys() == PLACES.keys(), f"the traced net has other nodes: {list(nodes)}"
@@ -140,7 +128,7 @@ def weights(graph: fxprune.ChannelGraph, plan: fxprune.Plan) -> str:
         kept_rows, kept_columns = kept.get(0, range(len(rows))), kept.get(1, range(len(columns)))
         parts.append(text(x, 16, name, font_weight="600"))
         for r, out in enumerate(rows):
-            # The rows are outputs; left of each, the colour of its group.
+            # The rows are outputs; the mark on the left has the colour of the group.
             y = 42 + cell * r
             parts.append(_mark(x, y, colours.get(int(out), GREY), r in kept_rows, 4, cell - 2))
             for c in range(len(columns)):

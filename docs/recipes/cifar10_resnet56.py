@@ -1,9 +1,9 @@
-"""CIFAR-10, ResNet-56 to half of its FLOPs.
+"""ResNet-56 on CIFAR-10, pruned to half of its FLOPs.
 
     accelerate launch docs/recipes/cifar10_resnet56.py --data cifar-10-batches-bin
 
-The data are the files of the binary version: data_batch_1.bin to data_batch_5.bin and test_batch.bin. Without --weights
-the unpruned net is trained first.
+The data are the files of the binary version: data_batch_1.bin to data_batch_5.bin and test_batch.bin. Without
+--weights, the unpruned net is trained first.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ STD = torch.tensor([0.2470, 0.2435, 0.2616])[:, None, None]
 
 
 class Images(Dataset[tuple[Tensor, int]]):
-    """Records of one label byte and 3 x 32 x 32 pixels; in training shifted by up to four pixels and flipped."""
+    """Records of one label byte and 3 x 32 x 32 pixels; for training, shifted by up to four pixels and flipped."""
 
     def __init__(self, files: Sequence[Path], augment: bool) -> None:
         if not files:
@@ -45,7 +45,7 @@ class Images(Dataset[tuple[Tensor, int]]):
 
 
 def main(given: Sequence[str] | None = None) -> None:
-    """Train where there are no weights, prune, fine-tune."""
+    """Train unless weights are given, prune, fine-tune."""
     parser = arguments(__doc__, gate_epochs=5, epochs=60, lr=0.05)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--base-epochs", type=int, default=200)

@@ -1,4 +1,4 @@
-"""What the recipes share: the stages in a row, and a small ResNet."""
+"""What the recipes share: the stages in order, and a small ResNet."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ def arguments(description: str | None, **defaults: Any) -> argparse.ArgumentPars
     """The options that every recipe has."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--out", type=Path, default=Path("out"), help="checkpoints and weights; a second run goes on there"
+        "--out", type=Path, default=Path("out"), help="folder of checkpoints and weights; a second run continues there"
     )
     parser.add_argument("--weights", type=Path, help="safetensors file with the state_dict of the unpruned model")
     options: dict[str, tuple[type, Any, str]] = {
         "flops": (float, 0.5, "the budget, as a fraction of the unpruned model's FLOPs"),
         "gate_epochs": (int, 1, "epochs of gate learning"),
         "epochs": (int, 10, "epochs of fine-tuning"),
-        "batch_size": (int, 128, "samples a step, in all processes together"),
-        "lr": (float, 0.02, "highest learning rate of fine-tuning"),
-        "workers": (int, 0, "data loading processes, for each training process"),
+        "batch_size": (int, 128, "samples per step, of all processes together"),
+        "lr": (float, 0.02, "peak learning rate of fine-tuning"),
+        "workers": (int, 0, "data loading processes per training process"),
     }
     for name, (kind, default, text) in options.items():
         parser.add_argument(f"--{name.replace('_', '-')}", type=kind, default=defaults.pop(name, default), help=text)
@@ -44,7 +44,7 @@ def arguments(description: str | None, **defaults: Any) -> argparse.ArgumentPars
 def prune_and_finetune(
     model: nn.Module, example: Tensor, train: DataLoader[Any], test: DataLoader[Any], options: argparse.Namespace
 ) -> nn.Module:
-    """Learn gates, cut to the budget, fine-tune towards labels and the unpruned model; weights are saved in `--out`."""
+    """Learn gates, prune to the budget, fine-tune on labels and the unpruned model's outputs; save in `--out`."""
     model = model.eval()
     say(f"processes: {PartialState().num_processes}")
     say(f"unpruned: {fxprune.count_flops(model, example):,} FLOPs, test accuracy {accuracy(model, test):.4f}")
@@ -54,7 +54,7 @@ def prune_and_finetune(
     )
     pruned = fxprune.rewrite(graph, fxprune.make_plan(graph, gates.scores, flops=options.flops))
     say(f"pruned: {fxprune.count_flops(pruned, example):,} FLOPs, test accuracy {accuracy(pruned, test):.4f}")
-    # The same samples in every process.
+    # So that every process draws the same samples.
     torch.manual_seed(0)
     pruned = fxprune.compensate(graph, pruned, calibration_batch(train, 256))
     say(f"compensated: test accuracy {accuracy(pruned, test):.4f}")
@@ -80,7 +80,7 @@ def prune_and_finetune(
 def trained(
     model: nn.Module, train: Any, test: Any, options: argparse.Namespace, *, epochs: int, lr: float
 ) -> nn.Module:
-    """The model with the weights of `--weights`, or else trained from scratch."""
+    """The model with the weights of `--weights`, or trained from scratch."""
     if options.weights is not None:
         model.load_state_dict(load_file(options.weights))
         return model
@@ -99,7 +99,7 @@ def trained(
 
 @torch.no_grad()
 def accuracy(model: nn.Module, test: DataLoader[Any]) -> float:
-    """Share of test images labelled right; every process counts its part."""
+    """The share of test images that are labelled correctly; each process counts its part."""
     state = PartialState()
     training, before = model.training, next(model.parameters()).device
     model.eval().to(state.device)
@@ -120,7 +120,7 @@ def say(text: str) -> None:
 
 
 def say_epoch(epoch: Epoch) -> None:
-    """One line an epoch."""
+    """Print one line per epoch."""
     say(
         f"epoch {epoch.number}: loss {epoch.loss:.4f}, test accuracy {epoch.evaluation or 0:.4f}, {epoch.seconds:.0f} s"
     )

@@ -1,4 +1,4 @@
-"""Fashion-MNIST, a small ResNet to half of its FLOPs, in minutes on a CPU.
+"""A small ResNet on Fashion-MNIST, pruned to half of its FLOPs, in minutes on a CPU.
 
     accelerate launch docs/recipes/fashion_mnist.py --data /usr/share/datasets/fashion-mnist
 
@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 
 
 class Images(Dataset[tuple[Tensor, Tensor]]):
-    """One split, normalised; in training shifted by up to two pixels and flipped."""
+    """One split, normalised; for training, shifted by up to two pixels and flipped."""
 
     def __init__(self, folder: Path, prefix: str, augment: bool) -> None:
         raw = gzip.decompress((folder / f"{prefix}-images-idx3-ubyte.gz").read_bytes())

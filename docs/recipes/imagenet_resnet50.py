@@ -1,8 +1,9 @@
-"""ImageNet, ResNet-50 to half of its FLOPs, as in the Dagger paper (arXiv 2010.15041).
+"""ResNet-50 on ImageNet, pruned to half of its FLOPs, as in the Dagger paper (arXiv 2010.15041).
 
     accelerate launch --multi_gpu --mixed_precision bf16 docs/recipes/imagenet_resnet50.py --data imagenet --workers 8
 
-The data are folders `train` and `val` with one folder of images a class. Without --weights torchvision fetches its own.
+The data are folders `train` and `val` with one folder of images per class. Without --weights, torchvision downloads its
+own.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ NORMALIZE = transforms.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
 def main(given: Sequence[str] | None = None) -> None:
-    """Prune, fine-tune."""
+    """Prune and fine-tune."""
     parser = arguments(__doc__, epochs=60, batch_size=512, lr=0.05, workers=8)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--model", default="torchvision:resnet50")

@@ -24,6 +24,7 @@ def collect(
     labels_of: Mapping[str, LabelTree],
     costs: Mapping[str, Sequence[Term]],
     contractions: Mapping[str, tuple[tuple[str, int], ...]],
+    remarks: tuple[str, ...],
 ) -> ChannelGraph:
     """Turn ids into channel numbers, and gather the channels on the same dimensions.
 
@@ -68,7 +69,7 @@ def collect(
         costs=in_channels,
         num_channels=num_channels,
         contractions=contractions,
-        remarks=tuple(traced.meta.get("notes", ())),
+        remarks=remarks,
     )
 
 

@@ -1,4 +1,4 @@
-"""The command line: one module a verb, each a thin wrapper of the function of its name."""
+"""The command line: one module for each verb, a thin wrapper of the function of that name."""
 
 from fxprune.cli.app import app, main
 

@@ -13,7 +13,7 @@ from fxprune.cli.finetune import finetune
 from fxprune.cli.inspect import inspect
 from fxprune.cli.prune import prune
 from fxprune.cli.report import report
-from fxprune.cli.usage import PlainGroup
+from fxprune.cli.usage import PlainGroup, Verb
 from fxprune.cli.verify import verify
 
 __all__ = ["EXAMPLES", "app", "main"]
@@ -36,15 +36,15 @@ EXAMPLES: dict[Callable[..., None], tuple[str, ...]] = {
 
 app = typer.Typer(
     name="fxprune",
-    help="Structured pruning of PyTorch models to a FLOPs budget.",
-    epilog="Begin with: fxprune prune timm:resnet50 --pretrained --flops 0.5 -o small.safetensors",
+    help="Structured pruning of PyTorch models to a budget of FLOPs or time.",
+    epilog="To start: fxprune prune timm:resnet50 --pretrained --flops 0.5 -o small.safetensors",
     cls=PlainGroup,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
 )
 for _verb, _lines in EXAMPLES.items():
-    app.command(epilog="\n\n".join(("Examples:" if len(_lines) > 1 else "Example:", *_lines)))(_verb)
+    app.command(cls=Verb, epilog="\n\n".join(("Examples:" if len(_lines) > 1 else "Example:", *_lines)))(_verb)
 
 
 def main() -> None:

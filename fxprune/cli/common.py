@@ -1,4 +1,4 @@
-"""What all verbs share: options, progress, errors and exit codes."""
+"""Shared by the verbs: options, progress, errors and exit codes."""
 
 from __future__ import annotations
 
@@ -38,37 +38,44 @@ Model = Annotated[
     typer.Argument(metavar="MODEL", help="timm:NAME, torchvision:NAME or package.module:callable", show_default=False),
 ]
 File = Annotated[
-    Path, typer.Argument(metavar="FILE", help="what `prune -o FILE` or fxprune.save wrote", show_default=False)
+    Path, typer.Argument(metavar="FILE", help="a file that `fxprune prune` or fxprune.save wrote", show_default=False)
 ]
 OriginalModel = Annotated[
     str | None,
-    typer.Option("--model", metavar="MODEL", help="the original; needed if it is not of timm or torchvision"),
+    typer.Option("--model", metavar="MODEL", help="the original; needed unless it is from timm or torchvision"),
 ]
 Arguments = Annotated[
     list[str] | None,
-    typer.Option("--arg", metavar="KEY=VALUE", help="argument for building the model, as num_classes=10; repeatable"),
+    typer.Option(
+        "--arg", metavar="KEY=VALUE", help="argument to build the model with, such as num_classes=10; repeatable"
+    ),
 ]
 Input = Annotated[
     list[str] | None,
-    typer.Option("--input", metavar="SHAPE", help="shape of an input, as 1,3,224,224 (default: the model's own)"),
+    typer.Option(
+        "--input", metavar="SHAPE", help="shape of an input, such as 1,3,224,224; repeatable (default: the model's own)"
+    ),
 ]
 Weights = Annotated[
-    Path | None, typer.Option(metavar="FILE", help="weights of the original: a state dict, .safetensors, .pth or .pt")
+    Path | None, typer.Option(metavar="FILE", help="weights of the original: a state dict in .safetensors, .pth or .pt")
 ]
-Pretrained = Annotated[bool, typer.Option("--pretrained", help="trained weights of timm or torchvision (downloads)")]
-AsJson = Annotated[bool, typer.Option("--json", help="print the result as JSON, and nothing else")]
-Debug = Annotated[bool, typer.Option("--debug", help="show the traceback of an error")]
+Pretrained = Annotated[
+    bool, typer.Option("--pretrained", help="use trained weights from timm or torchvision (downloads them)")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="print the result as JSON and nothing else")]
+# Read by `fxprune.cli.usage.Verb`.
+Debug = Annotated[bool, typer.Option("--debug", help="show the traceback of errors")]
 
 _INTERRUPTED = 130
 
 
 @contextmanager
 def running(debug: bool) -> Iterator[None]:
-    """Turn what is raised into one line and an exit code: 1 for a failure, 130 for an interrupt."""
+    """Turn an exception into one line and an exit code: 1 for a failure, 130 for an interrupt."""
     try:
         with warnings.catch_warnings():
             if not debug:
-                # What libraries warn of is for those who write code.
+                # Warnings of libraries are for those who write code.
                 warnings.simplefilter("ignore")
                 warnings.simplefilter("always", FxpruneWarning)
                 warnings.showwarning = lambda message, *_, **__: typer.echo(f"note: {message}", err=True)
@@ -78,22 +85,25 @@ def running(debug: bool) -> Iterator[None]:
     except KeyboardInterrupt:
         if debug:
             raise
-        typer.echo("fxprune: interrupted; files are as they were before or whole", err=True)
+        typer.echo("fxprune: interrupted; no file was left incomplete", err=True)
         raise typer.Exit(_INTERRUPTED) from None
     except Exception as error:
         if debug:
             raise
         text = " ".join(str(error).split())
         if not isinstance(error, FxpruneError):
-            text = f"{type(error).__name__}: {text} (not foreseen; --debug shows where)"
+            text = f"{type(error).__name__}: {text} (an unexpected error; --debug shows where)"
         typer.echo(f"fxprune: {text}", err=True)
         raise typer.Exit(1) from None
 
 
 class Stages:
-    """Shows which stage is at work and how far it is, on a terminal only, and keeps how long each took.
+    """Shows the progress of stages if there is a terminal, and keeps the time that each took.
 
-    It is shown on the error stream, which leaves the output to the result.
+    It writes to the error stream, so that the output has only the result.
+
+    Attributes:
+        seconds: the time of each stage, by name.
     """
 
     def __init__(self) -> None:
@@ -102,7 +112,7 @@ class Stages:
 
     @contextmanager
     def __call__(self, name: str) -> Iterator[Progress]:
-        """The time within is that of this stage; what is yielded shows bars for the parts of it."""
+        """Within it, a stage runs; the function yielded shows a progress bar for each of its parts."""
         began = time.perf_counter()
         if self.console.is_terminal:
             with bars(self.console, name) as show:
@@ -113,23 +123,23 @@ class Stages:
 
 
 def check_output(path: Path, *suffixes: str) -> None:
-    """Find out before the work whether its result can be written.
+    """Check before the work that its result can be written to a path.
 
     Raises:
-        typer.BadParameter: the name ends in something else.
-        FxpruneError: nothing can be written there.
+        typer.BadParameter: the name ends in none of the suffixes.
+        FxpruneError: no file can be written there.
     """
     if path.suffix not in suffixes:
         raise typer.BadParameter(f"{str(path)!r} must end in {' or '.join(suffixes)}", param_hint="--output")
     if path.is_dir():
-        raise FxpruneError(f"--output: {path} is a folder; give the name of a file")
+        raise FxpruneError(f"--output: {path} is a folder; give a file name")
     folder = next(parent for parent in (path.parent, *path.parent.parents, Path("/")) if parent.exists())
     if not folder.is_dir():
         raise FxpruneError(f"--output: {path} cannot be written: {folder} is a file, not a folder")
     if not os.access(folder, os.W_OK):
-        raise FxpruneError(f"--output: {path} cannot be written: no permission to write in {folder}")
+        raise FxpruneError(f"--output: {path} cannot be written: you have no permission to write in {folder}")
 
 
 def print_json(value: Mapping[str, Any]) -> None:
-    """Print a result for programs."""
+    """Print a result as JSON."""
     typer.echo(json.dumps(value, indent=2))

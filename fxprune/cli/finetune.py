@@ -10,25 +10,13 @@ import torch
 import typer
 from torch import nn
 
-from fxprune.cli.common import (
-    Arguments,
-    AsJson,
-    Debug,
-    File,
-    OriginalModel,
-    Pretrained,
-    Stages,
-    Weights,
-    check_output,
-    print_json,
-    running,
-)
+from fxprune.cli import common
 from fxprune.cli.images import Download, Mean, Std, open_images, preprocessing_for
 from fxprune.cli.models import load_original, load_pruned
 from fxprune.errors import FxpruneError
 from fxprune.files.checkpoint import save
 from fxprune.losses import main_output, number_of_classes
-from fxprune.running.calls import call_of
+from fxprune.tracing.notes import call_of
 from fxprune.training.finetune import Epoch
 from fxprune.training.finetune import finetune as finetune_model
 
@@ -36,101 +24,102 @@ __all__ = ["finetune"]
 
 
 def finetune(
-    file: File,
+    file: common.File,
     data: Annotated[
         str,
         typer.Option(
-            metavar="SOURCE", help="images to train on: imagefolder:DIR (a folder a class) or torchvision:NAME:ROOT"
+            metavar="SOURCE",
+            help="images to train on: imagefolder:DIR (one folder for each class) or torchvision:NAME:ROOT",
         ),
     ],
     output: Annotated[
-        Path, typer.Option("-o", "--output", metavar="FILE", help="where the result goes, a .safetensors file")
+        Path, typer.Option("-o", "--output", metavar="FILE", help="file for the result, a .safetensors file")
     ],
     eval_data: Annotated[
         str | None, typer.Option(metavar="SOURCE", help="images to measure the accuracy on after each epoch")
     ] = None,
     epochs: Annotated[int, typer.Option(min=1, help="passes over the data")] = 1,
-    batch_size: Annotated[int, typer.Option(min=1, help="images an update")] = 64,
+    batch_size: Annotated[int, typer.Option(min=1, help="images per update")] = 64,
     lr: Annotated[
         float | None, typer.Option(help="highest learning rate (default: 0.01 for sgd, 0.0001 for adamw)")
     ] = None,
     optimizer: Annotated[str, typer.Option(help="sgd or adamw")] = "sgd",
-    augment: Annotated[bool, typer.Option("--augment", help="cut and flip the images at random")] = False,
+    augment: Annotated[bool, typer.Option("--augment", help="crop and flip images at random")] = False,
     mixed_precision: Annotated[str | None, typer.Option(help="no, fp16 or bf16")] = None,
     checkpoint: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="state of the run after each epoch; an interrupted run goes on")
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="file for the state of the run after each epoch; an interrupted run resumes from it"
+        ),
     ] = None,
-    model: OriginalModel = None,
-    arguments: Arguments = None,
-    weights: Weights = None,
-    pretrained: Pretrained = False,
+    model: common.OriginalModel = None,
+    arguments: common.Arguments = None,
+    weights: common.Weights = None,
+    pretrained: common.Pretrained = False,
     mean: Mean = None,
     std: Std = None,
     download: Download = False,
-    workers: Annotated[int, typer.Option(min=0, help="processes that read images")] = 0,
-    seed: Annotated[int, typer.Option(help="fixes all that is random")] = 0,
-    as_json: AsJson = False,
-    debug: Debug = False,
+    workers: Annotated[int, typer.Option(min=0, help="number of processes that read images")] = 0,
+    seed: Annotated[int, typer.Option(help="random seed")] = 0,
+    as_json: common.AsJson = False,
+    debug: common.Debug = False,
 ) -> None:
-    """Train a pruned model for a few epochs.
+    """Fine-tune a pruned model for a few epochs.
 
-    With `--weights` or `--pretrained`, the weights of the original, the original is the teacher: its outputs are to be
-    reached as well, and the images need no labels.
+    With the weights of the original, from `--weights` or `--pretrained`, the original is the teacher: the pruned model
+    also learns its outputs, and images need no labels.
     """
-    with running(debug):
-        check_output(output, ".safetensors")
-        stages = Stages()
-        with stages("load"):
-            pruned = load_pruned(file, model, arguments)
-            original = load_original(pruned, model, arguments, weights, pretrained)
-            how = preprocessing_for(pruned if original is None else original, call_of(pruned)[0], mean, std)
-            given: dict[str, Any] = {"batch_size": batch_size, "download": download, "workers": workers, "seed": seed}
-            loader, classes = open_images(data, how, augment=augment, **given)
-            _check_classes(pruned, classes, "--data")
-            taught = weights is not None or pretrained
-            if not taught and isinstance(loader.dataset[0], torch.Tensor):
-                raise FxpruneError(
-                    "--data has no labels: give a folder of folders, one a class; or give --weights or --pretrained, "
-                    "and the original is the teacher"
-                )
-            held_out = None
-            if eval_data is not None:
-                held_out, classes = open_images(
-                    eval_data, how, train=False, shuffle=False, option="--eval-data", **given
-                )
-                _check_classes(pruned, classes, "--eval-data")
-            before = None if held_out is None else _accuracy(pruned, held_out)
-        history: list[Epoch] = []
-        if before is not None and not as_json:
-            typer.echo(f"before: accuracy {before:.2%}")
-
-        def tell(epoch: Epoch) -> None:
-            history.append(epoch)
-            if not as_json:
-                accuracy = "" if epoch.evaluation is None else f", accuracy {epoch.evaluation:.2%}"
-                typer.echo(f"epoch {epoch.number}: loss {epoch.loss:.4f}{accuracy}, {epoch.seconds:.1f} s")
-
-        with stages("finetune") as show:
-            tuned = finetune_model(
-                pruned,
-                loader,
-                teacher=original if taught else None,
-                epochs=epochs,
-                lr=lr,
-                optimizer=optimizer,
-                mixed_precision=mixed_precision,
-                checkpoint=checkpoint,
-                seed=seed,
-                progress=show,
-                evaluate=None if held_out is None else lambda model: _accuracy(model, held_out),
-                on_epoch=tell,
+    common.check_output(output, ".safetensors")
+    stages = common.Stages()
+    with stages("load"):
+        pruned = load_pruned(file, model, arguments)
+        original = load_original(pruned, model, arguments, weights, pretrained)
+        how = preprocessing_for(pruned if original is None else original, call_of(pruned)[0], mean, std)
+        given: dict[str, Any] = {"batch_size": batch_size, "download": download, "workers": workers, "seed": seed}
+        loader, classes = open_images(data, how, augment=augment, **given)
+        _check_classes(pruned, classes, "--data")
+        taught = weights is not None or pretrained
+        if not taught and isinstance(loader.dataset[0], torch.Tensor):
+            raise FxpruneError(
+                "--data has no labels: give a folder with one folder for each class, or give --weights or "
+                "--pretrained to learn from the original"
             )
-        save(tuned, output)
-        if as_json:
-            epochs_run = [asdict(epoch) for epoch in history]
-            print_json({"file": str(file), "output": str(output), "accuracy_before": before, "epochs": epochs_run})
-        else:
-            typer.echo(f"saved in {output}")
+        held_out = None
+        if eval_data is not None:
+            held_out, classes = open_images(eval_data, how, train=False, shuffle=False, option="--eval-data", **given)
+            _check_classes(pruned, classes, "--eval-data")
+        before = None if held_out is None else _accuracy(pruned, held_out)
+    history: list[Epoch] = []
+    if before is not None and not as_json:
+        typer.echo(f"accuracy before: {before:.2%}")
+
+    def tell(epoch: Epoch) -> None:
+        history.append(epoch)
+        if not as_json:
+            accuracy = "" if epoch.evaluation is None else f", accuracy {epoch.evaluation:.2%}"
+            typer.echo(f"epoch {epoch.number}: loss {epoch.loss:.4f}{accuracy}, {epoch.seconds:.1f} s")
+
+    with stages("finetune") as show:
+        tuned = finetune_model(
+            pruned,
+            loader,
+            teacher=original if taught else None,
+            epochs=epochs,
+            lr=lr,
+            optimizer=optimizer,
+            mixed_precision=mixed_precision,
+            checkpoint=checkpoint,
+            seed=seed,
+            progress=show,
+            evaluate=None if held_out is None else lambda model: _accuracy(model, held_out),
+            on_epoch=tell,
+        )
+    save(tuned, output)
+    if as_json:
+        epochs_run = [asdict(epoch) for epoch in history]
+        common.print_json({"file": str(file), "output": str(output), "accuracy_before": before, "epochs": epochs_run})
+    else:
+        typer.echo(f"saved in {output}")
 
 
 def _check_classes(pruned: nn.Module, classes: int | None, option: str) -> None:
@@ -138,16 +127,18 @@ def _check_classes(pruned: nn.Module, classes: int | None, option: str) -> None:
     with torch.no_grad():
         outputs = number_of_classes(pruned.eval()(*args, **kwargs))
     if classes is not None and outputs is not None and classes > outputs:
-        raise FxpruneError(f"{option} has {classes} classes, but the model has {outputs} outputs")
+        raise FxpruneError(
+            f"{option} has {classes} classes, but the model has {outputs} outputs: give data with at most {outputs}"
+        )
 
 
 def _accuracy(model: nn.Module, data: Any) -> float:
-    """The share of images whose class has the highest score."""
+    """The fraction of images whose class gets the highest score."""
     right = seen = 0
     device = next(model.parameters()).device
     for batch in data:
         if isinstance(batch, torch.Tensor):
-            raise FxpruneError("--eval-data has no labels: give a folder of folders, one a class")
+            raise FxpruneError("--eval-data has no labels: give a folder with one folder for each class")
         images, labels = batch
         with torch.no_grad():
             found = main_output(model(images.to(device))).argmax(1).cpu()

@@ -1,4 +1,4 @@
-"""Images from folders and from torchvision's datasets, as batches that a model takes."""
+"""Images from folders and from datasets of torchvision, as batches for a model."""
 
 from __future__ import annotations
 
@@ -23,25 +23,25 @@ Data = Annotated[
     str | None,
     typer.Option(
         metavar="SOURCE",
-        help="images: imagefolder:DIR (a folder a class, or images without labels) or torchvision:NAME:ROOT",
+        help="images: imagefolder:DIR (one folder for each class, or images without labels) or torchvision:NAME:ROOT",
     ),
 ]
-Download = Annotated[bool, typer.Option("--download", help="let torchvision fetch the dataset")]
-Mean = Annotated[str | None, typer.Option(metavar="M,M,M", help="what is subtracted from each colour, in [0, 1]")]
+Download = Annotated[bool, typer.Option("--download", help="let torchvision download the dataset")]
+Mean = Annotated[str | None, typer.Option(metavar="M,M,M", help="mean of each color in [0, 1] (default: the model's)")]
 Std = Annotated[
-    str | None, typer.Option(metavar="S,S,S", help="and what the rest is divided by (default: the model's)")
+    str | None, typer.Option(metavar="S,S,S", help="standard deviation of each color (default: the model's)")
 ]
 
 _SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"})
 _IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 _PARTS = frozenset({"train", "training", "val", "valid", "validation", "test", "testing"})
-# Smaller images are not cut out of larger ones.
+# Images of fewer pixels are scaled to the input size, not cropped to it, as is usual for small images.
 _CROPPED = 128
 
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """How an image becomes an input."""
+    """How an image becomes an input of the model."""
 
     channels: int
     size: tuple[int, int]
@@ -51,7 +51,7 @@ class Preprocessing:
     interpolation: str = "bilinear"
 
     def transform(self, augment: bool = False) -> Callable[[Any], Tensor]:
-        """From an image to a tensor (channels, height, width); `augment` cuts and flips at random."""
+        """The function from an image to a tensor (channels, height, width); `augment` crops and flips at random."""
         v1 = _torchvision("transforms")
         mode = v1.InterpolationMode(self.interpolation)
         if augment:
@@ -65,21 +65,21 @@ class Preprocessing:
 def preprocessing_for(
     model: nn.Module, inputs: Sequence[Any], mean: str | None = None, std: str | None = None
 ) -> Preprocessing:
-    """What a model's own config says, or ImageNet's usual; the size is that of the inputs.
+    """The preprocessing in a model's config, or the usual one of ImageNet, for the size of the inputs.
 
     Raises:
-        FxpruneError: the model does not take one image.
+        FxpruneError: the model takes something other than one image.
     """
     shapes = [tuple(x.shape) for x in inputs if isinstance(x, Tensor)]
     if len(shapes) != 1 or len(shapes[0]) != 4 or shapes[0][1] not in (1, 3):
         raise FxpruneError(
-            f"--data: the model takes inputs of shapes {[list(shape) for shape in shapes]}; images go into models of "
-            "one input (N, 1 or 3, height, width). For other data use fxprune.prune(data=...) in Python"
+            f"--data: the model takes inputs of shapes {[list(shape) for shape in shapes]}, but images need a model "
+            "with one input (N, 1 or 3, height, width). For other data use fxprune.prune(data=...) in Python"
         )
     _, channels, height, width = shapes[0]
     config = getattr(model, "pretrained_cfg", None)
     config = config if isinstance(config, dict) else {}
-    # torch takes ImageNet's for granted in three colours, and nothing in one.
+    # Models of color images usually expect ImageNet's statistics; for gray images there is no custom.
     usual = _IMAGENET if channels == 3 else ((0.5,), (0.5,))
     means, stds = config.get("mean", usual[0]), config.get("std", usual[1])
     if len(means) != channels:
@@ -109,7 +109,7 @@ def open_images(
     seed: int = 0,
     option: str = "--data",
 ) -> tuple[DataLoader[Any], int | None]:
-    """A loader of batches, and how many classes its labels tell apart where that is known; None without labels.
+    """A loader of batches, and the number of classes, or None if that is unknown or there are no labels.
 
     Raises:
         FxpruneError: there is no such data, or it holds no images.
@@ -123,7 +123,7 @@ def open_images(
         folder = _Folder(Path(rest if kind == "imagefolder" else source), transform, option)
         dataset, classes = folder, len(folder.classes) or None
     else:
-        raise FxpruneError(f"{option}: {source!r} is not understood: {_FORMS}")
+        raise FxpruneError(f"{option}: {source!r} is not a source of images: {_FORMS}")
     generator = torch.Generator().manual_seed(seed)
     loader: DataLoader[Any] = DataLoader(
         dataset, batch_size=batch_size, shuffle=shuffle, generator=generator, num_workers=workers
@@ -132,7 +132,7 @@ def open_images(
 
 
 class _Folder(Dataset[Any]):
-    """The images of a folder: those of each sub-folder are a class; those of a flat folder have no labels."""
+    """The images of a folder: each subfolder is a class; images directly in the folder have no labels."""
 
     def __init__(self, root: Path, transform: Callable[[Any], Tensor], option: str) -> None:
         if not root.is_dir():
@@ -144,8 +144,8 @@ class _Folder(Dataset[Any]):
         self.classes = [name for name, files in found.items() if files]
         if len(self.classes) > 1 and {name.lower() for name in self.classes} <= _PARTS:
             raise FxpruneError(
-                f"{option}: {root} holds {' and '.join(self.classes)}, the parts of a dataset: give one of them, as "
-                f"imagefolder:{root / self.classes[0]}"
+                f"{option}: {root} holds the parts {' and '.join(self.classes)} of a dataset: give one of them, such "
+                f"as imagefolder:{root / self.classes[0]}"
             )
         flat = sorted(each for each in root.iterdir() if each.suffix.lower() in _SUFFIXES and each.is_file())
         if flat:
@@ -153,7 +153,7 @@ class _Folder(Dataset[Any]):
         self.files = flat or [file for name in self.classes for file in found[name]]
         self.labels = [number for number, name in enumerate(self.classes) for _ in found[name]]
         if not self.files:
-            raise FxpruneError(f"{option}: {root} has no images ({', '.join(sorted(_SUFFIXES))})")
+            raise FxpruneError(f"{option}: {root} has no images (files that end in {', '.join(sorted(_SUFFIXES))})")
 
     def __len__(self) -> int:
         return len(self.files)
@@ -166,7 +166,7 @@ class _Folder(Dataset[Any]):
 
 @dataclass(frozen=True)
 class _Convert:
-    """To the colours that the model takes."""
+    """Converts an image to the color mode of the model."""
 
     mode: str
 
@@ -186,7 +186,7 @@ def _opened(file: Path, option: str) -> Any:
         with Image.open(file) as image:
             return image.convert("RGB")
     except (OSError, ValueError, SyntaxError) as error:
-        raise FxpruneError(f"{option}: {file} is no image that can be read: {error}; remove it or mend it") from error
+        raise FxpruneError(f"{option}: {file} cannot be read as an image: {error}; repair or remove it") from error
 
 
 def _from_torchvision(
@@ -203,7 +203,9 @@ def _from_torchvision(
     arguments: dict[str, Any] = {"transform": transform}
     if "root" in takes:
         if not root:
-            raise FxpruneError(f"{option}: where is {name}? {_FORMS}, as torchvision:{name}:data")
+            raise FxpruneError(
+                f"{option}: {name} needs a folder: give torchvision:NAME:ROOT, such as torchvision:{name}:data"
+            )
         arguments["root"] = root
     if "train" in takes:
         arguments["train"] = train
@@ -215,7 +217,7 @@ def _from_torchvision(
         dataset = kind(**arguments)
     except (RuntimeError, OSError, ValueError, TypeError) as error:
         text = " ".join(str(error).split()).removesuffix(" You can use download=True to download it").rstrip(".")
-        more = "; --download fetches it" if "download" in takes and not download else ""
+        more = "; give --download to download it" if "download" in takes and not download else ""
         place = f" in {root}" if root else ""
         raise FxpruneError(f"{option}: {name} cannot be opened{place}: {text}{more}") from error
     known = getattr(dataset, "classes", None)
@@ -228,7 +230,9 @@ def _numbers(text: str, count: int, option: str) -> tuple[float, ...]:
     except ValueError:
         values = ()
     if len(values) not in (1, count):
-        raise typer.BadParameter(f"{text!r} is not {count} numbers, as 0.5,0.5,0.5", param_hint=option)
+        raise typer.BadParameter(
+            f"{text!r} is not {count} numbers, such as {','.join(['0.5'] * count)}", param_hint=option
+        )
     return values if len(values) == count else values * count
 
 

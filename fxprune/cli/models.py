@@ -1,4 +1,4 @@
-"""Models and pruned models as the command line names them."""
+"""Models and pruned models, as named in a command line."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ __all__ = ["build", "inputs_of", "load_original", "load_pruned"]
 
 
 def build(spec: str, arguments: Sequence[str] | None, weights: Path | None, pretrained: bool) -> nn.Module:
-    """The model that a name stands for, in eval mode."""
-    # As for `python -m`: a model of one's own is found from the folder that one works in.
+    """Build the model with this name, in eval mode."""
+    # As for `python -m`, the user's own modules are found in the working folder.
     if "" not in sys.path:
         sys.path.insert(0, "")
     given = _arguments(arguments)
@@ -40,18 +40,20 @@ def build(spec: str, arguments: Sequence[str] | None, weights: Path | None, pret
 def load_pruned(file: Path, spec: str | None, arguments: Sequence[str] | None) -> fx.GraphModule:
     """The pruned model in a file."""
     if spec is None and arguments:
-        raise typer.BadParameter("goes with --model: without it the file tells the arguments", param_hint="--arg")
+        raise typer.BadParameter(
+            "needs --model; without --model the arguments are read from the file", param_hint="--arg"
+        )
     model = None if spec is None else build(spec, arguments, None, False)
     try:
-        return load(file, model)
+        return load(file, original=model)
     except FxpruneError as error:
-        raise FxpruneError(str(error).replace("as model=", "as --model MODEL")) from error
+        raise FxpruneError(str(error).replace("as original=", "as --model MODEL")) from error
 
 
 def load_original(
     pruned: nn.Module, spec: str | None, arguments: Sequence[str] | None, weights: Path | None, pretrained: bool
 ) -> nn.Module | None:
-    """The original of a pruned model, with random weights unless some are given; None where its name is not known.
+    """The original of a pruned model, with random weights unless some are given; None if its name is not known.
 
     Raises:
         FxpruneError: weights are given, but the original is not known.
@@ -60,17 +62,19 @@ def load_original(
         return build(spec, arguments, weights, pretrained)
     model = rebuilt(pruned, pretrained=pretrained)
     if model is None and (weights is not None or pretrained):
-        raise FxpruneError("--weights and --pretrained are the original's, and the file does not tell it: give --model")
+        raise FxpruneError(
+            "--weights and --pretrained are for the original, but the file does not say what that is: give --model"
+        )
     if model is not None and weights is not None:
         _load_weights(model, weights)
     return model
 
 
 def inputs_of(shapes: Sequence[str] | None) -> tuple[Tensor, ...] | None:
-    """Random inputs of the given shapes, the same each time.
+    """Random inputs of these shapes, the same for each call; None if there are no shapes.
 
     Raises:
-        typer.BadParameter: one is no shape.
+        typer.BadParameter: something is not a shape.
     """
     if not shapes:
         return None
@@ -79,18 +83,18 @@ def inputs_of(shapes: Sequence[str] | None) -> tuple[Tensor, ...] | None:
     for shape in shapes:
         parts = shape.replace("x", ",").split(",")
         if not all(part.strip().isdecimal() and int(part) > 0 for part in parts):
-            raise typer.BadParameter(f"{shape!r} is not a shape such as 1,3,224,224", param_hint="--input")
+            raise typer.BadParameter(f"{shape!r} is not a shape, such as 1,3,224,224", param_hint="--input")
         inputs.append(torch.randn([int(part) for part in parts], generator=generator))
     return tuple(inputs)
 
 
 def _arguments(given: Sequence[str] | None) -> dict[str, Any]:
-    """KEY=VALUE pairs; what is JSON is read as such, all else is a string."""
+    """The values of KEY=VALUE pairs by key: read as JSON if possible, else strings."""
     arguments: dict[str, Any] = {}
     for pair in given or ():
         key, separator, value = pair.partition("=")
         if not separator or not key.isidentifier():
-            raise typer.BadParameter(f"{pair!r} is not KEY=VALUE, as num_classes=10", param_hint="--arg")
+            raise typer.BadParameter(f"{pair!r} is not KEY=VALUE, such as num_classes=10", param_hint="--arg")
         try:
             arguments[key] = json.loads(value)
         except ValueError:
@@ -105,12 +109,12 @@ def _load_weights(model: nn.Module, path: Path) -> None:
         else:
             state = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
-        raise FxpruneError(f"--weights: there is no file {path}") from None
+        raise FxpruneError(f"--weights: {path} does not exist") from None
     except (OSError, SafetensorError, RuntimeError, EOFError, ValueError, UnpicklingError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise FxpruneError(f"--weights: {path} is not a state dict that loads safely: {reason}") from error
+        raise FxpruneError(f"--weights: {path} cannot be loaded safely as a state dict: {reason}") from error
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise FxpruneError(f"--weights: {path} holds a {type(state).__name__}, not a state dict (name -> tensor)")
+        raise FxpruneError(f"--weights: {path} holds a {type(state).__name__}, not a state dict of names and tensors")
     try:
         model.load_state_dict(state)
     except RuntimeError as error:

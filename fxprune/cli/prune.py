@@ -11,19 +11,7 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from fxprune.api import prune as prune_model
-from fxprune.cli.common import (
-    Arguments,
-    AsJson,
-    Debug,
-    Input,
-    Model,
-    Pretrained,
-    Stages,
-    Weights,
-    check_output,
-    print_json,
-    running,
-)
+from fxprune.cli import common
 from fxprune.cli.images import Data, Download, Mean, Preprocessing, Std, open_images, preprocessing_for
 from fxprune.cli.models import build, inputs_of
 from fxprune.errors import FxpruneError
@@ -42,14 +30,14 @@ def _multiple(text: str) -> int | Literal["auto"]:
     if text == "auto":
         return "auto"
     if not text.isdecimal() or int(text) < 1:
-        raise typer.BadParameter(f"{text!r} is neither a whole number of at least 1 nor auto")
+        raise typer.BadParameter(f"{text!r} is neither a whole number of at least 1 nor 'auto'")
     return int(text)
 
 
 def prune(
-    model: Model,
+    model: common.Model,
     output: Annotated[
-        Path, typer.Option("-o", "--output", metavar="FILE", help="where the result goes, a .safetensors file")
+        Path, typer.Option("-o", "--output", metavar="FILE", help="file for the result, a .safetensors file")
     ],
     flops: Annotated[
         float | None,
@@ -57,115 +45,112 @@ def prune(
     ] = None,
     latency: Annotated[
         float | None,
-        typer.Option(help="budget: a fraction of the time that the model takes here, measured", show_default=False),
+        typer.Option(help="budget: a fraction of the time that the model takes on this machine", show_default=False),
     ] = None,
     data: Data = None,
-    samples: Annotated[int, typer.Option(min=1, help="how many images of the data are looked at")] = 128,
+    samples: Annotated[int, typer.Option(min=1, help="number of images to use")] = 128,
     method: Annotated[
         str | None,
-        typer.Option(help="how channels are scored, see fxprune.scores (default: surgeon on samples, else relevance)"),
+        typer.Option(help="how to score channels, see fxprune.scores (default: surgeon on samples, else relevance)"),
     ] = None,
     compensate: Annotated[
         bool,
-        typer.Option("--compensate/--no-compensate", help="whether the weights that stay make up for those that go"),
+        typer.Option("--compensate/--no-compensate", help="whether to fit the kept weights to the original's outputs"),
     ] = True,
     round_to: Annotated[
         Any,
         typer.Option(
-            parser=_multiple, metavar="N", help="keep channels in multiples of this; auto: of what the device likes"
+            parser=_multiple, metavar="N", help="changed widths become multiples of N; auto chooses N for the device"
         ),
     ] = "1",
     ignore: Annotated[
-        list[str] | None, typer.Option(metavar="PATTERN", help="module name or glob that is not pruned; repeatable")
+        list[str] | None, typer.Option(metavar="PATTERN", help="name or glob of modules to leave whole; repeatable")
     ] = None,
-    weights: Weights = None,
-    pretrained: Pretrained = False,
-    arguments: Arguments = None,
-    input_shape: Input = None,
+    weights: common.Weights = None,
+    pretrained: common.Pretrained = False,
+    arguments: common.Arguments = None,
+    input_shape: common.Input = None,
     mean: Mean = None,
     std: Std = None,
     download: Download = False,
-    seed: Annotated[int, typer.Option(help="fixes all that is random")] = 0,
+    seed: Annotated[int, typer.Option(help="random seed")] = 0,
     code: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="write the forward pass as Python, a .py file")
+        Path | None, typer.Option(metavar="FILE", help="write the forward pass as Python code, a .py file")
     ] = None,
     verify: Annotated[
         bool, typer.Option("--verify/--no-verify", help="whether to compare with the zero-masked original first")
     ] = True,
-    as_json: AsJson = False,
-    debug: Debug = False,
+    as_json: common.AsJson = False,
+    debug: common.Debug = False,
 ) -> None:
     """Prune a model to a budget of FLOPs or time, and save it.
 
-    Data is optional: images without labels, a hundred of them, make the result much better. Without any, images are
-    made from what the model's BatchNorm layers remember. The file is loaded with `fxprune.load`.
+    Data is optional, but a hundred images, with or without labels, give a much better model. Without data, images are
+    made from the statistics in the model's BatchNorm layers. `fxprune.load` loads the file.
     """
-    with running(debug):
-        check_output(output, ".safetensors")
+    common.check_output(output, ".safetensors")
+    if code is not None:
+        common.check_output(code, ".py")
+    stages = common.Stages()
+    given = inputs_of(input_shape)
+    with stages("load"):
+        network = build(model, arguments, weights, pretrained)
+        inputs = given or example_inputs(network)
+        batches = None
+        if data is not None:
+            how = preprocessing_for(network, inputs, mean, std)
+            batches = _batches(data, network, inputs, how, samples, seed, download)
+    with stages("prune") as show:
+        small = prune_model(
+            network,
+            flops,
+            latency=latency,
+            example_inputs=inputs,
+            data=batches,
+            method=method,
+            compensate=compensate,
+            samples=samples,
+            ignore=tuple(ignore or ()),
+            round_to=round_to,
+            seed=seed,
+            progress=show,
+        )
+    certificate = None
+    if verify:
+        with stages("verify"):
+            certificate = certify(network, small)
+        if not certificate.holds:
+            raise FxpruneError(
+                f"not saved: the result differs from the zero-masked original by {certificate.error:.1e}. Either "
+                "this is a bug of fxprune, or the model is random in eval mode: then give --no-verify"
+            )
+    with stages("save"):
+        save(small, output)
         if code is not None:
-            check_output(code, ".py")
-        stages = Stages()
-        given = inputs_of(input_shape)
-        with stages("load"):
-            network = build(model, arguments, weights, pretrained)
-            inputs = given or example_inputs(network)
-            batches = None
-            if data is not None:
-                how = preprocessing_for(network, inputs, mean, std)
-                batches = _batches(data, network, inputs, how, samples, seed, download)
-        with stages("prune") as show:
-            small = prune_model(
-                network,
-                flops,
-                latency=latency,
-                example_inputs=inputs,
-                data=batches,
-                method=method,
-                compensate=compensate,
-                samples=samples,
-                ignore=tuple(ignore or ()),
-                round_to=round_to,
-                seed=seed,
-                progress=show,
-            )
-        certificate = None
-        if verify:
-            with stages("verify"):
-                certificate = certify(network, small)
-            if not certificate.holds:
-                raise FxpruneError(
-                    f"not saved: the result is not the zero-masked original, it differs by {certificate.error:.1e}. "
-                    "That is an error of fxprune, or the model is random in eval mode (then give --no-verify)"
-                )
-        with stages("save"):
-            save(small, output)
-            if code is not None:
-                _write_code(code, small.code)
-        facts = report(small, network, measure=False)
-        if as_json:
-            error = None if certificate is None else certificate.error
-            names = (
-                "model",
-                "flops",
-                "flops_target",
-                "latency_target",
-                "parameters",
-                "compensated",
-                "groups",
-                "frozen",
-            )
-            shown = {name: value for name, value in facts.to_dict().items() if name in names}
-            print_json({**shown, "error": error, "seconds": stages.seconds, "output": str(output)})
-        else:
-            console = Console()
-            console.print(summary(facts))
-            if certificate is not None:
-                console.print(f"certificate: {certificate.of}, error {certificate.error:.1e}", highlight=False)
-            console.print(
-                f"saved in {output}; layer by layer: fxprune report {output}", highlight=False, soft_wrap=True
-            )
-        if not weights and not pretrained and model.partition(":")[0] in ("timm", "torchvision"):
-            typer.echo("note: these are random weights; give --weights FILE or --pretrained", err=True)
+            _write_code(code, small.code)
+    facts = report(small, original=network, measure=False)
+    if as_json:
+        error = None if certificate is None else certificate.error
+        names = (
+            "model",
+            "flops",
+            "flops_target",
+            "latency_target",
+            "parameters",
+            "compensated",
+            "groups",
+            "frozen",
+        )
+        shown = {name: value for name, value in facts.to_dict().items() if name in names}
+        common.print_json({**shown, "error": error, "seconds": stages.seconds, "output": str(output)})
+    else:
+        console = Console()
+        console.print(summary(facts))
+        if certificate is not None:
+            console.print(f"certificate: {certificate.of}, error {certificate.error:.1e}", highlight=False)
+        console.print(f"saved in {output}; for each layer: fxprune report {output}", highlight=False, soft_wrap=True)
+    if not weights and not pretrained and model.partition(":")[0] in ("timm", "torchvision"):
+        typer.echo("note: the weights are random; give --weights FILE or --pretrained", err=True)
 
 
 def _batches(
@@ -177,7 +162,7 @@ def _batches(
     seed: int,
     download: bool,
 ) -> Any:
-    """Batches of the data; labels only where they can be those of the model."""
+    """Batches of the data, with labels only if there are as many classes as the model has outputs."""
     loader, classes = open_images(source, how, batch_size=min(samples, 32), download=download, seed=seed)
     if classes is None:
         return loader
@@ -185,12 +170,12 @@ def _batches(
         outputs = number_of_classes(model(*inputs))
     if outputs == classes:
         return loader
-    typer.echo(f"note: the data has {classes} classes, the model {outputs}: its labels are not used", err=True)
+    typer.echo(f"note: labels are not used: the data has {classes} classes, the model {outputs}", err=True)
     return _Unlabelled(loader)
 
 
 class _Unlabelled:
-    """The inputs of a loader alone."""
+    """The inputs of a loader without the labels."""
 
     def __init__(self, loader: Any) -> None:
         self.loader = loader
@@ -200,7 +185,4 @@ class _Unlabelled:
 
 
 def _write_code(path: Path, code: str) -> None:
-    try:
-        replace_file(path, code.lstrip("\n").encode())
-    except OSError as error:
-        raise FxpruneError(f"--code: {path} cannot be written: {error.strerror}") from error
+    replace_file(path, code.lstrip("\n").encode(), "--code")

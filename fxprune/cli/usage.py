@@ -1,4 +1,4 @@
-"""How a wrong command line is answered: in one line, as every other error."""
+"""Commands that report every error in one line, in the command line itself too."""
 
 from __future__ import annotations
 
@@ -7,17 +7,28 @@ from collections.abc import Sequence
 from typing import Any
 
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
-__all__ = ["PlainGroup"]
+from fxprune.cli.common import running
 
-# click's, or that of the copy of click that newer versions of typer hold.
+__all__ = ["PlainGroup", "Verb"]
+
+# The class of click, or of the copy of click in newer versions of typer.
 _BadParameter: Any = typer.BadParameter
 _UsageError: Any = _BadParameter.__mro__[1]
 
 
+class Verb(TyperCommand):
+    """A command that reports an error in one line, unless its option `debug` is given."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command."""
+        with running(ctx.params["debug"]):
+            return super().invoke(ctx)
+
+
 class PlainGroup(TyperGroup):
-    """Commands that answer a usage error with what was given, what is wrong and where to look; the exit code is 2."""
+    """Commands that report a usage error as what was given, what is wrong and where to look, with exit code 2."""
 
     def main(
         self,
@@ -28,7 +39,7 @@ class PlainGroup(TyperGroup):
         windows_expand_args: bool = True,
         **options: Any,
     ) -> Any:
-        """Run a command and leave Python, unless `standalone_mode` is false."""
+        """Run a command, then exit Python unless `standalone_mode` is false."""
         if not standalone_mode:
             return super().main(args, prog_name, complete_var, False, windows_expand_args, **options)
         given = list(sys.argv[1:] if args is None else args)
@@ -54,13 +65,13 @@ def _line(error: Any, given: list[str]) -> str:
 
 
 def _plain(text: str) -> str:
-    """One line that goes on after a colon."""
+    """The text in one line, to stand after a colon."""
     text = " ".join(text.split()).rstrip(".")
     return text[:1].lower() + text[1:]
 
 
 def _value(given: list[str], names: Sequence[str]) -> str | None:
-    """What was given for an option."""
+    """The value given for an option."""
     for word, following in zip(given, [*given[1:], None], strict=True):
         name, separator, value = word.partition("=")
         if name in names:

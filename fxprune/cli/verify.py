@@ -6,18 +6,7 @@ from typing import Annotated
 
 import typer
 
-from fxprune.cli.common import (
-    Arguments,
-    AsJson,
-    Debug,
-    File,
-    OriginalModel,
-    Pretrained,
-    Stages,
-    Weights,
-    print_json,
-    running,
-)
+from fxprune.cli import common
 from fxprune.cli.models import load_original, load_pruned
 from fxprune.errors import FxpruneError
 from fxprune.reporting.measuring import certify
@@ -26,40 +15,42 @@ __all__ = ["verify"]
 
 
 def verify(
-    file: File,
-    model: OriginalModel = None,
-    arguments: Arguments = None,
-    weights: Weights = None,
-    pretrained: Pretrained = False,
+    file: common.File,
+    model: common.OriginalModel = None,
+    arguments: common.Arguments = None,
+    weights: common.Weights = None,
+    pretrained: common.Pretrained = False,
     exact: Annotated[
         bool,
-        typer.Option("--exact", help="the weights, too, must be those of the original: cut, and not changed since"),
+        typer.Option("--exact", help="fail if the weights are not slices of the original's any more"),
     ] = False,
-    as_json: AsJson = False,
-    debug: Debug = False,
+    as_json: common.AsJson = False,
+    debug: common.Debug = False,
 ) -> None:
-    """Compare a pruned model with its original in which the removed channels are zero.
+    """Check that a pruned model equals its original with the removed channels set to zero.
 
-    Weights that were changed since the cut, by compensation or training, and an original without its weights, leave the
-    structure to certify: that of the pruned model, with slices of the original's weights. The exit code is 1 if the
-    certificate does not hold.
+    The outputs are compared if the weights are still slices of the original's. After compensation or training, or
+    without the original's weights, only the structure is: the pruned model with slices of the original's weights in it.
+    The exit code is 1 if the check fails.
     """
-    with running(debug):
-        stages = Stages()
-        with stages("load"):
-            pruned = load_pruned(file, model, arguments)
-            original = load_original(pruned, model, arguments, weights, pretrained)
-        if original is None:
-            raise FxpruneError(f"{str(file)!r} does not tell its original: give --model")
-        with stages("verify"):
-            certificate = certify(original, pruned)
-        holds = certificate.holds and (certificate.of == "outputs" or not exact)
-        if as_json:
-            print_json({"file": str(file), "holds": holds, "of": certificate.of, "error": certificate.error})
-        elif holds:
-            typer.echo(f"holds: {certificate.of}, largest relative difference {certificate.error:.1e}")
-        if not holds:
-            why = "the weights were changed since the cut" if certificate.holds else "another model, or damaged weights"
-            typer.echo(f"fxprune: {file} is not its zero-masked original ({certificate.of} compared, largest relative "
-                       f"difference {certificate.error:.1e}): {why}", err=True)  # fmt: skip
-            raise typer.Exit(1)
+    stages = common.Stages()
+    with stages("load"):
+        pruned = load_pruned(file, model, arguments)
+        original = load_original(pruned, model, arguments, weights, pretrained)
+    if original is None:
+        raise FxpruneError(f"{str(file)!r} does not say what its original is: give --model")
+    with stages("verify"):
+        certificate = certify(original, pruned)
+    holds = certificate.holds and (certificate.of == "outputs" or not exact)
+    if as_json:
+        common.print_json({"file": str(file), "holds": holds, "of": certificate.of, "error": certificate.error})
+    elif holds:
+        typer.echo(f"verified: {certificate.of}, largest relative difference {certificate.error:.1e}")
+    if not holds:
+        why = "its weights have changed since" if certificate.holds else "another model, or damaged weights"
+        typer.echo(
+            f"fxprune: {file} does not equal its zero-masked original: {why} (compared: {certificate.of}, largest "
+            f"relative difference {certificate.error:.1e})",
+            err=True,
+        )
+        raise typer.Exit(1)

@@ -1,1 +1,5 @@
-"""What stays makes up for what goes: the stage is in `compensate`."""
+"""The weights of a pruned model make up for the channels that are gone: `compensate` is the stage.
+
+`correction` walks through both models in `lockstep` and makes the corrections: `reconstruction` of weights (by `ridge`
+regression) and `recalibration` of BatchNorms. `holdout` judges them. `synthesis` makes samples where there is no data.
+"""

@@ -2,28 +2,38 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import fx
-from torch.utils import _pytree as pytree
 
 from fxprune.data import Batch, placeholder_values, running_on
+from fxprune.errors import CannotScoreError, FxpruneError
+from fxprune.layers.contraction import find_parameter
+from fxprune.running import trees
+from fxprune.running.one_node import run_node, with_values
 
 __all__ = ["Lockstep", "Runner"]
 
 
 class Runner:
-    """Runs a graph one node at a time on several batches; a value is dropped after its last use.
+    """Runs a graph one node at a time on several batches; values are dropped after their last use.
+
+    Args:
+        module: the traced model.
+        batches: what it runs on.
+        raises: the class of the error if it does not.
 
     Attributes:
-        values: what a node gave, one entry per batch.
+        module: the traced model.
+        values: the results of nodes, one for each batch.
     """
 
-    def __init__(self, module: fx.GraphModule, batches: Sequence[Batch]) -> None:
-        self.module = module
+    def __init__(
+        self, module: fx.GraphModule, batches: Sequence[Batch], raises: type[FxpruneError] = FxpruneError
+    ) -> None:
+        self.module, self._raises = module, raises
         self.values: dict[fx.Node, list[Any]] = {}
         self._batches = batches
         self._modules = dict(module.named_modules())
@@ -37,13 +47,17 @@ class Runner:
         self._inputs = [placeholder_values(module.graph, batch) for batch in batches]
 
     def run(self, node: fx.Node) -> list[Any]:
-        """Run a node whose inputs have been run; it may be run again before `drop`."""
+        """Run a node whose inputs have been run; it may be run again before `drop`.
+
+        Raises:
+            FxpruneError: the node does not run on a batch.
+        """
         values = []
         for number, batch in enumerate(self._batches):
-            with running_on(batch):
+            with running_on(batch, self._raises):
                 values.append(self._run_on(node, number))
         self.values[node] = values
-        return self.values[node]
+        return values
 
     def drop(self, node: fx.Node) -> None:
         """Forget what is not used after this node."""
@@ -51,33 +65,32 @@ class Runner:
             self.values.pop(source, None)
 
     def _run_on(self, node: fx.Node, number: int) -> Any:
-        args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: self.values[n][number])
         if node.op == "placeholder":
             # Models may write into their inputs.
-            return pytree.tree_map_only(torch.Tensor, torch.clone, self._inputs[number][node])
+            return trees.map_tensors(torch.clone, self._inputs[number][node])
         if node.op == "get_attr":
-            return functools.reduce(getattr, str(node.target).split("."), self.module)
-        if node.op == "call_module":
-            return self._modules[str(node.target)](*args, **kwargs)
-        if node.op == "call_method":
-            return getattr(args[0], str(node.target))(*args[1:], **kwargs)
+            return find_parameter(self.module, str(node.target))
+        args, kwargs = with_values(node, lambda source: self.values[source][number])
         if node.op == "output":
             return args[0]
-        function: Callable[..., Any] = node.target  # type: ignore[assignment]
-        return function(*args, **kwargs)
+        return run_node(node, args, kwargs, self._modules.get(str(node.target)))
 
 
 class Lockstep:
-    """The original and the pruned model of it, side by side.
+    """The original and a pruned model of it, side by side.
 
-    Nodes of the two correspond by name; a rewritten graph has some nodes more and some less.
+    Nodes correspond by name. The rewritten graph may have nodes that the original lacks, and the other way round.
     """
 
     def __init__(self, original: fx.GraphModule, pruned: fx.GraphModule, batches: Sequence[Batch]) -> None:
-        self.original, self.pruned = Runner(original, batches), Runner(pruned, batches)
+        # Only the original may be unfit for the samples: a pruned model that fails alone is a bug.
+        self.original, self.pruned = Runner(original, batches, CannotScoreError), Runner(pruned, batches)
 
     def __iter__(self) -> Iterator[tuple[fx.Node | None, fx.Node]]:
-        """Run and yield the original's node, run before, and the pruned model's node, to be run by the caller."""
+        """Yield each node of the pruned model, to be run by the caller, with its partner in the original, already run.
+
+        The partner is None for a node that the original lacks.
+        """
         ahead = list(self.original.module.graph.nodes)
         names = {node.name: node for node in ahead}
         for node in list(self.pruned.module.graph.nodes):

@@ -1,52 +1,79 @@
-"""Ridge regression of residuals on a layer's inputs, whose damping a held-out part chooses."""
+"""Ridge regression of a layer's residuals on its inputs; held-out rows choose the damping."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-__all__ = ["solve"]
+__all__ = ["Rows", "Solution", "solve"]
 
 
-def solve(
-    a: Tensor, r: Tensor, a_held: Tensor, r_held: Tensor, centre: bool, damping: Sequence[float]
-) -> tuple[float, Tensor, Tensor] | None:
-    """Ridge regression of residuals on inputs, per conv group.
+class Rows(NamedTuple):
+    """Inputs of a layer, and what its outputs lack there.
+
+    Attributes:
+        inputs: (rows, conv groups, inputs of a conv group).
+        residuals: (rows, conv groups, outputs of a conv group).
+    """
+
+    inputs: Tensor
+    residuals: Tensor
+
+
+class Solution(NamedTuple):
+    """What is to be added to a layer.
+
+    Attributes:
+        damping: the strength that was chosen.
+        change: of the weight (outputs, inputs of a conv group), float64.
+        intercept: of the outputs (outputs,), float64.
+    """
+
+    damping: float
+    change: Tensor
+    intercept: Tensor
+
+
+def solve(fit: Rows, held: Rows, damping: Sequence[float], *, centre: bool) -> Solution | None:
+    """Ridge regression per conv group: the change D that minimises ``|D x - residual|^2 + damping |D|^2``.
 
     Args:
-        a: inputs (rows, conv groups, inputs of a conv group).
-        r: residuals (rows, conv groups, outputs of a conv group).
+        fit: rows to fit to.
+        held: rows to choose the damping by; if there are none, the first damping is taken.
+        damping: strengths to choose from, relative to the mean square of the inputs.
+        centre: whether there may be an intercept; else it is zero.
 
     Returns:
-        The damping chosen, the change of the weight (outputs, inputs of a conv group) and of the bias (outputs,); None
-        where the held-out rows are better off without.
+        The best solution; None where the held-out rows are better off without any.
     """
-    width = a.shape[2]
+    inputs, residuals = fit
 
     def mean(rows: Tensor) -> Tensor:
         return rows.double().mean(0) if centre else torch.zeros_like(rows[0], dtype=torch.float64)
 
-    mean_a, mean_r = mean(a), mean(r)
-    x, y = (a - mean_a.to(a)).transpose(0, 1), (r - mean_r.to(r)).transpose(0, 1)
+    mean_input, mean_residual = mean(inputs), mean(residuals)
+    x = (inputs - mean_input.to(inputs)).transpose(0, 1)
+    y = (residuals - mean_residual.to(residuals)).transpose(0, 1)
     gram, cross = _product(x, x), _product(x, y)
     level = gram.diagonal(dim1=1, dim2=2).mean(1).clamp_min(1e-30)
-    eye = torch.eye(width, dtype=torch.float64, device=a.device)
-    best, least = None, float(r_held.double().square().sum()) if len(r_held) else float("inf")
-    x_held = a_held.transpose(0, 1)
+    eye = torch.eye(inputs.shape[2], dtype=torch.float64, device=inputs.device)
+    best, least = None, float(held.residuals.double().square().sum())
     for strength in damping:
         factor, failed = torch.linalg.cholesky_ex(gram + (strength * level)[:, None, None] * eye)
         if bool(failed.any()):
             continue
-        solution = torch.cholesky_solve(cross, factor)
-        intercept = mean_r - torch.einsum("gi,gio->go", mean_a, solution)
-        if not len(r_held):
-            return strength, solution.transpose(1, 2).reshape(-1, width), intercept.reshape(-1)
-        left = r_held - torch.bmm(x_held, solution.to(a)).transpose(0, 1) - intercept.to(r)
-        error = float(left.double().square().sum())
+        weights = torch.cholesky_solve(cross, factor)
+        intercept = mean_residual - torch.einsum("gi,gio->go", mean_input, weights)
+        solution = Solution(strength, weights.transpose(1, 2).flatten(0, 1), intercept.reshape(-1))
+        if not len(held.inputs):
+            return solution
+        made = torch.bmm(held.inputs.transpose(0, 1), weights.to(inputs)).transpose(0, 1)
+        error = float((held.residuals - made - intercept.to(residuals)).double().square().sum())
         if error < least:
-            best, least = (strength, solution.transpose(1, 2).reshape(-1, width), intercept.reshape(-1)), error
+            best, least = solution, error
     return best
 
 

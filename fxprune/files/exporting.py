@@ -1,4 +1,4 @@
-"""Export: a pruned model as a file that runs without its source, checked by running it."""
+"""Export: a pruned model as a file that runs without its source code, verified by running it."""
 
 from __future__ import annotations
 
@@ -15,17 +15,19 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
 from fxprune.errors import FxpruneError
 from fxprune.files.writing import replace_file
-from fxprune.running.calls import Call, call_of, first_dimension, has_batch, with_batch
+from fxprune.running import trees
+from fxprune.running.calls import Call, batch_size_of, has_batch, with_batch
+from fxprune.tracing.notes import call_of
+from fxprune.verification import relative_error
 
 __all__ = ["export"]
 
-# Of the largest output: other kernels sum in another order.
-_TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 1e-1}
-# What the exported model is run at; it is exported at another size, since a size of 1 would be taken for a constant.
+# Relative to the largest output: other kernels sum in another order. Not tuned.
+_TOLERANCES = {torch.float64: 1e-6, torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 1e-1}
+# torch.export takes a size of 1 for a constant; the result must run at other sizes than that of the export.
 _EXPORTED_BATCH, _CHECKED_BATCHES = 2, (1, 3)
 
 
@@ -39,7 +41,7 @@ def export(
 ) -> float:
     """Write a model as ONNX or as a torch.export archive, which run without the code of the model.
 
-    The file is written only after its content was run, in onnxruntime or by torch, and gave what the model gives: at
+    Before the file is written, onnxruntime or torch runs its content and the outputs are compared with the model's: at
     batch sizes other than that of the export if the batch is dynamic.
 
     Args:
@@ -47,23 +49,23 @@ def export(
         path: ends in ``.onnx`` (extra `export`: onnx, onnxscript, onnxruntime) or ``.pt2``.
         example_inputs: a tensor, a tuple of arguments or a dict of keyword arguments; default as for `fxprune.trace`.
         dynamic_batch: whether the first dimension of the inputs may have any size.
-        tolerance: the largest difference of any output entry that is let through, divided by the largest entry of that
-            output; default by dtype, 1e-3 for float32.
+        tolerance: the largest accepted difference of any output entry, divided by the largest entry of that output;
+            default by dtype, 1e-3 for float32.
 
     Returns:
         The largest such difference.
 
     Raises:
-        FxpruneError: the model cannot be exported, or the result does not compute what the model does; says which.
+        FxpruneError: the model cannot be exported, or the result does not compute what the model does.
     """
     path = Path(path)
     if path.suffix not in (".onnx", ".pt2"):
-        raise FxpruneError(f"path (={str(path)!r}) must end in .onnx or .pt2, which says what to write")
+        raise FxpruneError(f"path (={str(path)!r}) must end in .onnx or .pt2: the ending says what to write")
     if path.suffix == ".onnx":
         _need_onnx()
     model = copy.deepcopy(model).eval()
     call = call_of(model, example_inputs)
-    size = first_dimension(call)
+    size = batch_size_of(call)
     if dynamic_batch and size is None:
         raise FxpruneError("the example inputs have no common first dimension as batch: give dynamic_batch=False")
     exported_at, checks = call, [call]
@@ -76,16 +78,13 @@ def export(
         content = _to_onnx(program) if path.suffix == ".onnx" else _to_archive(program)
         run = _onnx_runner(content) if path.suffix == ".onnx" else _archive_runner(content)
         worst = max(_difference(model, run, each, path, dynamic_batch) for each in checks)
-    allowed = _tolerance(model) if tolerance is None else tolerance
+    allowed = _default_tolerance(model) if tolerance is None else tolerance
     if not worst <= allowed:
         raise FxpruneError(
             f"{str(path)!r} is not written: its outputs differ from the model's by {worst:.1e} of the largest, more "
             f"than tolerance (={allowed:g})"
         )
-    try:
-        replace_file(path, content)
-    except OSError as error:
-        raise FxpruneError(f"{str(path)!r} cannot be written: {error}") from error
+    replace_file(path, content, "export")
     return worst
 
 
@@ -97,7 +96,7 @@ def _exported(model: nn.Module, call: Call, size: int | None) -> torch.export.Ex
     shapes = None
     if size is not None:
         batch = torch.export.Dim("batch")
-        args_shapes, kwargs_shapes = pytree.tree_map(
+        args_shapes, kwargs_shapes = trees.map_leaves(
             lambda leaf: {0: batch} if has_batch(leaf, _EXPORTED_BATCH) else None, call
         )
         # By the names of forward's parameters.
@@ -137,7 +136,7 @@ def _need_onnx() -> None:
             raise FxpruneError(f"an export to ONNX needs {name} ({error}): pip install 'fxprune[export]'") from error
 
 
-# --- the check --------------------------------------------------------------------------------------------------------
+# --- the comparison ---------------------------------------------------------------------------------------------------
 
 
 def _archive_runner(content: bytes) -> Callable[[Call], list[Tensor]]:
@@ -145,7 +144,7 @@ def _archive_runner(content: bytes) -> Callable[[Call], list[Tensor]]:
 
     def run(call: Call) -> list[Tensor]:
         args, kwargs = call
-        return _tensors(module(*args, **kwargs))
+        return trees.tensors(module(*args, **kwargs))
 
     return run
 
@@ -160,7 +159,7 @@ def _onnx_runner(content: bytes) -> Callable[[Call], list[Tensor]]:
     names = [given.name for given in session.get_inputs()]
 
     def run(call: Call) -> list[Tensor]:
-        feed = dict(zip(names, (tensor.detach().cpu().numpy() for tensor in _tensors(call)), strict=True))
+        feed = dict(zip(names, (tensor.detach().cpu().numpy() for tensor in trees.tensors(call)), strict=True))
         return [torch.from_numpy(output) for output in session.run(None, feed)]
 
     return run
@@ -171,16 +170,16 @@ def _difference(
 ) -> float:
     """The largest difference of an output from the model's, relative to its largest entry."""
     args, kwargs = copy.deepcopy(call)
-    size = first_dimension(call)
+    size = batch_size_of(call)
     with torch.no_grad():
-        expected = _tensors(model(*args, **kwargs))
+        expected = trees.tensors(model(*args, **kwargs))
     try:
         with torch.no_grad():
             got = run(call)
     except Exception as error:
         cure = "; dynamic_batch=False exports it for one batch size" if dynamic_batch else ""
         raise FxpruneError(
-            f"{str(path)!r} is not written: what was exported fails when it runs at batch size {size}: "
+            f"{str(path)!r} is not written: the exported model fails when it runs at batch size {size}: "
             f"{_first_line(error)}{cure}"
         ) from error
     if [x.shape for x in expected] != [x.shape for x in got]:
@@ -192,21 +191,15 @@ def _difference(
 
 
 def _relative(expected: Tensor, got: Tensor) -> float:
-    a, b = expected.detach().cpu().double(), got.detach().cpu().double()
-    if not a.numel() or torch.equal(a, b):
-        return 0.0
-    error = float((a - b).abs().max() / a.abs().max().clamp_min(torch.finfo(torch.float64).tiny))
-    return error if error == error else float("inf")
+    expected, got = expected.detach().cpu(), got.detach().cpu()
+    # Infinities are equal, but have no difference.
+    return 0.0 if torch.equal(expected, got) else relative_error(expected, got)
 
 
-def _tolerance(model: nn.Module) -> float:
-    """By the narrowest of the floats that the model has."""
+def _default_tolerance(model: nn.Module) -> float:
+    """The tolerance for the narrowest float type in the model."""
     dtypes = {tensor.dtype for tensor in (*model.parameters(), *model.buffers()) if tensor.is_floating_point()}
-    return max((_TOLERANCE.get(dtype, 1e-3) for dtype in dtypes), default=1e-3)
-
-
-def _tensors(output: Any) -> list[Tensor]:
-    return [leaf for leaf in pytree.tree_leaves(output) if isinstance(leaf, Tensor)]
+    return max((_TOLERANCES.get(dtype, 1e-3) for dtype in dtypes), default=1e-3)
 
 
 def _first_line(error: BaseException) -> str:
@@ -216,7 +209,7 @@ def _first_line(error: BaseException) -> str:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """What the exporters warn of and log concerns them, and is checked by running the result."""
+    """Silence the exporters: what matters of their warnings shows when the result runs."""
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")]
     levels = [logger.level for logger in loggers]
     try:

@@ -1,4 +1,4 @@
-"""Nested dicts, lists and tuples of tensors and plain values as JSON, with the tensors beside it."""
+"""Nested dicts, lists and tuples of tensors, numbers, strings and None as JSON, with the tensors beside it."""
 
 from __future__ import annotations
 
@@ -12,15 +12,27 @@ from fxprune.errors import FxpruneError
 
 __all__ = ["pack", "unpack"]
 
-# JSON has no tuples and no keys but strings: what is not plain JSON is spelled as a dict with this one key.
+# JSON has neither tuples nor keys other than strings: a dict with this key stands for what it lacks.
 _MARK = "$"
 
 
 def pack(value: Any, tensors: dict[str, Tensor], path: str) -> Any:
-    """A nesting as JSON; its tensors go into `tensors`, by their `path` in it.
+    """A nested value as JSON.
+
+    Args:
+        value: to pack.
+        tensors: gets its tensors, each under its path.
+        path: what the value is called in these paths and in errors.
 
     Raises:
-        FxpruneError: it holds something else than what the head of this module names.
+        FxpruneError: it holds something other than what the head of this module names.
+
+    Examples:
+        >>> tensors = {}
+        >>> pack([1, (None, torch.zeros(2))], tensors, "x")
+        [1, {'$': 'tuple', 'items': [None, {'$': 'tensor', 'name': 'x.1.1'}]}]
+        >>> tensors
+        {'x.1.1': tensor([0., 0.])}
     """
     if isinstance(value, Tensor):
         # A copy: safetensors refuses tensors that share memory, as tied weights do.
@@ -39,13 +51,13 @@ def pack(value: Any, tensors: dict[str, Tensor], path: str) -> Any:
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
     raise FxpruneError(
-        f"{path} (a {type(value).__name__}) cannot go into a snapshot: only tensors, numbers, strings, None, "
+        f"{path} (a {type(value).__name__}) cannot be saved: only tensors, numbers, strings, None, "
         "and dicts, lists and tuples of them can"
     )
 
 
 def unpack(value: Any, tensors: Mapping[str, Tensor]) -> Any:
-    """What `pack` has packed."""
+    """The value that `pack` packed."""
     if isinstance(value, list):
         return [unpack(item, tensors) for item in value]
     if not isinstance(value, dict):

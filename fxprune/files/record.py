@@ -1,130 +1,210 @@
-"""What a checkpoint says of its model, as JSON; read as if it were written by somebody who means harm."""
+"""The record of a checkpoint: all that it holds besides tensors, as JSON.
+
+It is read as if an attacker had written it: whatever is not as it should be raises an error.
+"""
 
 from __future__ import annotations
 
 import json
 import math
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 
 from fxprune.errors import FxpruneError
-from fxprune.files.packing import unpack
+from fxprune.files.packing import pack, unpack
 from fxprune.models import Source
-from fxprune.planning.plan import Plan, plan_from_json
+from fxprune.planning.plan import plan_from_json, plan_to_json
+from fxprune.rewriting import PruningNotes
+from fxprune.running.calls import Call
 from fxprune.tracing.fingerprint import Fingerprint
+from fxprune.tracing.notes import TraceNotes
 
-__all__ = ["FORMAT", "KEY", "OWN_META", "Record", "trusted_source", "version_of"]
+__all__ = ["KEY", "Record", "damaged", "kind_of", "versions"]
 
 # The key of the record in the metadata of the file.
 KEY = "fxprune"
-FORMAT = 1
-# What a file may ask the libraries for: no argument of these names a file or an address.
-_ARGUMENTS = ("num_classes", "in_chans", "img_size", "image_size", "global_pool", "drop_rate", "drop_path_rate",
-              "dropout", "aux_logits", "transform_input", "dynamic_img_size", "reg_tokens", "class_token")  # fmt: skip
-_SPEC = re.compile(r"(timm|torchvision):[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*")
-# A file cannot make its reader allocate more than this for the example inputs (8 GiB in float32).
+_FORMAT = 1
+# A file cannot make its reader allocate more than this for the example inputs: 8 GiB in float32. Not tuned.
 _MOST_ELEMENTS = 2**31
-# Notes of a model that have entries of their own in the record.
-OWN_META = ("plan", "original", "source", "example_inputs")
+# What a damaged record makes Python raise while it is read.
+_MALFORMED = (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError)
+
+Kind: TypeAlias = "tuple[tuple[int, ...], str]"
+"""The shape and the dtype of a tensor."""
 
 
 @dataclass(frozen=True)
 class Record:
-    """What the file says, checked."""
+    """What a checkpoint says of its model.
 
-    plan: Plan
-    original: Fingerprint
-    source: Source | None
+    Attributes:
+        pruning: the plan, the original's architecture and the compensation.
+        trace: what the pruned model knows of its trace, but for the example inputs.
+        versions: of the libraries that the file was written with, by name.
+        inputs: the nesting of the example inputs, packed; their values are not stored.
+        input_kinds: the tensors of the example inputs.
+        aliases: name of a tied tensor -> the name that it is stored under.
+        strides: of the tensors whose memory is in another order than their dimensions.
+        frozen: names of the parameters that require no gradient.
+        training: paths of the modules in training mode.
+        more: plain values that others have put into `meta` of the model.
+    """
+
+    pruning: PruningNotes
+    trace: TraceNotes
     versions: Mapping[str, str]
-    inputs: Mapping[str, Any]
+    inputs: Any
+    input_kinds: Mapping[str, Kind]
     aliases: Mapping[str, str]
     strides: Mapping[str, list[int]]
-    frozen: frozenset[str]
-    training: frozenset[str]
-    meta: Mapping[str, Any]
+    frozen: tuple[str, ...]
+    training: tuple[str, ...]
+    more: Mapping[str, Any]
+
+    def to_json(self) -> str:
+        """The record as text, for the metadata of the file."""
+        original, source = self.pruning.original, self.trace.source
+        notes = {
+            "compensated": self.pruning.compensated,
+            "notes": list(self.trace.remarks),
+            "values_read": dict(self.trace.values_read),
+            "leaves": list(self.trace.leaves),
+            "constant_places": dict(self.trace.constant_places),
+        }
+        value = {
+            "format": _FORMAT,
+            "versions": self.versions,
+            "source": None if source is None else {"spec": source.spec, "arguments": source.arguments},
+            "original": {
+                "model": original.model,
+                "tensors": original.tensors,
+                "ties": original.ties,
+                "operations": original.operations,
+            },
+            "plan": plan_to_json(self.pruning.plan),
+            "inputs": {"structure": self.inputs, "tensors": self.input_kinds},
+            "aliases": self.aliases,
+            "strides": self.strides,
+            "frozen": self.frozen,
+            "training": self.training,
+            "meta": {**_plain(self.more), **_plain({key: item for key, item in notes.items() if item})},
+        }
+        return json.dumps(value, separators=(",", ":"))
 
     @classmethod
-    def read(cls, path: Path, file: Any) -> Record:
-        """The record of an open safetensors file.
+    def read(cls, path: Path, text: str) -> Record:
+        """The record of the file at `path`.
 
         Raises:
-            FxpruneError: there is none, it is of a newer version, or it is damaged.
+            FxpruneError: it is damaged, or has a newer format.
         """
-        text = (file.metadata() or {}).get(KEY)
-        if text is None:
-            raise FxpruneError(
-                f"{str(path)!r} is a safetensors file, but not one that fxprune.save wrote: load it with "
-                "safetensors.torch.load_file, or prune the model anew"
-            )
         try:
             value = json.loads(text)
             version = value["format"]
-            if type(version) is int and version > FORMAT:
+            if type(version) is int and version > _FORMAT:
                 raise FxpruneError(
                     f"{str(path)!r} has format {version} of fxprune {value.get('versions', {}).get('fxprune')}; "
-                    f"fxprune {version_of('fxprune')} reads formats up to {FORMAT}: upgrade fxprune"
+                    f"fxprune {_version_of('fxprune')} reads formats up to {_FORMAT}: upgrade fxprune"
                 )
-            if type(version) is not int or version != FORMAT:
+            if type(version) is not int or version != _FORMAT:
                 raise ValueError(f"its format is {version!r}")
-            return cls.checked(value)
-        except FxpruneError:
-            raise
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError) as error:
+            return cls._checked(value)
+        except _MALFORMED as error:
             reason = f"{error} is missing" if isinstance(error, KeyError) else str(error)
-            raise FxpruneError(
-                f"{str(path)!r}: its record is damaged: {reason[:200]}; take another copy of the file"
-            ) from error
+            raise damaged(path, reason[:200]) from error
 
     @classmethod
-    def checked(cls, value: dict[str, Any]) -> Record:
-        """The record, if all of it is what it should be; any other error than these three says that it is not."""
-        original = value["original"]
-        tensors = {_text(name): _tensor_kind(entry) for name, entry in original["tensors"].items()}
+    def _checked(cls, value: dict[str, Any]) -> Record:
+        original, source, inputs = value["original"], value["source"], value["inputs"]
+        kinds = _kinds(original["tensors"])
         architecture = Fingerprint(
             _text(original["model"]),
-            {name: (shape, dtype) for name, (shape, dtype) in tensors.items()},
+            kinds,
             tuple(tuple(map(_text, names)) for names in original["ties"]),
             _text(original["operations"]),
         )
-        inputs = value["inputs"]
-        source = value["source"]
+        plan = plan_from_json(value["plan"], {name: shape for name, (shape, _) in kinds.items()})
+        more = {_text(key): unpack(item, {}) for key, item in value["meta"].items()}
         return cls(
-            plan_from_json(value["plan"], {name: shape for name, (shape, _) in tensors.items()}),
-            architecture,
-            None if source is None else Source(_text(source["spec"]), dict(source["arguments"])),
-            {_text(name): str(version) for name, version in value["versions"].items() if version is not None},
-            {
-                "structure": inputs["structure"],
-                "tensors": {_text(name): _tensor_kind(entry) for name, entry in inputs["tensors"].items()},
-            },
-            {_text(name): _text(other) for name, other in value["aliases"].items()},
-            {_text(name): [int(n) for n in strides] for name, strides in value["strides"].items()},
-            frozenset(map(_text, value["frozen"])),
-            frozenset(map(_text, value["training"])),
-            {_text(key): unpack(item, {}) for key, item in value["meta"].items() if key not in OWN_META},
+            pruning=PruningNotes(plan, architecture, tuple(map(_text, more.pop("compensated", ())))),
+            trace=TraceNotes(
+                remarks=tuple(map(_text, more.pop("notes", ()))),
+                source=None if source is None else Source(_text(source["spec"]), dict(source["arguments"])),
+                values_read=dict(more.pop("values_read", {})),
+                leaves=tuple(map(_text, more.pop("leaves", ()))),
+                constant_places={name: tuple(place) for name, place in more.pop("constant_places", {}).items()},
+            ),
+            versions={_text(name): str(version) for name, version in value["versions"].items() if version is not None},
+            inputs=inputs["structure"],
+            input_kinds=_kinds(inputs["tensors"]),
+            aliases={_text(name): _text(other) for name, other in value["aliases"].items()},
+            strides={_text(name): [int(n) for n in strides] for name, strides in value["strides"].items()},
+            frozen=tuple(map(_text, value["frozen"])),
+            training=tuple(map(_text, value["training"])),
+            more=more,
         )
 
-    def example_inputs(self, path: Path) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Inputs of the recorded shapes: standard normal from a fixed seed; zeros and trues where no float is asked."""
+    def example_inputs(self, path: Path) -> Call:
+        """Inputs of the recorded shapes: floats are standard normal from a fixed seed, booleans true, integers zero.
+
+        Raises:
+            FxpruneError: the record is damaged.
+        """
         generator = torch.Generator().manual_seed(0)
-        kinds: Mapping[str, tuple[tuple[int, ...], str]] = self.inputs["tensors"]
-        if sum(math.prod(shape) for shape, _ in kinds.values()) > _MOST_ELEMENTS:
-            raise FxpruneError(f"{str(path)!r}: its record is damaged: the example inputs do not fit into memory")
-        tensors = {name: _example(shape, getattr(torch, dtype), generator) for name, (shape, dtype) in kinds.items()}
+        if sum(math.prod(shape) for shape, _ in self.input_kinds.values()) > _MOST_ELEMENTS:
+            raise damaged(path, "the example inputs do not fit into memory")
+        tensors = {name: _example(kind, generator) for name, kind in self.input_kinds.items()}
         try:
-            args, kwargs = unpack(self.inputs["structure"], tensors)
-            return tuple(args), dict(kwargs)
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            raise FxpruneError(
-                f"{str(path)!r}: its record is damaged: the example inputs make no call; take another copy of the file"
-            ) from error
+            args, kwargs = unpack(self.inputs, tensors)
+            call: Call = tuple(args), dict(kwargs)
+        except _MALFORMED as error:
+            raise damaged(path, "the example inputs are not the arguments of a call") from error
+        if all(call):
+            raise damaged(path, "the example inputs are positional and by keyword")
+        return call
+
+
+def damaged(path: Path, reason: object) -> FxpruneError:
+    """The error for a file whose record is not as it should be."""
+    return FxpruneError(f"{str(path)!r}: its record is damaged: {reason}; take another copy of the file")
+
+
+def kind_of(tensor: Tensor) -> Kind:
+    """The shape and the dtype of a tensor."""
+    return tuple(tensor.shape), str(tensor.dtype).removeprefix("torch.")
+
+
+def versions() -> dict[str, str]:
+    """The versions of fxprune and of what models are built with, as far as they are installed."""
+    found = {name: _version_of(name) for name in ("fxprune", "torch", "timm", "torchvision")}
+    return {name: version for name, version in found.items() if version is not None}
+
+
+def _version_of(distribution: str) -> str | None:
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values that JSON can hold; others belong to the session, not to the model."""
+    plain = {}
+    for key, value in values.items():
+        tensors: dict[str, Tensor] = {}
+        try:
+            packed = pack(value, tensors, key)
+        except FxpruneError:
+            continue
+        if not tensors:
+            plain[key] = packed
+    return plain
 
 
 def _text(value: Any) -> str:
@@ -133,7 +213,11 @@ def _text(value: Any) -> str:
     return value
 
 
-def _tensor_kind(entry: Any) -> tuple[tuple[int, ...], str]:
+def _kinds(entries: Any) -> dict[str, Kind]:
+    return {_text(name): _kind(entry) for name, entry in entries.items()}
+
+
+def _kind(entry: Any) -> Kind:
     shape, dtype = entry
     if not isinstance(shape, list) or not all(type(n) is int and 0 <= n < 2**40 for n in shape) or len(shape) > 32:
         raise ValueError(f"{shape!r:.40} is no shape")
@@ -142,45 +226,8 @@ def _tensor_kind(entry: Any) -> tuple[tuple[int, ...], str]:
     return tuple(shape), dtype
 
 
-def _example(shape: tuple[int, ...], dtype: torch.dtype, generator: torch.Generator) -> Tensor:
+def _example(kind: Kind, generator: torch.Generator) -> Tensor:
+    shape, dtype = kind[0], getattr(torch, kind[1])
     if dtype.is_floating_point or dtype.is_complex:
         return torch.randn(shape, generator=generator).to(dtype)
     return torch.ones(shape, dtype=dtype) if dtype == torch.bool else torch.zeros(shape, dtype=dtype)
-
-
-def trusted_source(path: Path, source: Source | None) -> Source:
-    """What a file says of the original's source, if that is a name of timm or torchvision and harmless arguments.
-
-    Raises:
-        FxpruneError: it is not, or the file does not say.
-    """
-    if source is None:
-        raise FxpruneError(f"{str(path)!r} does not say how the original is built: give it as model=")
-    if not _SPEC.fullmatch(source.spec):
-        raise FxpruneError(
-            f"{str(path)!r} is of the model {source.spec!r}; only timm:NAME and torchvision:NAME are built on the word "
-            "of a file: give the original as model="
-        )
-    for key, value in source.arguments.items():
-        if key not in _ARGUMENTS or not _is_harmless(value):
-            raise FxpruneError(
-                f"{str(path)!r} asks for {source.spec} with {key}={value!r:.60}, which is not passed on on the word of "
-                "a file: give the original as model="
-            )
-    return source
-
-
-def _is_harmless(value: Any) -> bool:
-    if isinstance(value, list):
-        return len(value) <= 4 and all(type(item) is int and 0 < item < 2**16 for item in value)
-    if type(value) is int:
-        return 0 <= value < 2**24
-    return value is None or isinstance(value, (bool, float)) or (isinstance(value, str) and value.isidentifier())
-
-
-def version_of(distribution: str) -> str | None:
-    """The version of an installed distribution; None where it is not installed."""
-    try:
-        return metadata.version(distribution)
-    except metadata.PackageNotFoundError:
-        return None

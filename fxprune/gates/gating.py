@@ -1,9 +1,9 @@
-"""Pass: put gates into a graph, and take them out.
+"""Passes: insert gates into a graph, and remove them.
 
-Where a channel enters a convolution or a linear layer, its gate multiplies the weight along its input dimension, which
-does the same as multiplying the activation and costs next to nothing. So it does where the hidden channels of a
-recurrent layer enter the layer itself, in the next step. Elsewhere (products of activations, normalisation over
-channels, weights larger than what they are applied to) it multiplies the activation.
+A gate multiplies what a channel adds where channels are summed over. In a convolution or a linear layer it multiplies
+the weight along its input dimension, which gives the same as multiplying the activation and costs next to nothing. So
+it does inside a recurrent layer, where hidden channels enter the next step. Elsewhere (products of activations,
+normalisation over channels, weights larger than the activation) it multiplies the activation.
 """
 
 from __future__ import annotations
@@ -12,170 +12,85 @@ import copy
 import math
 import operator
 import re
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from fxprune.channels import ChannelGraph, Group, Ids
 from fxprune.errors import FxpruneError
-from fxprune.gates.dagger import Dagger, Description, Spread, gate
-from fxprune.gates.weight_given import WEIGHT_GIVEN
-from fxprune.layers.gate_places import CONVS, conv_groups, depends_on_input, gate_places
+from fxprune.gates.dagger import Dagger, Description
+from fxprune.gates.weight_argument import WITH_WEIGHT_ARGUMENT
+from fxprune.layers.gate_places import GatePlace, depends_on_input, gate_places
+from fxprune.layers.layer import Layer, layer_of
 from fxprune.rules.recurrent import recurrent_weights
 from fxprune.running.copies import named_tensors
 
-__all__ = [
-    "dagger_of",
-    "descriptions",
-    "gate_logits",
-    "gated_groups",
-    "insert_gates",
-    "remove_gates",
-]
+__all__ = ["Spread", "dagger_of", "descriptions", "gate", "gated_groups", "insert_gates", "remove_gates"]
 
 _ROOT, _GATES, _SPREAD = "dagger", "gates", "spread"
-# The batch, in examples, at which gating an activation is as dear as gating a weight of the example's size.
+_WITHOUT_WEIGHT_ARGUMENT = {with_argument: own for own, with_argument in WITH_WEIGHT_ARGUMENT.items()}
+# A weight is gated if it has no more entries than the activation of so many examples. Not tuned.
 _BATCH = 64
 
 
 def insert_gates(graph: ChannelGraph, *, last_resort: bool = False) -> fx.GraphModule:
-    """The model with a `dagger` node per group, fed by the group's own weights, and gates where channels are summed.
+    """The model with a Dagger module that reads the groups' weights, and gates where channels are summed over.
 
     Args:
         graph: the analysed model; neither it nor its module is changed.
-        last_resort: whether groups that are pruned only in need get gates too.
+        last_resort: whether the groups that are pruned only as a last resort get gates too.
 
     Returns:
         A GraphModule whose gates are all open: until they are trained it gives the model's outputs, bit for bit.
+
+    Raises:
+        FxpruneError: there is no channel to gate.
+
+    Examples:
+        >>> import fxprune
+        >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+        >>> x = torch.ones(3, 4)
+        >>> gated = insert_gates(fxprune.analyze(fxprune.trace(model, x)))
+        >>> torch.equal(gated(x), model(x))
+        True
     """
-    gated = copy.deepcopy(graph.module)
     groups = gated_groups(graph, last_resort)
+    if not groups and graph.groups:
+        raise FxpruneError(
+            f"all channels of the model are pruned only as a last resort ({graph.groups[0].last_resort}), so none is "
+            "gated: give last_resort=True to gate them too"
+        )
     if not groups:
-        if graph.groups:
-            raise FxpruneError(
-                f"all channels of the model are pruned only in need ({graph.groups[0].last_resort}), so none is gated: "
-                "give last_resort=True to gate them too"
-            )
         raise FxpruneError("the model has no channels that can be pruned, so there is nothing to gate")
-    position = np.full(graph.num_channels, sum(len(group) for group in groups), dtype=np.int64)
-    daggers = nn.Module()
-    gated.add_module(_ROOT, daggers)
-    start = 0
-    nodes, shapes = [], []
-    by_name = {node.name: node for node in gated.graph.nodes}
-    # What enters in two of its dimensions is gated twice.
-    entering: dict[tuple[str, str], fx.Node] = {}
-    from_input = depends_on_input(gated.graph)
-    first = next(node for node in gated.graph.nodes if node.op != "placeholder")
-    with gated.graph.inserting_before(first):
-        for number, group in enumerate(groups):
-            position[group.channels] = np.arange(start, start + len(group))
-            start += len(group)
-            name = f"{re.sub(r'[^0-9A-Za-z_]', '_', group.name)}_{number}"
-            weights, module = _description_of(graph, group)
-            daggers.add_module(name, module)
-            shapes.append((len(group), len(weights)))
-            read = [gated.graph.get_attr(weight) for weight in weights]
-            nodes.append(gated.graph.call_module(f"{_ROOT}.{name}", tuple(read)))
-        daggers.add_module(_GATES, Dagger(shapes))
-        joined = gated.graph.call_module(f"{_ROOT}.{_GATES}", (nodes,))
-        daggers.add_module(_SPREAD, Spread())
-        gates = gated.graph.call_module(f"{_ROOT}.{_SPREAD}", (joined,))
-    gates.name = "gates"
-    for place in gate_places(graph):
-        index = position[place.channels]
-        if not (index < start).any():
-            continue
-        user = by_name[place.node]
-        source = entering.get((place.node, place.argument), by_name[place.argument])
-        shape = graph.labels_of(place.argument).shape
-        weight = _gateable_weight(gated, user, source, from_input, _BATCH * math.prod(shape))
-        by_conv_group = index.reshape(conv_groups(user, gated), -1)
-        if weight is not None and (by_conv_group == by_conv_group[0]).all():
-            index = by_conv_group[0].copy()
-        else:
-            weight = None
-        if weight is None:
-            closed = _insert_gate(gated, user, source, gates, index, place.dim - len(shape))
-            user.replace_input_with(source, closed)
-            entering[place.node, place.argument] = closed
-        elif isinstance(weight, fx.Node):
-            closed = _insert_gate(gated, user, weight, gates, index, _input_dim(weight.meta["value"]))
-            user.replace_input_with(weight, closed)
-        else:
-            _gate_own_weight(gated, user, "weight", gates, index)
-    for user in [node for node in gated.graph.nodes if node.op == "call_module"]:
-        for name in recurrent_weights(gated.get_submodule(str(user.target))):
-            channels = graph.parameters[f"{user.target}.{name}"][1]
-            if not isinstance(channels, int) and (position[channels] < start).any():
-                _gate_own_weight(gated, user, name, gates, position[channels])
+    gated = copy.deepcopy(graph.module)
+    gates = _insert_dagger(gated, graph, groups)
+    _gate_contractions(gates, graph)
+    _gate_within_recurrent_layers(gates, graph)
     gated.to(next(iter(graph.module.parameters())).device)
     gated.graph.lint()
     gated.recompile()
     return gated
 
 
-def _insert_gate(gated: fx.GraphModule, user: fx.Node, value: Any, gates: fx.Node, index: Ids, dim: int) -> fx.Node:
-    """A node that multiplies `value`, a node or the name of a parameter, by the gates of `index` along `dim`."""
-    spread: Any = gated.get_submodule(f"{_ROOT}.{_SPREAD}")
-    with gated.graph.inserting_before(user):
-        here = gated.graph.call_function(operator.getitem, (gates, spread.add(torch.from_numpy(index))))
-        node = gated.graph.get_attr(value) if isinstance(value, str) else value
-        return gated.graph.call_function(gate, (node, here, dim))
-
-
-def _gate_own_weight(gated: fx.GraphModule, user: fx.Node, name: str, gates: fx.Node, index: Ids) -> None:
-    """Call a module with one of its own weights gated along its input dimension."""
-    module = gated.get_submodule(str(user.target))
-    dim = _input_dim(getattr(module, name))
-    user.update_kwarg(name, _insert_gate(gated, user, f"{user.target}.{name}", gates, index, dim))
-    module.__class__ = WEIGHT_GIVEN.get(type(module), type(module))
-
-
-def _gateable_weight(gated: fx.GraphModule, user: fx.Node, source: fx.Node, from_input: set[str], most: int) -> Any:
-    """The weight that an activation is multiplied by, if that can be gated and has at most so many entries.
-
-    Returns:
-        A node; or a module, whose parameter it is; or None.
-    """
-    if user.op == "call_module":
-        module: Any = gated.get_submodule(str(user.target))
-        plain = type(module) in (*WEIGHT_GIVEN, *WEIGHT_GIVEN.values())
-        # What is no parameter may be computed anew in each call.
-        return module if plain and "weight" in module._parameters and module.weight.numel() <= most else None
-    if user.op == "call_function" and user.target in (*CONVS, F.linear):
-        weight = user.args[1] if len(user.args) > 1 else user.kwargs["weight"]
-        x = user.args[0] if user.args else user.kwargs["input"]
-        if x is source and isinstance(weight, fx.Node) and weight.name not in from_input and weight is not source:
-            value = weight.meta["value"]
-            return weight if value.dim() > 1 and value.numel() <= most else None
-    return None
-
-
-def _input_dim(weight: Tensor) -> int:
-    return 1 - weight.dim()
-
-
 def remove_gates(gated: fx.GraphModule) -> fx.GraphModule:
     """The model without its gates, exactly as before `insert_gates`; the gated one is not changed."""
     plain = copy.deepcopy(gated)
     modules = dict(plain.named_modules())
-    classes = {given: own for own, given in WEIGHT_GIVEN.items()}
-    for node in list(plain.graph.nodes):
+    for node in plain.graph.nodes:
         if node.op == "call_function" and node.target is gate:
             node.replace_all_uses_with(node.args[0])
-        elif node.op == "call_module" and type(modules[str(node.target)]) in classes:
+        elif node.op == "call_module" and type(modules[str(node.target)]) in _WITHOUT_WEIGHT_ARGUMENT:
             node.kwargs = {name: value for name, value in node.kwargs.items() if "weight" not in name}
     for module in modules.values():
-        module.__class__ = classes.get(type(module), type(module))
+        module.__class__ = _WITHOUT_WEIGHT_ARGUMENT.get(type(module), type(module))
     for node in reversed(list(plain.graph.nodes)):
         added = node.target is gate or str(node.target).startswith(f"{_ROOT}.")
-        weight = node.op == "get_attr" and not node.users
+        unused_weight = node.op == "get_attr" and not node.users
         of_spread = any(source.target == f"{_ROOT}.{_SPREAD}" for source in node.all_input_nodes)
-        if added or weight or of_spread:
+        if added or unused_weight or of_spread:
             plain.graph.erase_node(node)
     delattr(plain, _ROOT)
     plain.recompile()
@@ -185,18 +100,6 @@ def remove_gates(gated: fx.GraphModule) -> fx.GraphModule:
 def gated_groups(graph: ChannelGraph, last_resort: bool = False) -> list[Group]:
     """The groups that get gates."""
     return [group for group in graph.groups if last_resort or not group.last_resort]
-
-
-def gate_logits(gated: fx.GraphModule, graph: ChannelGraph, *, last_resort: bool = False) -> Tensor:
-    """The logit of every channel's gate, differentiable; infinite where there is no gate.
-
-    Returns:
-        Shape (number of channels of the graph,); open gates are positive.
-    """
-    values = dagger_of(gated).logits([module(*weights) for module, weights in descriptions(gated)])
-    channels = np.concatenate([group.channels for group in gated_groups(graph, last_resort)])
-    logits = values.new_full((graph.num_channels,), torch.inf)
-    return logits.index_copy(0, torch.from_numpy(channels).to(values.device), values)
 
 
 def dagger_of(gated: fx.GraphModule) -> Dagger:
@@ -217,17 +120,199 @@ def descriptions(gated: fx.GraphModule) -> list[tuple[Description, list[Tensor]]
     return found
 
 
-def _description_of(graph: ChannelGraph, group: Group) -> tuple[list[str], Description]:
-    local = np.full(graph.num_channels, len(group), dtype=np.int64)
-    local[group.channels] = np.arange(len(group))
+# --- what is put into the graph ---------------------------------------------------------------------------------------
+
+
+def gate(x: Tensor, gates: Tensor, dim: int) -> Tensor:
+    """`x` times the gates of its channels along one dimension.
+
+    Args:
+        x: any tensor.
+        gates: one for each index of `dim`.
+        dim: a negative dimension of `x`.
+
+    Examples:
+        >>> gate(torch.ones(2, 3), torch.tensor([1.0, 0.0, 1.0]), -1)
+        tensor([[1., 0., 1.],
+                [1., 0., 1.]])
+    """
+    return x * gates.to(x.dtype).reshape(-1, *(1,) * (-1 - dim))
+
+
+class Spread(nn.Module):
+    """The gates at each place of the graph, taken from those of all channels in one step."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.index: Tensor
+        self.register_buffer("index", torch.empty(0, dtype=torch.long), persistent=False)
+        self.sizes: list[int] = []
+
+    def add(self, index: Tensor) -> int:
+        """Add a place, with the number of the gate at each of its indices; returns the number of the place."""
+        self.index = torch.cat([self.index, index])
+        self.sizes.append(len(index))
+        return len(self.sizes) - 1
+
+    def forward(self, gates: Tensor) -> tuple[Tensor, ...]:
+        """The gates of each place, from all of them in a row."""
+        return torch.split(gates.index_select(0, self.index), self.sizes)
+
+
+@dataclass(frozen=True, eq=False)
+class _Gates:
+    """The gates of a model, to be put in places of its graph.
+
+    Attributes:
+        gated: the model.
+        node: gives the gates of each place.
+        spread: the module that the node calls.
+        number: the number of each channel's gate, in a row of `count`; `count` where it has none.
+        count: how many gates there are.
+    """
+
+    gated: fx.GraphModule
+    node: fx.Node
+    spread: Spread
+    number: Ids
+    count: int
+
+    def any_at(self, channels: Ids) -> bool:
+        """Whether one of these channels has a gate."""
+        return bool((self.number[channels] < self.count).any())
+
+    def multiply(self, user: fx.Node, value: fx.Node, index: Ids, dim: int) -> fx.Node:
+        """A node before `user`: a value times the gates of these numbers along a dimension."""
+        with self.gated.graph.inserting_before(user):
+            place = self.spread.add(torch.from_numpy(index))
+            here = self.gated.graph.call_function(operator.getitem, (self.node, place))
+            return self.gated.graph.call_function(gate, (value, here, dim))
+
+    def multiply_input(self, user: fx.Node, value: fx.Node, index: Ids, dim: int) -> fx.Node:
+        """Let a node read a value times gates, in place of the value; returns what it reads now."""
+        product = self.multiply(user, value, index, dim)
+        user.replace_input_with(value, product)
+        return product
+
+    def multiply_own_weight(self, user: fx.Node, name: str, index: Ids) -> None:
+        """Call a module with one of its own weights times gates along its input dimension."""
+        module = self.gated.get_submodule(str(user.target))
+        with self.gated.graph.inserting_before(user):
+            weight = self.gated.graph.get_attr(f"{user.target}.{name}")
+        user.update_kwarg(name, self.multiply(user, weight, index, _input_dim(getattr(module, name))))
+        module.__class__ = WITH_WEIGHT_ARGUMENT.get(type(module), type(module))
+
+
+def _input_dim(weight: Tensor) -> int:
+    return 1 - weight.dim()
+
+
+# --- the Dagger module ------------------------------------------------------------------------------------------------
+
+
+def _insert_dagger(gated: fx.GraphModule, graph: ChannelGraph, groups: Sequence[Group]) -> _Gates:
+    """Add the Dagger module, one description per group before it, and what spreads its gates to their places."""
+    count = sum(map(len, groups))
+    number = np.full(graph.num_channels, count, dtype=np.int64)
+    number[np.concatenate([group.channels for group in groups])] = np.arange(count)
+    root, spread = nn.Module(), Spread()
+    gated.add_module(_ROOT, root)
+    described, shapes = [], []
+    first = next(node for node in gated.graph.nodes if node.op != "placeholder")
+    with gated.graph.inserting_before(first):
+        for position, group in enumerate(groups):
+            name = f"{re.sub(r'[^0-9A-Za-z_]', '_', group.name)}_{position}"
+            weights, description = _describe(graph, group)
+            root.add_module(name, description)
+            shapes.append((len(group), len(weights)))
+            read = tuple(gated.graph.get_attr(weight) for weight in weights)
+            described.append(gated.graph.call_module(f"{_ROOT}.{name}", read))
+        root.add_module(_GATES, Dagger(shapes))
+        root.add_module(_SPREAD, spread)
+        joined = gated.graph.call_module(f"{_ROOT}.{_GATES}", (described,))
+        node = gated.graph.call_module(f"{_ROOT}.{_SPREAD}", (joined,))
+    node.name = "gates"
+    return _Gates(gated, node, spread, number, count)
+
+
+def _describe(graph: ChannelGraph, group: Group) -> tuple[list[str], Description]:
+    """The names of the weights that describe a group, and the module that reads them."""
+    within_group = np.full(graph.num_channels, len(group), dtype=np.int64)
+    within_group[group.channels] = np.arange(len(group))
+    learned = {name for name, _ in graph.module.named_parameters(remove_duplicate=False)}
+    # A group that has only buffers, as between two fixed filter banks, is described by these.
+    dimensions = [d for d in group.dimensions if d.parameter in learned] or group.dimensions
     names: list[str] = []
     places: list[tuple[int, Tensor]] = []
-    learned = {name for name, _ in graph.module.named_parameters(remove_duplicate=False)}
-    # A group of buffers alone, as between two fixed filter banks, is described by these.
-    described = [d for d in group.dimensions if d.parameter in learned] or group.dimensions
-    for dimension in described:
+    for dimension in dimensions:
         ids = graph.parameters[dimension.parameter][dimension.dim]
         if not isinstance(ids, int):
             names.append(dimension.parameter)
-            places.append((dimension.dim, torch.from_numpy(local[ids])))
+            places.append((dimension.dim, torch.from_numpy(within_group[ids])))
     return names, Description(len(group), places)
+
+
+# --- the places -------------------------------------------------------------------------------------------------------
+
+
+def _gate_contractions(gates: _Gates, graph: ChannelGraph) -> None:
+    """Put gates wherever channels enter a contraction."""
+    by_name = {node.name: node for node in gates.gated.graph.nodes}
+    from_input = depends_on_input(gates.gated.graph)
+    # An activation that is summed over two of its dimensions is gated twice.
+    gated_before: dict[tuple[str, str], fx.Node] = {}
+    for place in gate_places(graph):
+        if gates.any_at(place.channels):
+            key = (place.node, place.argument)
+            source = gated_before.get(key, by_name[place.argument])
+            shape = graph.labels_of(place.argument).shape
+            product = _gate_contraction(gates, place, by_name[place.node], source, shape, from_input)
+            if product is not None:
+                gated_before[key] = product
+
+
+def _gate_contraction(
+    gates: _Gates, place: GatePlace, user: fx.Node, source: fx.Node, shape: Sequence[int], from_input: set[str]
+) -> fx.Node | None:
+    """Gate the weight of a contraction, or else the activation; returns the node of a gated activation."""
+    index = gates.number[place.channels]
+    layer = layer_of(user, gates.gated)
+    weight = None if layer is None else _gateable_weight(layer, source, from_input, _BATCH * math.prod(shape))
+    by_conv_group = index.reshape(1 if layer is None else layer.groups, -1)
+    # The input dimension of a weight is that of each conv group.
+    if weight is None or (by_conv_group != by_conv_group[0]).any():
+        return gates.multiply_input(user, source, index, place.dim - len(shape))
+    index = by_conv_group[0].copy()
+    if isinstance(weight, fx.Node):
+        gates.multiply_input(user, weight, index, _input_dim(weight.meta["value"]))
+    else:
+        gates.multiply_own_weight(user, "weight", index)
+    return None
+
+
+def _gateable_weight(layer: Layer, source: fx.Node, from_input: set[str], most: int) -> fx.Node | nn.Module | None:
+    """The weight that an activation is multiplied by, if that can be gated and has at most so many entries.
+
+    Returns:
+        Its node; or the module whose parameter it is; or None.
+    """
+    if layer.module is not None:
+        module = layer.module
+        plain = type(module) in WITH_WEIGHT_ARGUMENT or type(module) in _WITHOUT_WEIGHT_ARGUMENT
+        # A weight that is not a parameter may be computed anew in each call.
+        own = module._parameters.get("weight")
+        return module if plain and own is not None and own.numel() <= most else None
+    weight = layer.weight
+    if layer.transposed or weight is None or layer.input is not source or weight is source or weight.name in from_input:
+        return None
+    value = weight.meta["value"]
+    return weight if value.dim() > 1 and value.numel() <= most else None
+
+
+def _gate_within_recurrent_layers(gates: _Gates, graph: ChannelGraph) -> None:
+    """Put gates on the weights of recurrent layers that hidden channels enter in the next step, or the next layer."""
+    for user in [node for node in gates.gated.graph.nodes if node.op == "call_module"]:
+        for name in recurrent_weights(gates.gated.get_submodule(str(user.target))):
+            channels = graph.parameters[f"{user.target}.{name}"][1]
+            if not isinstance(channels, int) and gates.any_at(channels):
+                gates.multiply_own_weight(user, name, gates.number[channels])

@@ -1,9 +1,9 @@
-"""Learn the gates: task loss plus FLOPs-aware regularisation; how a run goes is in `fxprune.gates.run`."""
+"""Learn the gates: the task's loss plus FLOPs-aware regularisation; a step of it is in `fxprune.gates.run`."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,27 +15,30 @@ from fxprune.data import Batch, calibration_batch
 from fxprune.errors import FxpruneError
 from fxprune.gates.gating import insert_gates
 from fxprune.gates.run import Gates, Run, Settings
-from fxprune.progress import Progress, shown
-from fxprune.running.allocator import freed_memory_kept
+from fxprune.planning.budgets import Request, flops_target
+from fxprune.planning.make import check_reachable
+from fxprune.progress import Progress, shown, silent
+from fxprune.running.allocator import keep_freed_memory
 from fxprune.running.randomness import preserve_rng_state
 from fxprune.scoring.criteria import FROM_DATA, scores
 from fxprune.training.runs import digest, make_accelerator
 from fxprune.training.sharding import Shards
 
-__all__ = ["Gates", "learn_gates"]
+__all__ = ["learn_gates"]
 
-# A criterion that needs data scores on so many parts of it, of so many samples each.
+# None of the constants in this module is tuned, nor are the defaults of `learn_gates`.
+# A criterion that reads data scores on so many parts of it, of so many samples each.
 _PARTS, _PART = 4, 512
-# Samples on which sets of gates are compared.
+# Sets of gates are compared on so many samples.
 _COMPARED = 1024
 
 
-@freed_memory_kept()
+@keep_freed_memory()
 def learn_gates(
     graph: ChannelGraph,
     data: Any,
     *,
-    flops: float = 0.5,
+    flops: float | None = None,
     epochs: int = 1,
     start: str | Callable[[ChannelGraph], Scores] = "surgeon",
     lr: float = 0.01,
@@ -49,43 +52,48 @@ def learn_gates(
     seed: int = 0,
     progress: bool | Progress = True,
 ) -> Gates:
-    """Learn which channels to keep, with Dagger modules (arXiv 2010.15041) that read the weights.
+    """Learn which channels to keep, by gates that a Dagger module (arXiv 2010.15041) computes from the weights.
 
-    The loss is the task's (cross-entropy where the data has labels, else distillation from the ungated model) plus the
-    FLOPs of the gates times a weight that balances the two. Gates start open, in the order of a criterion; the target
-    falls linearly from the whole model to the budget over the first part of the run. They are binary all along
-    (straight-through), meet the target at every step, and at least one of each group stays open. In the
-    end the gates of the start, at the budget, the learned ones and those halfway between them are compared on samples,
-    each compensated on a quarter of them (where weights are trained) and measured by its distance from the model on the
-    others; the nearest are kept. So is the order of the start chosen.
+    The loss is the task's (cross-entropy if the data has labels, else distillation from the ungated model) plus the
+    FLOPs of the open gates, with a weight that balances the two. Gates are 0 or 1 all along (straight-through). They
+    start open, in the order of a criterion; the target falls linearly from the whole model to the budget over the first
+    part of the run. The open gates meet the target at every step; only where a group would be emptied, its best gate
+    stays open all the same.
+
+    In the end three sets of gates at the budget are compared: those of the start, the learned ones and those halfway
+    between. Each is compensated on a quarter of some samples (if weights are trained) and judged on the others by the
+    distance of its outputs from the model's; the nearest is kept. The order to start in is chosen in the same way.
 
     Args:
         graph: the analysed model; neither it nor its module is changed.
-        data: a DataLoader or any re-iterable of batches, see `fxprune.data`.
-        flops: the fraction of the model's FLOPs to reach; of its time, where `fxprune.time_channels` measured that.
+        data: a DataLoader or any iterable of batches that can be walked again, see `fxprune.data`.
+        flops: the budget; up to 1 a fraction of the model's FLOPs, above 1 a number of FLOPs. Default: half of them. If
+            `fxprune.time_channels` measured the graph, the same fraction of the model's time.
         epochs: passes over the data.
-        start: the criterion whose order the gates start in, as for `fxprune.scores`; one that reads data scores on each
-            of the first four times 512 samples: these orders and that of their mean are compared. What is compared, is
-            so on the first 1,024 samples; where the criterion reads none, on the first batch.
-        lr: learning rate of each gate's own bias, falling to zero by a cosine; what the gates of a group share gets a
-            sixteenth of it. The start spreads logits over a range of 4: in few steps only gates near the threshold
-            change sides. From an order that is no good, such as "random", 0.1 gets further.
-        train_weights: train the gated model's weights along with the gates (SGD at `weight_lr`), so that channels are
-            judged by what the others can make up for. Otherwise they are frozen, and the gates are those of a cut that
-            is not repaired. BatchNorm sees the part of the batch that is each process's: only without it, or with
-            frozen weights, do several processes end with the gates of one.
+        start: the criterion that orders the gates at the start, as for `fxprune.scores`. One that reads data scores on
+            the first 2,048 samples in four parts; the four orders and that of their mean are compared. All comparisons
+            are on the first 1,024 samples, or, if the criterion reads no data, on the first batch.
+        lr: learning rate of each gate's own bias, falling to zero by a cosine; what the gates of a group share learns
+            at a sixteenth of it. The logits of the start have a range of 4: in few steps only gates near the threshold
+            change sides. From a poor order, such as "random", 0.1 gets further.
+        train_weights: train the weights along with the gates (SGD at `weight_lr`), so that a channel counts for no more
+            than the others cannot make up for. Otherwise weights are frozen. BatchNorm sees only each process's part of
+            a batch: without it, or with frozen weights, several processes end with the same gates as one.
+        weight_lr: learning rate of the weights.
         temperature: of the distillation.
-        last_resort: whether groups that are pruned only in need get gates.
+        last_resort: whether the groups that are pruned only as a last resort get gates.
         checkpoint: a file for the state of the run, written every `checkpoint_every` steps.
-        resume: go on from the checkpoint where there is one; the run ends in the same gates as one never stopped.
+        checkpoint_every: steps between two writes of the checkpoint.
+        resume: go on from the checkpoint if there is one; the run ends with the same gates as one never stopped.
         seed: fixes all that is random.
         progress: show a bar with loss and FLOPs, or call this function.
 
     Raises:
-        FxpruneError: data or settings cannot be used; the loss became NaN or infinite (the last checkpoint is whole).
+        FxpruneError: data or settings cannot be used, the budget cannot be met, or the loss became NaN or infinite (the
+            last checkpoint is good).
     """
     settings = Settings(
-        flops=float(flops),
+        budget=_budget(graph, flops),
         price="FLOPs" if graph.latency is None else "time",
         epochs=epochs,
         start=start if isinstance(start, str) else "a function",
@@ -100,14 +108,12 @@ def learn_gates(
     with preserve_rng_state(), make_accelerator() as accelerator, shown(progress, accelerator.is_main_process) as show:
         torch.manual_seed(seed)
         gated = insert_gates(graph, last_resort=last_resort)
-        # The first of the first epoch, the same in every process.
-        walk = (batch for _, batch in Shards(data, seed=seed).epoch(0))
-        # Batches of other shapes do not make one: what is not scored on samples is judged on those of the first.
-        first = calibration_batch(walk, _PARTS * _PART) if start in FROM_DATA else next(walk)
-        orders = _orders(graph, start, first, seed)
+        samples = _first_samples(data, start, seed)
+        orders = _orders(graph, start, samples, seed)
         shards = Shards(data, accelerator.process_index, accelerator.num_processes, seed=seed)
         steps = len(shards) * epochs
-        run = Run(accelerator, graph, gated, settings, steps, first.rows(0, _COMPARED))
+        compared = samples.rows(0, _COMPARED).on_device_of(graph.module)
+        run = Run(accelerator, graph, gated, settings, steps, compared)
         run.start_from(orders)
         if checkpoint is not None and resume and Path(checkpoint).exists():
             run.restore(checkpoint)
@@ -115,11 +121,7 @@ def learn_gates(
             for _, batch in shards.epoch(epoch, run.step - epoch * len(shards)):
                 loss, left = run.train(batch)
                 if not math.isfinite(loss):
-                    kept = f"; the state before is in {str(checkpoint)!r}" if checkpoint is not None else ""
-                    raise FxpruneError(
-                        f"the loss became {loss} at step {run.step + 1} of learning gates{kept}: "
-                        "lower lr or weight_lr, or look for outliers in the data"
-                    )
+                    raise _diverged(loss, run.step + 1, checkpoint)
                 show("learning gates", run.step, steps, {"loss": loss, "FLOPs": left})
                 if checkpoint is not None and (run.step % checkpoint_every == 0 or run.step == steps):
                     run.save(checkpoint)
@@ -127,12 +129,42 @@ def learn_gates(
         return run.result()
 
 
+def _budget(graph: ChannelGraph, flops: float | None) -> int:
+    """The most that open gates may cost: FLOPs, or time where that was measured.
+
+    Raises:
+        FxpruneError: not a budget, or no plan can meet it.
+    """
+    most = flops_target(graph, flops)
+    if graph.latency is None:
+        check_reachable(graph, Request(flops))
+        return min(most, graph.flops.total)
+    share = min(most / max(graph.flops.total, 1), 1.0)
+    check_reachable(graph, Request(1.0, latency=share))
+    return math.floor(share * graph.latency.total)
+
+
+def _first_samples(data: Any, start: object, seed: int) -> Batch:
+    """The samples for scoring and comparing: the first of the first epoch, the same in every process."""
+    batches = (batch for _, batch in Shards(data, seed=seed).epoch(0))
+    # The data may have batches of several shapes, which cannot be joined: scores that read no data need only one.
+    return calibration_batch(batches, _PARTS * _PART) if start in FROM_DATA else next(batches)
+
+
 def _orders(
     graph: ChannelGraph, start: str | Callable[[ChannelGraph], Scores], samples: Batch, seed: int
-) -> list[Scores]:
-    """The scores that a criterion gives: where it reads data, those on each part of the samples, and their mean."""
+) -> Sequence[Scores]:
+    """The scores of a criterion; of one that reads data, those on each part of the samples, and their mean."""
     if start not in FROM_DATA:
-        return [scores(graph, start, seed=seed)]
+        return [scores(graph, start, seed=seed, progress=silent)]
     parts = [part for part in samples.split(_PART) if part.size == _PART] or [samples]
-    found = [scores(graph, start, data=part, seed=seed) for part in parts]
+    found = [scores(graph, start, data=part, seed=seed, progress=silent) for part in parts]
     return found if len(found) == 1 else [*found, np.mean(found, axis=0)]
+
+
+def _diverged(loss: float, step: int, checkpoint: str | Path | None) -> FxpruneError:
+    kept = "" if checkpoint is None else f"; the state before is in {str(checkpoint)!r}"
+    return FxpruneError(
+        f"the loss became {loss} at step {step} of learning gates{kept}: "
+        "lower lr or weight_lr, or look for outliers in the data"
+    )

@@ -1,1 +1,1 @@
-"""Time: measured of models, told apart by channels, and kept as a budget."""
+"""Time: `measure` models, find the time that `channels` cost, and plan for a `budget` of time."""

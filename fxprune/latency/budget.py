@@ -3,79 +3,62 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable
 from dataclasses import replace
-from typing import Literal
 
 from torch import nn
 
 from fxprune.channels import ChannelGraph, Scores
-from fxprune.errors import FxpruneError, FxpruneWarning
+from fxprune.errors import FxpruneWarning, UnreachableBudgetError
 from fxprune.latency.measure import measure_latency
-from fxprune.planning.make import make_plan
+from fxprune.planning.budgets import Request
+from fxprune.planning.make import plan_for
 from fxprune.planning.plan import Plan
 from fxprune.rewriting import rewrite
-from fxprune.running.calls import example_of
+from fxprune.tracing.notes import example_of
 
-__all__ = ["UnreachableLatencyError", "plan_for_latency"]
+__all__ = ["plan_for_latency"]
 
+# The most measurements. Not tuned, like the numbers below.
 _ROUNDS = 6
-# How far below the budget is near enough, what is aimed at, and the least part of a target that the next one is.
+# A measured time is near enough above this fraction of the budget; the next plan aims at this fraction; and it asks for
+# at least this fraction of what the last one asked for.
 _NEAR, _AIM, _STEP = 0.97, 0.985, 0.7
-# The interquartile range, as a part of the median, above which a measurement says little.
+# If the interquartile range is a larger fraction of the median, the measurement tells little.
 _UNSTEADY = 0.25
 
 
-class UnreachableLatencyError(FxpruneError):
-    """The budget of time cannot be reached as measured, whatever the scores."""
-
-
-def plan_for_latency(
-    graph: ChannelGraph,
-    scores: Scores,
-    model: nn.Module,
-    latency: float,
-    *,
-    flops: float | None = None,
-    round_to: int | Literal["auto"] = 1,
-    ignore: str | Iterable[str] = (),
-) -> Plan:
-    """Plan, measure beside the model, and plan again, until the measured time is just within the budget.
+def plan_for_latency(graph: ChannelGraph, scores: Scores, model: nn.Module, request: Request) -> Plan:
+    """Plan, measure and plan again, until the measured time is just within the budget.
 
     Args:
         graph: what `fxprune.time_channels` returned.
-        scores: as for `make_plan`, like `flops`, `round_to` and `ignore`.
+        scores: as for `make_plan`.
         model: what the result is compared with.
-        latency: the budget, a fraction of the model's time, both measured in turn.
+        request: its latency is a fraction of the model's time; both are measured in turns.
 
     Raises:
-        FxpruneError: the budget cannot be reached, by prediction or as measured.
+        UnreachableBudgetError: the budget cannot be reached, by prediction or as measured.
 
     Warns:
         FxpruneWarning: the times vary too much to tell.
     """
-    target, best, lowest, unsteady = latency, None, 1.0, 0.0
-    measured: list[tuple[Plan, float]] = []
-    within: float | None = None
-    beyond: float | None = None
+    assert request.latency is not None
+    target = latency = request.latency
+    meter = _Meter(graph, model)
+    best, within, beyond = None, None, None
     for _ in range(_ROUNDS):
         try:
-            plan = make_plan(graph, scores, flops=flops, latency=target, round_to=round_to, ignore=ignore)
-        except FxpruneError:
-            # Asked for less than there is, because the machine takes longer than predicted.
-            if not measured:
+            plan = plan_for(graph, scores, replace(request, latency=target))
+        except UnreachableBudgetError:
+            # The machine takes longer than predicted, so that the target has fallen below what is possible.
+            if not meter.measured:
                 raise
             break
-        share = next((known for other, known in measured if other == plan), None)
-        if share is None:
-            whole, small = measure_latency([model, rewrite(graph, plan)], example_of(graph.module))
-            share = small.seconds / whole.seconds
-            unsteady = max(unsteady, whole.spread / whole.seconds, small.spread / small.seconds)
-        elif share <= latency:
-            # It is another budget that binds.
+        known = meter.known(plan)
+        if known is not None and known <= latency:
+            # Another budget is the limit.
             break
-        measured.append((plan, share))
-        lowest = min(lowest, share)
+        share = meter.measure(plan) if known is None else known
         if share <= latency:
             # Each such target is higher than the one before.
             best, within = plan, target
@@ -83,27 +66,52 @@ def plan_for_latency(
             beyond = target
         if _NEAR * latency <= share <= latency:
             break
-        # Time goes in steps of a few channels: between a target that was kept and one that was not, halving is safer.
-        if within is not None and beyond is not None:
-            target = (within + beyond) / 2
-        else:
-            target = _next_target(target, share, latency)
-    if unsteady > _UNSTEADY:
+        # Time falls in steps of a few channels: between a target that was kept and one that was not, halving is safer.
+        halfway = None if within is None or beyond is None else (within + beyond) / 2
+        target = _next_target(target, share, latency) if halfway is None else halfway
+    if meter.unsteady > _UNSTEADY:
         warnings.warn(
-            f"the latency was measured with an interquartile range of {unsteady:.0%} of it: another process takes the "
-            "processor, or there are more threads than free cores (torch.set_num_threads); measure it again",
+            f"the latency was measured with an interquartile range of {meter.unsteady:.0%} of it: another process uses "
+            "the processor, or there are more threads than free cores (torch.set_num_threads); measure it again",
             FxpruneWarning,
             stacklevel=4,
         )
     if best is None:
-        raise UnreachableLatencyError(
+        lowest = min(share for _, share in meter.measured)
+        raise UnreachableBudgetError(
             f"a latency of {latency:.1%} of the model's cannot be reached: the lowest that was measured is "
             f"{lowest:.1%}. Raise latency, ignore less, or measure on a machine that does nothing else"
         )
     return replace(best, latency_target=float(latency))
 
 
+class _Meter:
+    """Measures plans against the model.
+
+    Attributes:
+        measured: plans, and their times as fractions of the model's.
+        unsteady: the largest interquartile range, as a fraction of the median.
+    """
+
+    def __init__(self, graph: ChannelGraph, model: nn.Module) -> None:
+        self._graph, self._model = graph, model
+        self.measured: list[tuple[Plan, float]] = []
+        self.unsteady = 0.0
+
+    def known(self, plan: Plan) -> float | None:
+        """The time of a plan, if it was measured before."""
+        return next((share for other, share in self.measured if other == plan), None)
+
+    def measure(self, plan: Plan) -> float:
+        """The time of a plan, as a fraction of the model's."""
+        example = example_of(self._graph.module)
+        whole, small = measure_latency([self._model, rewrite(self._graph, plan)], example)
+        self.unsteady = max(self.unsteady, whole.spread / whole.seconds, small.spread / small.seconds)
+        self.measured.append((plan, small.seconds / whole.seconds))
+        return small.seconds / whole.seconds
+
+
 def _next_target(target: float, share: float, latency: float) -> float:
-    """What to ask for next, if the time saved is so many times what is predicted to be, here and there."""
+    """The next target, if the ratio of saved to predicted time is the same there as at `target`."""
     lowest = _STEP * target
     return lowest if share >= 1 else max(lowest, 1 - (1 - target) * (1 - _AIM * latency) / (1 - share))

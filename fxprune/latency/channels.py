@@ -1,4 +1,4 @@
-"""How long each node of a model takes, and so what time its channels cost."""
+"""How long each node of a model takes, and so how much time its channels cost."""
 
 from __future__ import annotations
 
@@ -7,51 +7,47 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import torch
 from torch import fx, nn
-from torch.utils import _pytree as pytree
 
 from fxprune.channels import ChannelGraph, Labels
 from fxprune.channels.polynomial import Polynomial, Term, build_polynomial, term
 from fxprune.data import Batch, placeholder_values
-from fxprune.latency.measure import Run, check_settings, threads_set, without_collection
+from fxprune.latency.measure import Run, check_settings, inference_on, without_collection
+from fxprune.progress import Progress, shown
+from fxprune.running import trees
+from fxprune.running.batch import Inputs
 from fxprune.running.calls import Call
-from fxprune.running.randomness import preserve_rng_state
 
 __all__ = ["time_channels"]
 
-# So that a polynomial in whole numbers loses nothing.
+# The unit is so small that nothing is lost in a polynomial of whole numbers.
 _FEMTOSECONDS = 1e15
 
 
 def time_channels(
-    graph: ChannelGraph,
-    example_inputs: Any = None,
-    *,
-    batch_size: int | None = None,
-    threads: int | None = None,
-    device: str | torch.device | None = None,
-    warmup: int = 5,
-    repeats: int = 15,
-) -> ChannelGraph:
-    """Measure what time channels cost on the machine at hand.
+    graph: ChannelGraph, example_inputs: Inputs | None = None, *, batch_size: int | None = None,
+    threads: int | None = None, device: str | torch.device | None = None, warmup: int = 5, repeats: int = 15,
+    progress: bool | Progress = False,
+) -> ChannelGraph:  # fmt: skip
+    """Measure the time that channels cost on this machine.
 
-    The model is run node by node. A node that has FLOPs takes time as its FLOPs go, any other as its output does; the
-    calls as such take what they take. Criteria that set a channel's worth against its FLOPs set it against
-    its time in the graph that is returned, and `make_plan` takes a budget of latency for it. (Of the kind of HALP, Shen
-    et al., NeurIPS 2022, which looks latencies up in a table.)
+    The model is run node by node. The time of a node is proportional to its FLOPs or, if it has none, to the size of
+    its output; the time of the calls as such is constant. Scores per FLOP become scores per time for the graph that is
+    returned, and `make_plan` takes a budget of latency for it. (Similar to HALP, Shen et al., NeurIPS 2022, which looks
+    latencies up in a table.)
 
     Args:
         graph: the analysed model; it is not changed.
         example_inputs: as for `fxprune.measure_latency`, like all that follows.
-        batch_size: samples a call.
+        batch_size: samples per call.
         threads: for torch to compute with.
         device: where to measure; default: where the model is.
         warmup: calls before the timed ones.
         repeats: timed runs.
+        progress: show bars in a terminal, or call this function with the runs done.
 
     Returns:
         The same graph with `latency`, a polynomial in the kept channels, in femtoseconds.
@@ -60,26 +56,23 @@ def time_channels(
         FxpruneError: as `fxprune.measure_latency`.
     """
     check_settings(repeats, warmup, threads, batch_size)
-    with ExitStack() as stack:
-        stack.enter_context(torch.inference_mode())
-        stack.enter_context(threads_set(threads))
-        stack.enter_context(preserve_rng_state())
+    with shown(progress) as show, inference_on(threads), ExitStack() as stack:
         run = Run.of(graph.module, example_inputs, batch_size, device, stack)
         run.warm_up(warmup)
         stack.enter_context(without_collection())
         assert isinstance(run.model, fx.GraphModule)
         stepper = _Stepper(run.model, run.wait)
-        for _ in range(repeats):
+        for number in range(repeats):
             run.time()
             stepper.run_on(run.fresh_call())
-        whole = min(run.times)
+            show("measure", number + 1, repeats, {})
         calling = _seconds_of_a_call(run.wait)
     seconds = {name: max(took - calling, 0.0) for name, took in stepper.seconds.items()}
-    return replace(graph, latency=_polynomial(graph, seconds, whole))
+    return replace(graph, latency=_polynomial(graph, seconds, min(run.times)))
 
 
 class _Stepper(fx.Interpreter):
-    """Runs a model node by node and keeps the least time of each: what disturbs a node only makes it slower."""
+    """Runs a model node by node and keeps the shortest time of each: disturbances only make a node slower."""
 
     def __init__(self, module: fx.GraphModule, wait: Callable[[], object]) -> None:
         super().__init__(module)
@@ -88,11 +81,12 @@ class _Stepper(fx.Interpreter):
 
     def run_on(self, call: Call) -> None:
         """Run once on these arguments."""
-        values = placeholder_values(self.module.graph, Batch(*call))  # type: ignore[arg-type]
+        values = placeholder_values(self.graph, Batch(*call))
         self.wait()
         self.run(initial_env=values, enable_io_processing=False)
 
-    def run_node(self, n: fx.Node) -> Any:
+    def run_node(self, n: fx.Node) -> object:
+        """Run one node and take its time."""
         start = time.perf_counter()
         result = super().run_node(n)
         self.wait()
@@ -101,7 +95,7 @@ class _Stepper(fx.Interpreter):
 
 
 def _seconds_of_a_call(wait: Callable[[], object]) -> float:
-    """How long it takes to step through a node that does nothing."""
+    """The time of a node that does nothing."""
     nothing = fx.symbolic_trace(nn.Sequential(*(nn.Identity() for _ in range(20))))
     stepper = _Stepper(nothing, wait)
     for _ in range(3):
@@ -110,6 +104,13 @@ def _seconds_of_a_call(wait: Callable[[], object]) -> float:
 
 
 def _polynomial(graph: ChannelGraph, seconds: Mapping[str, float], whole: float) -> Polynomial:
+    """Time in femtoseconds.
+
+    Args:
+        graph: the analysed model.
+        seconds: of each node that is called.
+        whole: the seconds of the whole model; what the nodes leave of it is constant.
+    """
     terms: list[Term] = []
     left = round(whole * _FEMTOSECONDS)
     every = np.ones(graph.num_channels, dtype=bool)
@@ -125,7 +126,7 @@ def _polynomial(graph: ChannelGraph, seconds: Mapping[str, float], whole: float)
     return build_polynomial(terms, graph.num_channels)
 
 
-def _of_outputs(labels: Any) -> Sequence[Term]:
-    """In proportion to the entries of the tensors that a node gives; constant where there are none."""
-    tensors = (leaf for leaf in pytree.tree_leaves(labels) if isinstance(leaf, Labels))
+def _of_outputs(labels: object) -> Sequence[Term]:
+    """Terms for the entries of the tensors in a node's result; constant where there are none."""
+    tensors = (leaf for leaf in trees.leaves(labels) if isinstance(leaf, Labels))
     return [term(*leaf.dims) for leaf in tensors] or [term(1)]

@@ -1,1 +1,1 @@
-"""What convolutions, linear layers, norms and residual connections are in a graph."""
+"""What the layers of a graph are: convolutions and linear layers, BatchNorms, residual connections, and gate places."""

@@ -11,10 +11,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
+from fxprune.layers.layer import Layer, layer_of
+
 __all__ = ["Contraction", "contraction_of", "find_parameter", "rows_of"]
 
-_CONVS = {F.conv1d: 1, F.conv2d: 2, F.conv3d: 3}
-_CONV_ARGUMENTS = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
+# A subclass with a forward of its own may compute anything.
+_FORWARDS = (nn.Linear.forward, nn.Conv1d.forward, nn.Conv2d.forward, nn.Conv3d.forward)
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,8 +28,7 @@ class Contraction:
         weight, bias: names of parameters.
         kernel: sizes in space, empty for a linear layer.
         stride, dilation: one number per dimension of space.
-        padding: as `F.pad` takes it.
-        padding_mode: likewise.
+        padding, padding_mode: as `F.pad` takes them.
         groups: conv groups.
     """
 
@@ -42,19 +43,19 @@ class Contraction:
     groups: int = 1
 
 
-def contraction_of(node: fx.Node, module: fx.GraphModule) -> Contraction | None:
+def contraction_of(node: fx.Node, model: fx.GraphModule) -> Contraction | None:
     """The contraction that a node is; None for anything else, and for weights that are computed."""
-    if node.op == "call_module":
-        return _of_module(node, module.get_submodule(str(node.target)))
-    if node.op == "call_function" and node.target in _CONVS:
-        return _of_conv(node, module, _CONVS[node.target])
-    if node.op == "call_function" and node.target is F.linear:
-        given = dict(zip(("input", "weight", "bias"), node.args, strict=False)) | node.kwargs
-        names = _own_parameters(given)
-        # A weight of one dimension gives no output dimension.
-        if names is not None and find_parameter(module, names[0]).dim() == 2:
-            return Contraction(given["input"], *names)  # type: ignore[arg-type]
-    return None
+    layer = layer_of(node, model)
+    if layer is None or layer.parameters is None or layer.transposed:
+        return None
+    shape = find_parameter(model, layer.parameters[0]).shape
+    if layer.module is not None and type(layer.module).forward not in _FORWARDS:
+        return None
+    # A weight of one dimension gives no output dimension.
+    if len(shape) <= 2:
+        return Contraction(layer.input, *layer.parameters) if len(shape) == 2 else None
+    geometry = _geometry(layer, tuple(shape[2:]))
+    return None if geometry is None else Contraction(layer.input, *layer.parameters, *geometry)
 
 
 def find_parameter(module: nn.Module, name: str) -> Any:
@@ -62,49 +63,23 @@ def find_parameter(module: nn.Module, name: str) -> Any:
     return functools.reduce(getattr, name.split("."), module)
 
 
-def _of_module(node: fx.Node, module: nn.Module) -> Contraction | None:
-    path = str(node.target)
-    x = node.args[0] if node.args else node.kwargs.get("input")
-    bias = f"{path}.bias" if getattr(module, "bias", None) is not None else None
-    if not isinstance(x, fx.Node):
+def _geometry(layer: Layer, kernel: tuple[int, ...]) -> tuple[Any, ...] | None:
+    """Kernel, stride, dilation, padding, its mode and conv groups of a convolution; None where one is computed."""
+    if layer.module is not None:
+        conv: Any = layer.module
+        mode = "constant" if conv.padding_mode == "zeros" else conv.padding_mode
+        padding = tuple(conv._reversed_padding_repeated_twice)
+        return kernel, conv.stride, conv.dilation, padding, mode, conv.groups
+    given, rank = layer.arguments, len(kernel)
+    stride, dilation = _per_dimension(given.get("stride", 1), rank), _per_dimension(given.get("dilation", 1), rank)
+    sides = _per_dimension(given.get("padding", 0), rank)
+    if stride is None or dilation is None or sides is None or not isinstance(given.get("groups", 1), int):
         return None
-    # A subclass with a forward of its own may do anything.
-    if isinstance(module, nn.Linear) and type(module).forward is nn.Linear.forward:
-        return Contraction(x, f"{path}.weight", bias)
-    for kind in (nn.Conv1d, nn.Conv2d, nn.Conv3d):
-        if isinstance(module, kind) and type(module).forward is kind.forward:
-            mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
-            padding = tuple(module._reversed_padding_repeated_twice)
-            conv: Any = module
-            geometry = (conv.kernel_size, conv.stride, conv.dilation, padding)
-            return Contraction(x, f"{path}.weight", bias, *geometry, mode, conv.groups)
-    return None
+    return kernel, stride, dilation, tuple(n for n in reversed(sides) for _ in range(2)), "constant", layer.groups
 
 
-def _of_conv(node: fx.Node, module: fx.GraphModule, rank: int) -> Contraction | None:
-    given: dict[str, Any] = {"bias": None, "stride": 1, "padding": 0, "dilation": 1, "groups": 1}
-    given |= dict(zip(_CONV_ARGUMENTS, node.args, strict=False)) | node.kwargs
-    names = _own_parameters(given)
-    numbers = [_spread(given[key], rank) for key in ("stride", "dilation", "padding")]
-    if names is None or None in numbers or not isinstance(given["groups"], int):
-        return None
-    stride, dilation, padding = numbers
-    pad = tuple(width for width in reversed(padding or ()) for _ in range(2))
-    kernel = tuple(find_parameter(module, names[0]).shape[2:])
-    return Contraction(given["input"], *names, kernel, stride, dilation, pad, "constant", given["groups"])  # type: ignore[arg-type]
-
-
-def _own_parameters(given: dict[str, Any]) -> tuple[str, str | None] | None:
-    weight, bias = given["weight"], given.get("bias")
-    if not isinstance(weight, fx.Node) or weight.op != "get_attr":
-        return None
-    if bias is not None and (not isinstance(bias, fx.Node) or bias.op != "get_attr"):
-        return None
-    return str(weight.target), None if bias is None else str(bias.target)
-
-
-def _spread(value: Any, rank: int) -> tuple[int, ...] | None:
-    """One number per dimension of space; None where it is not known here."""
+def _per_dimension(value: object, rank: int) -> tuple[int, ...] | None:
+    """One number per dimension of space; None where it is computed, or a word such as "same"."""
     values = (value,) * rank if isinstance(value, int) else value
     if not isinstance(values, (tuple, list)) or not all(isinstance(item, int) for item in values):
         return None
@@ -114,12 +89,14 @@ def _spread(value: Any, rank: int) -> tuple[int, ...] | None:
 def rows_of(
     found: Contraction, x: Tensor, y: Tensor, per_sample: float, random: torch.Generator
 ) -> tuple[Tensor, Tensor]:
-    """What enters and what leaves at some random positions of each sample.
+    """Inputs and outputs of a layer at some random positions of each sample.
 
     Args:
-        x: the input (samples, channels, ...) of a convolution, (..., channels) of a linear layer.
-        y: the output.
+        found: the layer.
+        x: its input, (samples, channels, ...) of a convolution, (..., channels) of a linear layer.
+        y: its output.
         per_sample: about how many positions.
+        random: draws the positions.
 
     Returns:
         Inputs (rows, conv groups, inputs of a conv group) in the order of the weight, and the outputs

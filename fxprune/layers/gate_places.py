@@ -1,18 +1,16 @@
-"""Where gates have to stand for closed ones to remove their channels exactly."""
+"""Where gates have to be, so that closing one removes its channel exactly."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 import numpy as np
-import torch.nn.functional as F
 from torch import fx
 
 from fxprune.channels import ChannelGraph, Ids, Labels
+from fxprune.layers.layer import layer_of
 
-__all__ = ["CONVS", "GatePlace", "conv_groups", "depends_on_input", "gate_places"]
-
-CONVS = (F.conv1d, F.conv2d, F.conv3d)
+__all__ = ["GatePlace", "depends_on_input", "gate_places"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,7 +22,7 @@ class GatePlace:
         argument: the node whose value enters.
         dim: the dimension of it that is summed over.
         channels: channel number of each index of that dimension.
-        from_input: whether the value depends on the model's input, and is not of weights alone.
+        from_input: whether the value depends on the model's input, not on weights alone.
     """
 
     node: str
@@ -35,17 +33,18 @@ class GatePlace:
 
 
 def gate_places(graph: ChannelGraph) -> list[GatePlace]:
-    """Where gates have to stand for closed ones to remove their channels exactly; no more than that.
+    """The fewest places where closed gates remove their channels exactly.
 
-    An op that hands each channel on by itself, such as a depthwise convolution, needs no gate: the next one makes it
-    void. Of two activations that meet in a product one is gated, the one that depends on the model's input if not both.
+    An op that keeps channels apart, such as a depthwise convolution, needs no gate: the next one removes what it
+    makes of the channel. Of two activations that meet in a product only one is gated: one that depends on the model's
+    input, if there is one.
     """
     by_name = {node.name: node for node in graph.module.graph.nodes}
     from_input = depends_on_input(graph.module.graph)
     places: list[GatePlace] = []
-    for name, entering in graph.contractions.items():
+    for name, summed in graph.contractions.items():
         here: list[GatePlace] = []
-        for argument, d in sorted(entering, key=lambda entry: entry[0] not in from_input):
+        for argument, d in sorted(summed, key=lambda entry: entry[0] not in from_input):
             labels = graph.labels[argument]
             if not isinstance(labels, Labels) or isinstance(channels := labels.dims[d], int):
                 continue
@@ -66,24 +65,13 @@ def depends_on_input(graph: fx.Graph) -> set[str]:
 
 
 def _is_depthwise(graph: ChannelGraph, node: fx.Node, entering: Ids) -> bool:
-    """Whether it is a convolution whose conv groups each have one channel, of which inputs and outputs are."""
-    labels = graph.labels[node.name]
-    groups = conv_groups(node, graph.module)
-    if groups <= 1 or not isinstance(labels, Labels):
+    """Whether a node is a convolution with one channel for each conv group, that of its inputs and its outputs."""
+    layer, labels = layer_of(node, graph.module), graph.labels[node.name]
+    if layer is None or layer.groups == 1 or not isinstance(labels, Labels):
         return False
-    rank = len(node.meta["value"].shape)
+    rank, groups = len(node.meta["value"].shape), layer.groups
     leaving = labels.dims[1 if rank == len(labels.dims) and rank > 1 else 0]
     if isinstance(leaving, int) or len(entering) % groups or len(leaving) % groups:
         return False
     first = entering.reshape(groups, -1)[:, :1]
     return bool((entering.reshape(groups, -1) == first).all() and (leaving.reshape(groups, -1) == first).all())
-
-
-def conv_groups(node: fx.Node, module: fx.GraphModule) -> int:
-    """The number of conv groups of a convolution; 1 for anything else."""
-    if node.op == "call_module":
-        return int(getattr(module.get_submodule(str(node.target)), "groups", 1))
-    if node.op == "call_function" and node.target in CONVS:
-        given = node.args[6] if len(node.args) > 6 else node.kwargs.get("groups", 1)
-        return given if isinstance(given, int) else 1
-    return 1

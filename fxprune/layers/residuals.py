@@ -1,21 +1,18 @@
-"""Residual connections: what is added to the output of a layer on its way."""
+"""Residual connections: what is added to the output of a layer."""
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Mapping
 
-import torch
 from torch import fx, nn
-from torch.nn.modules.dropout import _DropoutNd
+
+from fxprune.ops import Trait, traits
 
 __all__ = ["other_side"]
 
-_SUMS = (operator.add, operator.iadd, torch.add)
-
 
 def other_side(node: fx.Node, modules: Mapping[str, nn.Module]) -> fx.Node | None:
-    """What a node's output is added to, in eval, and goes nowhere else; None where it goes another way.
+    """What is added to a node's output, if the output goes nowhere else in eval; else None.
 
     Args:
         node: of a traced model.
@@ -23,11 +20,13 @@ def other_side(node: fx.Node, modules: Mapping[str, nn.Module]) -> fx.Node | Non
     """
     while len(node.users) == 1:
         follower = next(iter(node.users))
-        if follower.target in _SUMS:
+        module = modules[str(follower.target)] if follower.op == "call_module" else None
+        if Trait.ADDITION in traits(follower, module):
             others = [value for value in follower.args if value is not node]
             plain = len(follower.args) == 2 and not follower.kwargs and len(others) == 1
             return others[0] if plain and isinstance(others[0], fx.Node) else None
-        if follower.op != "call_module" or not isinstance(modules[str(follower.target)], (_DropoutNd, nn.Identity)):
+        # In eval dropout does nothing.
+        if not isinstance(module, nn.Identity) and (module is None or Trait.DROPOUT not in traits(follower, module)):
             return None
         node = follower
     return None

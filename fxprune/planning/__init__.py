@@ -1,1 +1,1 @@
-"""Scores and budgets -> a plan: the stage is in `make`."""
+"""Scores and budgets -> a plan: `make` is the stage."""

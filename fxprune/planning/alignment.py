@@ -1,4 +1,4 @@
-"""The widths that a device computes without waste."""
+"""Widths that a device computes without waste."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ from torch import nn
 
 __all__ = ["preferred_multiple"]
 
-# Vector registers of CPUs; elsewhere the alignment that tensor cores ask of a matrix's rows (NVIDIA's guide to matrix
-# multiplication).
+# The size of vector registers of CPUs; elsewhere the alignment that tensor cores need of the rows of a matrix (NVIDIA,
+# "Matrix Multiplication Background User's Guide").
 _CPU_BYTES = {"AVX512": 64, "AVX2": 32}
 _BYTES = 16
 
 
 def preferred_multiple(module: nn.Module) -> int:
-    """The channels that fill a vector register of the CPU, or an access of a GPU's tensor core: a power of 2.
+    """How many channels fill a vector register of the CPU, or an aligned access of a GPU's tensor core: a power of 2.
 
-    Whether it is faster depends on the layers: measure (`fxprune.measure_latency`).
+    Whether multiples of it are faster depends on the layers: measure it with `fxprune.measure_latency`.
 
     Args:
-        module: its first floating-point parameter tells device and dtype.
+        module: device and dtype are those of its first floating-point parameter.
 
     Examples:
         >>> preferred_multiple(nn.Linear(2, 2).half().to("meta"))

@@ -1,4 +1,4 @@
-"""Scores + budget -> Plan."""
+"""Scores and budgets -> a plan."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ import itertools
 import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from fxprune.channels import ChannelGraph, Scores, size_of
-from fxprune.errors import FxpruneError
+from fxprune.channels import ChannelGraph, Group, Scores, size_of
+from fxprune.errors import FxpruneError, UnreachableBudgetError
 from fxprune.planning.alignment import preferred_multiple
-from fxprune.planning.budgets import Budget, flops_target, latency_budget
+from fxprune.planning.budgets import Budget, Request, as_patterns, budgets_of
 from fxprune.planning.plan import Plan, kept_indices
-from fxprune.planning.selection import Units, choose, fewest, units_of
+from fxprune.planning.selection import choose, fewest, units_of
 
-__all__ = ["make_plan"]
+__all__ = ["check_reachable", "make_plan", "plan_for"]
 
 
 def make_plan(
@@ -32,55 +32,98 @@ def make_plan(
     round_to: int | Literal["auto"] = 1,
     ignore: str | Iterable[str] = (),
 ) -> Plan:
-    """Choose the channels to keep: the lowest scores go until the budget is met, then what still fits comes back.
+    """Choose the channels to keep: those with the lowest scores go until the budgets hold.
+
+    Removed channels come back, best first, as long as they fit into what is left of the budgets.
 
     Args:
         graph: the analysed model.
         scores: one number per channel, as from `fxprune.scores`.
         flops: the budget; up to 1 a fraction of the model's FLOPs, above 1 a number of FLOPs. Default: half of them, or
-            where a latency is given, no limit.
+            all if the latency is to fall below the model's.
         latency: a budget of time, as a fraction of the model's, predicted from what `fxprune.time_channels` measured.
-        round_to: widths that are changed become multiples of this; "auto" for what the device of the weights computes
-            without waste (`fxprune.planning.alignment`), or half of it, and so on, where the budget cannot be met so.
-        ignore: names or glob patterns of modules to leave whole; a name covers all below it.
+        round_to: the widths that change become multiples of this; "auto" for the widths that the device of the weights
+            computes without waste (`fxprune.planning.alignment`), or for half of that, a quarter and so on if the
+            budgets cannot be met otherwise.
+        ignore: names or glob patterns of modules to leave whole; a name covers all modules below it.
 
     Returns:
-        A plan within every budget, and no less than 99.5 % of the tightest where channels are fine enough.
+        A plan within every budget, which uses at least 99.5 % of the tightest one if channels are small enough.
 
     Raises:
-        FxpruneError: a budget is not a number, not positive, or cannot be reached; a pattern matches nothing.
+        UnreachableBudgetError: no plan meets the budgets.
+        FxpruneError: an argument has the wrong type or is out of range, or a pattern matches nothing.
+
+    Examples:
+        >>> import torch
+        >>> from fxprune import analyze, scores, trace
+        >>> model = torch.nn.Sequential(torch.nn.Linear(4, 32), torch.nn.ReLU(), torch.nn.Linear(32, 2))
+        >>> graph = analyze(trace(model, torch.zeros(1, 4)))
+        >>> plan = make_plan(graph, scores(graph, "l2"), flops=0.5)
+        >>> len(plan.kept["0.weight"][0]), plan.flops / plan.flops_before
+        (16, 0.5)
     """
-    total = graph.flops.total
-    if not total:
+    return plan_for(graph, scores, Request(flops, latency, round_to, as_patterns(ignore)))
+
+
+def plan_for(graph: ChannelGraph, scores: Scores, request: Request) -> Plan:
+    """`make_plan` for a request.
+
+    Raises:
+        UnreachableBudgetError: no plan meets the budgets.
+        FxpruneError: there is nothing to prune, a pattern matches nothing, or the latency needs the time of channels.
+    """
+    if request.latency is not None and graph.latency is None:
+        raise FxpruneError(
+            f"latency (={request.latency!r}) needs the time of channels: give what fxprune.time_channels returns"
+        )
+    budgets, groups = budgets_of(graph, request), _groups(graph, request)
+    willing = [group for group in groups if not group.last_resort]
+    for chosen, multiple in itertools.product((willing, groups), _multiples(graph, request)):
+        alive = choose(budgets, units_of(chosen, scores, multiple))
+        if alive is not None:
+            latency = float(request.latency or 1.0)
+            return Plan(kept_indices(graph, alive), graph.flops(alive), graph.flops.total, budgets[0].target, latency)
+    raise _unreachable(graph, request, budgets)
+
+
+def check_reachable(graph: ChannelGraph, request: Request) -> None:
+    """Find out before the work whether there are plans that meet a request, whatever the scores.
+
+    A latency is checked if `fxprune.time_channels` has measured the graph.
+
+    Raises:
+        UnreachableBudgetError: there are none.
+        FxpruneError: there is nothing to prune, or a pattern matches nothing.
+    """
+    budgets, left = budgets_of(graph, request), _fewest(graph, request)
+    if not all(budget.holds(left) for budget in budgets):
+        raise _unreachable(graph, request, budgets)
+
+
+def _multiples(graph: ChannelGraph, request: Request) -> list[int]:
+    """The multiples to try, in order; each divides the one before it."""
+    if request.round_to != "auto":
+        return [request.round_to]
+    multiple = preferred_multiple(graph.module)
+    return [multiple >> k for k in range(multiple.bit_length())]
+
+
+def _groups(graph: ChannelGraph, request: Request) -> list[Group]:
+    """The groups that may lose channels."""
+    if not graph.flops.total:
         raise FxpruneError(
             "the model has no operation whose FLOPs are counted, such as a convolution or a linear layer: "
             "there is nothing to prune"
         )
-    target = flops_target(graph, flops, latency)
-    budgets = [Budget(graph.flops, target)]
-    if latency is not None:
-        budgets.append(latency_budget(graph, latency))
-    multiples = _multiples(graph, round_to)
-    ignored = _ignored_channels(graph, [ignore] if isinstance(ignore, str) else list(ignore))
-    groups = [group for group in graph.groups if not ignored[group.channels].any()]
-    willing = [group for group in groups if not group.last_resort]
-    alive = None
-    for chosen, multiple in itertools.product((willing, groups), multiples):
-        units = units_of(chosen, scores, multiple)
-        alive = choose(budgets, units) if alive is None else alive
-    if alive is None:
-        raise FxpruneError(_unreachable(graph, units, budgets, ignored))
-    return Plan(kept_indices(graph, alive), graph.flops(alive), total, target, float(latency or 1.0))
+    ignored = _ignored_channels(graph, request.ignore)
+    return [group for group in graph.groups if not ignored[group.channels].any()]
 
 
-def _multiples(graph: ChannelGraph, round_to: Any) -> list[int]:
-    """The multiples to try, in order."""
-    if round_to == "auto":
-        multiple = preferred_multiple(graph.module)
-        return [multiple >> k for k in range(multiple.bit_length())]
-    if type(round_to) is not int or round_to < 1:
-        raise FxpruneError(f"round_to (={round_to!r}) must be a whole number of at least 1, or 'auto'")
-    return [round_to]
+def _fewest(graph: ChannelGraph, request: Request) -> npt.NDArray[np.bool_]:
+    """The channels left when everything goes that may go."""
+    groups, multiple = _groups(graph, request), _multiples(graph, request)[-1]
+    return fewest(graph.num_channels, units_of(groups, np.zeros(graph.num_channels), multiple))
 
 
 def _ignored_channels(graph: ChannelGraph, patterns: Sequence[str]) -> npt.NDArray[np.bool_]:
@@ -102,7 +145,7 @@ def _ignored_channels(graph: ChannelGraph, patterns: Sequence[str]) -> npt.NDArr
 
 
 def _frozen_reasons(graph: ChannelGraph) -> list[tuple[str, int]]:
-    """Why channels are frozen, and how many; first what the most weights belong to."""
+    """Why channels are frozen, and how many for each reason; the reason that freezes the most weights comes first."""
     counts: Counter[str] = Counter()
     tensors: dict[str, set[str]] = {}
     for frozen in graph.frozen:
@@ -113,8 +156,8 @@ def _frozen_reasons(graph: ChannelGraph) -> list[tuple[str, int]]:
     return sorted(counts.items(), key=lambda item: held[item[0]], reverse=True)
 
 
-def _unreachable(graph: ChannelGraph, units: Units, budgets: Sequence[Budget], ignored: npt.NDArray[np.bool_]) -> str:
-    left = fewest(graph.flops, units)
+def _unreachable(graph: ChannelGraph, request: Request, budgets: Sequence[Budget]) -> UnreachableBudgetError:
+    left, ignored = _fewest(graph, request), _ignored_channels(graph, request.ignore)
     listed = [f"{count} channels: {reason}" for reason, count in _frozen_reasons(graph)[:5]]
     if ignored.any():
         listed.append(f"{int(ignored.sum())} channels: ignored")
@@ -126,7 +169,7 @@ def _unreachable(graph: ChannelGraph, units: Units, budgets: Sequence[Budget], i
         total = late.polynomial.total
         what, raised = f"{late.target / total:.1%} of the latency", "latency"
         lowest = f"predicted to be {late.polynomial(left) / total:.1%}"
-    return (
+    return UnreachableBudgetError(
         f"a budget of {what} cannot be reached: the lowest is {lowest} with one channel left in each group. "
         f"Frozen are {'; '.join(listed) or 'none'}. Raise {raised}, or ignore less."
         + (f" If {target} % was meant, give {target / 100:g}." if target <= 100 and late is None else "")

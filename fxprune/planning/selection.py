@@ -1,4 +1,8 @@
-"""Which channels stay: those that score lowest go until every budget is met, then what still fits comes back."""
+"""Which channels stay: those with the lowest scores go until every budget holds, then those that still fit come back.
+
+Channels go in units: one channel, or as many as a multiple of widths asks for. A large unit may leave much of a budget
+unused; then other units are tried in its place.
+"""
 
 from __future__ import annotations
 
@@ -16,17 +20,21 @@ from fxprune.planning.budgets import Budget
 
 __all__ = ["Units", "choose", "fewest", "units_of"]
 
+# The least part of a budget that a plan should use, which `fxprune.make_plan` states. None of these numbers is tuned.
 _LEAST_USED = 0.995
-# Parts of the targets to try where two budgets bind.
+# Once this part of a budget is used, no more channels come back.
+_FULL = 1 - 1e-4
+# Parts of a budget to aim at, in this order, until a plan is within the other budgets too.
 _TIGHTER = (1.0, 0.995, 0.98, 0.95, 0.9)
-_MOST_EXCHANGED, _STEPS, _ROUNDS = 30, 12, 3
+# Limits to the time that exchanges take: groups, units of a group at a time, and rounds.
+_MOST_GROUPS, _MOST_UNITS, _MOST_ROUNDS = 30, 12, 3
 
 
 @dataclass(frozen=True, eq=False)
 class Units:
-    """Everything that may be removed, in the order in which it goes.
+    """All channels that may be removed, in the order in which they go.
 
-    Unit `k` consists of `channels[bounds[k] : bounds[k + 1]]`, all of group `group[k]`: they go together.
+    Unit `k` is `channels[bounds[k] : bounds[k + 1]]`, which are of group number `group[k]` and go together.
     """
 
     group: Ids
@@ -42,22 +50,23 @@ class Units:
 
 
 def units_of(groups: Sequence[Group], scores: Scores, round_to: int) -> Units:
-    """All that may be removed, lowest scores first: at least one channel, or one multiple, of each group stays."""
+    """All that may be removed, lowest scores first; one channel of each group stays, or one multiple of them."""
+    # numpy cannot concatenate nothing, if there is no group.
     members, sizes, means = [np.empty(0, np.int64)], [np.empty(0, np.int64)], [np.empty(0)]
     for group in groups:
         step = round_to // math.gcd(round_to, group.repeats)
         order = group.channels[np.argsort(scores[group.channels], kind="stable")]
-        # What is left over by the multiple goes first.
+        # The remainder of the width by the multiple goes first.
         size = np.full((len(order) - 1) // step, step, dtype=np.int64)
         size[:1] = len(order) % step or step
         order = order[: size.sum()]
         mean = np.add.reduceat(scores[order], np.cumsum(size) - size) / size if len(size) else np.empty(0)
         members.append(order)
         sizes.append(size)
-        # They ascend, but for rounding; a stable sort then keeps the units of a group in order.
+        # The means ascend, except for rounding errors; without these a stable sort keeps the order within a group.
         means.append(np.maximum.accumulate(mean))
     flat, size, score = np.concatenate(members), np.concatenate(sizes), np.concatenate(means)
-    group_of = np.repeat(np.arange(len(sizes)), [len(size) for size in sizes])
+    group_of = np.repeat(np.arange(-1, len(groups)), [len(size) for size in sizes])
     starts = np.cumsum(size) - size
     order = np.argsort(score, kind="stable")
     size = size[order]
@@ -67,7 +76,7 @@ def units_of(groups: Sequence[Group], scores: Scores, round_to: int) -> Units:
 
 
 class _State:
-    """The kept channels, and what they cost kept up to date."""
+    """The kept channels and their cost, updated with each change."""
 
     def __init__(self, polynomial: Polynomial) -> None:
         self._polynomial = polynomial
@@ -82,19 +91,19 @@ class _State:
         self.cost = self._polynomial.of_sizes(self._sizes)
 
     def remove_first(self, units: Units, count: int) -> None:
-        """All are kept but the channels of the first `count` units."""
+        """Keep all channels except those of the first `count` units."""
         self.alive[:] = True
         self.alive[units.channels[: units.bounds[count]]] = False
         self._refresh()
 
     def set_alive(self, alive: npt.NDArray[np.bool_]) -> int:
-        """These are kept; returns their cost."""
+        """Keep these channels; returns their cost."""
         self.alive[:] = alive
         self._refresh()
         return int(self.cost)
 
     def try_change(self, channels: Ids, sign: int, lowest: float, highest: float) -> bool:
-        """Bring channels back (+1) or remove them (-1), if the cost is then within limits."""
+        """Bring channels back (+1) or remove them (-1) if that leaves the cost within limits; whether it did."""
         forms = np.concatenate([self._forms[self._forms_from[c] : self._forms_from[c + 1]] for c in channels])
         touched = np.unique(forms)
         terms = [self._terms[self._terms_from[form] : self._terms_from[form + 1]] for form in touched]
@@ -112,14 +121,14 @@ class _State:
 
 
 def _index(keys: Ids, values: Ids, count: int) -> tuple[Ids, Ids]:
-    """The values by key: those of key `k` lie from `start[k]` to `start[k + 1]`."""
+    """The values sorted by key, and where each key starts: the values of `k` are from `start[k]` to `start[k + 1]`."""
     order = np.argsort(keys, kind="stable")
     return values[order], np.searchsorted(keys[order], np.arange(count + 1))
 
 
 def choose(budgets: Sequence[Budget], units: Units) -> npt.NDArray[np.bool_] | None:
-    """The channels that stay, or None when a target is out of reach."""
-    # Units go in the same order for all: what keeps the tightest keeps the others, as long as nothing comes back.
+    """The channels that stay, or None if a budget is out of reach."""
+    # Units go in one order for all budgets: as long as nothing comes back, the plan for the tightest meets the others.
     tightest = min((_without_first(budget, units) for budget in budgets), key=np.count_nonzero)
     if not all(budget.holds(tightest) for budget in budgets):
         return None
@@ -131,22 +140,22 @@ def choose(budgets: Sequence[Budget], units: Units) -> npt.NDArray[np.bool_] | N
     return tightest
 
 
-def fewest(polynomial: Polynomial, units: Units) -> npt.NDArray[np.bool_]:
-    """The channels that are left when all goes that may go."""
-    state = _State(polynomial)
-    state.remove_first(units, len(units))
-    return state.alive
+def fewest(num_channels: int, units: Units) -> npt.NDArray[np.bool_]:
+    """The channels left when all units go."""
+    alive = np.ones(num_channels, dtype=bool)
+    alive[units.channels] = False
+    return alive
 
 
 def _without_first(budget: Budget, units: Units) -> npt.NDArray[np.bool_]:
-    """All but the first units, as few of them as the budget allows, if it can be kept."""
+    """All channels except those of the first units: of as few as the budget allows, or of all."""
     state = _State(budget.polynomial)
     _remove_until(state, units, budget.target)
     return state.alive
 
 
 def _remove_until(state: _State, units: Units, target: int) -> int:
-    """Remove as few of the first units as the target allows, or all; returns how many."""
+    """Remove as few of the first units as meet the target, or all if none do; returns how many."""
     low, high = 0, len(units)
     while low < high:
         middle = (low + high) // 2
@@ -157,6 +166,7 @@ def _remove_until(state: _State, units: Units, target: int) -> int:
 
 
 def _choose_one(polynomial: Polynomial, units: Units, target: int) -> npt.NDArray[np.bool_] | None:
+    """The channels that stay for a single budget, or None if it is out of reach."""
     state = _State(polynomial)
     low = _remove_until(state, units, target)
     if state.cost > target:
@@ -176,16 +186,16 @@ def _choose_one(polynomial: Polynomial, units: Units, target: int) -> npt.NDArra
 
 
 def _exchange(state: _State, units: Units, best: npt.NDArray[np.bool_], target: int) -> npt.NDArray[np.bool_]:
-    """Where channels are coarse: a few more units of one group go, and what that frees is filled from another."""
-    queues = [np.flatnonzero(units.group == group).tolist() for group in np.unique(units.group)][:_MOST_EXCHANGED]
-    for _ in range(_ROUNDS):
+    """Remove a few more units of one group and fill what that frees from another, if that uses more of the budget."""
+    queues = [np.flatnonzero(units.group == group).tolist() for group in np.unique(units.group)][:_MOST_GROUPS]
+    for _ in range(_MOST_ROUNDS):
         before = best_cost = state.set_alive(best)
         base = best
         for giving, taking in itertools.permutations(range(len(queues)), 2):
             if best_cost >= _LEAST_USED * target:
                 return best
-            going = [k for k in queues[giving] if base[units.of(k)].all()][:_STEPS]
-            coming = [k for k in reversed(queues[taking]) if not base[units.of(k)].any()][:_STEPS]
+            going = [k for k in queues[giving] if base[units.of(k)].all()][:_MOST_UNITS]
+            coming = [k for k in reversed(queues[taking]) if not base[units.of(k)].any()][:_MOST_UNITS]
             for count in range(1, len(going) + 1):
                 state.set_alive(base)
                 for k in going[:count]:
@@ -201,11 +211,11 @@ def _exchange(state: _State, units: Units, best: npt.NDArray[np.bool_], target: 
 
 
 def _put_back(state: _State, units: Units, removed: int, target: int) -> None:
-    """Restore removed units, best first, while the budget allows; a group whose next unit does not fit is left."""
+    """Restore removed units, best first, as long as they fit; a group is done when its next unit does not."""
     full: set[int] = set()
     groups = len(np.unique(units.group[:removed]))
     for k in reversed(range(removed)):
-        if state.cost >= (1 - 1e-4) * target or len(full) == groups:
+        if state.cost >= _FULL * target or len(full) == groups:
             return
         group = int(units.group[k])
         if group not in full and not state.try_change(units.of(k), 1, 0, target):
@@ -213,7 +223,7 @@ def _put_back(state: _State, units: Units, removed: int, target: int) -> None:
 
 
 def _step_around(state: _State, units: Units, following: int, target: int) -> None:
-    """From just above the target, remove only units that are fine enough not to fall short of it."""
+    """From just above the target, remove only units small enough to leave the least part of it in use."""
     closed: set[int] = set()
     for k in range(following, len(units)):
         if state.cost <= target:

@@ -1,4 +1,4 @@
-"""The channels of a pruned model before and after: read from its original, or as far as it tells itself."""
+"""The channels of a pruned model before and after: from its original, or as far as it knows them itself."""
 
 from __future__ import annotations
 
@@ -8,31 +8,28 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
-from fxprune.analysis import analyze
 from fxprune.channels import ChannelGraph, Group
 from fxprune.channels.polynomial import Term
 from fxprune.errors import FxpruneError
 from fxprune.reporting.facts import Change
-from fxprune.rewriting import alive_channels, plan_of
-from fxprune.running.calls import example_of
+from fxprune.rewriting import alive_channels, original_graph, pruning_notes
 from fxprune.running.copies import named_tensors
 from fxprune.tracing.fingerprint import Fingerprint, fingerprint
-from fxprune.tracing.tracer import leaves_of, trace
 
 __all__ = ["Basis", "make_basis"]
 
 
 @dataclass(frozen=True, eq=False)
 class Basis:
-    """A graph, and what it says of before and after.
+    """A graph, and what it tells of before and after.
 
     Attributes:
-        graph: of the original (`whole`), or of the pruned model where that is not at hand.
+        graph: of the original (`whole`), or of the pruned model where there is no original.
         alive: the channels of the graph that are left.
         tensors: the parameters and buffers that are left.
-        original: the architecture that it was made of.
+        original: the architecture before pruning.
         whole: whether the graph is the original's.
     """
 
@@ -43,7 +40,7 @@ class Basis:
     whole: bool
 
     def flops(self, terms: Sequence[Term], weight: str | None) -> Change:
-        """What a node costs; without the original, that of a layer goes with the size of its weight."""
+        """What a node costs; without the original, the cost before is estimated from the size of its weight."""
         after = sum(each(self.alive) for each in terms)
         if self.whole:
             return Change(sum(each(np.ones_like(self.alive)) for each in terms), after)
@@ -70,7 +67,7 @@ class Basis:
         mine = set(group.channels.tolist())
         for place in group.dimensions:
             dim = self.graph.parameters[place.parameter][place.dim]
-            # A dimension of this group alone tells how many there were.
+            # A dimension of this group alone shows how many there were.
             if not isinstance(dim, int) and mine.issuperset(dim.tolist()):
                 before = self.shape(place.parameter)[0][place.dim]
                 return Change(before * len(group) // len(dim), after)
@@ -81,25 +78,20 @@ def make_basis(pruned: nn.Module, original: nn.Module | None) -> Basis:
     """Analyse the original, or without it the pruned model.
 
     Raises:
-        FxpruneError: `pruned` has no plan, or is not made of `original`.
+        FxpruneError: `pruned` has no plan, or was not made from `original`.
     """
-    plan, meta = plan_of(pruned), getattr(pruned, "meta", {})
-    architecture = meta.get("original")
-    if not isinstance(architecture, Fingerprint):
-        raise FxpruneError(f"{type(pruned).__name__} has no fingerprint of its original: prune the model again")
-    example = example_of(pruned)
-    tensors = named_tensors(pruned)
+    notes, tensors = pruning_notes(pruned), named_tensors(pruned)
+    architecture = notes.original
     if original is None:
-        assert isinstance(pruned, fx.GraphModule)
-        graph = analyze(trace(pruned, example, copy=False, leaves=leaves_of(pruned)))
+        graph = original_graph(pruned, pruned)
         return Basis(graph, np.ones(graph.num_channels, dtype=bool), tensors, architecture, whole=False)
-    misfit = architecture.misfit(named_tensors(original))
-    traced = None if misfit else trace(original, example, copy=False, leaves=leaves_of(pruned))
-    difference = misfit if traced is None else architecture.difference(fingerprint(traced))
-    if difference or traced is None:
+    difference = architecture.misfit(named_tensors(original))
+    if not difference:
+        graph = original_graph(original, pruned)
+        difference = architecture.difference(fingerprint(graph.module))
+    if difference:
         raise FxpruneError(
             f"original (a {type(original).__name__}) is not what this {architecture.model} was pruned from: "
             f"{difference}"
         )
-    graph = analyze(traced)
-    return Basis(graph, alive_channels(graph, plan), tensors, architecture, whole=True)
+    return Basis(graph, alive_channels(graph, notes.plan), tensors, architecture, whole=True)

@@ -1,4 +1,4 @@
-"""Pictures of a report as inline SVG: columns by layer, and the graph of the model."""
+"""Charts of the page as inline SVG: columns by layer, and the graph of the model."""
 
 from __future__ import annotations
 
@@ -10,24 +10,24 @@ from fxprune.reporting.numbers import arrow
 
 __all__ = ["Column", "columns", "graph", "hue"]
 
-# (before, after, what is shown when the pointer is on it); heights are fractions of the chart.
+# (before, after, tooltip); before and after are fractions of the height.
 Column = tuple[float, float, str]
 
 _HEIGHT = 100
-# In CSS pixels; `page.css` has the same.
+# In CSS pixels; `page.css` has the same numbers. Not tuned.
 _ROW = 24
 _GUTTER = 240
 _NARROWEST = 5.0
 
 
 def hue(group: int | None) -> str:
-    """The colour of a group as a CSS variable; neighbours in number are far apart."""
+    """The colour of a group as a CSS variable; neighbouring numbers get distant colours (the golden angle)."""
     return "" if group is None else f"--hue:{(210 + group * 137.508) % 360:.0f}"
 
 
 def columns(bars: Sequence[Column], label: str) -> str:
-    """One column a bar: what was, and in front of it what is. It stretches to any width."""
-    # Of each step a fifth is the gap; of hundreds of layers each keeps three pixels, and the chart scrolls.
+    """One column for each bar: before, and in front of it after. The chart stretches to any width."""
+    # A fifth of each step is a gap. With hundreds of layers each keeps three pixels, and the chart scrolls.
     parts = []
     for k, (before, after, title) in enumerate(bars):
         x = k * 10 + 1
@@ -48,7 +48,7 @@ def _bar(kind: str, x: int, height: float) -> str:
 
 
 def graph(rows: Sequence[Row]) -> str:
-    """The graph from top to bottom: one line a row, and at its left what is read from where."""
+    """The graph from top to bottom: a line for each row, and at its left the rows that it reads from."""
     lanes = _lanes(rows)
     step = max(_NARROWEST, min(16.0, _GUTTER / (max(lanes, default=0) + 1)))
     width = step * (max(lanes, default=0) + 1) + 12
@@ -62,7 +62,7 @@ def graph(rows: Sequence[Row]) -> str:
 
 
 def _lanes(rows: Sequence[Row]) -> list[int]:
-    """The lane of each row: its value runs down there until it was read for the last time."""
+    """The lane of each row: its value runs down this lane until its last reader."""
     last = list(range(len(rows)))
     for k, row in enumerate(rows):
         for given in row.inputs:
@@ -85,7 +85,7 @@ def _lanes(rows: Sequence[Row]) -> list[int]:
 
 
 def _edge(source: Row, start: int, end: int, lanes: Sequence[int], step: float) -> str:
-    """Down the lane of the source, and across to the reader in the last row."""
+    """A line down the lane of the source, which crosses to the reader in the last row."""
     x, y = _at(lanes[start], step), _middle(start)
     to_x, to_y = _at(lanes[end], step), _middle(end)
     if x == to_x:

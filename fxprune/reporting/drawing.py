@@ -23,7 +23,7 @@ def draw(
     numbers: Mapping[str, int],
     owners: npt.NDArray[np.int64],
 ) -> tuple[Row, ...]:
-    """The rows in the order of the computation; what passes channels on one by one (activations, norms) is left out."""
+    """The rows in the order of the computation, without ops that keep channels apart (activations, norms)."""
     rows: list[Row] = []
     # The row that a node's value comes from.
     row_of: dict[fx.Node, int] = {}
@@ -76,7 +76,7 @@ def _is_tensor(value: object) -> bool:
 
 
 def _main_group(labels: object, owners: npt.NDArray[np.int64]) -> int | None:
-    """The group that most of the channels of a tensor are of."""
+    """The group that most channels of a tensor belong to."""
     if not isinstance(labels, Labels):
         return None
     found: Iterable[npt.NDArray[np.int64]] = (owners[dim] for dim in labels.dims if not isinstance(dim, int))

@@ -1,28 +1,30 @@
-"""What a report says, as plain values."""
+"""The facts in a report, as plain values."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from fxprune.verification import TOLERANCE
+
 __all__ = ["Certificate", "Change", "FrozenFacts", "GroupFacts", "LayerFacts", "Memory", "Row", "Structure", "total"]
 
 
 @dataclass(frozen=True)
 class Change:
-    """A number before pruning and after; `before` is None where only the original could tell it."""
+    """A number before and after pruning; `before` is None where only the original could tell it."""
 
     before: int | None
     after: int
 
     @property
     def share(self) -> float | None:
-        """What is left, as a fraction."""
+        """The fraction that is left."""
         return None if self.before is None else self.after / self.before if self.before else 1.0
 
 
 def total(changes: Iterable[Change]) -> Change:
-    """The sum; unknown before where one of them is."""
+    """The sum; its `before` is unknown where one of theirs is."""
     changes = list(changes)
     known = [change.before for change in changes if change.before is not None]
     return Change(sum(known) if len(known) == len(changes) else None, sum(change.after for change in changes))
@@ -35,10 +37,10 @@ class LayerFacts:
     Attributes:
         name: the path of the module; of an op, the path of the module that calls it and the op's name.
         kind: the class of the module, or the name of the op.
-        channels: output channels; None where there are none to speak of.
-        flops: what it costs at the example inputs.
+        channels: output channels; None where it has none.
+        flops: at the example inputs.
         parameters: how many it has.
-        groups: names of the groups that its output channels are of.
+        groups: names of the groups that its output channels belong to.
         wide: whether it has a weight of two or more dimensions: a convolution or a linear layer, not a norm.
     """
 
@@ -57,12 +59,12 @@ class GroupFacts:
 
     Attributes:
         name: as `fxprune.Group` has it.
-        layers: the layers that write these channels.
-        readers: the other layers that have a dimension of them.
+        layers: the layers that compute these channels.
+        readers: the other layers with a dimension of them.
         channels: how many channels.
-        repeats: how many indices one channel takes where it takes the most.
-        flops: of the layers that write them, in proportion where a layer writes several groups.
-        parameters: the same of parameters.
+        repeats: how many indices one channel takes in the dimension where it takes the most.
+        flops: of the layers that compute them; a layer that computes several groups divides its FLOPs among them.
+        parameters: likewise.
         last_resort: why the group is pruned only where the budget cannot be met without it; empty for most.
     """
 
@@ -82,10 +84,10 @@ class FrozenFacts:
 
     Attributes:
         reason: why.
-        layers: the layers that write them; none where they are those of an input.
+        layers: the layers that compute them; none where they belong to an input.
         channels: how many.
-        flops: of the layers that write them.
-        parameters: the same of parameters.
+        flops: of the layers that compute them.
+        parameters: likewise.
     """
 
     reason: str
@@ -101,8 +103,8 @@ class Certificate:
 
     Attributes:
         error: the largest difference of an output entry, relative; float64.
-        of: "outputs" where the weights are those of the original, "structure" where they were changed since (by
-            compensation or training) and the comparison was made with slices in their place.
+        of: "outputs" where the weights are slices of the original's; "structure" where compensation or training has
+            changed them, and slices took their place for the comparison.
     """
 
     error: float
@@ -110,8 +112,8 @@ class Certificate:
 
     @property
     def holds(self) -> bool:
-        """Whether the difference is one of rounding alone."""
-        return self.error <= 1e-9
+        """Whether the difference is rounding alone."""
+        return self.error <= TOLERANCE
 
 
 @dataclass(frozen=True)
@@ -120,7 +122,7 @@ class Memory:
 
     Attributes:
         weights: of parameters and buffers.
-        peak: the most that all tensors of one forward pass take at a time, weights included; None if not measured.
+        peak: of all tensors that exist at the same time in one forward pass, weights included; None if not measured.
     """
 
     weights: int
@@ -132,7 +134,7 @@ class Row:
     """A row of the drawn graph.
 
     Attributes:
-        name: of the layer, or what joins here.
+        name: of the layer, or of the module where branches meet.
         kind: the class of the module or the name of the op.
         inputs: the numbers of the rows that it reads.
         group: the number of the group of its output channels in `Report.groups`; None if frozen or none.

@@ -1,22 +1,22 @@
-"""What is found out by running a model: the certificate, latency and memory."""
+"""What takes a run of the models: the certificate and the peak memory."""
 
 from __future__ import annotations
 
-import copy
 import weakref
 from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
-from torch.utils import _pytree as pytree
+from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fxprune.reporting.facts import Certificate, Memory
-from fxprune.running.calls import call_of
+from fxprune.rewriting import pruning_notes
+from fxprune.running import trees
 from fxprune.running.copies import named_tensors
 from fxprune.running.eval_mode import in_eval
-from fxprune.verification import verify
+from fxprune.tracing.notes import call_of
+from fxprune.verification import verify, verify_structure
 
 __all__ = ["certify", "memory_of"]
 
@@ -24,31 +24,29 @@ __all__ = ["certify", "memory_of"]
 def certify(original: nn.Module, pruned: nn.Module) -> Certificate:
     """Compare a pruned model with its zero-masked original.
 
-    Where the outputs differ, the weights may have been changed since, by training or by compensation: then the
-    structure is certified, with slices of the original's weights in the place of its own.
+    Where the outputs differ, training or compensation may have changed the weights: then the structure is compared,
+    with slices of the original's weights in place of its own.
 
     Args:
-        original: what `pruned` was made from, with the weights that it had or, for the structure, any others.
+        original: the model before pruning, with the weights that it had or, for the structure, any others.
         pruned: a pruned model.
 
     Raises:
         FxpruneError: as `fxprune.verify`.
     """
-    compensated = bool(getattr(pruned, "meta", {}).get("compensated"))
-    error = verify(original, pruned)
-    if compensated or error <= 1e-9 or not isinstance(pruned, fx.GraphModule):
-        return Certificate(error, "structure" if compensated else "outputs")
-    changed = copy.copy(pruned)
-    changed.meta = {**pruned.meta, "compensated": True}
-    of_structure = verify(original, changed)
-    return Certificate(of_structure, "structure") if of_structure <= 1e-9 else Certificate(error, "outputs")
+    compensated = bool(pruning_notes(pruned).compensated)
+    found = Certificate(verify(original, pruned), "structure" if compensated else "outputs")
+    if found.holds or compensated:
+        return found
+    of_structure = Certificate(verify_structure(original, pruned), "structure")
+    return of_structure if of_structure.holds else found
 
 
 def memory_of(model: nn.Module, example_inputs: Any = None, *, run: bool = True) -> Memory:
-    """Bytes that a model takes: those of its weights, and at the peak of one forward pass in eval mode.
+    """Bytes that a model takes: for its weights, and at the peak of one forward pass in eval mode.
 
-    The peak is that of all tensors that are alive at a time, as torch's operators return them; what an operator
-    allocates within itself is not seen.
+    The peak counts all tensors that exist at the same time, as torch's operators return them, but not what an operator
+    allocates for itself.
     """
     weights = {id(tensor): tensor.nbytes for tensor in named_tensors(model).values()}
     own = sum(weights.values())
@@ -61,18 +59,18 @@ def memory_of(model: nn.Module, example_inputs: Any = None, *, run: bool = True)
 
 
 class _Alive(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Adds up the memory of tensors that operators have made and that are still there."""
+    """Adds up the memory of the tensors that operators have made and that still exist."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.now = self.peak = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        given = {_storage(leaf) for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)}
+        given = {_storage(tensor) for tensor in trees.tensors((args, kwargs))}
         result = func(*args, **(kwargs or {}))
-        for leaf in pytree.tree_leaves(result):
-            if isinstance(leaf, Tensor) and _storage(leaf) not in given:
-                self._count(leaf.untyped_storage())
+        for tensor in trees.tensors(result):
+            if _storage(tensor) not in given:
+                self._count(tensor.untyped_storage())
         return result
 
     def _count(self, storage: torch.UntypedStorage) -> None:

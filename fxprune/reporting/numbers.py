@@ -1,12 +1,12 @@
-"""Numbers as people read them."""
+"""Numbers for people to read."""
 
 from __future__ import annotations
 
 from fxprune.reporting.facts import Change
 
-__all__ = ["TIMES", "arrow", "bytes_of", "count", "milliseconds", "percent", "short"]
+__all__ = ["TIMES", "arrow", "bytes_of", "count", "milliseconds", "percent", "short", "speedup", "threads"]
 
-# Between a number and its unit no line breaks.
+# No line breaks between a number and its unit.
 _SPACE = "\N{NO-BREAK SPACE}"
 TIMES = "\N{MULTIPLICATION SIGN}"
 
@@ -71,6 +71,24 @@ def milliseconds(seconds: float) -> str:
     """
     value = seconds * 1e3
     return f"{_three(value)} ms" if value >= 1 else f"{value:.2g} ms"
+
+
+def speedup(share: float) -> str:
+    """How many times faster something is that takes a fraction of the time.
+
+    >>> speedup(0.5) == f"2.00{TIMES}"
+    True
+    """
+    return f"{1 / share:.2f}{TIMES}"
+
+
+def threads(number: int) -> str:
+    """A number of threads.
+
+    >>> threads(1), threads(8)
+    ('1 thread', '8 threads')
+    """
+    return f"{number} thread{'s' if number != 1 else ''}"
 
 
 def _three(value: float) -> str:

@@ -1,17 +1,15 @@
-"""report(): the facts of a pruned model in one value that prints as a table and writes itself as a page."""
+"""report(): the facts of a pruned model as one value, which prints as a table and writes an HTML page."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from rich.console import RenderableType
-from torch import Tensor, nn
-from torch.utils import _pytree as pytree
+from torch import nn
 
-from fxprune.errors import FxpruneError
+from fxprune.errors import called_as
 from fxprune.files.writing import replace_file
 from fxprune.latency.measure import Latency, measure_latency
 from fxprune.models import Source
@@ -19,35 +17,36 @@ from fxprune.reporting import page, text
 from fxprune.reporting.basis import Basis, make_basis
 from fxprune.reporting.facts import Certificate, Change, FrozenFacts, GroupFacts, LayerFacts, Memory, Row, total
 from fxprune.reporting.measuring import certify, memory_of
-from fxprune.reporting.numbers import TIMES
+from fxprune.reporting.numbers import TIMES, arrow
 from fxprune.reporting.originals import rebuilt
 from fxprune.reporting.structure import structure
-from fxprune.rewriting import plan_of
-from fxprune.running.calls import call_of, example_of
+from fxprune.rewriting import pruning_notes
+from fxprune.running import trees
+from fxprune.tracing.notes import call_of, example_of, trace_notes
 
 __all__ = ["Report", "report"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Report:
-    """What is known of a pruned model. ``print(report)`` shows a table, `to_html` a page.
+    """The facts of a pruned model. ``print(report)`` shows tables, `to_html` makes a page.
 
     Attributes:
         model: how the original is built, or the name of its class.
         inputs: the shapes that FLOPs, latency and memory are for.
         flops: before and after, as fvcore counts them.
-        flops_target: the most that were allowed; as many as before where the budget was one of time alone.
+        flops_target: the budget; the FLOPs before where only latency had a budget.
         parameters: before and after.
-        groups: channels that are pruned together, each with the layers that write them.
+        groups: channels that are pruned together, each with the layers that compute them.
         frozen: channels that cannot be pruned, by reason.
-        layers: each layer in the order of the computation.
+        layers: each layer, in the order of the computation.
         rows: the graph: layers, and the places where branches meet.
-        compensated: which corrections were made to the weights after the cut.
-        certificate: the comparison with the zero-masked original; None without the original, or if not asked for.
-        latency: of the original and the pruned model, measured in turns; None if not asked for.
-        latency_target: the most time that was allowed, as a fraction of the original's; None without such a budget.
+        compensated: the corrections that compensation made to the weights.
+        certificate: the comparison with the zero-masked original; None without the original or a run.
+        latency: of the original and the pruned model, in alternating calls; None without a run.
+        latency_target: the budget, as a fraction of the original's latency; None without one.
         memory: of the original and the pruned model.
-        remarks: what the tracer had to decide.
+        remarks: what the tracer took as constant.
         source: how the original can be built again.
     """
 
@@ -68,6 +67,13 @@ class Report:
     remarks: tuple[str, ...]
     source: Source | None
 
+    def __repr__(self) -> str:
+        certificate = "" if self.certificate is None else ", verified" if self.certificate.holds else ", NOT verified"
+        return (
+            f"<Report of {self.model}: FLOPs {arrow(self.flops)}, parameters {arrow(self.parameters)}, "
+            f"{len(self.groups)} groups{certificate}>"
+        )
+
     def __str__(self) -> str:
         return text.plain(self)
 
@@ -81,52 +87,51 @@ class Report:
         return values
 
     def to_html(self, path: str | Path | None = None, *, file: str = "small.safetensors") -> str:
-        """One self-contained page: nothing is loaded from elsewhere.
+        """The report as one self-contained HTML page, which loads nothing from elsewhere.
 
         Args:
-            path: where to write it, too; atomically.
-            file: the name of the pruned model's file, for the lines that tell how to load it.
+            path: a file to write the page to, atomically; default: none.
+            file: the name of the pruned model's file, for the lines that show how to load it.
 
         Raises:
             FxpruneError: the page cannot be written.
         """
         content = page.page(self, file)
         if path is not None:
-            try:
-                replace_file(Path(path), content.encode())
-            except OSError as error:
-                raise FxpruneError(f"report {str(path)!r} cannot be written: {error}") from error
+            replace_file(Path(path), content.encode(), "report")
         return content
 
 
-def report(pruned: nn.Module, original: nn.Module | None = None, *, measure: bool = True, repeats: int = 10) -> Report:
-    """Say what was pruned where, what it costs now, and whether it is right.
+@called_as("report(pruned, original=model)")
+def report(
+    pruned: nn.Module, *, original: nn.Module | None = None, measure: bool = True, repeats: int = 10
+) -> Report:  # fmt: skip
+    """What was pruned where, what the model costs now, and whether it is right.
 
     Args:
         pruned: what `fxprune.prune`, `fxprune.rewrite` or `fxprune.load` returned; not changed.
-        original: what it was made from; not changed. Without it, a model of timm or torchvision is built again with
-            random weights, which is enough to certify the structure and to measure. Of any other model the report then
-            tells what the pruned model tells by itself: no certificate, nothing measured of the original.
-        measure: whether to run the models: certificate, latency and peak memory.
+        original: the model before pruning; not changed. Without it, a model of timm or torchvision is built again with
+            random weights, which suffices to certify the structure and to measure. For any other model the report then
+            has only what the pruned model knows: no certificate, and no latency or memory of the original.
+        measure: whether to run the models, for certificate, latency and peak memory.
         repeats: timed calls of each model, see `fxprune.measure_latency`.
-
-    Returns:
-        A `Report`.
 
     Raises:
         FxpruneError: `pruned` was not made by fxprune, or not from `original`.
 
-    >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3))
-    >>> small = fxprune.prune(model, 0.5, example_inputs=torch.zeros(1, 3, 8, 8), compensate=False)
-    >>> [(group.channels.before, group.channels.after) for group in fxprune.report(small, model).groups]
-    [(8, 4)]
+    Examples:
+        >>> import fxprune, torch
+        >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3))
+        >>> small = fxprune.prune(model, 0.5, example_inputs=torch.zeros(1, 3, 8, 8), compensate=False)
+        >>> [(group.channels.before, group.channels.after) for group in report(small, original=model).groups]
+        [(8, 4)]
     """
-    plan = plan_of(pruned)
+    notes = pruning_notes(pruned)
+    plan = notes.plan
     original = rebuilt(pruned) if original is None else original
     basis = make_basis(pruned, original)
     parts = structure(basis)
-    meta: Mapping[str, Any] = getattr(pruned, "meta", {})
-    source = meta.get("source") if isinstance(meta.get("source"), Source) else None
+    source = trace_notes(pruned).source
     certificate: Certificate | None = None
     latency: tuple[Latency | None, Latency] | None = None
     memory = (
@@ -150,7 +155,7 @@ def report(pruned: nn.Module, original: nn.Module | None = None, *, measure: boo
         frozen=parts.frozen,
         layers=parts.layers,
         rows=parts.rows,
-        compensated=tuple(map(str, meta.get("compensated") or ())),
+        compensated=notes.compensated,
         certificate=certificate,
         latency=latency,
         latency_target=plan.latency_target if plan.latency_target < 1 else None,
@@ -165,5 +170,4 @@ def _parameters(pruned: nn.Module, basis: Basis) -> Change:
 
 
 def _shapes(pruned: nn.Module) -> str:
-    leaves = [leaf for leaf in pytree.tree_leaves(call_of(pruned)) if isinstance(leaf, Tensor)]
-    return ", ".join(f" {TIMES} ".join(map(str, leaf.shape)) for leaf in leaves)
+    return ", ".join(f" {TIMES} ".join(map(str, tensor.shape)) for tensor in trees.tensors(call_of(pruned)))

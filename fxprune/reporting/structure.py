@@ -11,14 +11,13 @@ import numpy.typing as npt
 from torch import fx, nn
 
 from fxprune.channels.polynomial import Term
+from fxprune.layers.layer import output_dimension
+from fxprune.ops import Trait, traits
 from fxprune.reporting.basis import Basis
 from fxprune.reporting.drawing import draw
 from fxprune.reporting.facts import Change, FrozenFacts, GroupFacts, LayerFacts, Structure, total
 
 __all__ = ["structure"]
-
-# Products that hold the weight on their right: its last dimension is that of the output.
-_RIGHT = frozenset({"matmul", "__matmul__", "mm", "bmm", "addmm", "baddbmm"})
 
 
 @dataclass
@@ -27,6 +26,7 @@ class _Layer:
 
     name: str
     kind: str
+    traits: Trait
     weight: str | None = None
     costs: list[Term] = field(default_factory=list)
     tensors: list[str] = field(default_factory=list)
@@ -34,7 +34,7 @@ class _Layer:
 
 
 def structure(basis: Basis) -> Structure:
-    """All that can be said of a pruned model without running it."""
+    """Everything in a report that takes no run of the model."""
     layers = _collect(basis)
     owners = _owners(basis)
     facts = {layer.name: _facts(layer, basis, owners) for layer in layers}
@@ -55,23 +55,23 @@ def _collect(basis: Basis) -> list[_Layer]:
     for node in graph.module.graph.nodes:
         if node.op not in ("call_module", "call_function", "call_method"):
             continue
-        kind = _kind(node, graph.module)
+        kind, its_traits = _kind(node, graph.module)
         read = [str(given.target) for given in node.all_input_nodes if given.op == "get_attr"]
         path = _path(node, [name for name in read if name in parameters], owned)
         if path is None and node.name not in graph.costs:
             continue
         name = f"{node.meta.get('module') or 'model'}: {kind}" if path is None else path
-        layer = layers.setdefault(name, _Layer(name, kind))
+        layer = layers.setdefault(name, _Layer(name, kind, its_traits))
         if node.name in graph.costs:
             layer.costs += graph.costs[node.name]
-            layer.kind = kind
+            layer.kind, layer.traits = kind, its_traits
         layer.nodes.append(node.name)
     _give_tensors(layers, graph.module, owned)
     return list(layers.values())
 
 
 def _give_tensors(layers: Mapping[str, _Layer], module: nn.Module, owned: Mapping[str, list[str]]) -> None:
-    """Each parameter goes to one layer; of those that a layer reads, one is its weight."""
+    """Give each parameter to one layer, and each layer one of its parameters as its weight."""
     once = {name for name, _ in module.named_parameters()}
     shapes = {name: parameter.dim() for name, parameter in module.named_parameters(remove_duplicate=False)}
     for layer in layers.values():
@@ -86,28 +86,25 @@ def _give_tensors(layers: Mapping[str, _Layer], module: nn.Module, owned: Mappin
 
 
 def _path(node: fx.Node, read: list[str], owned: Mapping[str, list[str]]) -> str | None:
-    """The module whose weights a node computes with, or the name of a parameter that is the model's own."""
+    """The module whose weights a node computes with, or the name of a parameter that belongs to no layer."""
     if node.op == "call_module":
         path = str(node.target)
         return path if any(name == path or name.startswith(f"{path}.") for name in owned) else None
     for name in read:
         return name.rpartition(".")[0] or name
     path = node.meta.get("module") or ""
-    return path if path and path in owned and _is_product(node) else None
+    return path if path and path in owned and traits(node) & (Trait.CONVOLUTION | Trait.LINEAR) else None
 
 
-def _is_product(node: fx.Node) -> bool:
-    return any(part in str(getattr(node.target, "__name__", node.target)) for part in ("conv", "linear"))
-
-
-def _kind(node: fx.Node, module: nn.Module) -> str:
+def _kind(node: fx.Node, model: nn.Module) -> tuple[str, Trait]:
     if node.op == "call_module":
-        return type(module.get_submodule(str(node.target))).__name__
-    return str(getattr(node.target, "__name__", node.target)).rstrip("_")
+        module = model.get_submodule(str(node.target))
+        return type(module).__name__, traits(node, module)
+    return str(getattr(node.target, "__name__", node.target)).rstrip("_"), traits(node)
 
 
 def _owners(basis: Basis) -> npt.NDArray[np.int64]:
-    """For each channel the number of its group, or -2, -3, ... for the reasons of the frozen ones, or -1."""
+    """For each channel the number of its group; -2, -3, ... for the reasons of frozen ones; -1 for all others."""
     owners = np.full(basis.graph.num_channels, -1, dtype=np.int64)
     for number, group in enumerate(basis.graph.groups):
         owners[group.channels] = number
@@ -133,11 +130,7 @@ def _output_dimension(layer: _Layer, basis: Basis) -> int | None:
     if layer.weight is None:
         return None
     rank = len(basis.shape(layer.weight)[0])
-    if rank == 0:
-        return None
-    if "transpose" in layer.kind.lower() or layer.kind == "Embedding":
-        return min(1, rank - 1)
-    return rank - 1 if layer.kind in _RIGHT else 0
+    return output_dimension(layer.traits, rank) if rank else None
 
 
 def _facts(layer: _Layer, basis: Basis, owners: npt.NDArray[np.int64]) -> LayerFacts:
@@ -147,7 +140,7 @@ def _facts(layer: _Layer, basis: Basis, owners: npt.NDArray[np.int64]) -> LayerF
         before, after = basis.shape(layer.weight)
         wide = len(before) > 1
         times = 1
-        if "transpose" in layer.kind.lower() and layer.kind[0].isupper():
+        if Trait.TRANSPOSED in layer.traits and layer.kind[0].isupper():
             times = int(getattr(basis.graph.module.get_submodule(layer.name), "groups", 1))
         channels = Change(before[d] * times, after[d] * times)
     written = _output(layer, basis)
@@ -167,7 +160,7 @@ def _facts(layer: _Layer, basis: Basis, owners: npt.NDArray[np.int64]) -> LayerF
 def _shared_out(
     basis: Basis, layers: Iterable[_Layer], facts: Mapping[str, LayerFacts], owners: npt.NDArray[np.int64]
 ) -> tuple[tuple[GroupFacts, ...], tuple[FrozenFacts, ...]]:
-    """FLOPs and parameters of each layer go to the groups that it writes, by how many of its outputs are theirs."""
+    """Divide FLOPs and parameters of each layer among the groups of its outputs, by their number of channels."""
     flops: dict[int, list[Change]] = defaultdict(list)
     parameters: dict[int, list[Change]] = defaultdict(list)
     writers: dict[int, list[str]] = defaultdict(list)

@@ -11,7 +11,7 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from fxprune.reporting.numbers import TIMES, arrow, bytes_of, count, milliseconds, percent
+from fxprune.reporting.numbers import TIMES, arrow, bytes_of, count, milliseconds, percent, speedup, threads
 
 if TYPE_CHECKING:
     from fxprune.reporting.facts import GroupFacts
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = ["facts", "plain", "rendered", "summary"]
 
-# A longer table is read by nobody; all of it is in `Report.groups` and on the page.
+# Nobody reads a longer table; `Report.groups` and the page have all of it. Not tuned.
 _MOST_GROUPS = 60
 
 
@@ -40,7 +40,7 @@ def rendered(report: Report) -> RenderableType:
 
 
 def summary(report: Report) -> RenderableType:
-    """What is said of the whole model, as lines."""
+    """The facts of the whole model, as lines."""
     lines = Table.grid(padding=(0, 2))
     for name, value in facts(report):
         lines.add_row(Text(name, style="bold"), value)
@@ -48,7 +48,7 @@ def summary(report: Report) -> RenderableType:
 
 
 def facts(report: Report) -> list[tuple[str, str]]:
-    """What is said of the whole model: name and value."""
+    """The facts of the whole model: name and value."""
     limited = report.latency_target is None or report.flops_target < (report.flops.before or 0)
     target = f", budget {count(report.flops_target)}" if limited else ""
     on_time = "" if report.latency_target is None else f", budget {percent(report.latency_target)}"
@@ -60,25 +60,21 @@ def facts(report: Report) -> list[tuple[str, str]]:
     if report.compensated:
         lines.append(("weights", f"compensated: {', '.join(report.compensated)}"))
     if report.certificate is not None:
-        verdict = "the zero-masked original" if report.certificate.holds else "NOT the zero-masked original"
-        what = "structure, with weights of the cut" if report.certificate.of == "structure" else "outputs"
-        lines.append(("certificate", f"{verdict} ({what}): largest relative difference {report.certificate.error:.1e}"))
+        verdict = "equals" if report.certificate.holds else "DIFFERS FROM"
+        what = "structure, with slices of its weights" if report.certificate.of == "structure" else "outputs"
+        error = f"largest relative difference {report.certificate.error:.1e}"
+        lines.append(("certificate", f"{verdict} the zero-masked original ({what}): {error}"))
     if report.latency is not None:
         first, second = report.latency
-        speed = "" if first is None else f"{milliseconds(first.seconds)} → "
-        ratio = "" if first is None else f"{first.seconds / second.seconds:.2f} times as fast, "
-        now = milliseconds(second.seconds)
-        lines.append(("latency", f"{speed}{now}, {ratio}{second.device}, {_threads(second)}{on_time}"))
+        time = milliseconds(second.seconds)
+        if first is not None:
+            time = f"{milliseconds(first.seconds)} → {time}, speedup {speedup(second.seconds / first.seconds)}"
+        lines.append(("latency", f"{time}, {second.device}, {threads(second.threads)}{on_time}"))
     elif on_time:
-        lines.append(("latency", f"measured when it was pruned{on_time}"))
+        lines.append(("latency", f"measured during pruning{on_time}"))
     lines.append(("memory", _memory(report)))
     lines.extend(("note", remark) for remark in report.remarks)
     return lines
-
-
-def _threads(latency: object) -> str:
-    threads = getattr(latency, "threads", 1)
-    return f"{threads} thread{'s' if threads != 1 else ''}"
 
 
 def _memory(report: Report) -> str:
@@ -121,7 +117,7 @@ def _groups(report: Report) -> Table:
 
 
 def _most_changed(groups: Sequence[GroupFacts]) -> list[GroupFacts]:
-    """All, or those that the most FLOPs are of, in the order of the model."""
+    """All groups, or those with the most FLOPs, in the order of the model."""
     if len(groups) <= _MOST_GROUPS:
         return list(groups)
     chosen = sorted(range(len(groups)), key=lambda k: -(groups[k].flops.before or groups[k].flops.after))

@@ -1,4 +1,4 @@
-"""Copies of models: quick ones, ones whose tensors are made into others, and ones on the meta device."""
+"""Copies of a model: faster than `copy.deepcopy`, with other tensors, or on the meta device."""
 
 from __future__ import annotations
 
@@ -7,22 +7,68 @@ import functools
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable
 from types import CellType, FunctionType, MethodType
-from typing import Any, cast
+from typing import Any, TypeAlias, cast
 
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
-from torch.utils import _pytree as pytree
 
 from fxprune.errors import FxpruneError
+from fxprune.running.trees import leaves
 
-__all__ = ["META", "TensorCopies", "cloned", "meta_like", "meta_twin", "named_tensors", "tensors_of"]
+__all__ = [
+    "META",
+    "DeepcopyTensorsWith",
+    "copy_module",
+    "meta_copy",
+    "meta_like",
+    "named_tensors",
+    "parameters_and_buffers",
+]
 
 META = torch.device("meta")
 
+# What `copy.deepcopy` keeps: the copy of each object, by the id of the object.
+Memo: TypeAlias = dict[int, Any]
 
-class TensorCopies(TorchFunctionMode):
-    """While it is active, `copy.deepcopy` of a tensor is what `convert` makes of it."""
+
+def parameters_and_buffers(model: nn.Module) -> Iterable[Tensor]:
+    """All parameters, then all buffers, each once."""
+    yield from model.parameters()
+    yield from model.buffers()
+
+
+def named_tensors(module: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers, those outside the `state_dict` too, each under all of its names."""
+    parameters = module.named_parameters(remove_duplicate=False)
+    return {**dict(parameters), **dict(module.named_buffers(remove_duplicate=False))}
+
+
+def meta_like(tensor: Tensor) -> Tensor:
+    """An empty tensor of the same size, strides and type on the meta device."""
+    return torch.empty_strided(tensor.size(), tensor.stride(), dtype=tensor.dtype, device=META)
+
+
+def meta_copy(model: nn.Module) -> tuple[nn.Module, dict[int, Tensor]]:
+    """A copy of the model on the meta device; and the original of each of the copy's tensors, by the copy's id."""
+    real: dict[int, Tensor] = {}
+
+    def convert(tensor: Tensor) -> Tensor:
+        if isinstance(tensor, (nn.UninitializedParameter, nn.UninitializedBuffer)):
+            raise FxpruneError("The model has lazy modules: run it once on an input before tracing it.")
+        meta = meta_like(tensor)
+        if isinstance(tensor, nn.Parameter):
+            meta = nn.Parameter(meta, tensor.requires_grad)
+        real[id(meta)] = tensor
+        return meta
+
+    memo: Memo = {id(tensor): convert(tensor) for tensor in parameters_and_buffers(model)}
+    with DeepcopyTensorsWith(convert):
+        return copy_module(model, memo), real
+
+
+class DeepcopyTensorsWith(TorchFunctionMode):
+    """While it is active, `copy.deepcopy` of a tensor gives what `convert` makes of it."""
 
     def __init__(self, convert: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
@@ -37,78 +83,82 @@ class TensorCopies(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-_ATOMS = frozenset({type(None), bool, int, float, str, type, torch.dtype, torch.Size})
-# Scripted functions refuse to be copied.
-_SHARED = _ATOMS | {torch.jit.ScriptFunction}
+def copy_module(module: nn.Module, memo: Memo | None = None, *, hooks: bool = True) -> nn.Module:
+    """`copy.deepcopy(module, memo)`, but what is empty or cannot change is not copied, which is much of a module.
 
-
-# What every module has.
-_OWN = frozenset(vars(nn.Module()))
-_FORWARD_HOOKS = frozenset(name for name in _OWN if name.startswith(("_forward_hooks", "_forward_pre_hooks")))
-
-
-def cloned(module: nn.Module, memo: dict[int, Any], *, hooks: bool = True) -> nn.Module:
-    """`copy.deepcopy(module, memo)`, ten times as fast: most of what a module holds is empty or cannot change.
-
-    Functions that it holds, hooks above all, are made to refer to the copy where they referred to the original: to what
-    is in it, or to a list, set or dict of tensors that they share. With `hooks=False` the forward hooks of the module,
-    not of those in it, are left out.
+    Functions that it holds, above all hooks, refer to the copy wherever they referred to the original: to what is in
+    it, or to a list, set or dict of tensors that they share. With `hooks=False` the forward hooks of the module itself
+    are left out.
     """
-    clone = _cloned(module, memo, hooks)
-    for part in clone.modules():
+    memo = {} if memo is None else memo
+    result = _copy_module(module, memo, hooks)
+    for part in result.modules():
         for name, value in vars(part).items():
-            if type(value) in _CALLABLE:
+            if type(value) in _FUNCTIONS:
                 vars(part)[name] = _rebound(value, memo)
             elif isinstance(value, dict) and name not in ("_modules", "_parameters", "_buffers"):
-                value.update({key: _rebound(kept, memo) for key, kept in value.items() if type(kept) in _CALLABLE})
+                value.update({key: _rebound(held, memo) for key, held in value.items() if type(held) in _FUNCTIONS})
             elif isinstance(value, list):
-                value[:] = [_rebound(kept, memo) if type(kept) in _CALLABLE else kept for kept in value]
-    return clone
+                value[:] = [_rebound(held, memo) if type(held) in _FUNCTIONS else held for held in value]
+    return result
 
 
-def _cloned(module: nn.Module, memo: dict[int, Any], hooks: bool = True) -> nn.Module:
+# --- modules ----------------------------------------------------------------------------------------------------------
+
+
+_IMMUTABLE = frozenset({type(None), bool, int, float, str, type, torch.dtype, torch.Size})
+# Scripted functions refuse to be copied.
+_SHARED = _IMMUTABLE | {torch.jit.ScriptFunction}
+_IN_EVERY_MODULE = frozenset(vars(nn.Module()))
+_FORWARD_HOOKS = frozenset(
+    name for name in _IN_EVERY_MODULE if name.startswith(("_forward_hooks", "_forward_pre_hooks"))
+)
+_COPY_METHODS = ("__reduce_ex__", "__getstate__")
+
+
+def _copy_module(module: nn.Module, memo: Memo, hooks: bool = True) -> nn.Module:
     if id(module) in memo:
         return cast(nn.Module, memo[id(module)])
     kind = type(module)
-    if hasattr(kind, "__deepcopy__") or any(
-        getattr(kind, name, None) is not getattr(nn.Module, name, None) for name in ("__reduce_ex__", "__getstate__")
-    ):
-        return cast(nn.Module, _copied(module, memo))
-    clone = kind.__new__(kind)
-    memo[id(module)] = clone
-    attributes = clone.__dict__
-    for name, value in module.__dict__.items():
-        value_kind = type(value)
+    own_way = any(getattr(kind, name, None) is not getattr(nn.Module, name, None) for name in _COPY_METHODS)
+    if own_way or hasattr(kind, "__deepcopy__"):
+        return cast(nn.Module, _deepcopy(module, memo))
+    result = kind.__new__(kind)
+    memo[id(module)] = result
+    attributes = vars(result)
+    for name, value in vars(module).items():
         if name == "_compiled_call_impl":
             # It runs the original; `copy.deepcopy` leaves it out as well.
             continue
-        if value_kind in _SHARED:
+        if type(value) in _SHARED:
             attributes[name] = value
         elif name == "_modules":
             # An empty Sequential is false.
-            attributes[name] = {k: None if child is None else _cloned(child, memo) for k, child in value.items()}
+            attributes[name] = {
+                key: None if child is None else _copy_module(child, memo) for key, child in value.items()
+            }
         elif name in ("_parameters", "_buffers"):
-            attributes[name] = {key: _copy_of_tensor(tensor, memo) for key, tensor in value.items()}
+            attributes[name] = {key: _copy_tensor(tensor, memo) for key, tensor in value.items()}
         elif name in _FORWARD_HOOKS and not hooks:
             attributes[name] = OrderedDict()
-        elif value_kind in (dict, OrderedDict, set, list, tuple) and not value:
-            attributes[name] = value_kind()
-            if name not in _OWN:
+        elif type(value) in (dict, OrderedDict, set, list, tuple) and not value:
+            attributes[name] = type(value)()
+            if name not in _IN_EVERY_MODULE:
                 memo[id(value)] = attributes[name]
-        elif value_kind is tuple and all(type(item) in _ATOMS for item in value):
+        elif type(value) is tuple and all(type(item) in _IMMUTABLE for item in value):
             attributes[name] = value
         else:
-            attributes[name] = _copied(value, memo)
-    return clone
+            attributes[name] = _deepcopy(value, memo)
+    return result
 
 
-def _copy_of_tensor(tensor: Tensor | None, memo: dict[int, Any]) -> Any:
+def _copy_tensor(tensor: Tensor | None, memo: Memo) -> Tensor | None:
     if id(tensor) in memo:
-        return memo[id(tensor)]
-    return copy.deepcopy(tensor, memo) if tensor is None or tensor.is_leaf else _copied(tensor, memo)
+        return cast(Tensor, memo[id(tensor)])
+    return copy.deepcopy(tensor, memo) if tensor is None or tensor.is_leaf else _deepcopy(tensor, memo)
 
 
-def _copied(value: Any, memo: dict[int, Any]) -> Any:
+def _deepcopy(value: Any, memo: Memo) -> Any:
     with _WithoutHistory():
         return copy.deepcopy(value, memo)
 
@@ -129,11 +179,16 @@ class _WithoutHistory(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-_CALLABLE = frozenset({FunctionType, MethodType})
+# --- functions --------------------------------------------------------------------------------------------------------
 
 
-def _rebound(function: Any, memo: dict[int, Any]) -> Any:
-    """A function, or a method of what is in the model, over the copies of what it was a closure over."""
+_FUNCTIONS = frozenset({FunctionType, MethodType})
+# What hooks keep tensors in.
+_CONTAINERS = (dict, list, set, deque)
+
+
+def _rebound(function: Any, memo: Memo) -> Any:
+    """A function, or a method of something in the model, that refers to the copies of what it referred to."""
     if isinstance(function, MethodType):
         owner = memo.get(id(function.__self__), function.__self__)
         return MethodType(_rebound(function.__func__, memo), owner)
@@ -147,7 +202,7 @@ def _rebound(function: Any, memo: dict[int, Any]) -> Any:
         memo[id(function)] = result
         for cell, old in zip(cells, function.__closure__, strict=True):
             if _is_filled(old) and not _is_filled(cell):
-                cell.cell_contents = _closed_over(old.cell_contents, memo)
+                cell.cell_contents = _copy_of_referred(old.cell_contents, memo)
     return memo[id(function)]
 
 
@@ -159,55 +214,15 @@ def _is_filled(cell: CellType) -> bool:
     return True
 
 
-def _closed_over(value: Any, memo: dict[int, Any]) -> Any:
+def _copy_of_referred(value: Any, memo: Memo) -> Any:
     if id(value) in memo:
         return memo[id(value)]
-    if type(value) in _CALLABLE:
+    if type(value) in _FUNCTIONS:
         return _rebound(value, memo)
-    if isinstance(value, _STORES) and all(_is_of_the_model(item, memo) for item in pytree.tree_leaves(value)):
-        return _copied(value, memo)
+    if isinstance(value, _CONTAINERS) and all(_is_of_the_model(item, memo) for item in leaves(value)):
+        return _deepcopy(value, memo)
     return value
 
 
-# Where hooks leave what they have seen.
-_STORES = (dict, list, set, deque)
-
-
-def _is_of_the_model(value: Any, memo: dict[int, Any]) -> bool:
-    return type(value) in _ATOMS or isinstance(value, Tensor) or id(value) in memo
-
-
-def tensors_of(model: nn.Module) -> Iterable[Tensor]:
-    """All parameters and buffers."""
-    yield from model.parameters()
-    yield from model.buffers()
-
-
-def meta_like(tensor: Tensor) -> Tensor:
-    """An empty tensor of the same size, strides and type on the meta device."""
-    return torch.empty_strided(tensor.size(), tensor.stride(), dtype=tensor.dtype, device=META)
-
-
-def meta_twin(model: nn.Module) -> tuple[nn.Module, dict[int, Tensor]]:
-    """A copy of the model on the meta device, and the original tensor for the identity of each of the copy's."""
-    real: dict[int, Tensor] = {}
-
-    def convert(tensor: Tensor) -> Tensor:
-        if isinstance(tensor, (nn.UninitializedParameter, nn.UninitializedBuffer)):
-            raise FxpruneError("The model has lazy modules: run it once on an input before tracing it.")
-        meta = meta_like(tensor)
-        if isinstance(tensor, nn.Parameter):
-            meta = nn.Parameter(meta, tensor.requires_grad)
-        real[id(meta)] = tensor
-        return meta
-
-    memo: dict[int, Any] = {id(tensor): convert(tensor) for tensor in tensors_of(model)}
-    with TensorCopies(convert):
-        twin = cloned(model, memo)
-    return twin, real
-
-
-def named_tensors(module: nn.Module) -> dict[str, Tensor]:
-    """Parameters and buffers, those that are not in the `state_dict` too, each under all of its names."""
-    parameters = module.named_parameters(remove_duplicate=False)
-    return {**dict(parameters), **dict(module.named_buffers(remove_duplicate=False))}
+def _is_of_the_model(value: object, memo: Memo) -> bool:
+    return type(value) in _IMMUTABLE or isinstance(value, Tensor) or id(value) in memo

@@ -1,26 +1,28 @@
-"""Code that torch runs in a way that no tracer sees into, run as what it is."""
+"""Code that torch runs where no tracer can look into it, run as the Python code that it was made of."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx
-from torch.utils import _pytree as pytree
 from torch.utils.checkpoint import CheckpointFunction
+
+from fxprune.running.trees import leaves
 
 __all__ = ["run_forward", "running_eagerly", "runs_modules", "source_of_scripted"]
 
 
 @contextmanager
 def running_eagerly() -> Iterator[None]:
-    """Within it, checkpoints of the reentrant kind and what `torch.compile` made run the code that they were given.
+    """Within it, three kinds of code run as the Python code that they were made of, in every thread.
 
-    So does each autograd.Function that is given modules to run, as reversible networks have it.
+    They are reentrant checkpoints, whatever `torch.compile` made, and each autograd.Function that gets modules to run,
+    as in reversible networks.
     """
     original = vars(torch.autograd.Function)["apply"]
 
@@ -30,19 +32,18 @@ def running_eagerly() -> Iterator[None]:
         return original.__get__(None, function)(*args, **kwargs)
 
     with ExitStack() as stack:
-        before = vars(CheckpointFunction).get("apply")
-        stack.callback(_restore_apply, before)
+        stack.callback(_restore_apply, vars(CheckpointFunction).get("apply"))
         CheckpointFunction.apply = lambda run, preserve_rng_state, *args: run(*args)
         stack.callback(setattr, torch.autograd.Function, "apply", original)
         torch.autograd.Function.apply = classmethod(apply)
-        # Nothing was compiled before it is loaded.
+        # As long as Dynamo is not loaded, nothing is compiled.
         dynamo: Any = sys.modules.get("torch._dynamo")
         if dynamo is not None:
             eager = getattr(dynamo.eval_frame, "_use_eager_on_nested_compile", None)
             if eager is not None:
                 stack.enter_context(eager())
             else:
-                # In older versions they do so while torch.fx traces, if told that this is no error.
+                # Older versions run it eagerly while torch.fx traces, unless that counts as an error.
                 stack.enter_context(dynamo.config.patch(error_on_nested_fx_trace=False))
                 symbolic: Any = torch.fx._symbolic_trace
                 stack.callback(setattr, symbolic, "_is_fx_tracing_flag", symbolic._is_fx_tracing_flag)
@@ -57,24 +58,24 @@ def _restore_apply(before: Any) -> None:
         CheckpointFunction.apply = before
 
 
-def source_of_scripted(function: Any) -> Any:
+def source_of_scripted(function: object) -> Callable[..., Any] | None:
     """The Python function that a scripted one was made of, or None."""
     return getattr(function, "_torchdynamo_inline", None)
 
 
 def runs_modules(args: tuple[Any, ...]) -> bool:
-    """Whether an autograd.Function is given modules, or functions and objects that have modules at hand."""
-    return any(isinstance(leaf, nn.Module) or _has_modules(leaf) for leaf in pytree.tree_leaves(args))
+    """Whether the arguments of an autograd.Function are, or hold, modules: as functions and objects can."""
+    return any(isinstance(leaf, nn.Module) or _holds_modules(leaf) for leaf in leaves(args))
 
 
-def _has_modules(value: Any) -> bool:
+def _holds_modules(value: object) -> bool:
     if isinstance(value, (Tensor, type)):
         return False
     held = [getattr(value, "__self__", None), *getattr(value, "__dict__", {}).values()]
     for cell in getattr(value, "__closure__", None) or ():
         with suppress(ValueError):  # an empty cell
             held.append(cell.cell_contents)
-    return any(isinstance(leaf, nn.Module) for leaf in pytree.tree_leaves(held))
+    return any(isinstance(leaf, nn.Module) for leaf in leaves(held))
 
 
 class _Context(FunctionCtx):

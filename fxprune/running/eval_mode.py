@@ -1,4 +1,4 @@
-"""A model in eval for a while."""
+"""A model in eval for a while, and afterwards as it was."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-__all__ = ["in_eval", "in_eval_without_grad", "keeping_weights"]
+__all__ = ["in_eval", "in_eval_without_grad", "preserve_weights"]
 
 
 @contextmanager
 def in_eval(*models: nn.Module, changing: Iterable[Tensor] = ()) -> Iterator[None]:
-    """Within it, models are in eval; afterwards modes are as they were, and buffers, such as a counter of calls.
+    """Within it, the models are in eval; afterwards modes and buffers, such as a counter of calls, are as before.
 
-    Buffers among `changing` are changed on purpose, and stay so.
+    Buffers among `changing` keep what was written into them.
     """
     modules = {module: module.training for model in models for module in model.modules()}
     owners = [(module._buffers, dict(module._buffers)) for module in modules]
@@ -30,11 +30,11 @@ def in_eval(*models: nn.Module, changing: Iterable[Tensor] = ()) -> Iterator[Non
         for buffer in buffers.values()
         if buffer is not None and id(buffer) not in left
     ]
-    for model in models:
-        # A program of `torch.export` has one mode, that of its export, and refuses to be asked for another.
-        with suppress(NotImplementedError):
-            model.eval()
     try:
+        for model in models:
+            # A program of `torch.export` has one mode, that of its export, and refuses to be given another.
+            with suppress(NotImplementedError):
+                model.eval()
         yield
     finally:
         for module, training in modules.items():
@@ -49,21 +49,21 @@ def in_eval(*models: nn.Module, changing: Iterable[Tensor] = ()) -> Iterator[Non
 
 @contextmanager
 def in_eval_without_grad(module: nn.Module) -> Iterator[None]:
-    """In eval, and without gradients of the weights; afterwards as before."""
-    wanted = [parameter for parameter in module.parameters() if parameter.requires_grad]
-    for parameter in wanted:
-        parameter.requires_grad_(False)
+    """Within it, a model is in eval and its weights need no gradients; afterwards all is as before."""
+    trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
     try:
+        for parameter in trained:
+            parameter.requires_grad_(False)
         with in_eval(module):
             yield
     finally:
-        for parameter in wanted:
+        for parameter in trained:
             parameter.requires_grad_(True)
 
 
 @contextmanager
-def keeping_weights(model: nn.Module) -> Iterator[None]:
-    """Weights that the model's code writes into, as a layer does that masks its own, are afterwards as they were."""
+def preserve_weights(model: nn.Module) -> Iterator[None]:
+    """Afterwards the weights are as before; some models write into theirs, as a layer does that masks its weight."""
     writes = _Writes(model.parameters())
     try:
         with writes:
@@ -74,18 +74,18 @@ def keeping_weights(model: nn.Module) -> Iterator[None]:
 
 
 class _Writes(TorchFunctionMode):
-    """Keeps the values that parameters have before they are written into; few are, and copies of all would be large."""
+    """Copies a parameter when it is first written into: few are, and copies of all would be large."""
 
     def __init__(self, parameters: Iterable[Tensor]) -> None:
         super().__init__()
-        self._waiting = {id(parameter): parameter for parameter in parameters}
+        self._unchanged = {id(parameter): parameter for parameter in parameters}
         self.before: list[tuple[Tensor, Tensor, Tensor]] = []
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if args and isinstance(args[0], Tensor) and _may_write(func):
-            parameter = self._waiting.pop(id(args[0]), None)
+            parameter = self._unchanged.pop(id(args[0]), None)
             if parameter is None and args[0]._is_view():
-                parameter = self._waiting.pop(id(args[0]._base), None)
+                parameter = self._unchanged.pop(id(args[0]._base), None)
             if parameter is not None:
                 self.before.append((parameter, parameter.data, parameter.detach().clone()))
         return func(*args, **(kwargs or {}))
@@ -93,7 +93,7 @@ class _Writes(TorchFunctionMode):
 
 @functools.cache
 def _may_write(func: Any) -> bool:
-    """Whether a function writes into its first argument, as `mul_` and `__setitem__`, or opens a way to it."""
+    """Whether a function writes into its first argument, as `mul_` and `__setitem__` do, or opens its `data`."""
     name = getattr(func, "__name__", "")
     if name in ("__get__", "__set__"):
         return bool(func.__self__ is vars(torch._C.TensorBase)["data"])

@@ -1,4 +1,4 @@
-"""Random states: the caller's are kept, and those of a run are told by its seed and its position."""
+"""Random numbers: the caller's generators are preserved, and a run draws from seeds of its own."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["derive_seed", "preserve_rng_state", "reseed"]
 
 @contextmanager
 def preserve_rng_state() -> Iterator[None]:
-    """Whatever is seeded or drawn inside leaves the caller's random states as they were."""
+    """Afterwards the global generators of torch, numpy and Python are in the state that they had before."""
     python, numpy_state = random.getstate(), np.random.get_state()  # noqa: NPY002
     devices = list(range(torch.cuda.device_count())) if torch.cuda.is_available() else []
     with torch.random.fork_rng(devices):
@@ -33,12 +33,12 @@ def reseed(seed: int, *position: int) -> None:
     if torch.accelerator.is_available():
         torch.manual_seed(number)
     else:
-        # torch.manual_seed writes down where it was called from, for devices that are never used.
+        # torch.manual_seed also notes where it was called from, for devices that are never used.
         torch.default_generator.manual_seed(number)
 
 
 def derive_seed(*numbers: int) -> int:
-    """One seed made from several numbers."""
-    # The length goes in, for SeedSequence takes [1] and [1, 0] for the same.
+    """One seed from several numbers; other numbers give another seed."""
+    # SeedSequence gives the same for [1] and [1, 0].
     entropy = [len(numbers), *(number & 0xFFFFFFFFFFFFFFFF for number in numbers)]
     return int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0]) >> 1

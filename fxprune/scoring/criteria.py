@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from fxprune.channels import ChannelGraph, Ids, Scores
-from fxprune.errors import FxpruneError
-from fxprune.progress import Progress, silent
-from fxprune.running.allocator import freed_memory_kept
+from fxprune.data import Data
+from fxprune.errors import CannotScoreError, FxpruneError
+from fxprune.layers.batch_norm import is_batch_norm
+from fxprune.progress import Progress, shown
+from fxprune.running.allocator import keep_freed_memory
 from fxprune.scoring.relevance import relevance_scores
-from fxprune.scoring.sensitivity import fisher_scores, taylor_scores
+from fxprune.scoring.sensitivity import check_finite, fisher_scores, taylor_scores
 from fxprune.scoring.surgeon import surgeon_scores
 
 __all__ = [
     "FROM_DATA",
+    "Method",
     "Scores",
     "batchnorm_scores",
     "check_method",
@@ -31,17 +33,21 @@ __all__ = [
     "scores",
     "uniform_scores",
 ]
-FROM_DATA = ("surgeon", "fisher", "taylor")
+
+Method: TypeAlias = str | Callable[[ChannelGraph], Scores]
+"""The name of a method, or a function of the graph that returns the scores."""
+
+_Layer: TypeAlias = tuple[Ids, npt.NDArray[np.float64]]
 
 
-@freed_memory_kept()
+@keep_freed_memory()
 def scores(
     graph: ChannelGraph,
-    method: str | Callable[[ChannelGraph], Scores] = "relevance",
+    method: Method = "relevance",
     *,
-    data: Any = None,
+    data: Data | None = None,
     seed: int = 0,
-    progress: Progress = silent,
+    progress: bool | Progress = False,
 ) -> Scores:
     """One score per channel of the graph.
 
@@ -49,55 +55,68 @@ def scores(
         graph: the analysed model.
         method: a function of the graph that returns the scores, or one of
 
-            - "relevance": the share of the output's variance that passes through the channel, for the FLOPs it costs;
+            - "relevance": the share of the output's variance that passes through the channel, per FLOP;
             - "l2", "l1": group magnitude;
-            - "uniform": group magnitude, ranked, so that every group loses the same fraction;
+            - "uniform": group magnitude as a rank, so that every group loses the same fraction;
             - "batchnorm": the scale of BatchNorm, group magnitude where there is none;
             - "fpgm": the distance to the other filters of the layer;
             - "random";
             - from data, "surgeon": what the loss gains once the layers that read the channel are refitted, per FLOP;
-            - "fisher": the same without refitting, per FLOP;
+            - "fisher": the same without refitting;
             - "taylor": the first-order change of the loss.
-        data: batches for the last three, all of them are read; see `fxprune.data`. Labels may be missing.
-        seed: for "random" and what draws directions in place of labels.
-        progress: is told of the samples read.
+        data: samples for the last three, which read all of it; see `fxprune.data`. Labels may be missing.
+        seed: of "random", and of what "surgeon" and "fisher" draw.
+        progress: show bars in a terminal, or call this function with the samples done.
 
     Returns:
         Float array with one entry per channel number; those of frozen channels are not used.
 
     Raises:
+        CannotScoreError: the model cannot be scored on these samples.
         FxpruneError: the method is unknown or lacks its data, or the scores are not one finite number per channel.
+
+    Examples:
+        >>> import fxprune
+        >>> model = torch.nn.Sequential(torch.nn.Linear(3, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+        >>> graph = fxprune.analyze(fxprune.trace(model, torch.zeros(1, 3)))
+        >>> scores(graph, "l2").shape == (graph.num_channels,)
+        True
     """
     check_method(method)
-    if method in FROM_DATA and data is None:
+    if callable(method):
+        found = method(graph)
+    elif method in _FROM_WEIGHTS:
+        found = _FROM_WEIGHTS[method](graph, seed)
+    elif data is None:
         raise FxpruneError(f"method {method!r} scores channels on data: give data, a loader or a list of batches")
-    found = method(graph) if callable(method) else _SCORERS[method](graph, data, seed, progress)
+    else:
+        with shown(progress) as show:
+            found = _FROM_DATA[method](graph, data, seed, show)
     result = np.asarray(found, dtype=np.float64)
     if result.shape != (graph.num_channels,):
         raise FxpruneError(
             f"scores have shape {result.shape}, but the model has {graph.num_channels} channels: give one each"
         )
-    prunable = np.concatenate([group.channels for group in graph.groups] or [np.empty(0, dtype=np.int64)])
-    if not np.isfinite(result[prunable]).all():
-        raise FxpruneError("scores are not finite: check the weights and the scoring function for NaN and infinity")
+    check_finite(graph, result, CannotScoreError if method in FROM_DATA else FxpruneError)
     return result
 
 
-def check_method(method: str | Callable[[ChannelGraph], Scores], more: tuple[str, ...] = ()) -> None:
+def check_method(method: Method, more: tuple[str, ...] = ()) -> None:
     """Check that a method is a function, or one of the names known to `scores` or of `more`.
 
     Raises:
         FxpruneError: it is neither.
     """
-    if not callable(method) and method not in (*_SCORERS, *more):
-        names = ", ".join(map(repr, (*_SCORERS, *more)))
+    known = (*_FROM_WEIGHTS, *_FROM_DATA, *more)
+    if not callable(method) and method not in known:
+        names = ", ".join(map(repr, known))
         raise FxpruneError(f"method (={method!r}) is not known: use one of {names} or a function of the graph")
 
 
 def magnitude_scores(graph: ChannelGraph, p: int = 2) -> Scores:
     """Group magnitude: the p-norm of a channel's slice in each weight, over the mean of that weight, averaged.
 
-    The division makes a score of 1 the average channel of any layer, whatever the layer's width and scale.
+    The average channel of any layer has score 1, whatever the layer's width and scale.
     (Coupled magnitude as in Fang et al., "DepGraph", CVPR 2023, with normalisation by dimension.)
     """
     total = np.zeros(graph.num_channels)
@@ -122,8 +141,8 @@ def _norms(name: str, weight: torch.Tensor, dims: list[int], p: int) -> list[npt
     sizes = weight.abs()
     largest = float(sizes.max()) if sizes.numel() else 0.0
     if not math.isfinite(largest):
-        raise FxpruneError(f"weight {name} has NaN or infinite entries: it cannot be pruned before that is mended")
-    # The square of a large number is no number.
+        raise FxpruneError(f"weight {name} has NaN or infinite entries: repair it before you prune the model")
+    # The square of a large number may be infinite.
     sizes = sizes / (largest or 1.0)
     powers = sizes if p == 1 else sizes.square()
     table = powers.sum(others) if others else powers
@@ -150,34 +169,37 @@ def batchnorm_scores(graph: ChannelGraph) -> Scores:
 
     (Network slimming: Liu et al., ICCV 2017; there it is trained with a penalty on gamma.)
     """
-    layers: list[tuple[Ids, npt.NDArray[np.float64]]] = []
-    for path, module in graph.module.named_modules():
-        if isinstance(module, _BatchNorm) and isinstance(module.weight, torch.Tensor):
-            dims = graph.parameters.get(f"{path}.weight")
+
+    def scales() -> Iterator[_Layer]:
+        for path, module in graph.module.named_modules():
+            dims = graph.parameters.get(f"{path}.weight") if is_batch_norm(module) else None
             if dims is not None and not isinstance(dims[0], int):
-                layers.append((dims[0], module.weight.detach().abs().double().cpu().numpy()))
-    return _averaged(graph, layers)
+                yield dims[0], module.get_parameter("weight").detach().abs().double().cpu().numpy()
+
+    return _averaged(graph, scales())
 
 
 def fpgm_scores(graph: ChannelGraph) -> Scores:
     """Sum of a filter's distances to the others of its layer, over the layer's mean; group magnitude without a layer.
 
-    What is close to all others, near their geometric median, can be made up for by them.
+    The others can make up for a filter that is close to all of them, near their geometric median.
     (He et al., "Filter pruning via geometric median", CVPR 2019.)
     """
-    layers: list[tuple[Ids, npt.NDArray[np.float64]]] = []
-    for name, tensor in graph.module.named_parameters():
-        dims = graph.parameters.get(name)
-        if dims is not None and tensor.dim() > 1 and not isinstance(dims[0], int):
-            filters = tensor.detach()
-            filters = (torch.view_as_real(filters) if filters.is_complex() else filters).flatten(1).float()
-            filters = filters / filters.abs().amax().clamp_min(1e-30)
-            layers.append((dims[0], torch.cdist(filters, filters).sum(1).double().cpu().numpy()))
-    return _averaged(graph, layers)
+
+    def distances() -> Iterator[_Layer]:
+        for name, tensor in graph.module.named_parameters():
+            dims = graph.parameters.get(name)
+            if dims is not None and tensor.dim() > 1 and not isinstance(dims[0], int):
+                filters = tensor.detach()
+                filters = (torch.view_as_real(filters) if filters.is_complex() else filters).flatten(1).float()
+                filters = filters / filters.abs().amax().clamp_min(1e-30)
+                yield dims[0], torch.cdist(filters, filters).sum(1).double().cpu().numpy()
+
+    return _averaged(graph, distances())
 
 
-def _averaged(graph: ChannelGraph, layers: list[tuple[Ids, npt.NDArray[np.float64]]]) -> Scores:
-    """The mean over layers of a channel's value there, 1 being the mean of each; magnitude where a channel has none."""
+def _averaged(graph: ChannelGraph, layers: Iterator[_Layer]) -> Scores:
+    """The mean over layers of a channel's value, in units of each layer's mean; magnitude where a channel has none."""
     total, count = np.zeros(graph.num_channels), np.zeros(graph.num_channels)
     for channels, values in layers:
         np.add.at(total, channels, values / max(float(values.mean()), 1e-30))
@@ -190,15 +212,21 @@ def random_scores(graph: ChannelGraph, seed: int = 0) -> Scores:
     return np.random.default_rng(seed).random(graph.num_channels)
 
 
-_SCORERS: dict[str, Callable[[ChannelGraph, Any, int, Progress], Scores]] = {
-    "relevance": lambda graph, data, seed, show: relevance_scores(graph),
-    "l1": lambda graph, data, seed, show: magnitude_scores(graph, 1),
-    "l2": lambda graph, data, seed, show: magnitude_scores(graph),
-    "uniform": lambda graph, data, seed, show: uniform_scores(graph),
-    "batchnorm": lambda graph, data, seed, show: batchnorm_scores(graph),
-    "fpgm": lambda graph, data, seed, show: fpgm_scores(graph),
-    "random": lambda graph, data, seed, show: random_scores(graph, seed),
+_FROM_WEIGHTS: dict[str, Callable[[ChannelGraph, int], Scores]] = {
+    "relevance": lambda graph, seed: relevance_scores(graph),
+    "l1": lambda graph, seed: magnitude_scores(graph, 1),
+    "l2": lambda graph, seed: magnitude_scores(graph),
+    "uniform": lambda graph, seed: uniform_scores(graph),
+    "batchnorm": lambda graph, seed: batchnorm_scores(graph),
+    "fpgm": lambda graph, seed: fpgm_scores(graph),
+    "random": random_scores,
+}
+
+_FROM_DATA: dict[str, Callable[[ChannelGraph, Data, int, Progress], Scores]] = {
     "surgeon": lambda graph, data, seed, show: surgeon_scores(graph, data, seed=seed, progress=show),
     "fisher": lambda graph, data, seed, show: fisher_scores(graph, data, flops_power=1.0, seed=seed, progress=show),
     "taylor": lambda graph, data, seed, show: taylor_scores(graph, data, seed=seed, progress=show),
 }
+
+FROM_DATA = tuple(_FROM_DATA)
+"""The methods that read data."""

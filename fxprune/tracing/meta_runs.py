@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
+from fxprune.running import trees
 from fxprune.running.copies import META
 
 __all__ = ["META_RUNS"]
@@ -21,7 +21,7 @@ def _any_number(value: Any) -> Any:
 
 def _istft(*args: Any, **kwargs: Any) -> Tensor:
     """On the meta device: of the window, values are asked, whether it overlaps with itself enough; ones always do."""
-    args, kwargs = pytree.tree_map_only(Tensor, lambda x: torch.ones(x.shape, dtype=x.dtype), (args, kwargs))
+    args, kwargs = trees.map_tensors(lambda x: torch.ones(x.shape, dtype=x.dtype), (args, kwargs))
     return torch.istft(*args, **kwargs).to(META)
 
 

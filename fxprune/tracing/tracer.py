@@ -17,10 +17,11 @@ from fxprune.errors import FxpruneError, FxpruneWarning
 from fxprune.models import source_of
 from fxprune.running import trees
 from fxprune.running.calls import given_call
-from fxprune.running.copies import TensorCopies, cloned, meta_like, meta_twin, tensors_of
+from fxprune.running.copies import DeepcopyTensorsWith, copy_module, meta_copy, meta_like, parameters_and_buffers
 from fxprune.tracing.guards import insert_guards
 from fxprune.tracing.library_modules import is_library_module
 from fxprune.tracing.modes import compare, insert_modes, small_readers
+from fxprune.tracing.notes import TraceNotes, set_trace_notes, trace_notes
 from fxprune.tracing.patching import recording
 from fxprune.tracing.reading import DataDependentError
 from fxprune.tracing.recording import Recorder
@@ -40,7 +41,7 @@ from fxprune.tracing.state import (
 from fxprune.tracing.tidying import remove_dead_nodes
 from fxprune.tracing.traced_module import TracedModule
 
-__all__ = ["TracedModule", "leaves_of", "trace", "trace_knowing"]
+__all__ = ["TracedModule", "trace", "trace_knowing"]
 
 Leaves = tuple[str | type[nn.Module], ...]
 
@@ -58,11 +59,8 @@ def trace(
     What forward hooks do is in the graph, and its modules have none: they leave nothing where hooks put it aside.
 
     Every node has `meta["value"]`, its value at the example inputs with tensors on the meta device, and
-    `meta["module"]`, the path of the innermost module that it comes from. The result has `meta["example_inputs"]`,
-    a pair of positional and keyword arguments, `meta["notes"]`, remarks on what was taken as constant, and
-    `meta["source"]`, what is known of how to build the model, a `fxprune.models.Source` or None; where there are any,
-    also what was read of the model's values, `meta["values_read"]`, the paths of `leaves`, `meta["leaves"]`, and where
-    tensors are that the graph has as constants, `meta["constant_places"]`.
+    `meta["module"]`, the path of the innermost module that it comes from. `fxprune.tracing.notes.trace_notes`
+    gives what the result knows of its trace: the example inputs, what was taken as constant, how the model is built.
 
     `copy=False` shares the parameters and buffers with `model`; the modules are always new ones. `leaves` names modules
     (paths or types) that become one node each; those of `torch.nn` do anyway.
@@ -72,15 +70,10 @@ def trace(
     layers is kept as it is.
     """
     traced = trace_knowing(model, example_inputs, {}, copy=copy, leaves=leaves)
-    for note in traced.meta["notes"]:
+    for note in trace_notes(traced).remarks:
         if note.startswith((_ONLY_EVAL, STATE_IS_LOST)):
             warnings.warn(note, FxpruneWarning, stacklevel=2)
     return traced
-
-
-def leaves_of(traced: nn.Module) -> tuple[str, ...]:
-    """The modules that one who traced the model wanted whole."""
-    return tuple(map(str, getattr(traced, "meta", {}).get("leaves", ())))
 
 
 # How the notes start that are warned of: a model that learns with this graph does not learn as the original does.
@@ -105,7 +98,7 @@ def _only_eval(model: nn.Module, paths: list[str]) -> str:
 def trace_knowing(
     model: nn.Module, example_inputs: Any, values: Mapping[str, Any], *, copy: bool = True, leaves: Leaves = ()
 ) -> TracedModule:
-    """As `trace`, with what an earlier trace of the same model has read of its values: its `meta["values_read"]`."""
+    """As `trace`, with what an earlier trace of the same model has read of its values: `TraceNotes.values_read`."""
     if not isinstance(model, nn.Module):
         raise FxpruneError(
             f"model (a {type(model).__name__}) is no nn.Module: build it first, as timm.create_model('resnet50') does"
@@ -156,18 +149,17 @@ def trace_knowing(
     )
     remove_dead_nodes(recorded)
     traced = source.assemble(recorded)
-    traced.meta["example_inputs"] = (args, kwargs)
-    traced.meta["notes"] = list(dict.fromkeys(notes))
-    traced.meta["source"] = source_of(model)
-    if values_read:
-        traced.meta["values_read"] = values_read
-    if leaves:
-        types = tuple(leaf for leaf in leaves if isinstance(leaf, type))
-        traced.meta["leaves"] = [
-            path for path, module in model.named_modules() if path in leaves or isinstance(module, types)
-        ]
-    if recorded.constant_places:
-        traced.meta["constant_places"] = recorded.constant_places
+    types = tuple(leaf for leaf in leaves if isinstance(leaf, type))
+    whole = (path for path, module in model.named_modules() if path in leaves or isinstance(module, types))
+    trace = TraceNotes(
+        example_inputs=(args, kwargs),
+        remarks=tuple(dict.fromkeys(notes)),
+        source=source_of(model),
+        values_read=values_read,
+        leaves=tuple(whole),
+        constant_places=recorded.constant_places,
+    )
+    set_trace_notes(traced, trace)
     return traced
 
 
@@ -176,7 +168,7 @@ def _unusual_train(model: nn.Module) -> list[str]:
     own = [path for path, module in model.named_modules() if type(module).train is not nn.Module.train]
     if not own:
         return []
-    twin, _ = meta_twin(model)
+    twin, _ = meta_copy(model)
     learn = [parameter.requires_grad for parameter in twin.parameters()]
     twin.eval()
     twin.train()
@@ -225,7 +217,7 @@ class _Source:
             return self._record(leaves, kept, training)
 
     def _record(self, leaves: Leaves, kept: set[str], training: bool) -> Recorder:
-        twin, real = meta_twin(self.model)
+        twin, real = meta_copy(self.model)
         for module in twin.modules():
             if isinstance(module, nn.TransformerEncoder):
                 # Nested tensors are a faster way to the same result, of shapes that depend on the values of the mask.
@@ -296,8 +288,8 @@ class _Source:
             ) from error
 
     def _leaf_clone(self, memo: dict[int, Any], training: bool, path: str) -> nn.Module:
-        with TensorCopies(self._converted):
-            return cloned(self.model.get_submodule(path), memo, hooks=False).train(training)
+        with DeepcopyTensorsWith(self._converted):
+            return copy_module(self.model.get_submodule(path), memo, hooks=False).train(training)
 
     def _converted(self, tensor: Tensor) -> Tensor:
         if not self.copy_tensors:
@@ -309,7 +301,7 @@ class _Source:
     def assemble(self, recorded: Recorder) -> TracedModule:
         """The graph with the modules that it calls and everything that has state."""
         memo: dict[int, Any] = {}
-        for tensor in tensors_of(self.model):
+        for tensor in parameters_and_buffers(self.model):
             memo[id(tensor)] = self._converted(tensor)
         called = {id(self.model.get_submodule(node.target)) for node in recorded.graph.nodes
                   if node.op == "call_module" and node.target in recorded.original_paths}  # fmt: skip
@@ -320,9 +312,9 @@ class _Source:
                 return converted[id(module)]
             result: nn.Module | None
             if id(module) in called or (module is not self.model and is_library_module(module)):
-                has_state = any(True for _ in tensors_of(module))
-                with TensorCopies(self._converted):
-                    result = cloned(module, memo, hooks=False) if id(module) in called or has_state else None
+                has_state = any(True for _ in parameters_and_buffers(module))
+                with DeepcopyTensorsWith(self._converted):
+                    result = copy_module(module, memo, hooks=False) if id(module) in called or has_state else None
             else:
                 result = nn.Module()
                 result.training = module.training

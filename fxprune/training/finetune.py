@@ -11,17 +11,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from fxprune.data import Batch
 from fxprune.errors import FxpruneError
 from fxprune.progress import Progress, shown
-from fxprune.running.allocator import freed_memory_kept
+from fxprune.running.allocator import keep_freed_memory
 from fxprune.running.randomness import preserve_rng_state
 from fxprune.training.runs import digest, frozen, make_accelerator
 from fxprune.training.sharding import Shards
-from fxprune.training.state import Run, Settings, make_optimizer
+from fxprune.training.state import LossFunction, OptimizerChoice, Run, Settings, make_optimizer
 
 __all__ = ["DivergenceError", "Epoch", "finetune"]
 
@@ -46,10 +45,10 @@ class Epoch:
 
     Attributes:
         number: from 1.
-        loss: the mean over its updates.
-        lr: the last learning rate.
+        loss: mean over its updates.
+        lr: learning rate of the last update.
         seconds: how long it took.
-        evaluation: what `evaluate` gave.
+        evaluation: what `evaluate` returned.
     """
 
     number: int
@@ -59,16 +58,16 @@ class Epoch:
     evaluation: float | None = None
 
 
-@freed_memory_kept()
+@keep_freed_memory()
 def finetune(
     pruned: Model,
     data: Any,
     *,
     teacher: nn.Module | None = None,
-    loss: Callable[[Any, Tensor], Tensor] | None = None,
+    loss: LossFunction | None = None,
     epochs: int = 1,
     lr: float | None = None,
-    optimizer: str | Callable[[list[dict[str, Any]]], torch.optim.Optimizer] = "sgd",
+    optimizer: OptimizerChoice = "sgd",
     schedule: str = "cosine",
     warmup: float = 0.0,
     weight_decay: float = 1e-4,
@@ -85,44 +84,43 @@ def finetune(
     evaluate: Callable[[nn.Module], float] | None = None,
     on_epoch: Callable[[Epoch], None] | None = None,
 ) -> Model:
-    """Train a model for a few epochs, on labels, on the outputs of a teacher, or on both.
+    """Train a model for a few epochs: on labels, by knowledge distillation from a teacher, or by both.
 
-    Under ``accelerate launch`` the same call runs on several devices and machines. A batch of `data` is the batch of
-    all processes together, of which each takes its part: the number of processes does not change what is learned
-    (statistics of BatchNorm are those of each process's part).
+    Under ``accelerate launch`` the same call runs on several devices and machines. A batch of `data` is the global
+    batch, and each process takes its part of it: the number of processes does not change what is learned, apart from
+    BatchNorm statistics, which each process takes from its own part.
 
     Args:
-        pruned: the model; it is not changed.
+        pruned: the model; not changed.
         data: a DataLoader or any re-iterable of batches, see `fxprune.data`.
-        teacher: a model whose outputs are to be reached, most often the one before pruning; it is not changed. Without
-            labels it is needed.
+        teacher: a model to imitate, usually the one before pruning; not changed. Needed if the data has no labels.
         loss: of outputs and labels; default: cross-entropy of the main output.
         epochs: passes over the data.
-        lr: highest learning rate; default 0.01 for "sgd", 0.0001 for "adamw", for a callable what it sets.
+        lr: highest learning rate; default: 0.01 for "sgd", 0.0001 for "adamw", what it sets for a function.
         optimizer: "sgd" (momentum 0.9, Nesterov), "adamw", or a function from parameter groups to an optimizer.
         schedule: "cosine" (to zero at the end) or "constant".
         warmup: epochs, or a part of one, in which the learning rate rises from zero.
-        weight_decay: of tensors with two or more dimensions; biases and norms are not decayed.
+        weight_decay: of tensors with two or more dimensions, not of biases and norms.
         label_smoothing: of the cross-entropy.
         temperature: of the distillation.
-        distill_weight: the teacher's share in the loss, from 0 to 1, where there are labels too.
+        distill_weight: weight of the distillation in the loss, from 0 to 1, where there are labels too.
         mixed_precision: "no", "fp16" or "bf16"; default: what ``accelerate launch`` says.
         gradient_accumulation: batches per update.
-        checkpoint: a file that the state of the run is written to after each epoch.
-        checkpoint_every: write it every so many updates as well.
-        resume: go on from the checkpoint where there is one; the run ends in the same weights as one never stopped.
-        seed: fixes all that is random.
-        progress: show a bar with loss and learning rate, or call this function.
-        evaluate: called with the model, in eval mode and without gradients, after each epoch, in every process; its
-            number is recorded.
-        on_epoch: called with an `Epoch` after each.
+        checkpoint: a file for the state of the run, written after each epoch.
+        checkpoint_every: also write it every so many updates.
+        resume: continue from the checkpoint if there is one; the run ends with the weights of one that never stopped.
+        seed: of everything random.
+        progress: True shows a bar with loss and learning rate, False nothing; a function is called instead.
+        evaluate: a function of the model, called after each epoch in every process, in eval mode and without gradients;
+            its result goes into the `Epoch`.
+        on_epoch: called with an `Epoch` after each epoch.
 
     Returns:
         A trained copy of the model, on the device of the original and in its mode.
 
     Raises:
         FxpruneError: data or settings cannot be used, or the checkpoint is of another run.
-        DivergenceError: the loss became NaN or infinite; the error carries the last good model.
+        DivergenceError: the loss became NaN or infinite; the error has the last good model.
     """
     settings = Settings(
         epochs=epochs,

@@ -1,27 +1,33 @@
-"""What runs that train have in common, of weights and of gates: Accelerate, a teacher, a fingerprint to resume by."""
+"""What training runs share, of weights and of gates: Accelerate, a frozen teacher, a digest of the weights."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from fxprune.errors import FxpruneError
-from fxprune.running.copies import cloned
+from fxprune.running.copies import copy_module
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 __all__ = ["digest", "frozen", "make_accelerator", "of_main_process"]
 
 
 @contextmanager
-def make_accelerator(mixed_precision: str | None = None) -> Iterator[Any]:
+def make_accelerator(mixed_precision: str | None = None) -> Iterator[Accelerator]:
     """An `accelerate.Accelerator` for one run.
 
+    Args:
+        mixed_precision: "no", "fp16" or "bf16"; default: what ``accelerate launch`` says.
+
     Raises:
-        FxpruneError: accelerate is not installed, or has been set up for another precision.
+        FxpruneError: Accelerate is not installed, or has been set up for another precision.
     """
     try:
         from accelerate import Accelerator
@@ -30,12 +36,12 @@ def make_accelerator(mixed_precision: str | None = None) -> Iterator[Any]:
     except ImportError as error:
         raise FxpruneError("training needs Hugging Face Accelerate: pip install 'fxprune[train]'") from error
     was_set_up = bool(AcceleratorState._shared_state)
-    # Accumulation is counted by the loops here, whatever the environment says.
+    # The loops of fxprune accumulate gradients themselves, whatever the environment says.
     plugin = GradientAccumulationPlugin(num_steps=1, sync_with_dataloader=False)
     try:
         accelerator = Accelerator(mixed_precision=mixed_precision, gradient_accumulation_plugin=plugin)
     except (ValueError, RuntimeError) as error:
-        raise FxpruneError(f"mixed_precision (={mixed_precision!r}) cannot be had: {error}") from error
+        raise FxpruneError(f"mixed_precision (={mixed_precision!r}) cannot be used: {error}") from error
     try:
         yield accelerator
     finally:
@@ -45,7 +51,7 @@ def make_accelerator(mixed_precision: str | None = None) -> Iterator[Any]:
 
 
 def of_main_process(tensor: Tensor) -> Tensor:
-    """What the main process gives, in all processes."""
+    """The main process's tensor, in all processes."""
     from accelerate.utils import broadcast
 
     result: Tensor = broadcast(tensor)
@@ -53,12 +59,12 @@ def of_main_process(tensor: Tensor) -> Tensor:
 
 
 def frozen(teacher: nn.Module | None, device: torch.device) -> nn.Module | None:
-    """A copy of a model that is only asked: in eval mode, without gradients."""
-    return None if teacher is None else cloned(teacher, {}).eval().requires_grad_(False).to(device)
+    """A copy of a model for inference alone: in eval mode, without gradients."""
+    return None if teacher is None else copy_module(teacher).eval().requires_grad_(False).to(device)
 
 
 def digest(model: nn.Module) -> str:
-    """A fingerprint of all weights."""
+    """A hash of all tensors in the `state_dict`."""
     found = hashlib.sha256()
     for name, value in model.state_dict().items():
         if isinstance(value, Tensor):

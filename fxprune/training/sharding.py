@@ -1,7 +1,7 @@
-"""Epochs over data, shared out to the processes of a run, with every draw of random numbers fixed by its position.
+"""Epochs over data, divided among the processes of a run, with random numbers that depend on the position alone.
 
-Each step draws from a seed of its own, made from (seed, epoch, step): a run that goes on in the middle of an epoch
-draws what it would have drawn, and nothing about random states has to be saved.
+Each step has a seed of its own, derived from (seed, epoch, step): a run that continues in the middle of an epoch draws
+what it would have drawn, and no random state has to be saved.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ __all__ = ["Shards"]
 
 
 class Shards:
-    """The part of the data that is one process's.
+    """The part of the data that one process takes.
 
     A batch of the data is the *global* batch: each process takes an equal part of its rows, so that any number of
-    processes trains on the same batches. A DataLoader loads only the part that is needed; any other iterable is walked
-    by every process. A last batch with fewer samples than processes is left out.
+    processes trains on the same batches. A DataLoader loads only the part that is needed; every process iterates over
+    all of any other data. A last batch with fewer samples than processes is left out.
 
     Args:
         data: see `fxprune.data`.
         rank: number of this process.
         processes: how many there are.
-        seed: fixes shuffling, and augmentation by torch's, numpy's and Python's global generators.
+        seed: of shuffling, and of augmentation by the global generators of torch, numpy and Python.
         num_classes: where given, class numbers must be below it.
     """
 
@@ -45,14 +45,14 @@ class Shards:
             self._loads_all = False
 
     def __len__(self) -> int:
-        """The number of batches in an epoch; data that does not tell is walked once to count."""
+        """The number of batches in an epoch; data without a length is loaded once to count."""
         try:
             return len(self.batches)
         except TypeError:
             return sum(1 for _ in self.epoch(0))
 
     def epoch(self, number: int, start: int = 0) -> Iterator[tuple[int, Batch]]:
-        """The batches of one epoch with their numbers, from `start` on; those before are loaded and dropped."""
+        """The batches of one epoch with their numbers, from `start` on; earlier ones are loaded and dropped."""
         self._set_epoch(number)
         reseed(self.seed, number)
         walk = iter(self.batches)
@@ -67,13 +67,13 @@ class Shards:
                     continue
                 batch = batch.rows(*_part(batch.size, self.rank, self.processes))
             if step >= start:
-                # What the model draws (dropout) must not be what the other processes' models draw.
+                # The model (dropout) must not draw what the models of other processes draw.
                 reseed(self.seed, number, step, 1 + self.rank)
                 yield step, batch
             step += 1
 
     def _set_epoch(self, number: int) -> None:
-        """Bring whatever keeps a random state of its own to where it is at the start of this epoch."""
+        """Set whatever has a random state of its own to the start of this epoch."""
         data = self.batches.data
         places = (data, getattr(data, "sampler", None), getattr(getattr(data, "batch_sampler", None), "sampler", None))
         for place in (*places, getattr(data, "dataset", None)):
@@ -90,7 +90,7 @@ def _part(size: int, rank: int, processes: int) -> tuple[int, int]:
 
 
 class _PartOfBatches:
-    """The index lists of a batch sampler, cut to one process's part."""
+    """The index lists of a batch sampler, cut to the part of one process."""
 
     def __init__(self, batch_sampler: Any, rank: int, processes: int) -> None:
         self.batch_sampler, self.rank, self.processes = batch_sampler, rank, processes
@@ -107,11 +107,11 @@ class _PartOfBatches:
 
 
 def _part_of(loader: DataLoader[Any], rank: int, processes: int) -> DataLoader[Any]:
-    """A loader like the given one that loads only one process's part of each batch."""
+    """A loader like the given one that loads only the part of one process of each batch."""
     if loader.batch_size is not None and loader.batch_size < processes:
         raise FxpruneError(
             f"data has batches of {loader.batch_size} samples for {processes} processes: the batch size of the "
-            "DataLoader is that of all processes together, give each at least one sample"
+            "DataLoader counts all processes together, give each at least one sample"
         )
     part: Any = _PartOfBatches(loader.batch_sampler, rank, processes)
     return DataLoader(

@@ -1,4 +1,4 @@
-"""The state of a fine-tuning run: what it depends on, one update, and its snapshots."""
+"""The state of a fine-tuning run: its settings, one update, its snapshots."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -15,16 +15,26 @@ from torch import Tensor, nn
 from fxprune.data import Batch, check_labels, run_model
 from fxprune.errors import FxpruneError
 from fxprune.losses import class_loss, distillation_loss, number_of_classes
-from fxprune.training.snapshots import load_run, save_snapshot
+from fxprune.training.snapshots import restore_run, save_run
 
-__all__ = ["Run", "Settings", "make_optimizer"]
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
+__all__ = ["LossFunction", "OptimizerChoice", "Run", "Settings", "make_optimizer"]
+
+LossFunction: TypeAlias = Callable[[Any, Tensor], Tensor]
+"""From the outputs of a model and the labels of a batch to a loss."""
+
+OptimizerChoice: TypeAlias = str | Callable[[list[dict[str, Any]]], torch.optim.Optimizer]
+"""The name of an optimizer, or a function that makes one for some parameter groups."""
+
+# Default learning rates. Not tuned.
 _RATES = {"sgd": 0.01, "adamw": 1e-4}
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What a run depends on: a checkpoint serves only a run with the same."""
+    """What a run depends on: only a run with the same settings can continue from a checkpoint."""
 
     epochs: int
     lr: float | None
@@ -58,12 +68,12 @@ class Run:
 
     def __init__(
         self,
-        accelerator: Any,
+        accelerator: Accelerator,
         settings: Settings,
         model: nn.Module,
-        optimizer: Any,
+        optimizer: torch.optim.Optimizer,
         teacher: nn.Module | None,
-        loss: Callable[[Any, Tensor], Tensor] | None,
+        loss: LossFunction | None,
     ) -> None:
         self.accelerator, self.settings = accelerator, settings
         self.model, self.optimizer, self.teacher, self.loss = model, optimizer, teacher, loss
@@ -77,7 +87,7 @@ class Run:
         return self.total / max(self.update, 1)
 
     def set_rate(self, done: int, updates: int) -> float:
-        """Set the learning rate by how many updates are done, of so many an epoch."""
+        """Set the learning rate after `done` updates, of `updates` in each epoch, and return it."""
         warm = round(self.settings.warmup * updates)
         if done < warm:
             factor = (done + 1) / (warm + 1)
@@ -91,13 +101,16 @@ class Run:
         return self.rate
 
     def step(self, batches: list[Batch]) -> float:
-        """One update by the mean loss over all samples of these batches, in all processes; returns that loss."""
+        """One update by the mean loss over all samples of these batches in all processes; returns that loss.
+
+        A loss that is not finite changes nothing.
+        """
         device, processes = self.accelerator.device, self.accelerator.num_processes
         here = torch.tensor(float(sum(batch.size for batch in batches)), device=device)
         everywhere = self.accelerator.reduce(here, "sum")
         total = torch.zeros((), device=device)
         for batch in batches:
-            # Gradients are averaged over processes once, with the last batch.
+            # Processes exchange gradients once, with the last batch.
             last = batch is batches[-1]
             with nullcontext() if last else self.accelerator.no_sync(self.model):
                 part = self._loss(batch) * (batch.size * processes / everywhere)
@@ -119,20 +132,18 @@ class Run:
             if there.labels is not None and self.loss is not None:
                 labelled = self.loss(outputs, there.labels)
             elif there.labels is not None:
-                # On the batch as it came: asking a GPU for its labels would wait for it.
+                # On the labels before they went to the device: reading them back from a GPU would wait for it.
                 check_labels(batch, number_of_classes(outputs), self.update)
                 labelled = class_loss(outputs, there.labels, self.settings.label_smoothing)
-            if self.teacher is None:
-                if labelled is None:
-                    raise FxpruneError(
-                        "data has no labels and there is no teacher: give (inputs, labels), or teacher=model"
-                    )
-                return labelled
-            with torch.no_grad():
-                wanted = run_model(self.teacher, there)
-            distilled = distillation_loss(outputs, wanted, self.settings.temperature)
-        share = 1.0 if labelled is None else self.settings.distill_weight
-        return distilled * share if labelled is None else labelled * (1 - share) + distilled * share
+            if self.teacher is not None:
+                with torch.no_grad():
+                    wanted = run_model(self.teacher, there)
+                distilled = distillation_loss(outputs, wanted, self.settings.temperature)
+                share = self.settings.distill_weight
+                return distilled if labelled is None else labelled * (1 - share) + distilled * share
+        if labelled is None:
+            raise FxpruneError("data has no labels and there is no teacher: give (inputs, labels), or teacher=model")
+        return labelled
 
     def evaluate(self, function: Callable[[nn.Module], float]) -> float:
         """Call a function on the model in eval mode, without gradients."""
@@ -144,7 +155,7 @@ class Run:
         return value
 
     def end_epoch(self) -> None:
-        """Go on to the next epoch."""
+        """Start to count for the next epoch."""
         self.epoch, self.update, self.total = self.epoch + 1, 0, 0.0
 
     def weights(self, clone: bool = False) -> dict[str, Any]:
@@ -153,46 +164,35 @@ class Run:
         return {name: value.clone() if clone and isinstance(value, Tensor) else value for name, value in state.items()}
 
     def is_finite(self) -> bool:
-        """Whether all weights are: the last update of an epoch is seen by no loss."""
+        """Whether all weights are finite: no loss shows what the last update of an epoch did."""
         floats = [value for value in self.weights().values() if isinstance(value, Tensor) and value.is_floating_point()]
         return all(bool(value.isfinite().all()) for value in floats)
 
     def save(self, path: str | Path) -> None:
         """Write a snapshot, in the main process; the others wait."""
-        scaler = self.accelerator.scaler
-        if self.accelerator.is_main_process:
-            state = {
-                "settings": asdict(self.settings),
-                "epoch": self.epoch,
-                "update": self.update,
-                "total": self.total,
-                "model": self.weights(),
-                "optimizer": self.optimizer.state_dict(),
-                "scaler": None if scaler is None else scaler.state_dict(),
-            }
-            save_snapshot(path, state)
-        self.accelerator.wait_for_everyone()
+        progress = {"epoch": self.epoch, "update": self.update, "total": self.total}
+        save_run(path, self.accelerator, asdict(self.settings), self.model, [self.optimizer], progress)
 
     def restore(self, path: str | Path) -> None:
-        """Go on from a snapshot.
+        """Continue from a snapshot.
 
         Raises:
             FxpruneError: it is of a run with other settings.
         """
-        state = load_run(path, asdict(self.settings))
-        self.accelerator.unwrap_model(self.model).load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        if self.accelerator.scaler is not None and state["scaler"] is not None:
-            self.accelerator.scaler.load_state_dict(state["scaler"])
-        self.epoch, self.update, self.total = state["epoch"], state["update"], state["total"]
+        found = restore_run(path, self.accelerator, asdict(self.settings), self.model, [self.optimizer])
+        self.epoch, self.update, self.total = found["epoch"], found["update"], found["total"]
 
 
-def make_optimizer(model: nn.Module, choice: Any, settings: Settings) -> torch.optim.Optimizer:
-    """The optimizer that a name, or a function of parameter groups, stands for."""
+def make_optimizer(model: nn.Module, choice: OptimizerChoice, settings: Settings) -> torch.optim.Optimizer:
+    """An optimizer for the parameters of a model that require gradients.
+
+    Raises:
+        FxpruneError: there are none, or the name is not known.
+    """
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     if not trained:
         raise FxpruneError(f"{type(model).__name__} has no parameter that requires a gradient: nothing can be trained")
-    # BatchNorm makes the scale of a weight free, but not its own: decaying norms and biases only harms.
+    # Weight decay acts on weights alone: on norms and biases it only harms.
     groups: list[dict[str, Any]] = [
         {"params": [p for p in trained if p.dim() > 1], "weight_decay": settings.weight_decay},
         {"params": [p for p in trained if p.dim() <= 1], "weight_decay": 0.0},
@@ -203,7 +203,7 @@ def make_optimizer(model: nn.Module, choice: Any, settings: Settings) -> torch.o
             f"optimizer (={choice!r}) is not known: use 'sgd', 'adamw' or a function of parameter groups"
         )
     if not isinstance(choice, str):
-        made: torch.optim.Optimizer = choice(groups)
+        made = choice(groups)
         for group in made.param_groups if settings.lr is not None else ():
             group["lr"] = settings.lr
         return made

@@ -1,62 +1,54 @@
-"""The model matrix: which real models fxprune prunes to half of their FLOPs, and what is wrong with the others.
+"""The model matrix: which real models fxprune prunes to half of their FLOPs, and what fails for the others.
 
     python tests/benchmarks/coverage.py                       all models of models.txt
     python tests/benchmarks/coverage.py LIST_FILE MODEL ...   these
     python tests/benchmarks/coverage.py all                   all of timm and torchvision, on the meta device
     python tests/benchmarks/coverage.py --one timm:resnet18   one, in this process, with the traceback
     python tests/benchmarks/coverage.py --untrained ...       without the backward pass and the training step
-    python tests/benchmarks/coverage.py --device cuda ...     on a GPU; what it has no memory for fails with that reason
+    python tests/benchmarks/coverage.py --device cuda ...     on a GPU; models that it has no memory for fail
 
-A model is named as `fxprune.models.load_model` takes it, with the shapes of its inputs after it where they are not the
-default: "torchvision:raft_small 1,3,128,128 1,3,128,128". Of a torchvision detector it is the backbone that is pruned.
+A model has the name that `fxprune.models.load_model` takes. Shapes of inputs that are not the default ones follow it:
+"torchvision:raft_small 1,3,128,128 1,3,128,128". Of a torchvision detector, the backbone is pruned.
 
-Each model runs in a process of its own, forked from one that has imported everything, under limits of memory and time.
-Results are written as JSON lines as they come; a run that was cut short goes on where it stopped, as long as fxprune's
-source is the same (`--any-source`: whatever it is).
+Each model runs in a process of its own, forked from one that has imported everything, with limits on memory and time.
+Each result is written as a line of JSON. A run that was interrupted continues where it stopped, unless fxprune's source
+has changed since (`--any-source` ignores that).
 """
 
 from __future__ import annotations
 
-import argparse
 import copy
 import functools
-import hashlib
-import importlib
 import io
-import json
-import math
-import multiprocessing
 import re
 import resource
-import signal
-import statistics
 import sys
 import time
 import traceback
 import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
 import fxprune
 from fxprune.models import example_inputs, load_model
+from fxprune.running import trees
 from fxprune.running.calls import call_arguments
 from fxprune.running.devices import on_device_of
-from fxprune.verification import largest_difference, mask, outputs_in_double
+from fxprune.running.double import outputs_in_double
+from fxprune.verification import TOLERANCE, largest_error, mask
 
 HERE = Path(__file__).resolve().parent
 sys.path.append(str(HERE))
+import many  # noqa: E402
 import on_meta  # noqa: E402
+from many import Result  # noqa: E402
+from shared import parser_of  # noqa: E402
 
-MAX_ERROR = 1e-9
-SLACK = 0.0025
-Result = dict[str, Any]
 Checks = Mapping[str, Callable[[str, dict[str, Any], Result], None]]
 
 
@@ -67,18 +59,18 @@ def check(
     checks: Checks | None = None,
     device: str = "cpu",
 ) -> Result:
-    """Prune one model to half of its FLOPs and check all that it must reach.
+    """Prune one model to half of its FLOPs and check the result.
 
     Args:
-        spec: what `load_model` takes, then shapes of inputs, if any; with `meta:` before it, the checks are those of
+        spec: the name that `load_model` takes, then shapes of inputs, if any; the prefix `meta:` chooses the checks of
             `on_meta`.
         say: called with the name of each check before it starts.
-        reraise: let the first failure's exception through, for its traceback.
-        checks: what to do, instead of what the name asks for.
-        device: where the model is.
+        reraise: raise the exception of the first failure.
+        checks: the checks; default: `CHECKS`, or those of `on_meta`.
+        device: the device of the model.
 
     Returns:
-        what can be written as JSON: `ok`, `failed` (check -> reason) and the measurements.
+        a dict for JSON: `ok`, `failed` (check -> reason) and the measurements.
     """
     torch.set_num_threads(1)
     torch.manual_seed(0)
@@ -87,7 +79,7 @@ def check(
     began = time.perf_counter()
     on_the_meta_device = spec.startswith(on_meta.PREFIX)
     chosen: Checks = checks or (on_meta.CHECKS if on_the_meta_device else CHECKS)
-    # What is left to check after a failure of these needs what they make.
+    # If one of these fails, the checks after it have nothing to check.
     needed = on_meta.NEEDED if on_the_meta_device else {"build", "prune"}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -116,9 +108,9 @@ def _check_build(spec: str, state: dict[str, Any], result: Result) -> None:
 
 
 def set_up(state: dict[str, Any], model: nn.Module, inputs: Any) -> None:
-    """Keep model and inputs, on their device, for the checks that follow."""
+    """Move model and inputs to their device and keep them for the other checks."""
     model.to(state["device"])
-    _randomise(model.eval())
+    randomise_constants(model.eval())
     state["model"], state["inputs"] = model, on_device_of(model, inputs)
     state["before"] = _fingerprint(model)
 
@@ -141,7 +133,7 @@ def _check_analyze(spec: str, state: dict[str, Any], result: Result) -> None:
 
 def _check_prune(spec: str, state: dict[str, Any], result: Result) -> None:
     start = time.process_time()
-    # Without shapes, as a user would call it.
+    # If no shapes are given, call it without inputs, as a user would.
     given = state["inputs"] if " " in spec else None
     state["pruned"] = fxprune.prune(state["model"], flops=0.5, example_inputs=given, compensate=False)
     result["prune_seconds"] = round(time.process_time() - start, 3)
@@ -164,7 +156,7 @@ def _check_flops(spec: str, state: dict[str, Any], result: Result) -> None:
     after = fxprune.count_flops(state["pruned"], state["inputs"])
     result.update(flops_before=before, flops_after=after, ratio=round(after / before, 6))
     budget = result.get("budget", 0.5)
-    _require((budget - SLACK) * before <= after <= budget * before, f"FLOPs ratio {after / before:.5f}")
+    _require((budget - on_meta.SLACK) * before <= after <= budget * before, f"FLOPs ratio {after / before:.5f}")
 
 
 def _check_predicted(spec: str, state: dict[str, Any], result: Result) -> None:
@@ -180,7 +172,7 @@ def _check_predicted(spec: str, state: dict[str, Any], result: Result) -> None:
 def _check_verify(spec: str, state: dict[str, Any], result: Result) -> None:
     error = float(fxprune.verify(state["model"], state["pruned"]))
     result["error"] = error
-    if error > MAX_ERROR:
+    if error > TOLERANCE:
         noise = result["own_noise"] = _own_noise(state)
         raise AssertionError(
             f"error {error:.3g} against the zero-masked original, which itself changes by {noise:.3g} "
@@ -189,13 +181,11 @@ def _check_verify(spec: str, state: dict[str, Any], result: Result) -> None:
 
 
 def _own_noise(state: dict[str, Any]) -> float:
-    """What rounding makes of the masked original: how its outputs change with the last digit of its inputs."""
+    """The effect of rounding: how the masked original's outputs change with the last digit of its inputs."""
     masked = mask(copy.deepcopy(state["model"]).double(), fxprune.plan_of(state["pruned"]))
     args, kwargs = call_arguments(state["inputs"])
-    nudged = pytree.tree_map(
-        lambda x: x.double() * (1 + 2**-52) if isinstance(x, Tensor) and x.is_floating_point() else x, (args, kwargs)
-    )
-    return largest_difference(*(outputs_in_double(copy.deepcopy(masked), *given) for given in ((args, kwargs), nudged)))
+    nudged = trees.map_tensors(lambda x: x.double() * (1 + 2**-52) if x.is_floating_point() else x, (args, kwargs))
+    return largest_error(*(outputs_in_double(copy.deepcopy(masked), *given) for given in ((args, kwargs), nudged)))
 
 
 def _check_backward(spec: str, state: dict[str, Any], result: Result) -> None:
@@ -230,7 +220,7 @@ def _check_reload(spec: str, state: dict[str, Any], result: Result) -> None:
         for parameter in fresh.parameters():
             parameter.zero_()
         fresh.load_state_dict(torch.load(file, weights_only=True))
-        same = zip(*(_tensors(call(net, state["inputs"])) for net in (fresh, pruned)), strict=True)
+        same = zip(*(trees.tensors(call(net, state["inputs"])) for net in (fresh, pruned)), strict=True)
         _require(all(torch.equal(a, b) for a, b in same), "outputs differ after save and reload")
 
 
@@ -249,11 +239,19 @@ CHECKS = {
 }
 
 
-def _randomise(model: nn.Module) -> None:
+def random_model(spec: str) -> nn.Module:
+    """A model by name, in eval mode, always with the same random weights."""
+    torch.manual_seed(0)
+    model = load_model(spec).eval()
+    randomise_constants(model)
+    return model
+
+
+def randomise_constants(model: nn.Module) -> None:
     """Give constant parameters and BatchNorm statistics random values.
 
-    Residual branches, layer scales and heads that start at zero, and statistics that start at 0 and 1, would hide a
-    wrong rewrite from every check.
+    Residual branches, layer scales and heads that start at zero, and statistics that start at 0 and 1, would hide
+    errors from every check.
     """
     with torch.no_grad():
         for parameter in model.parameters():
@@ -285,16 +283,12 @@ def call(model: nn.Module, inputs: Any) -> Any:
     return model(*args, **kwargs)
 
 
-def _tensors(output: Any) -> list[Tensor]:
-    return [leaf for leaf in pytree.tree_leaves(output) if isinstance(leaf, Tensor)]
-
-
 def _shapes(output: Any) -> list[tuple[int, ...]]:
-    return [tuple(tensor.shape) for tensor in _tensors(output)]
+    return [tuple(tensor.shape) for tensor in trees.tensors(output)]
 
 
 def _loss(output: Any) -> Tensor:
-    return torch.stack([tensor.float().square().mean() for tensor in _tensors(output)]).sum()
+    return torch.stack([tensor.float().square().mean() for tensor in trees.tensors(output)]).sum()
 
 
 def _require(condition: bool, reason: str) -> None:
@@ -303,142 +297,17 @@ def _require(condition: bool, reason: str) -> None:
 
 
 def _reason(error: BaseException) -> str:
-    # Where the libraries lie is of no interest.
+    # Without the paths of this machine.
     text = re.sub(r"\S*/site-packages/", "", " ".join(str(error).split()))
     text = text if len(text) <= 400 else f"{text[:300]} ... {text[-90:]}"
     return text if isinstance(error, AssertionError) and text else f"{type(error).__name__}: {text}"
 
 
 def _where(error: BaseException) -> str:
-    """Where in fxprune it came from: the innermost of its frames."""
+    """The innermost frame of the error within fxprune."""
     package = Path(fxprune.__file__).parent
     frames = [f for f in traceback.extract_tb(error.__traceback__) if package in Path(f.filename).parents]
     return f" [{Path(frames[-1].filename).relative_to(package.parent)}:{frames[-1].lineno}]" if frames else ""
-
-
-# Everything below runs the checks over many models.
-
-
-def run(
-    specs: Sequence[str],
-    output: Path,
-    *,
-    workers: int,
-    seconds: float,
-    gib: float,
-    source: str,
-    checks: Checks | None = None,
-    device: str = "cpu",
-) -> None:
-    """Check the models in forked processes, at most `workers` at a time; append a line to `output` for each."""
-    context = multiprocessing.get_context("fork")
-    waiting = list(reversed(specs))
-    running: dict[Connection, tuple[str, Any, float, str]] = {}
-    done = 0
-    while waiting or running:
-        while waiting and len(running) < workers:
-            spec = waiting.pop()
-            here, there = context.Pipe(duplex=False)
-            process = context.Process(target=_child, args=(spec, there, gib, seconds, checks, device))
-            process.start()
-            there.close()
-            # It may wait for a processor much longer than it computes.
-            running[here] = (spec, process, time.monotonic() + 20 * seconds, "start")
-        for connection in wait(list(running), timeout=1.0):
-            assert isinstance(connection, Connection)
-            spec, process, deadline, stage = running[connection]
-            try:
-                message = connection.recv()
-            except EOFError:
-                process.join()
-                late = process.exitcode == -signal.SIGXCPU
-                reason = (
-                    f"took over {seconds:.0f} s" if late else f"the process ended with exit code {process.exitcode}"
-                )
-                message = _lost(spec, stage, reason)
-            if isinstance(message, str):
-                running[connection] = (spec, process, deadline, message)
-                continue
-            del running[connection]
-            process.join()
-            done += 1
-            _write(output, message, source, f"[{done}/{len(specs)}]")
-        for connection, (spec, process, deadline, stage) in list(running.items()):
-            if time.monotonic() > deadline:
-                process.kill()
-                process.join()
-                del running[connection]
-                done += 1
-                _write(
-                    output, _lost(spec, stage, f"waited over {20 * seconds:.0f} s"), source, f"[{done}/{len(specs)}]"
-                )
-
-
-def _child(spec: str, connection: Connection, gib: float, seconds: float, checks: Checks | None, device: str) -> None:
-    limit = int(gib * 2**30)
-    resource.setrlimit(resource.RLIMIT_CPU, (math.ceil(seconds), math.ceil(seconds) + 5))
-    # Of data, not of addresses: torch's libraries alone map many GiB that they never touch.
-    resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
-    connection.send(check(spec, say=connection.send, checks=checks, device=device))
-
-
-def _lost(spec: str, stage: str, reason: str) -> Result:
-    return {"model": spec, "ok": False, "failed": {stage: reason}}
-
-
-def _write(output: Path, result: Result, source: str, counter: str) -> None:
-    with output.open("a") as file:
-        file.write(json.dumps({**result, "source": source}) + "\n")
-    failed = "; ".join(f"{name}: {reason}" for name, reason in result["failed"].items())
-    seconds = result.get("prune_seconds", float("nan"))
-    print(f"{counter} {result['model']:<46} {'ok' if result['ok'] else 'FAILED ' + failed} ({seconds} s)", flush=True)
-
-
-def read(output: Path) -> dict[str, Result]:
-    """The last result of every model."""
-    lines = output.read_text().splitlines() if output.exists() else []
-    results: dict[str, Result] = {}
-    for line in lines:
-        # A run that was killed while it wrote leaves half a line.
-        if line.startswith("{") and line.endswith("}"):
-            result = json.loads(line)
-            results[result["model"]] = result
-    return results
-
-
-def table(results: Sequence[Result]) -> str:
-    """The matrix as text: failures with their reasons, then the models that pass, then the counts."""
-    failures = [result for result in results if not result["ok"]]
-    passes = [result for result in results if result["ok"]]
-    lines = [f"{'failed':<46} check: reason"] if failures else []
-    for result in sorted(failures, key=lambda result: next(iter(result["failed"].items()))):
-        for position, (name, reason) in enumerate(result["failed"].items()):
-            lines.append(f"{'' if position else result['model']:<46} {name}: {reason}")
-        lines.extend(f"{'':<46}   frozen: {why} ({n})" for why, n in list(result.get("frozen", {}).items())[:3])
-    header = (
-        f"{'passed':<46} {'MFLOPs':>10} {'ratio':>7} {'error':>8} "
-        f"{'groups':>6} {'channels':>8} {'frozen':>7} {'CPU s':>6}"
-    )
-    lines += ["", header]
-    for result in passes:
-        lines.append(
-            f"{result['model']:<46} {result['flops_before'] / 1e6:>10.1f} {result['ratio']:>7.4f} "
-            f"{result.get('error', float('nan')):>8.1e} {result['groups']:>6} {result['channels']:>8} "
-            f"{sum(result['frozen'].values()):>7} {result['prune_seconds']:>6.2f}"
-        )
-    checks = Counter(name for result in failures for name in result["failed"])
-    seconds = [result["prune_seconds"] for result in results if "prune_seconds" in result]
-    lines += ["", f"passed {len(passes)} of {len(results)}"]
-    if checks:
-        lines.append("failed checks: " + ", ".join(f"{name} {count}" for name, count in checks.most_common()))
-    if seconds:
-        lines.append(f"prune, CPU seconds: median {statistics.median(seconds):.2f}, most {max(seconds):.2f}")
-    return "\n".join(lines)
-
-
-def source_of_fxprune() -> str:
-    files = sorted(Path(fxprune.__file__).parent.rglob("*.py"))
-    return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()[:16]
 
 
 def _specs(arguments: Sequence[str]) -> list[str]:
@@ -452,48 +321,32 @@ def _specs(arguments: Sequence[str]) -> list[str]:
 
 def main() -> int:
     """The command line; exit code 1 if fewer models pass than must."""
-    parser = argparse.ArgumentParser(description="The model matrix of fxprune.")
+    parser = parser_of(__doc__)
     parser.add_argument(
         "models", nargs="*", help="list files, models such as timm:resnet18, or all (default: models.txt)"
     )
-    parser.add_argument("--one", metavar="MODEL", help="check one model in this process and show the traceback")
-    parser.add_argument("--output", type=Path, default=Path("build/coverage.jsonl"), help="JSON lines, added to")
+    many.add_options(parser, "build/coverage.jsonl", seconds=900, gib=14)
     parser.add_argument(
-        "--only-failed", action="store_true", help="of these, only what failed in OUTPUT's last results"
+        "--only-failed", action="store_true", help="of these, only those that failed in OUTPUT's last results"
     )
-    parser.add_argument("--fresh", action="store_true", help="forget OUTPUT's results")
-    parser.add_argument("--any-source", action="store_true", help="keep results of other versions of fxprune's source")
-    parser.add_argument("--workers", type=int, default=1, help="models at a time, one core each (default 1)")
-    parser.add_argument("--seconds", type=float, default=900.0, help="CPU time limit of one model (default 900)")
-    parser.add_argument("--gib", type=float, default=14.0, help="memory limit of one model in GiB (default 14)")
+    parser.add_argument("--fresh", action="store_true", help="delete OUTPUT first")
     parser.add_argument("--at-least", type=int, help="how many must pass (default: all)")
-    parser.add_argument("--untrained", action="store_true", help="leave out what takes most: backward and training")
-    parser.add_argument("--device", default="cpu", help="where the models are (default cpu)")
+    parser.add_argument("--untrained", action="store_true", help="without the slowest checks: backward and training")
+    parser.add_argument("--device", default="cpu", help="device of the models (default cpu)")
     options = parser.parse_args()
+    untrained = {name: check for name, check in CHECKS.items() if name not in ("backward", "train")}
+    chosen = functools.partial(check, checks=untrained if options.untrained else None, device=options.device)
     if options.one:
-        show = functools.partial(print, "...", flush=True)
-        result = check(options.one, say=show, reraise=True, device=options.device)
-        print(json.dumps(result, indent=2))
+        many.show_one(chosen, options.one)
         return 0
-    torch.set_num_threads(1)
-    for library in ("timm", "torchvision"):
-        importlib.import_module(library)  # once, for all that are forked
-    specs, source = _specs(options.models), source_of_fxprune()
-    options.output.parent.mkdir(parents=True, exist_ok=True)
     if options.fresh:
         options.output.unlink(missing_ok=True)
-    known = read(options.output)
+    specs = _specs(options.models)
     if options.only_failed:
+        known = many.read(options.output)
         specs = [spec for spec in specs if not known.get(spec, {"ok": False})["ok"]]
-    current = {spec for spec, result in known.items() if options.any_source or result["source"] == source}
-    todo = [spec for spec in specs if spec not in current]
-    limits = {"workers": options.workers, "seconds": options.seconds, "gib": options.gib}
-    untrained = {name: check for name, check in CHECKS.items() if name not in ("backward", "train")}
-    checks = untrained if options.untrained else None
-    run(todo, options.output, **limits, source=source, device=options.device, checks=checks)
-    known = read(options.output)
-    results = [known[spec] for spec in specs]
-    print(table(results))
+    results = many.check_all(specs, chosen, options, ("timm", "torchvision"))
+    print(many.table(results))
     needed = len(results) if options.at_least is None else options.at_least
     return 0 if sum(result["ok"] for result in results) >= needed else 1
 

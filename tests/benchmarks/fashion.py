@@ -1,23 +1,21 @@
-"""Fashion-MNIST: which way of choosing channels keeps the most accuracy at the same FLOPs.
+"""Fashion-MNIST: which method of choosing channels keeps the most accuracy at the same FLOPs.
 
-    python tests/benchmarks/fashion.py bases                 train the three nets that are pruned anew
+    python tests/benchmarks/fashion.py bases                 train the three unpruned nets again
     python tests/benchmarks/fashion.py compare               prune, measure, fine-tune, measure; resumable
     python tests/benchmarks/fashion.py nodata                prune without a single image, measure; resumable
-    python tests/benchmarks/fashion.py report                tables and plots of what has been measured
+    python tests/benchmarks/fashion.py report                tables and plots of all results
 
-The nets are those in tests/benchmarks/bases, unless they were trained anew, so that rows of several days are of the
-same ones; the rows are kept in tests/benchmarks/results. The images are those of Debian's package
-dataset-fashion-mnist, or any folder with the four `*-ubyte.gz` files (--data).
+The unpruned nets are those in tests/benchmarks/bases, unless they were trained again, so that results of different days
+are comparable. The results are kept in tests/benchmarks/results. The images are those of Debian's package
+dataset-fashion-mnist, or of any folder with the four `*-ubyte.gz` files (--data).
 """
 
 from __future__ import annotations
 
-import argparse
 import copy
 import functools
 import gzip
 import itertools
-import json
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -31,6 +29,7 @@ from fashion_report import write_report
 from nets import NETS
 from peers import PEERS, prune_with_peer
 from safetensors.torch import load_file, save_file
+from shared import DOCS, append_row, parser_of, read_rows
 from torch import Tensor, nn
 
 import fxprune
@@ -39,7 +38,6 @@ from fxprune.training.finetune import finetune
 DATA = Path("/usr/share/datasets/fashion-mnist")
 OUT = Path(__file__).resolve().parents[2] / "build" / "fashion"
 BASES = Path(__file__).resolve().parent / "bases"
-DOCS = Path(__file__).resolve().parents[2] / "docs" / "fashion"
 MEAN, STD = 0.2860, 0.3530
 EXAMPLE = torch.zeros(1, 1, 28, 28)
 METHODS = (
@@ -56,7 +54,7 @@ METHODS = (
     "uniform",
     *PEERS,
 )
-# What reads labelled images before it prunes.
+# Methods that read labelled images before they prune.
 READS_LABELS = ("surgeon", "taylor", "fisher")
 WITHOUT_DATA = ("surgeon", "dagger", "relevance", "l2")
 
@@ -87,7 +85,7 @@ def read_split(folder: Path, prefix: str) -> Split:
 class Batches:
     """Shuffled, augmented batches of a split: random shift by up to 2 pixels and horizontal flip.
 
-    Re-iterable; every pass goes on with the same generator, so that a seed fixes all epochs.
+    Each pass continues with the same generator, so a seed determines all epochs.
     """
 
     def __init__(self, split: Split, size: int = 128, seed: int = 0, shift: int = 2) -> None:
@@ -115,7 +113,7 @@ class Batches:
 
 @torch.no_grad()
 def accuracy(model: nn.Module, split: Split, size: int = 500) -> float:
-    """Share of the images that the model, in eval mode, labels right; counted on a GPU where there is one."""
+    """The share of images that the model, in eval mode, labels correctly; it runs on a GPU if there is one."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     judged = copy.deepcopy(model).eval().to(device)
     pairs = zip(split.images.split(size), split.labels.split(size), strict=True)
@@ -128,9 +126,9 @@ def _fast(images: Tensor) -> Tensor:
 
 
 def train_base(name: str, data: Path, epochs: int, further: bool, seed: int = 0, highest_rate: float = 0.2) -> float:
-    """Train one net with a one-cycle schedule, keep the average of its last weights, save it; returns test accuracy.
+    """Train one net with a one-cycle schedule and save the average of its last weights; returns test accuracy.
 
-    `further` starts from the saved net, at half the rate and with other draws.
+    `further` starts from the saved net, at half the learning rate and with another seed.
     """
     train, test = read_split(data, "train"), read_split(data, "t10k")
     torch.manual_seed(seed)
@@ -140,7 +138,7 @@ def train_base(name: str, data: Path, epochs: int, further: bool, seed: int = 0,
         model, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.995), use_buffers=True
     )
     batches = Batches(train, seed=seed)
-    # Norms and biases are not decayed: BatchNorm makes the scale of a convolution free, but not theirs.
+    # No weight decay for norms and biases: BatchNorm makes the scale of a convolution irrelevant, but not theirs.
     decayed = [p for p in model.parameters() if p.dim() > 1]
     others = [p for p in model.parameters() if p.dim() <= 1]
     groups = [{"params": decayed, "weight_decay": 5e-4}, {"params": others, "weight_decay": 0.0}]
@@ -168,13 +166,13 @@ def train_base(name: str, data: Path, epochs: int, further: bool, seed: int = 0,
         weights = {key: value.contiguous() for key, value in average.module.state_dict().items()}
         facts = {"accuracy": f"{right:.4f}", "epochs": f"{epoch + 1}/{epochs}", "further": str(further)}
         save_file(weights, OUT / f"{name}.part", metadata=facts)
-    # What is there stays until its successor is complete.
+    # The old file stays until the new one is complete.
     (OUT / f"{name}.part").replace(OUT / f"{name}.safetensors")
     return right
 
 
 def load_base(name: str) -> nn.Module:
-    """A net with the weights that `bases` has saved, or else with those kept here, in eval mode."""
+    """A net in eval mode, with the weights that `bases` has saved, or else those of tests/benchmarks/bases."""
     model = NETS[name]()
     trained = OUT / f"{name}.safetensors"
     model.load_state_dict(load_file(trained if trained.exists() else BASES / trained.name))
@@ -198,13 +196,13 @@ class Trial:
 
     @property
     def facts(self) -> Row:
-        """What tells this run from others; only Dagger learns gates."""
+        """What distinguishes this run from others; only Dagger learns gates."""
         facts = dict(vars(self))
         return facts if self.method == "dagger" else {**facts, "gate_epochs": 0}
 
 
 def cut(trial: Trial, base: nn.Module, train: Split) -> nn.Module:
-    """The pruned model, before anything is repaired."""
+    """The pruned model, before compensation."""
     few = Split(train.images[:1024], train.labels[:1024])
     labelled = list(zip(few.images.split(128), few.labels.split(128), strict=True))
     if trial.method in PEERS:
@@ -222,7 +220,7 @@ def cut(trial: Trial, base: nn.Module, train: Split) -> nn.Module:
 
 
 def compensated(trial: Trial, base: nn.Module, pruned: nn.Module, train: Split) -> nn.Module | None:
-    """The pruned model after compensation on 128 images without labels; None for what fxprune has not made."""
+    """The pruned model after compensation on 128 images without labels; None for those of Torch-Pruning."""
     if trial.method in PEERS:
         return None
     rows = torch.randperm(len(train.labels), generator=torch.Generator().manual_seed(trial.seed))[:128]
@@ -230,7 +228,7 @@ def compensated(trial: Trial, base: nn.Module, pruned: nn.Module, train: Split) 
 
 
 def run_trial(trial: Trial, data: Path) -> Row:
-    """Prune, measure, repair, measure, fine-tune, measure."""
+    """Prune, measure, compensate, measure, fine-tune, measure."""
     base, train, test = load_base(trial.net), read_split(data, "train"), read_split(data, "t10k")
     order = torch.randperm(len(train.labels), generator=torch.Generator().manual_seed(100 + trial.seed))[: trial.images]
     train = Split(train.images[order], train.labels[order])
@@ -269,17 +267,15 @@ def run_trial(trial: Trial, data: Path) -> Row:
 
 
 def compare(trials: list[Trial], data: Path, results: Path, processes: int) -> None:
-    """Run what is not in the results yet; each row is written as soon as it is there."""
+    """Run the trials that have no result yet; each result is written at once."""
     done = [{key: row.get(key) for key in trials[0].facts} for row in read_rows(results)]
     waiting = [trial for trial in trials if trial.facts not in done]
-    print(f"{len(trials) - len(waiting)} of {len(trials)} runs are there already", flush=True)
-    results.parent.mkdir(parents=True, exist_ok=True)
-    # Spawned, since a process that has used a GPU cannot be forked.
+    print(f"{len(trials) - len(waiting)} of {len(trials)} runs are done already", flush=True)
+    # Spawned, because a process that has used a GPU cannot be forked.
     starting = torch.multiprocessing.get_context("spawn")
     with starting.Pool(processes, torch.set_num_threads, (torch.get_num_threads(),)) as pool:
         for row in pool.imap_unordered(functools.partial(run_trial, data=data), waiting):
-            with results.open("a") as file:
-                file.write(json.dumps(row) + "\n")
+            append_row(results, row)
             figures = ", ".join(
                 f"{key} {row[key]:.4f}" for key in ("share", "raw", "compensated", "tuned") if row[key] is not None
             )
@@ -287,10 +283,9 @@ def compare(trials: list[Trial], data: Path, results: Path, processes: int) -> N
 
 
 def without_data(nets: list[str], budget: float, seeds: list[int], data: Path, results: Path) -> None:
-    """Prune with what the model remembers of its training data; each row is written as soon as it is there."""
+    """Prune without data; each result is written at once."""
     test = read_split(data, "t10k")
     done = [{key: row[key] for key in ("net", "method", "budget", "seed")} for row in read_rows(results)]
-    results.parent.mkdir(parents=True, exist_ok=True)
     for seed, net, method in itertools.product(seeds, nets, WITHOUT_DATA):
         facts = {"net": net, "method": method, "budget": budget, "seed": seed}
         if facts in done:
@@ -307,24 +302,12 @@ def without_data(nets: list[str], budget: float, seeds: list[int], data: Path, r
             "compensated": accuracy(pruned, test),
             "seconds": seconds,
         }
-        with results.open("a") as file:
-            file.write(json.dumps(row) + "\n")
+        append_row(results, row)
         print(f"{net} {method} seed {seed}: {row['compensated']:.4f} of {row['base']:.4f}, {seconds:.0f} s", flush=True)
 
 
-def read_rows(results: Path) -> list[Row]:
-    """The rows written so far; a last line that was cut short by a kill is left out."""
-    rows = []
-    for line in results.read_text().splitlines() if results.exists() else ():
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            continue
-    return rows
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     parser.add_argument("--data", type=Path, default=DATA)
     parser.add_argument("--threads", type=int, default=1)
     commands = parser.add_subparsers(dest="command", required=True)
@@ -337,11 +320,11 @@ def main() -> None:
     comparing.add_argument("--methods", nargs="*", default=list(METHODS), choices=METHODS)
     comparing.add_argument("--budgets", nargs="*", type=float, default=[0.5, 0.25])
     comparing.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2])
-    comparing.add_argument("--epochs", type=int, default=4, help="of fine-tuning")
-    comparing.add_argument("--images", type=int, default=60000, help="training images that a run may see")
+    comparing.add_argument("--epochs", type=int, default=4, help="epochs of fine-tuning")
+    comparing.add_argument("--images", type=int, default=60000, help="training images that a run may use")
     comparing.add_argument("--lr", type=float, default=0.05)
-    comparing.add_argument("--distill", type=float, default=0.5, help="the unpruned net's share in the loss")
-    comparing.add_argument("--temperature", type=float, default=4.0, help="of the distillation")
+    comparing.add_argument("--distill", type=float, default=0.5, help="weight of the distillation loss")
+    comparing.add_argument("--temperature", type=float, default=4.0, help="temperature of the distillation")
     comparing.add_argument("--processes", type=int, default=1, help="runs at a time")
     comparing.add_argument("--gate-epochs", type=int, default=1)
     alone = commands.add_parser("nodata")
@@ -353,7 +336,7 @@ def main() -> None:
         command.add_argument("--results", type=Path, default=OUT / "compare.jsonl")
     for command in (alone, reporting):
         command.add_argument("--nodata-results", type=Path, default=OUT / "nodata.jsonl")
-    reporting.add_argument("--out", type=Path, default=DOCS)
+    reporting.add_argument("--out", type=Path, default=DOCS / "fashion")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     if options.command == "bases":

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from shared import figure, markdown_table, palette
+
 __all__ = ["table", "write_report"]
 
 Row = dict[str, Any]
 SETTINGS = ("epochs", "images", "lr", "distill", "temperature")
-STAGES = {"raw": "cut", "compensated": "compensated", "tuned": "fine-tuned"}
+STAGES = {"raw": "pruned", "compensated": "compensated", "tuned": "fine-tuned"}
 
 
 def write_report(rows: Sequence[Row], without_data: Sequence[Row], out: Path) -> None:
@@ -33,20 +36,16 @@ def _without_data(rows: Sequence[Row]) -> str:
     """Accuracy of what `prune` makes without data, one column a net."""
     nets = _in_order(rows, "net")
     budget = rows[0]["budget"]
-    lines = [
-        f"## No data at all, {100 * budget:g} % FLOPs, not fine-tuned\n",
-        f"`fxprune.prune(net, {budget:g}, method=...)`: with a batch made from the BatchNorm statistics.\n",
-        f"| method | {' | '.join(nets)} |",
-        "|---" * (1 + len(nets)) + "|",
-    ]
     bases = [next(row["base"] for row in rows if row["net"] == net) for net in nets]
-    lines.append(f"| unpruned | {' | '.join(f'{100 * base:.2f}' for base in bases)} |")
+    lines = [["unpruned", *(f"{100 * base:.2f}" for base in bases)]]
     for method in _in_order(rows, "method"):
-        cells = [
-            _cell([row["compensated"] for row in rows if row["method"] == method and row["net"] == net]) for net in nets
-        ]
-        lines.append(f"| {method} | {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
+        mine = [row for row in rows if row["method"] == method]
+        lines.append([method, *(_cell([row["compensated"] for row in mine if row["net"] == net]) for net in nets)])
+    return (
+        f"## No data, {100 * budget:g} % FLOPs, not fine-tuned\n\n"
+        f"`fxprune.prune(net, {budget:g}, method=...)`, on a batch generated from the BatchNorm statistics.\n\n"
+        f"{markdown_table(['method', *nets], lines)}"
+    )
 
 
 def table(rows: Sequence[Row]) -> str:
@@ -54,7 +53,7 @@ def table(rows: Sequence[Row]) -> str:
     budgets = sorted({row["budget"] for row in rows}, reverse=True)
     stages = [stage for stage in STAGES if any(row[stage] is not None for row in rows)]
     heads = [f"{100 * budget:g} % FLOPs: {STAGES[stage]}" for budget in budgets for stage in stages]
-    lines = [f"| method | {' | '.join(heads)} |", "|---" * (1 + len(heads)) + "|"]
+    lines = []
 
     def tuned(method: str) -> tuple[int, float]:
         mine = [row for row in rows if row["method"] == method]
@@ -65,24 +64,23 @@ def table(rows: Sequence[Row]) -> str:
         for budget in budgets:
             at = [row for row in rows if row["method"] == method and row["budget"] == budget]
             cells += [_cell([row[stage] for row in at if row[stage] is not None]) for stage in stages]
-        lines.append(f"| {method} | {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
+        lines.append([method, *cells])
+    return markdown_table(["method", *heads], lines)
 
 
 def _head(rows: Sequence[Row]) -> str:
     if not rows:
         return "Nothing has been measured yet.\n"
     one = rows[0]
-    shared = f"a share of {one['distill']:g} in the loss, at temperature {one['temperature']:g}"
-    teacher = f", the unpruned net's outputs with {shared}" if one["distill"] else ""
+    weighted = f"a distillation loss of weight {one['distill']:g} and temperature {one['temperature']:g}"
+    teacher = f", with {weighted} on the unpruned net's outputs" if one["distill"] else ""
     epochs = f"{one['epochs']} epoch{'s' * (one['epochs'] > 1)}"
     return (
         "# Fashion-MNIST\n\n"
-        "Test accuracy (10,000 images) of each net after pruning: as cut, after compensation on 128 training images "
-        f"without labels, and after {epochs} of fine-tuning on {one['images']:,} images{teacher}; mean ± "
-        f"standard deviation over {len({row['seed'] for row in rows})} seeds, or one seed where no deviation stands. "
-        "`tp-` is Torch-Pruning 1.6.1, brought to the same FLOPs. Made by "
-        "`python tests/benchmarks/fashion.py report`.\n\n"
+        "Test accuracy in percent (10,000 images) of each net: after pruning, after compensation on 128 training "
+        f"images without labels, and after {epochs} of fine-tuning on {one['images']:,} images{teacher}. Mean ± "
+        f"standard deviation over {len({row['seed'] for row in rows})} seeds; values without a deviation are from one "
+        "seed. `tp-` is Torch-Pruning 1.6.1 at the same FLOPs. Made by `python tests/benchmarks/fashion.py report`.\n\n"
     )
 
 
@@ -99,46 +97,34 @@ def _in_order(rows: Sequence[Row], key: str) -> list[str]:
 
 def _plot(rows: Sequence[Row], path: Path) -> None:
     """Accuracy against FLOPs: one panel a stage, one line a method, a bar from the worst seed to the best."""
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    # The same file for the same numbers.
-    mpl.rcParams["svg.hashsalt"] = "fxprune"
-    mpl.rcParams["svg.fonttype"] = "none"
-    import matplotlib.pyplot as plt
-
     stages = [stage for stage in STAGES if any(row[stage] is not None for row in rows)]
-    figure, panels = plt.subplots(1, len(stages), figsize=(4.6 * len(stages), 4.2), squeeze=False)
-    methods = _in_order(rows, "method")
-    colours = mpl.colormaps["tab20"].colors
     base = 100 * rows[0]["base"]
-    for panel, stage in zip(panels[0], stages, strict=True):
-        for position, method in enumerate(methods):
-            points = []
-            for budget in sorted({row["budget"] for row in rows}):
-                at = [
-                    row
-                    for row in rows
-                    if row["method"] == method and row["budget"] == budget and row[stage] is not None
-                ]
-                if at:
-                    values = [100 * row[stage] for row in at]
-                    points.append((100 * at[0]["share"], statistics.mean(values), min(values), max(values)))
-            if not points:
-                continue
-            share, mean, low, high = zip(*points, strict=True)
-            below = [m - bottom for m, bottom in zip(mean, low, strict=True)]
-            above = [top - m for m, top in zip(mean, high, strict=True)]
-            look = {
-                "color": colours[position % len(colours)],
-                "linewidth": 2.5 if method == "dagger" else 1.2,
-                "linestyle": "--" if method.startswith("tp-") else "-",
-            }
-            x, y, spread = (*share, 100), (*mean, base), ((*below, 0), (*above, 0))
-            panel.errorbar(x, y, spread, label=method, capsize=2, marker="o", markersize=3, **look)
-        panel.set(title=STAGES[stage], xlabel="FLOPs, % of the unpruned net", ylabel="test accuracy, %")
-        panel.grid(alpha=0.3)
-    panels[0][-1].legend(fontsize=7)
-    figure.tight_layout()
-    figure.savefig(path, metadata={"Date": None})
-    plt.close(figure)
+    with figure(path, len(stages), (4.6 * len(stages), 4.2)) as panels:
+        for panel, stage in zip(panels, stages, strict=True):
+            for colour, method in zip(itertools.cycle(palette("tab20")), _in_order(rows, "method"), strict=False):
+                points = _points([row for row in rows if row["method"] == method and row[stage] is not None], stage)
+                if not points:
+                    continue
+                share, mean, low, high = zip(*points, strict=True)
+                below = [m - bottom for m, bottom in zip(mean, low, strict=True)]
+                above = [top - m for m, top in zip(mean, high, strict=True)]
+                look = {
+                    "color": colour,
+                    "linewidth": 2.5 if method == "dagger" else 1.2,
+                    "linestyle": "--" if method.startswith("tp-") else "-",
+                }
+                x, y, spread = (*share, 100), (*mean, base), ((*below, 0), (*above, 0))
+                panel.errorbar(x, y, spread, label=method, capsize=2, marker="o", markersize=3, **look)
+            panel.set(title=STAGES[stage], xlabel="FLOPs, % of the unpruned net", ylabel="test accuracy, %")
+            panel.grid(alpha=0.3)
+        panels[-1].legend(fontsize=7)
+
+
+def _points(rows: Sequence[Row], stage: str) -> list[tuple[float, float, float, float]]:
+    """For each budget: FLOPs, and the mean, lowest and highest accuracy of the seeds, all in percent."""
+    points = []
+    for budget in sorted({row["budget"] for row in rows}):
+        at = [row for row in rows if row["budget"] == budget]
+        values = [100 * row[stage] for row in at]
+        points.append((100 * at[0]["share"], statistics.mean(values), min(values), max(values)))
+    return points

@@ -1,28 +1,27 @@
-"""What gates cost: a training step with gates beside the same step without.
+"""What gates cost: a training step with gates, compared with the same step without.
 
     python tests/benchmarks/gate_step.py [--rounds 15] [--at-most 1.15] [--only resnet20 ...]
         [--device cpu] [--batch 8] [--pixels 128]
 
-A step is forward, backward and an update of the weights by SGD; with gates, their own loss, backward and update too:
-all that `learn_gates` does in a step. The two take turns in one process and on one thread; the table has the medians,
-of processor time, on a GPU of time until it is done. Memory that is freed stays with the process: how often glibc gives
-it back, to take it anew in the next step, differs from run to run by more than gates cost. `--at-most R` exits with 1
-if the ratio is above R for any model.
+A step is a forward pass, a backward pass and an update of the weights by SGD. With gates it is all that `learn_gates`
+does in a step: their loss, backward pass and update too. Both take turns in one process and on one thread. The table
+has medians of processor time; on a GPU, of the time until it is done. The process keeps the memory that it frees: how
+often glibc returns it to the system and requests it again differs between runs by more than gates cost. `--at-most R`
+exits with 1 if the ratio is above R for any model.
 """
 
 from __future__ import annotations
 
-import argparse
 import os
 import statistics
 import sys
 import time
-import warnings
 from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
 from nets import NETS
+from shared import parser_of, settle
 from torch import Tensor, nn
 
 import fxprune
@@ -42,7 +41,7 @@ def _now(device: torch.device) -> float:
 
 
 def _keep_memory() -> None:
-    """Start again, where glibc is the C library, so that it keeps what is freed."""
+    """On Linux, restart the process with settings that make glibc keep freed memory."""
     if sys.platform == "linux" and not _KEPT.items() <= os.environ.items():
         os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **_KEPT})
 
@@ -55,7 +54,7 @@ def _case(name: str, batch: int, pixels: int) -> tuple[nn.Module, Tensor, int]:
 
 
 class Turns:
-    """Seconds of both steps. It is the data of the gates: with each batch drawn from it, it makes a plain step."""
+    """Seconds of both steps. The gates use it as their data; each time they draw a batch, it makes a plain step."""
 
     def __init__(self, model: nn.Module, inputs: Tensor, labels: Tensor, rounds: int) -> None:
         self.model, self.inputs, self.labels, self.rounds = model.train(), inputs, labels, rounds
@@ -67,7 +66,7 @@ class Turns:
         return self.rounds + 1
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        # The first turn pays for first calls.
+        # The first turn includes first calls, so it is not counted.
         for turn in range(len(self)):
             began = _now(self.inputs.device)
             self.optimizer.zero_grad()
@@ -93,7 +92,7 @@ def compare(name: str, rounds: int, device: str, batch: int, pixels: int) -> Tur
 
 def main() -> int:
     """Run the benchmark."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     parser.add_argument("--only", nargs="*", default=[*NETS, *REAL], metavar="MODEL")
     parser.add_argument("--rounds", type=int, default=15, help="timed turns of each (default 15)")
     parser.add_argument("--at-most", type=float, metavar="RATIO", help="exit with 1 if gates cost more")
@@ -102,8 +101,7 @@ def main() -> int:
     parser.add_argument("--pixels", type=int, default=128, help="and their size (default 128)")
     options = parser.parse_args()
     _keep_memory()
-    torch.set_num_threads(1)
-    warnings.simplefilter("ignore")
+    settle()
     print(f"{'one step, medians':<24} {'plain ms':>9} {'gated ms':>9} {'ratio':>7}")
     worst = 0.0
     for name in options.only:

@@ -1,36 +1,33 @@
-"""How much faster models at half of their FLOPs are, chosen by FLOPs or by time, beside Torch-Pruning's at equal FLOPs.
+"""How much faster models at half of their FLOPs are: pruned by FLOPs, by time, and by Torch-Pruning.
 
     pip install torch-pruning
     python tests/benchmarks/latency.py [MODEL ...] [--device cpu] [--threads 1] [--batch 1] [--dtype float32]
         [--channels-last] [--rounding 1,8,16] [--repeats 30] [--no-peer] [--output build/latency.jsonl]
-    python tests/benchmarks/latency.py --report        the page docs/latency.md, of these rows and latency_budget.py's
+    python tests/benchmarks/latency.py --report        docs/latency.md, from these rows and those of latency_budget.py
 
-The original and all of its pruned versions take turns in one measurement, since only such figures can be compared. For
-each the table has its part of the original's FLOPs, the median latency and its interquartile range, the speed-up, and
-that as a part of the ideal: what it were if time went by FLOPs. Weights are random, as are the widths' rank among them.
-"by time" is `prune(flops=0.5, latency=1)`, "uniform" `prune(flops=0.5, method="uniform")`: all layers alike, as
-Torch-Pruning does it by default.
+The original and all of its pruned versions take turns in one measurement; only such figures can be compared. For each
+the table has its fraction of the original's FLOPs, the median latency and its interquartile range, the speed-up, and
+the speed-up as a fraction of the ideal one, which time proportional to FLOPs would give. Weights are random, so the
+choice of channels is too. "by time" is `prune(flops=0.5, latency=1)`; "uniform" is `prune(flops=0.5,
+method="uniform")`, which prunes all layers by the same ratio, as Torch-Pruning does by default.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import sys
-import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from latency_report import write_report
+from peers import prune_with_peer
+from shared import append_row, parser_of, read_rows, settle
 from torch import Tensor, nn
 
 import fxprune
 from fxprune.models import example_inputs, load_model
-
-sys.path.append(str(Path(__file__).resolve().parent))
-from latency_report import write_report
-from peers import prune_with_peer
 
 MODELS = (
     "timm:resnet50",
@@ -44,7 +41,7 @@ WAYS: dict[str, dict[str, Any]] = {"by FLOPs": {}, "by time": {"latency": 1.0}, 
 
 
 def placed(spec: str, options: argparse.Namespace) -> tuple[nn.Module, Tensor]:
-    """The model and a batch where, and as, they are measured."""
+    """The model and a batch, on the device and in the dtype and memory format of the measurement."""
     torch.manual_seed(0)
     model = load_model(spec).eval()
     (image,) = example_inputs(model)
@@ -55,7 +52,7 @@ def placed(spec: str, options: argparse.Namespace) -> tuple[nn.Module, Tensor]:
 
 
 def versions(model: nn.Module, images: Tensor, options: argparse.Namespace) -> dict[str, nn.Module | str]:
-    """The original and its pruned versions by name; where one cannot be made, the reason."""
+    """The original and its pruned versions by name, or the reason why a version cannot be made."""
     found: dict[str, nn.Module | str] = {"original": model}
     rounding = [int(multiple) for multiple in options.rounding.split(",")]
     settings: dict[str, Any] = {"example_inputs": images, "compensate": False}
@@ -76,13 +73,13 @@ def versions(model: nn.Module, images: Tensor, options: argparse.Namespace) -> d
 
 
 def rows(spec: str, options: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """One for each version of a model."""
+    """One row for each version of a model."""
     model, images = placed(spec, options)
     found = versions(model, images, options)
     models = {name: model for name, model in found.items() if isinstance(model, nn.Module)}
     if options.channels_last:
         for version in models.values():
-            # Torch-Pruning's slices of weights are contiguous.
+            # Torch-Pruning returns contiguous weights.
             version.to(memory_format=torch.channels_last)
     flops = {name: fxprune.count_flops(model, images) for name, model in models.items()}
     measured = fxprune.measure_latency(list(models.values()), images, repeats=options.repeats)
@@ -105,7 +102,7 @@ def rows(spec: str, options: argparse.Namespace) -> Iterator[dict[str, Any]]:
 
 
 def line(row: dict[str, Any]) -> str:
-    """A row to read."""
+    """A row as text."""
     if "fails" in row:
         return f"  {row['version']:<28} fails: {row['fails']}"
     gain = row["original"] / row["seconds"]
@@ -121,7 +118,7 @@ def _short(error: Exception) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the benchmark."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = parser_of(__doc__)
     parser.add_argument("models", nargs="*", default=MODELS, metavar="MODEL", help="such as timm:resnet50")
     parser.add_argument("--flops", type=float, default=0.5, help="budget (default 0.5)")
     parser.add_argument("--rounding", default="1,8,16", help="multiples of widths (default 1,8,16)")
@@ -136,17 +133,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--report", action="store_true", help="write the page of the results instead")
     options = parser.parse_args(arguments)
     if options.report:
-        write_report([json.loads(text) for text in options.output.read_text().splitlines()])
+        write_report(read_rows(options.output))
         return 0
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    torch.set_num_threads(options.threads)
-    warnings.simplefilter("ignore")
+    settle(options.threads)
     print(f"  {'':<28} {'FLOPs':>7} {'median ms':>10} {'IQR ms':>8} {'speed-up':>9} {'ideal':>7}")
     for spec in options.models:
         print(spec)
         for row in rows(spec, options):
-            with options.output.open("a") as file:
-                file.write(json.dumps(row) + "\n")
+            append_row(options.output, row)
             print(line(row), flush=True)
     return 0
 

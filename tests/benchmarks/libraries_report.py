@@ -8,33 +8,38 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from shared import markdown_table
+
 __all__ = ["write_report"]
 
 Row = dict[str, Any]
 PASSED, REFUSED, FAILED = "passed", "refused", "failed"
-LESS, NOT_RUN = "less than 50 % possible", "does not run itself"
+LESS, NOT_RUN = "reached 60 to 90 %", "does not run itself"
+KINDS = (PASSED, LESS, REFUSED, FAILED)
 HEAD = """# Other libraries
 
-Models of libraries that fxprune does not know by name, pruned to half of their FLOPs with `fxprune.prune(model, 0.5,
-example_inputs=..., compensate=False)`: nothing was told to fxprune, and nothing in the models was changed.
-**The weights are random and most configurations small** (two layers, 32 channels, 64 pixels): this shows which code of
-the libraries fxprune understands, not how accurate a pruned model is. [Models](models.md) has timm and torchvision.
+Models of libraries that fxprune does not know by name, pruned to half of their FLOPs with
+`fxprune.prune(model, 0.5, example_inputs=..., compensate=False)`. fxprune got no other settings, and the models were
+not changed. **The weights are random and most configurations are small** (two layers, 32 channels, 64 pixels). The
+table shows which libraries' code fxprune understands, not how accurate a pruned model is. [Models](models.md) covers
+timm and torchvision.
 """
-MEANING = """- *passed*: traced; 0.4975 to 0.5 of the FLOPs, as fvcore counts them; the plan says the same numbers;
-  outputs of the same shapes; equal to the zero-masked original within 1e-9 in float64; gradients in the
-  backward pass, if the original has them.
-- *less than 50 % possible*: the same, but too many channels are frozen; pruned to 0.6, 0.7, 0.8 or 0.9
-  of the FLOPs instead.
-- *refused*: `fxprune.prune` raised a `FxpruneError`.
-- *failed*: anything else; the reason says what. A ratio a little below 0.4975 meets the budget, but not as closely as
-  the check demands: in a small model a channel is a large step.
-- *own class*: of those that passed, how many [`fxprune.restore_class`](elsewhere.md#keep-your-class) gives back as an
+MEANING = """\
+- *passed*: the model was traced; the result has 0.4975 to 0.5 of the FLOPs as fvcore counts them, and the plan
+  predicts the same counts; the outputs have the same shapes and equal the zero-masked original's within 1e-9 in
+  float64; the backward pass gives gradients if the original's does.
+- *reached 60 to 90 %*: the same, but too many channels are frozen, so the model was pruned to 0.6, 0.7, 0.8 or 0.9 of
+  the FLOPs instead.
+- *refused*: `fxprune.prune` raised an `FxpruneError`.
+- *failed*: anything else, with the reason below. A ratio slightly below 0.4975 meets the budget, but not as closely as
+  this check requires: in a small model one channel is a large step.
+- *own class*: how many of those that passed [`fxprune.restore_class`](elsewhere.md#keep-your-class) returns as an
   object of the model's own class, without any settings.
 """
 
 
 def write_report(rows: Sequence[Row], listed: int, page: Path) -> None:
-    """Write the page: a table of the libraries, then what did not pass and why; `listed` models there are to try."""
+    """Write the page: a table of the libraries, then what did not pass and why. `listed` models are to be tried."""
     of: dict[str, list[Row]] = {}
     for row in rows:
         of.setdefault(row["model"].partition(":")[0], []).append(row)
@@ -44,20 +49,17 @@ def write_report(rows: Sequence[Row], listed: int, page: Path) -> None:
 
 
 def _table(of: dict[str, list[Row]]) -> str:
-    kinds = (PASSED, LESS, REFUSED, FAILED)
-    lines = [f"| library | version | tried | {' | '.join(kinds)} | own class |", "|---" * (4 + len(kinds)) + "|"]
-    for library, rows in of.items():
-        version = max(row.get("version", "") for row in rows)
-        lines.append(f"| {library} | {version} | {_counts(rows)} |")
-    lines.append(f"| all | | {_counts([row for rows in of.values() for row in rows])} |")
-    return "\n".join(lines) + "\n"
+    versions = {library: max(row.get("version", "") for row in rows) for library, rows in of.items()}
+    lines = [[library, versions[library], *_counts(rows)] for library, rows in of.items()]
+    lines.append(["all", "", *_counts([row for rows in of.values() for row in rows])])
+    return markdown_table(["library", "version", "tried", *KINDS, "own class"], lines)
 
 
-def _counts(rows: Sequence[Row]) -> str:
+def _counts(rows: Sequence[Row]) -> list[str]:
     kinds = [_kind(row) for row in rows]
     tried = len(kinds) - kinds.count(NOT_RUN)
     own = sum(row.get("own_class", False) for row in rows if _kind(row) == PASSED)
-    return " | ".join(map(str, [tried, *(kinds.count(kind) or "" for kind in (PASSED, LESS, REFUSED, FAILED)), own]))
+    return [str(count) for count in (tried, *(kinds.count(kind) or "" for kind in KINDS), own)]
 
 
 def _remarks(rows: Sequence[Row], listed: int) -> str:
@@ -66,12 +68,11 @@ def _remarks(rows: Sequence[Row], listed: int) -> str:
     not_run = sum(_kind(row) == NOT_RUN for row in rows)
     today = dt.date.today().isoformat()
     return (
-        f"Made on {today} by `python tests/benchmarks/libraries.py`, where the models are listed. The largest error\n"
-        f"of the {len(errors)} models that were compared with their masked originals is {max(errors):.1e}. "
-        f"Without finite gradients in\nevaluation mode, like the original: {without}. Not counted, for they do not run "
-        f"themselves with these versions,\nor not without the network: {not_run}. In the list, but not tried yet: "
-        f"{listed - len(rows)}.\nStates of fxprune's source that the rows are from: "
-        f"{len({row['source'] for row in rows})}.\n"
+        f"Made on {today} by `python tests/benchmarks/libraries.py`, which lists the models. {len(errors)} models were "
+        f"compared with their\nzero-masked originals; the largest error is {max(errors):.1e}. Models without finite "
+        f"gradients in eval mode, like their originals: {without}.\nModels that do not run themselves with these "
+        f"versions, or need the network (not counted): {not_run}. Models not tried yet: {listed - len(rows)}. The\n"
+        f"rows come from {len({row['source'] for row in rows})} versions of fxprune's source.\n"
     )
 
 

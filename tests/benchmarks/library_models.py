@@ -1,6 +1,6 @@
-"""Small models of libraries that fxprune does not know, with random weights and inputs: what `libraries.py` tries.
+"""Small models of libraries that fxprune does not know, with random weights and inputs, for `libraries.py`.
 
-`MODELS` has a function for each name that makes model and inputs; nothing is imported before one is called.
+`MODELS` maps each name to a function that makes model and inputs; a library is imported only when one is called.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 __all__ = ["LIBRARIES", "MODELS", "add"]
 
-# The name of the package to import, and the one to install.
+# The package to import -> the package to install.
 LIBRARIES = {
     "transformers": "transformers",
     "diffusers": "diffusers",
@@ -41,9 +41,9 @@ def add(
         library: the package, for the model's name.
         module: the submodule that has the maker, "" for the package itself.
         maker: the name of a class or a function, with dots if need be.
-        inputs: the shape of an input, a list of shapes, or a function that gives the inputs.
-        label: the name (a str) instead of `maker`, or after it if it starts with a space.
-        part: the path (a str) of the submodule to take of what is made.
+        inputs: the shape of an input, a list of shapes, or a function that returns the inputs.
+        label: the name (a str) instead of `maker`; if it starts with a space, it follows `maker`.
+        part: the path (a str) of the submodule that is the model.
     """
 
     def make() -> tuple[nn.Module, Any]:

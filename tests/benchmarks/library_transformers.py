@@ -1,4 +1,4 @@
-"""The models of transformers that `libraries.py` tries: a row of the tables is some names and one configuration."""
+"""The models of transformers that `libraries.py` tries; each row is some class names and one configuration."""
 
 from __future__ import annotations
 

@@ -9,22 +9,18 @@ of `models-torchvision-beyond.txt`, of any other list), which give the column wi
 
 from __future__ import annotations
 
-import argparse
 import datetime as dt
 import json
 import statistics
-import sys
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-HERE = Path(__file__).resolve().parent
-sys.path.append(str(HERE))
-from coverage import read  # noqa: E402
+from many import read
+from shared import DOCS, markdown_table, parser_of
 
 Row = dict[str, Any]
-DOCS = HERE.parent.parent / "docs"
 BEGIN, END = "<!-- made by tests/benchmarks/matrix_page.py -->", "<!-- until here -->"
 COLUMNS = ("model", "family", "groups", "channels", "frozen", "flops", "ratio", "seconds", "error", "failed")
 
@@ -103,40 +99,42 @@ def summary(rows: list[Row], with_weights: dict[str, Row], date: str) -> str:
     ratios = [row["ratio"] for row in passed]
     seconds = [row["prune_seconds"] for row in passed]
     libraries = Counter(row["model"].removeprefix("meta:").partition(":")[0] for row in rows)
-    errors = [row["error"] for row in with_weights.values() if "error" in row]
+    errors = [row["error"] for row in with_weights.values() if row["ok"] and "error" in row]
     wrong = [row for row in with_weights.values() if not row["ok"]]
     trained = sum(row.get("trained", True) for row in with_weights.values())
+    of_libraries = ", ".join(f"{n:,} of {library}" for library, n in libraries.most_common())
+    counts = [
+        ["tried", f"{len(rows):,} ({of_libraries})"],
+        ["pass on the meta device", f"{len(passed):,}"],
+        ["fail on the meta device", f"{len(failures):,}"],
+        ["also checked with weights: run, compared in float64, saved and loaded", f"{len(with_weights):,}"],
+        ["of these, also trained for a step", f"{trained:,}"],
+        ["pass with weights", f"{len(with_weights) - len(wrong):,}; largest error {max(errors):.1e}"],
+        ["fail with weights", f"{len(wrong):,}"],
+    ]
     lines = [
         f"As of {date}:",
         "",
-        "| | models |",
-        "|---|---|",
-        f"| looked at | {len(rows):,} ({', '.join(f'{n:,} of {library}' for library, n in libraries.most_common())}) |",
-        f"| pass | {len(passed):,} |",
-        f"| fail | {len(failures):,} |",
-        f"| with weights, too: run, compared in float64, saved and loaded | {len(with_weights):,} |",
-        f"| of these also trained a step | {trained:,} |",
-        f"| of those with weights pass | {len(with_weights) - len(wrong):,}, largest error {max(errors):.1e} |",
-        "",
-        f"FLOPs of the result: {min(ratios):.4f} to {max(ratios):.4f} of the original's; at most 0.5 was asked for.",
-        f"Processor time of all steps: median {statistics.median(seconds):.1f} s, most {max(seconds):.1f} s.",
+        markdown_table(["", "models"], counts),
+        f"FLOPs of the result: {min(ratios):.4f} to {max(ratios):.4f} of the original's; the budget was 0.5.",
+        f"CPU time of all steps: median {statistics.median(seconds):.1f} s, maximum {max(seconds):.1f} s.",
     ]
-    if failures or wrong:
-        lines += ["", "Failures:", ""]
-    for row in [*failures, *wrong]:
-        reason = "; ".join(f"{check}: {text.partition(' [')[0]}" for check, text in row["failed"].items())
-        lines.append(f"- `{row['model'].removeprefix('meta:')}`: {reason}")
+    for title, rows_of in (("on the meta device", failures), ("with weights", wrong)):
+        if rows_of:
+            lines += ["", f"Failures {title}:", ""]
+        for row in rows_of:
+            reason = "; ".join(f"{check}: {text.partition(' [')[0]}" for check, text in row["failed"].items())
+            lines.append(f"- `{row['model'].removeprefix('meta:')}`: {reason}")
     frozen: Counter[str] = Counter(why for row in rows for why in row.get("frozen", {}))
     lines += ["", '<details markdown="1">', "<summary>Why channels are frozen, and in how many models</summary>", ""]
-    lines += ["| reason | models |", "|---|---|"]
-    lines += [f"| {why} | {count:,} |" for why, count in frozen.most_common()]
-    lines += ["", "</details>"]
+    lines += [markdown_table(["reason", "models"], [[why, f"{count:,}"] for why, count in frozen.most_common()])]
+    lines += ["</details>"]
     return "\n".join(lines)
 
 
 def main() -> None:
     """Write both files."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     parser.add_argument("--matrix", type=Path, default=Path("build/coverage-all.jsonl"))
     parser.add_argument("--with-weights", type=Path, nargs="+", default=[Path("build/coverage.jsonl")])
     options = parser.parse_args()

@@ -33,7 +33,7 @@ class BasicBlock(nn.Module):
 class ResNet(nn.Module):
     """The CIFAR ResNet of He et al. (2016) with `6 * blocks + 2` layers.
 
-    `pool` > 1 shrinks the image right after the first convolution, which makes an epoch that much cheaper.
+    `pool` > 1 shrinks the image right after the first convolution, which makes an epoch cheaper.
     """
 
     def __init__(self, blocks: int = 3, width: int = 16, pool: int = 1, inputs: int = 1, classes: int = 10) -> None:
@@ -75,7 +75,7 @@ class InvertedResidual(nn.Module):
 
 
 class MobileNet(nn.Module):
-    """MobileNetV2's blocks, fewer of them."""
+    """A MobileNetV2 with fewer blocks."""
 
     SETTINGS = ((16, 1, 1), (24, 2, 2), (40, 2, 2), (64, 2, 1))  # width, blocks, stride of the first
 
@@ -100,7 +100,7 @@ def resnet20() -> nn.Module:
 
 
 def vgg() -> nn.Module:
-    """Convolutions and max pooling, no shortcut anywhere."""
+    """Convolutions and max pooling without shortcuts."""
     layers: list[nn.Module] = []
     before = 1
     for after in (16, "pool", 32, 32, "pool", 64, 64, 64):

@@ -1,4 +1,4 @@
-"""Torch-Pruning at a FLOPs budget: its knob is a ratio of channels, so the ratio is found by bisection."""
+"""Torch-Pruning at a FLOPs budget: it takes a ratio of channels, which bisection finds."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ def prune_with_peer(
     labelled: Iterable[tuple[Tensor, Tensor]],
     round_to: int = 1,
 ) -> nn.Module:
-    """The largest model at or below `budget` times the FLOPs of `base` that Torch-Pruning makes in one shot."""
+    """The largest model with at most `budget` times the FLOPs of `base` that Torch-Pruning makes in one step."""
     gradients = _gradients(base, labelled) if "taylor" in name else None
     limit = budget * count_flops(base, example)
     return largest(lambda ratio: _pruned(name, base, ratio, example, gradients, round_to), limit, example)
 
 
 def largest(prune: Callable[[float], nn.Module], limit: float, example: Tensor, steps: int = 12) -> nn.Module:
-    """Bisect a ratio in (0, 1) of which FLOPs fall: the model of the smallest ratio that stays within the limit."""
+    """The model with the smallest pruning ratio in (0, 1) whose FLOPs are within the limit, by bisection."""
     low, high, found = 0.0, 1.0, None
     for _ in range(steps):
         middle = (low + high) / 2

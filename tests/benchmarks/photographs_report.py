@@ -6,10 +6,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from shared import figure, markdown_table, palette
+
 __all__ = ["NO_DATA", "PHOTOGRAPHS", "write_report"]
 
 Row = dict[str, Any]
-# Samples that a user has; what others reach is a bound.
+# Samples that a user has; other samples give upper bounds.
 PHOTOGRAPHS, NO_DATA = "photographs", "no data"
 
 
@@ -29,20 +31,20 @@ def _page(rows: list[Row], bounds: list[Row]) -> str:
     sources = ", ".join(f"{count} of *{source}*" for source, count in samples.items())
     head = (
         "# Photographs\n\n"
-        "EfficientNet-Lite0 with its ImageNet weights, pruned and not trained afterwards: how often it names the class "
-        f"that the original names, on {rows[0]['judged']} crops of photographs of scenes that neither scores nor "
-        f"compensation saw. Samples to score and compensate on: {sources}; the inputs of *no data* are made from the "
-        "BatchNorm statistics. In each cell the bare cut and, after the arrow, what compensation makes of it. One run "
-        "each; made by `python tests/benchmarks/photographs.py`.\n\n"
-        f"To compare with: the original agrees with itself on {rows[-1]['mirrored']:.2f} of these crops when they are "
-        f"mirrored, on {rows[-1]['moved']:.2f} when they are moved by four pixels.\n"
+        "EfficientNet-Lite0 with its ImageNet weights, pruned and not trained afterwards. The table shows how often it "
+        f"predicts the same class as the original, on {rows[0]['judged']} crops of photographs of scenes that were "
+        f"used neither for scores nor for compensation. Samples for scores and compensation: {sources}; those of *no "
+        "data* are generated from the BatchNorm statistics. Each cell has the agreement before and after compensation. "
+        "One run each; made by `python tests/benchmarks/photographs.py`.\n\n"
+        f"For comparison, the original agrees with itself on {rows[-1]['mirrored']:.2f} of these crops after "
+        f"mirroring, and on {rows[-1]['moved']:.2f} after a shift by four pixels.\n"
     )
     agreements = _table(rows, budgets, lambda row: f"{row['cut']:.2f} → {row['compensated']:.2f}")
     divergences = _table(rows, budgets, lambda row: f"{row['divergence']:.3f}")
     return (
         f"{head}\n{agreements}\n![Agreement against FLOPs](agreement.svg)\n\n"
-        "Mean Kullback-Leibler divergence of the class probabilities from the original's after compensation, in nats, "
-        f"which depends less on chance than the class that comes first:\n\n{divergences}{_limits(bounds, budgets)}"
+        "Mean Kullback-Leibler divergence of the class probabilities from the original's after compensation, in nats. "
+        f"It depends less on chance than the top class:\n\n{divergences}{_limits(bounds, budgets)}"
     )
 
 
@@ -51,53 +53,45 @@ def _limits(bounds: list[Row], budgets: list[float]) -> str:
         return ""
     table = _table(bounds, budgets, lambda row: f"{row['compensated']:.2f} ({row['divergence']:.3f})")
     return (
-        "\n## What limits\n\n"
-        "Agreement after compensation and, in brackets, the divergence, if the crops that are judged were at hand: the "
-        "difference from the table above is there because unseen scenes are other than the seen ones; what is still "
-        f"lost is the limit of the score and of compensation.\n\n{table}"
+        "\n## Upper bounds\n\n"
+        "Agreement after compensation and, in brackets, the divergence, if the crops used for judging are also used "
+        "for scores or compensation. The difference from the table above is due to the difference between seen and "
+        f"unseen scenes. What is still lost is the limit of the score and of compensation.\n\n{table}"
     )
 
 
 def _table(rows: list[Row], budgets: list[float], cell: Callable[[Row], str]) -> str:
-    heads = " | ".join(f"{100 * budget:g} % FLOPs" for budget in budgets)
-    lines = [f"| samples | method | {heads} |", "|---" * (2 + len(budgets)) + "|"]
-    for source, method in dict.fromkeys((row["source"], row["method"]) for row in rows):
+    lines = []
+    for source, method in _runs(rows):
         at = {row["budget"]: cell(row) for row in rows if (row["source"], row["method"]) == (source, method)}
-        lines.append(f"| {source} | {method} | {' | '.join(at.get(budget, '') for budget in budgets)} |")
-    return "\n".join(lines) + "\n"
+        lines.append([source, method, *(at.get(budget, "") for budget in budgets)])
+    return markdown_table(["samples", "method", *(f"{100 * budget:g} % FLOPs" for budget in budgets)], lines)
+
+
+def _runs(rows: list[Row]) -> list[tuple[str, str]]:
+    return list(dict.fromkeys((row["source"], row["method"]) for row in rows))
 
 
 def _plot(rows: list[Row], path: Path) -> None:
     """Agreement against FLOPs: a panel for the cut and one for the compensated model, a line for each method."""
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    # The same file for the same numbers.
-    mpl.rcParams["svg.hashsalt"] = "fxprune"
-    mpl.rcParams["svg.fonttype"] = "none"
-    import matplotlib.pyplot as plt
-
-    figure, panels = plt.subplots(1, 2, figsize=(9.2, 4.2), sharey=True)
     methods = list(dict.fromkeys(row["method"] for row in rows))
-    for panel, stage in zip(panels, ("cut", "compensated"), strict=True):
-        for source, method in dict.fromkeys((row["source"], row["method"]) for row in rows):
-            at = sorted(
-                (row["budget"], row[stage]) for row in rows if (row["source"], row["method"]) == (source, method)
-            )
-            budgets, agreements = zip(*at, (1.0, 1.0), strict=True)
-            panel.plot(
-                [100 * budget for budget in budgets],
-                agreements,
-                "--" if source == NO_DATA else "-",
-                color=mpl.colormaps["tab10"].colors[methods.index(method)],
-                marker="o",
-                markersize=3,
-                label=f"{method}, {source}",
-            )
-        panel.set(title=stage, xlabel="FLOPs, % of the original")
-        panel.grid(alpha=0.3)
-    panels[0].set_ylabel("same class as the original")
-    panels[1].legend(fontsize=7)
-    figure.tight_layout()
-    figure.savefig(path, metadata={"Date": None})
-    plt.close(figure)
+    with figure(path, 2, (9.2, 4.2), sharey=True) as panels:
+        for panel, (stage, title) in zip(panels, {"cut": "pruned", "compensated": "compensated"}.items(), strict=True):
+            for source, method in _runs(rows):
+                at = sorted(
+                    (row["budget"], row[stage]) for row in rows if (row["source"], row["method"]) == (source, method)
+                )
+                budgets, agreements = zip(*at, (1.0, 1.0), strict=True)
+                panel.plot(
+                    [100 * budget for budget in budgets],
+                    agreements,
+                    "--" if source == NO_DATA else "-",
+                    color=palette("tab10")[methods.index(method)],
+                    marker="o",
+                    markersize=3,
+                    label=f"{method}, {source}",
+                )
+            panel.set(title=title, xlabel="FLOPs, % of the original")
+            panel.grid(alpha=0.3)
+        panels[0].set_ylabel("same class as the original")
+        panels[1].legend(fontsize=7)

@@ -7,14 +7,13 @@ Prints CPU seconds per stage and the exponent of a power law fitted to them (1 i
 
 from __future__ import annotations
 
-import argparse
 import gc
 import time
-import warnings
 from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
+from shared import parser_of, settle
 from torch import Tensor, nn
 
 import fxprune
@@ -43,7 +42,7 @@ class Block(nn.Module):
 
 
 class PlainBlock(Block):
-    """Without the residual connection: as many groups as convolutions."""
+    """Without residual connections, so there are as many groups as convolutions."""
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.relu(self.bn1(self.conv1(x)))
@@ -72,7 +71,7 @@ KINDS: dict[str, tuple[type[Block], int]] = {
 
 
 def network(kind: str, nodes: int) -> nn.Module:
-    """A classifier of about so many nodes."""
+    """A classifier with about that many nodes."""
     block, each = KINDS[kind]
     blocks = [block(WIDTH) for _ in range(max(1, round(nodes / each)))]
     head = (nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(WIDTH, 10))
@@ -111,14 +110,13 @@ def exponent(sizes: Sequence[int], seconds: Sequence[float]) -> float:
 
 def main() -> None:
     """Run the benchmark."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     parser.add_argument("--nodes", type=int, nargs="+", default=[300, 1000, 3000, 10000], help="sizes of the networks")
     parser.add_argument("--kind", nargs="+", choices=list(KINDS), default=list(KINDS), help="kinds of blocks")
     options = parser.parse_args()
-    torch.set_num_threads(1)
-    warnings.simplefilter("ignore")
+    settle()
     torch.manual_seed(0)
-    measure(network("residual", 100))  # imports and first calls
+    measure(network("residual", 100))  # includes imports and first calls
     for kind in options.kind:
         print(f"\n{kind:<10} {'nodes':>7}" + "".join(f"{stage:>10}" for stage in (*STAGES, "all")))
         table: list[tuple[int, dict[str, float]]] = []

@@ -1,27 +1,25 @@
-"""How long `fxprune.prune` takes, beside Torch-Pruning on the same models.
+"""How long `fxprune.prune` takes, compared with Torch-Pruning on the same models.
 
     pip install torch-pruning
     python tests/benchmarks/speed.py [MODEL ...] [--rounds 5] [--at-most 1.0]
 
-Both prune by group magnitude, without data, in one step and on one thread: fxprune to half of the FLOPs, the other by
-the ratio of channels that leaves about that. The two take turns on fresh copies of the model; the table has the medians
-of CPU seconds, of everything between the model and the pruned model. `--at-most R` exits with 1 if fxprune takes more
-than R times as long on any model.
+Both prune by group magnitude, without data, in one step and on one thread: fxprune to half of the FLOPs, Torch-Pruning
+by a ratio of channels that leaves about half. They take turns on fresh copies of the model. The table has the medians
+of CPU seconds from the model to the pruned model. `--at-most R` exits with 1 if fxprune takes more than R times as long
+for any model.
 """
 
 from __future__ import annotations
 
-import argparse
 import copy
 import gc
 import statistics
 import sys
 import time
-import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import torch
+from shared import parser_of, settle
 from torch import nn
 
 import fxprune
@@ -39,17 +37,17 @@ MODELS = (
     ),
     *("timm:vit_tiny_patch16_224", "torchvision:convnext_base"),
 )
-# Leaves about half of the FLOPs of a plain convolutional network: they go by the square of the width.
+# FLOPs go by the square of the width, so this leaves about half of those of a plain convolutional network.
 RATIO = 0.3
 
 
 def with_fxprune(model: nn.Module, inputs: tuple[Any, ...]) -> object:
-    """What is timed."""
+    """What is timed: the whole call."""
     return fxprune.prune(model, flops=0.5, example_inputs=inputs, method="l2", compensate=False)
 
 
 def with_torch_pruning(model: nn.Module, inputs: tuple[Any, ...]) -> object:
-    """What it is compared with. The classifier is left whole, as its users do."""
+    """The same with Torch-Pruning; the classifier stays whole, as its users do it."""
     import torch_pruning
 
     classifier = [module for module in model.modules() if isinstance(module, nn.Linear)][-1:]
@@ -78,7 +76,7 @@ def compare(spec: str, rounds: int) -> tuple[list[float], list[float] | str]:
                 second = seconds(with_torch_pruning, copy.deepcopy(model), inputs)
             except Exception as error:
                 reason = f"{type(error).__name__}: {' '.join(str(error).split())[:60]}"
-        # The first turn pays for imports and first calls.
+        # The first turn includes imports and first calls, so it is not counted.
         if turn:
             ours.append(first)
             theirs.append(second if not reason else 0.0)
@@ -95,13 +93,12 @@ def seconds(prune: Callable[[nn.Module, tuple[Any, ...]], object], model: nn.Mod
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the benchmark."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     parser.add_argument("models", nargs="*", default=MODELS, metavar="MODEL", help="such as timm:resnet50")
     parser.add_argument("--rounds", type=int, default=5, help="timed turns of each (default 5)")
     parser.add_argument("--at-most", type=float, metavar="RATIO", help="exit with 1 if fxprune takes longer")
     options = parser.parse_args(arguments)
-    torch.set_num_threads(1)
-    warnings.simplefilter("ignore")
+    settle()
     print(f"{'CPU seconds, medians':<30} {'fxprune':>9} {'Torch-Pruning':>14} {'ratio':>7}")
     worst = 0.0
     for spec in options.models:

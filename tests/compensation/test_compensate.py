@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -10,12 +11,16 @@ import pytest
 import torch
 from invariant import net, randomise
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
 
 import fxprune
 from fxprune.compensation.compensate import compensate
+from fxprune.data import Batch
+from fxprune.errors import CannotScoreError
 from fxprune.layers.residuals import other_side
 from fxprune.losses import distillation_loss
 from fxprune.models import example_inputs, load_model
+from fxprune.rewriting import pruning_notes
 
 
 def _net() -> nn.Module:
@@ -50,7 +55,7 @@ def test_outputs_come_closer_on_inputs_that_were_not_fitted(parts: dict[str, boo
     before = {name: tensor.clone() for name, tensor in pruned.state_dict().items()}
     better = compensate(net, pruned, _images(64, 1), **parts)
     assert _error(net, better, _images(256, 2)) < 0.8 * _error(net, pruned, _images(256, 2))
-    assert better.meta["compensated"]
+    assert pruning_notes(better).compensated
     assert all(torch.equal(tensor, before[name]) for name, tensor in pruned.state_dict().items())
 
 
@@ -58,7 +63,7 @@ def test_moments_are_matched_and_last() -> None:
     net = _net()
     pruned = fxprune.prune(net, flops=0.5, example_inputs=_images(1, 0), method="l2", compensate=False)
     better = compensate(net, pruned, _images(64, 1), ridge=False)
-    assert better.meta["compensated"] == ("moments",)
+    assert pruning_notes(better).compensated == ("moments",)
     assert _error(net, better, _images(256, 2)) < _error(net, pruned, _images(256, 2))
     for name in ("running_mean", "running_var"):
         assert any(
@@ -90,7 +95,7 @@ def test_a_residual_branch_makes_up_for_the_other_side(between: nn.Module, monke
     pruned = fxprune.prune(model, flops=0.7, example_inputs=_images(1, 0), method="l2", compensate=False)
     errors = []
     for find in (other_side, lambda node, modules: None):
-        monkeypatch.setattr("fxprune.compensation.compensate.other_side", find)
+        monkeypatch.setattr("fxprune.compensation.correction.other_side", find)
         errors.append(_error(model, compensate(model, pruned, _images(64, 1)), _images(256, 2)))
     assert errors[0] < 0.8 * errors[1]
 
@@ -170,3 +175,43 @@ def test_layers_that_mix_tokens_are_fitted_on_the_channels_that_are_left(layer: 
     # What is left of the channels is the same in both, so that there is nothing to repair before the last layer.
     assert torch.equal(better.t.weight, model.t.weight)
     assert _error(model, better, torch.randn(64, 6, 4)) < _error(model, pruned, torch.randn(64, 6, 4))
+
+
+def _pruned() -> tuple[nn.Module, fxprune.TracedModule]:
+    net = _net()
+    return net, fxprune.prune(net, flops=0.6, example_inputs=_images(1, 0), method="l2", compensate=False)
+
+
+def test_the_order_and_the_names_of_older_versions_are_refused_with_the_call_to_make() -> None:
+    net, pruned = _pruned()
+    call = re.escape("fxprune.compensate(original, pruned, data)")
+    with pytest.raises(fxprune.FxpruneError, match=f"the original comes first, call {call}"):
+        compensate(pruned, net, _images(8, 1))
+    with pytest.raises(fxprune.FxpruneError, match=f"call {call}"):
+        compensate(net, pruned, batch=_images(8, 1))
+
+
+def test_data_is_a_loader_a_list_or_a_batch_and_all_of_it_is_used() -> None:
+    net, pruned = _pruned()
+    images = _images(48, 1)
+    whole = compensate(net, pruned, images).state_dict()
+    for data in ([images[:20], images[20:]], Batch((images,), {}), DataLoader(TensorDataset(images), batch_size=16)):
+        state = compensate(net, pruned, data).state_dict()
+        assert all(torch.equal(tensor, whole[name]) for name, tensor in state.items())
+
+
+def test_progress_is_a_function_or_a_bool() -> None:
+    net, pruned = _pruned()
+    steps: list[tuple[Any, ...]] = []
+    shown = compensate(net, pruned, _images(32, 1), progress=lambda *step: steps.append(step[:3])).state_dict()
+    nodes = len(pruned.graph.nodes)
+    assert steps[:nodes] == [("compensate", k + 1, nodes) for k in range(nodes)]
+    for progress in (True, False):
+        state = compensate(net, pruned, _images(32, 1), progress=progress).state_dict()
+        assert all(torch.equal(tensor, shown[name]) for name, tensor in state.items())
+
+
+def test_samples_that_the_model_does_not_take_are_named() -> None:
+    net, pruned = _pruned()
+    with pytest.raises(CannotScoreError, match=r"does not run on data of shapes \(4, 2, 12, 12\)"):
+        compensate(fxprune.analyze(fxprune.trace(net, _images(1, 0))), pruned, torch.zeros(4, 2, 12, 12))

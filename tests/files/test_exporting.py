@@ -1,6 +1,6 @@
 """Pruned models are exported and compiled, and what comes out computes what they do.
 
-`FXPRUNE_EXPORT=1 pytest tests/test_exporting.py` tries all models of the cross-section, which takes an hour.
+`FXPRUNE_EXPORT=1 pytest tests/files/test_exporting.py` tries all models of the cross-section, which takes an hour.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from typing import Any
 
 import pytest
 import torch
-from benchmarks.coverage import HERE, _randomise
+from benchmarks.coverage import HERE, random_model
 from torch import Tensor, fx, nn
-from torch.utils import _pytree as pytree
 
 import fxprune
 from fxprune import FxpruneError
-from fxprune.models import load_model
+from fxprune.running import trees
+from fxprune.tracing.notes import trace_notes
 
 ALL = bool(int(os.environ.get("FXPRUNE_EXPORT", "0")))
 MODELS = (HERE / "models-fast.txt").read_text().split() if ALL else ["timm:test_vit"]
@@ -52,10 +52,7 @@ def pruned_net() -> fx.GraphModule:
 
 def pruned_model(spec: str) -> fx.GraphModule:
     pytest.importorskip(spec.partition(":")[0])
-    torch.manual_seed(0)
-    model = load_model(spec).eval()
-    _randomise(model)
-    return fxprune.prune(model, method="l2", compensate=False)
+    return fxprune.prune(random_model(spec), method="l2", compensate=False)
 
 
 @pytest.mark.parametrize("suffix", ["pt2", "onnx"])
@@ -133,7 +130,7 @@ def test_a_real_model_is_exported(tmp_path: Path, spec: str, suffix: str) -> Non
 @pytest.mark.parametrize("spec", MODELS)
 def test_a_real_model_is_compiled(spec: str) -> None:
     pruned = pruned_model(spec)
-    (x,), _ = pruned.meta["example_inputs"]
+    (x,), _ = trace_notes(pruned).example_inputs
     # Without a C++ compiler everything but the generated code is tried.
     backend = "inductor" if shutil.which("g++") and ALL else "aot_eager"
     with warnings.catch_warnings(), torch.no_grad():
@@ -141,5 +138,5 @@ def test_a_real_model_is_compiled(spec: str) -> None:
         torch.compiler.reset()
         compiled = torch.compile(pruned, backend=backend, fullgraph=True)
         for each in (x, torch.cat([x, x.flip(-1), 0.5 * x])):
-            for a, b in zip(pytree.tree_leaves(pruned(each)), pytree.tree_leaves(compiled(each)), strict=True):
+            for a, b in zip(trees.tensors(pruned(each)), trees.tensors(compiled(each)), strict=True):
                 assert float((a - b).abs().max() / a.abs().max()) <= 1e-4

@@ -28,19 +28,19 @@ def _kept(graph: fxprune.ChannelGraph, *hidden: int) -> npt.NDArray[np.bool_]:
     return alive
 
 
-@pytest.mark.parametrize("repaired", [False, True])
+@pytest.mark.parametrize("compensated", [False, True])
 @pytest.mark.parametrize("place", [0, 1, 2])
-def test_what_leaves_the_outputs_nearest_is_chosen(place: int, repaired: bool) -> None:
+def test_what_leaves_the_outputs_nearest_is_chosen(place: int, compensated: bool) -> None:
     graph = _graph()
     candidates = [_kept(graph, 4, 5, 6, 7), _kept(graph, 0, 5, 6, 7)]
     candidates.insert(place, _kept(graph, 0, 1, 2, 3))
     samples = Batch((torch.randn(64, 3, 8, 8),), {})
-    assert least_lossy(graph, candidates, samples, repaired=repaired) == place
+    assert least_lossy(graph, candidates, samples, compensated=compensated) == place
 
 
 def test_the_last_is_chosen_of_equals_and_where_nothing_can_judge() -> None:
     graph = _graph()
     same = [_kept(graph, 0, 1), _kept(graph, 0, 1)]
-    assert least_lossy(graph, same, Batch((torch.randn(16, 3, 8, 8),), {}), repaired=False) == 1
+    assert least_lossy(graph, same, Batch((torch.randn(16, 3, 8, 8),), {}), compensated=False) == 1
     different = [_kept(graph, 0, 1, 2, 3), _kept(graph, 6, 7)]
-    assert least_lossy(graph, different, Batch((torch.randn(1, 3, 8, 8),), {}), repaired=False) == 1
+    assert least_lossy(graph, different, Batch((torch.randn(1, 3, 8, 8),), {}), compensated=False) == 1

@@ -7,19 +7,20 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from benchmarks.coverage import _randomise
+from benchmarks.coverage import random_model
 from invariant import image, masks, plan_for, randomise, to_double, tokens
-from nets import RECURRENT, SPECTRAL, WRITTEN_OUT
+from layer_nets import RECURRENT, SPECTRAL, WRITTEN_OUT
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
-from torch.utils import _pytree as pytree
 
 import fxprune
-from fxprune.gates.dagger import Dagger, Description
-from fxprune.gates.gating import dagger_of, gate, gate_logits, gated_groups, insert_gates, remove_gates
+from fxprune.gates import insert_gates, remove_gates
+from fxprune.gates.dagger import Description
+from fxprune.gates.gating import dagger_of, descriptions, gate, gated_groups
 from fxprune.layers.gate_places import gate_places
-from fxprune.models import example_inputs, load_model
+from fxprune.models import example_inputs
 from fxprune.rewriting import alive_channels
+from fxprune.running import trees
 
 MODELS = (
     "timm:test_resnet",
@@ -32,16 +33,14 @@ MODELS = (
 
 def _graph(spec: str) -> tuple[torch.nn.Module, Any, fxprune.ChannelGraph]:
     pytest.importorskip(spec.partition(":")[0])
-    torch.manual_seed(0)
-    model = load_model(spec).eval()
-    _randomise(model)
+    model = random_model(spec)
     inputs = example_inputs(model)
     return model, inputs, fxprune.analyze(fxprune.trace(model, inputs))
 
 
 def _set_gates(gated: torch.fx.GraphModule, graph: fxprune.ChannelGraph, alive: np.ndarray[Any, Any]) -> None:
     channels = np.concatenate([group.channels for group in gated_groups(graph, last_resort=True)])
-    dagger_of(gated).open(torch.from_numpy(np.where(alive[channels], 1.0, -1.0)))
+    dagger_of(gated).set_logits(torch.from_numpy(np.where(alive[channels], 1.0, -1.0)))
 
 
 @pytest.mark.parametrize("spec", MODELS)
@@ -49,15 +48,15 @@ def test_open_gates_change_no_bit_and_closed_gates_are_the_rewritten_model(spec:
     model, inputs, graph = _graph(spec)
     gated = insert_gates(graph, last_resort=True).eval()
     with torch.no_grad():
-        for a, b in zip(pytree.tree_leaves(model(*inputs)), pytree.tree_leaves(gated(*inputs)), strict=True):
+        for a, b in zip(trees.tensors(model(*inputs)), trees.tensors(gated(*inputs)), strict=True):
             assert torch.equal(a, b)
     plan = fxprune.make_plan(graph, fxprune.scores(graph), flops=0.5)
     pruned = fxprune.rewrite(graph, plan).double().eval()
     _set_gates(gated, graph, alive_channels(graph, plan))
     doubled = [x.double() for x in inputs]
     with torch.no_grad():
-        expected = pytree.tree_leaves(pruned(*doubled))
-        got = pytree.tree_leaves(gated.double()(*doubled))
+        expected = trees.tensors(pruned(*doubled))
+        got = trees.tensors(gated.double()(*doubled))
     for a, b in zip(expected, got, strict=True):
         assert float((a - b).abs().max() / a.abs().max()) <= 1e-9
 
@@ -107,18 +106,22 @@ def test_gates_depend_on_the_weights_alone() -> None:
     _, inputs, graph = _graph("timm:test_resnet")
     gated = insert_gates(graph)
     random = torch.Generator().manual_seed(1)
+
+    def logits() -> Tensor:
+        return dagger_of(gated).logits([describe(*weights) for describe, weights in descriptions(gated)]).detach()
+
     with torch.no_grad():
         for name, parameter in dagger_of(gated).named_parameters():
             if name.endswith(("direct", "out")):
                 parameter.normal_(generator=random)
-    logits = gate_logits(gated, graph).detach()
+    before = logits()
     with torch.no_grad():
         gated(*(x + 1.0 for x in inputs))
-    assert torch.equal(gate_logits(gated, graph), logits)
+    assert torch.equal(logits(), before)
     weights = [name for name, tensor in graph.module.named_parameters() if tensor.dim() == 4]
     with torch.no_grad():
         gated.get_parameter(weights[1]).mul_(torch.rand(gated.get_parameter(weights[1]).shape, generator=random))
-    assert not torch.equal(gate_logits(gated, graph), logits)
+    assert not torch.equal(logits(), before)
 
 
 class _Various(nn.Module):
@@ -173,39 +176,6 @@ def test_gated_weights_stay_channels_last() -> None:
 def test_that_only_last_resort_groups_are_there_to_gate_is_said() -> None:
     model = nn.Sequential(nn.Linear(4, 8), nn.LayerNorm(8), nn.Linear(8, 2))
     graph = fxprune.analyze(fxprune.trace(model, torch.randn(3, 4)))
-    with pytest.raises(fxprune.FxpruneError, match=r"pruned only in need \(normalised over.*last_resort=True"):
+    with pytest.raises(fxprune.FxpruneError, match=r"pruned only as a last resort \(normalised over.*last_resort=True"):
         insert_gates(graph)
     assert torch.equal(insert_gates(graph, last_resort=True)(torch.ones(3, 4)), model(torch.ones(3, 4)))
-
-
-def test_the_pull_of_the_flops_joins_the_gradient_of_the_task() -> None:
-    gradients = []
-    for pull in (None, torch.tensor([0.5, -1.0, 2.0])):
-        dagger = Dagger([(2, 1), (1, 3)])
-        dagger.pull = pull
-        gates = dagger([torch.zeros(2, 1), torch.zeros(1, 3)])
-        (gates[:-1] * torch.tensor([1.0, 2.0, 3.0])).sum().backward()
-        assert dagger.bias.grad is not None
-        gradients.append(dagger.bias.grad)
-    torch.testing.assert_close(gradients[1] - gradients[0], torch.tensor([0.5, -1.0, 2.0]))
-
-
-def test_groups_that_are_computed_together_are_independent() -> None:
-    torch.manual_seed(0)
-    shapes = [(5, 2), (3, 1), (17, 4), (6, 3)]
-    dagger = Dagger(shapes)
-    described = [torch.randn(shape) for shape in shapes]
-
-    def by_group(described: list[torch.Tensor]) -> tuple[torch.Tensor, ...]:
-        return (dagger.logits(described) - dagger.bias).split([channels for channels, _ in shapes])
-
-    with torch.no_grad():
-        for parameter in dagger.parameters():
-            parameter.normal_()
-        before = by_group(described)
-        for number in range(len(shapes)):
-            # Channels in another order, of one group alone: so are its numbers.
-            turned = [x.flip(0) if k == number else x for k, x in enumerate(described)]
-            for k, (old, new) in enumerate(zip(before, by_group(turned), strict=True)):
-                torch.testing.assert_close(new, old.flip(0) if k == number else old)
-                assert not torch.allclose(old, old.flip(0))

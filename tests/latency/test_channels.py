@@ -1,9 +1,9 @@
-"""Time is measured node by node, channels are chosen by it, and a budget of time is kept as measured."""
+"""Time is measured node by node, and channels are chosen by it."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,82 +11,20 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from invariant import image, randomise
+from invariant import image
+from slow import SECONDS, kept
 from torch import Tensor, nn
 
 import fxprune
 from fxprune import FxpruneError
 from fxprune.channels import Group
 from fxprune.channels.polynomial import Term, build_polynomial
-from fxprune.latency.budget import plan_for_latency
 
-SECONDS = 1e-3  # that the slow op takes for each of its channels
-
-
-class Clock:
-    """Goes on where it is looked at, and where an op says so: machines that run tests are too busy to time anything."""
-
-    def __init__(self) -> None:
-        self.now = 0.0
-
-    def perf_counter(self) -> float:
-        self.now += 1e-6
-        return self.now
-
-
-CLOCK = Clock()
-
-
-@torch.library.custom_op("fxprune_tests::slow", mutates_args=())
-def slow(x: Tensor) -> Tensor:
-    CLOCK.now += SECONDS * x.shape[1]
-    return x.clone()
-
-
-@slow.register_fake
-def _(x: Tensor) -> Tensor:
-    return torch.empty_like(x)
-
-
-slow.register_autograd(lambda context, gradient: gradient)
-
-
-class TwoBranches(nn.Module):
-    """Alike in FLOPs; the one waits for each of its channels."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.waits, self.runs = nn.Conv2d(3, 32, 3, padding=1), nn.Conv2d(3, 32, 3, padding=1)
-        self.head = nn.Conv2d(64, 8, 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.head(torch.cat([torch.ops.fxprune_tests.slow(self.waits(x)), self.runs(x)], 1))
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _clock() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        for module in ("measure", "channels"):
-            patch.setattr(f"fxprune.latency.{module}.time", CLOCK)
-        yield
-
-
-@pytest.fixture(scope="module")
-def model() -> nn.Module:
-    return randomise(TwoBranches()).float()
-
-
-@pytest.fixture(scope="module")
-def graph(model: nn.Module) -> fxprune.ChannelGraph:
-    return fxprune.time_channels(fxprune.analyze(fxprune.trace(model, image(batch=1, size=8))), repeats=5)
+pytestmark = pytest.mark.usefixtures("clock")
 
 
 def group_of(graph: fxprune.ChannelGraph, name: str) -> Group:
     return next(g for g in graph.groups if any(d.parameter.startswith(name) for d in g.dimensions))
-
-
-def kept(pruned: nn.Module, name: str) -> int:
-    return int(pruned.get_submodule(name).weight.shape[0])  # type: ignore[union-attr,index]
 
 
 def test_a_channel_costs_the_time_of_the_nodes_that_it_passes(graph: fxprune.ChannelGraph) -> None:
@@ -146,23 +84,6 @@ def test_a_plan_keeps_both_budgets(graph: fxprune.ChannelGraph) -> None:
         assert plan.latency_target == latency
 
 
-def test_a_budget_of_time_is_kept_as_measured(model: nn.Module) -> None:
-    small = fxprune.prune(model, latency=0.5, example_inputs=image(batch=1, size=8), compensate=False)
-    whole, part = fxprune.measure_latency([model, small], image(batch=1, size=8), repeats=9)
-    assert part.seconds / whole.seconds == pytest.approx(15.5 / 32, abs=0.02)
-    assert kept(small, "waits") in (15, 16)
-    assert kept(small, "runs") == 32
-    assert fxprune.verify(model, small) <= 1e-9
-    assert fxprune.plan_of(small).latency_target == 0.5
-
-
-def test_with_all_the_time_the_flops_decide(model: nn.Module) -> None:
-    small = fxprune.prune(model, 0.6, latency=1, example_inputs=image(batch=1, size=8), compensate=False)
-    plan = fxprune.plan_of(small)
-    assert 0.59 * plan.flops_before < plan.flops <= 0.6 * plan.flops_before
-    assert kept(small, "waits") < 8
-
-
 def test_gates_are_learned_at_the_price_of_time(graph: fxprune.ChannelGraph) -> None:
     gates = fxprune.learn_gates(graph, [image(batch=8, size=8)] * 4, flops=0.5, start="relevance", progress=False)
     assert graph.latency is not None
@@ -170,45 +91,6 @@ def test_gates_are_learned_at_the_price_of_time(graph: fxprune.ChannelGraph) -> 
     for group in graph.groups:
         open_gates[group.channels] = gates.scores[group.channels] > 0
     assert gates.flops == graph.latency(open_gates) / graph.latency.total <= 0.5
-
-
-def clock(overhead: float, steps: int = 0) -> Callable[..., tuple[fxprune.Latency, ...]]:
-    """In place of `measure_latency`: a part of the time does not depend on the FLOPs, the rest goes by them."""
-
-    def measure(models: list[Any], *_: Any) -> tuple[fxprune.Latency, ...]:
-        plan = fxprune.plan_of(models[1])
-        share = plan.flops / plan.flops_before
-        seconds = overhead + (1 - overhead) * (np.ceil(steps * share) / steps if steps else share)
-        return tuple(fxprune.Latency(s, 0.0, 1, 0, 1, 1, "cpu", "float32", "contiguous") for s in (1.0, seconds))
-
-    return measure
-
-
-def test_what_is_fast_enough_is_not_cut_far_below_a_step(
-    model: nn.Module, graph: fxprune.ChannelGraph, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("fxprune.latency.budget.measure_latency", clock(0.0, steps=2))
-    predicted = replace(graph, latency=graph.flops)
-    plan = plan_for_latency(predicted, fxprune.scores(predicted), model, 0.9)
-    assert 0.46 < plan.flops / plan.flops_before <= 0.5
-
-
-@pytest.mark.parametrize(("overhead", "latency"), [(0.0, 0.5), (0.3, 0.5), (0.6, 0.75), (-0.5, 0.5)])
-def test_a_few_measurements_suffice_where_the_prediction_is_far_off(
-    model: nn.Module, graph: fxprune.ChannelGraph, monkeypatch: pytest.MonkeyPatch, overhead: float, latency: float
-) -> None:
-    monkeypatch.setattr("fxprune.latency.budget.measure_latency", clock(overhead))
-    predicted = replace(graph, latency=graph.flops)
-    plan = plan_for_latency(predicted, fxprune.scores(predicted), model, latency)
-    assert 0.95 * latency <= overhead + (1 - overhead) * plan.flops / plan.flops_before <= latency
-
-
-def test_a_budget_that_is_out_of_reach_is_no_reason_to_score_otherwise(
-    model: nn.Module, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("fxprune.latency.budget.measure_latency", clock(0.9))
-    with pytest.raises(FxpruneError, match=r"80.0% of the model's cannot be reached: the lowest that was measured"):
-        fxprune.prune(model, latency=0.8, data=image(batch=8, size=8))
 
 
 def test_the_time_of_what_gives_several_tensors_goes_by_all_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -255,7 +137,7 @@ def test_the_budget_that_is_kept_is_a_plain_number(graph: fxprune.ChannelGraph) 
     [
         (lambda graph: fxprune.make_plan(graph, fxprune.scores(graph), latency=0), r"latency \(=0\) must be a fract"),
         (lambda graph: fxprune.make_plan(graph, fxprune.scores(graph), latency=60), r"latency \(=60\) must be a fract"),
-        (lambda graph: fxprune.make_plan(graph, fxprune.scores(graph), latency="fast"), "must be a number"),
+        (lambda graph: fxprune.make_plan(graph, fxprune.scores(graph), latency="fast"), "must be a fraction"),
         (
             lambda graph: fxprune.make_plan(graph, fxprune.scores(graph), latency=0.001),
             r"0.1% of the latency cannot be reached: the lowest is predicted to be [\d.]+% with one channel left",
@@ -276,29 +158,6 @@ def test_errors_say_what_to_do(
         call(graph)
 
 
-def test_times_that_vary_are_not_trusted_silently(model: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
-    def unsteady(*args: Any, **kwargs: Any) -> Any:
-        return tuple(replace(each, spread=each.seconds) for each in fxprune.measure_latency(*args, **kwargs))
-
-    monkeypatch.setattr("fxprune.latency.budget.measure_latency", unsteady)
-    with pytest.warns(fxprune.FxpruneWarning, match="interquartile range of 100% of it"):
-        fxprune.prune(model, latency=0.7, example_inputs=image(batch=1, size=8), compensate=False)
-
-
-@pytest.mark.parametrize(
-    "settings", [{"latency": 60}, {"latency": 0.5, "ignore": "nothing"}, {"latency": 1, "flops": -1}]
-)
-def test_what_cannot_be_is_said_before_anything_is_timed(
-    model: nn.Module, monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any]
-) -> None:
-    def time_nothing(*_: Any) -> None:
-        raise AssertionError("timed")
-
-    monkeypatch.setattr("fxprune.api.time_channels", time_nothing)
-    with pytest.raises(FxpruneError, match=r"=60|'nothing'|=-1"):
-        fxprune.prune(model, example_inputs=image(batch=1, size=8), **settings)
-
-
 def test_gates_that_were_learned_by_flops_do_not_go_on_by_time(graph: fxprune.ChannelGraph, tmp_path: Path) -> None:
     def learn(given: fxprune.ChannelGraph) -> fxprune.Gates:
         data = [image(batch=8, size=8)]
@@ -307,3 +166,11 @@ def test_gates_that_were_learned_by_flops_do_not_go_on_by_time(graph: fxprune.Ch
     learn(replace(graph, latency=None))
     with pytest.raises(FxpruneError, match="price"):
         learn(graph)
+
+
+def test_progress_is_a_function_or_a_bool(model: nn.Module) -> None:
+    graph = fxprune.analyze(fxprune.trace(model, image(batch=1, size=8)))
+    steps: list[tuple[Any, ...]] = []
+    fxprune.time_channels(graph, repeats=2, warmup=0, progress=lambda *step: steps.append(step))
+    assert steps == [("measure", 1, 2, {}), ("measure", 2, 2, {})]
+    assert fxprune.time_channels(graph, repeats=1, warmup=0, progress=True).latency is not None

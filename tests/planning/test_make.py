@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
-import torch
 from invariant import image, net, randomise, tokens
 from torch import nn
 
 import fxprune
+from fxprune import FxpruneError, UnreachableBudgetError
+from fxprune.planning.budgets import Request
+from fxprune.planning.make import check_reachable
 
 
 def convnet(width: int = 48) -> nn.Module:
@@ -93,7 +97,7 @@ def test_changed_widths_are_multiples(graph: fxprune.ChannelGraph, multiple: int
     assert plan.flops <= plan.flops_target
 
 
-def test_auto_is_what_the_device_likes_or_a_part_of_it(
+def test_auto_is_what_suits_the_device_or_a_part_of_it(
     graph: fxprune.ChannelGraph, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def plan(capability: str, flops: float) -> list[int]:
@@ -112,7 +116,7 @@ def test_auto_is_what_the_device_likes_or_a_part_of_it(
 def _reached(graph: fxprune.ChannelGraph, flops: float) -> fxprune.Plan | None:
     try:
         return fxprune.make_plan(graph, fxprune.scores(graph), flops=flops)
-    except fxprune.FxpruneError:
+    except UnreachableBudgetError:
         return None
 
 
@@ -134,7 +138,7 @@ def test_a_name_that_is_ignored_covers_all_below_it() -> None:
     model = randomise(net(lambda self, x: self.head(self.body(x)), body=convnet(8), head=nn.Conv2d(2, 2, 1)))
     graph = fxprune.analyze(fxprune.trace(model, image(size=8).double()))
     assert fxprune.make_plan(graph, fxprune.scores(graph), flops=1.0, ignore="body").kept == {}
-    with pytest.raises(fxprune.FxpruneError, match="cannot be reached"):
+    with pytest.raises(UnreachableBudgetError, match="cannot be reached"):
         fxprune.make_plan(graph, fxprune.scores(graph), flops=0.9, ignore="body")
 
 
@@ -151,18 +155,59 @@ def test_last_resort_groups_are_whole_while_the_budget_can_be_met_without_them()
     assert "0.weight" in harsh.kept
 
 
-def test_every_score_is_one_finite_number_per_channel(graph: fxprune.ChannelGraph) -> None:
-    for method in ("l1", "l2", "random", lambda graph: np.arange(graph.num_channels)):
-        values = fxprune.scores(graph, method)
-        assert values.shape == (graph.num_channels,)
-        assert np.isfinite(values).all()
+def test_a_budget_out_of_reach_says_what_is_the_lowest_and_what_is_frozen(graph: fxprune.ChannelGraph) -> None:
+    scores = fxprune.scores(graph, "l2")
+    with pytest.raises(UnreachableBudgetError) as caught:
+        fxprune.make_plan(graph, scores, flops=0.001)
+    message = str(caught.value)
+    found = re.search(r"cannot be reached: the lowest is ([\d,]+) \(([\d.]+)%\)", message)
+    assert found, message
+    assert "Frozen are 3 channels: model input (_0); 2 channels: model output." in message
+    assert "Raise flops, or ignore less." in message
+    lowest = int(found[1].replace(",", ""))
+    assert fxprune.make_plan(graph, scores, flops=lowest).flops == lowest
+    with pytest.raises(UnreachableBudgetError, match="cannot be reached"):
+        fxprune.make_plan(graph, scores, flops=lowest - 1)
 
 
-def test_magnitude_does_not_depend_on_the_scale_of_a_layer() -> None:
-    model = randomise(convnet(8))
-    inputs = image(size=8).double()
-    before = fxprune.scores(fxprune.analyze(fxprune.trace(model, inputs)))
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.mul_(100)
-    assert fxprune.scores(fxprune.analyze(fxprune.trace(model, inputs))) == pytest.approx(before)
+@pytest.mark.parametrize(
+    "request_", [Request(0.3), Request(0.02, round_to=16), Request(0.3, ignore=("0", "3"))], ids=str
+)
+def test_a_request_is_reachable_just_if_there_is_a_plan(graph: fxprune.ChannelGraph, request_: Request) -> None:
+    options = {"flops": request_.flops, "round_to": request_.round_to, "ignore": request_.ignore}
+    try:
+        fxprune.make_plan(graph, fxprune.scores(graph, "random"), **options)
+    except UnreachableBudgetError as error:
+        with pytest.raises(UnreachableBudgetError, match=f"^{re.escape(str(error))}$"):
+            check_reachable(graph, request_)
+    else:
+        check_reachable(graph, request_)
+
+
+def test_a_latency_is_planned_and_checked_on_timed_channels(graph: fxprune.ChannelGraph) -> None:
+    with pytest.raises(FxpruneError, match=r"latency \(=0\.5\) needs the time of channels"):
+        fxprune.make_plan(graph, fxprune.scores(graph), latency=0.5)
+    check_reachable(graph, Request(latency=1e-6))
+    timed = fxprune.time_channels(graph, repeats=1, warmup=0)
+    with pytest.raises(UnreachableBudgetError, match=r"0\.0% of the latency cannot be reached.* Raise latency"):
+        check_reachable(timed, Request(latency=1e-6))
+
+
+def test_ignored_channels_are_named_if_the_budget_is_out_of_reach(graph: fxprune.ChannelGraph) -> None:
+    with pytest.raises(UnreachableBudgetError, match=r"\d+ channels: ignored\. Raise flops"):
+        fxprune.make_plan(graph, fxprune.scores(graph), flops=0.2, ignore=["0", "3"])
+
+
+@pytest.mark.parametrize(("pattern", "names"), [("encodr", "encoder"), ("head.*.x", "head")])
+def test_a_pattern_that_matches_nothing_is_refused_with_close_names(pattern: str, names: str) -> None:
+    model = net(lambda self, x: self.head(self.encoder(x)), encoder=nn.Linear(4, 8), head=nn.Linear(8, 2))
+    graph = fxprune.analyze(fxprune.trace(model, tokens()))
+    message = rf"^ignore pattern '{re.escape(pattern)}' matches no module of the model; close names are .*{names}"
+    with pytest.raises(FxpruneError, match=message):
+        fxprune.make_plan(graph, fxprune.scores(graph), ignore=pattern)
+
+
+def test_a_model_without_flops_is_refused() -> None:
+    graph = fxprune.analyze(fxprune.trace(nn.Sequential(nn.ReLU(), nn.Flatten()), image()))
+    with pytest.raises(FxpruneError, match="there is nothing to prune"):
+        fxprune.make_plan(graph, np.zeros(graph.num_channels))

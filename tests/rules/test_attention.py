@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from invariant import check_invariant, net, parameter, tokens
-from nets import invariant_test
+from layer_nets import invariant_test
 from torch import Tensor, nn
 
 

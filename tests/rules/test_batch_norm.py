@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from invariant import image, parameter, tokens
-from nets import images, invariant_test, vectors
+from layer_nets import images, invariant_test, vectors
 from torch import Tensor, nn
 
 

@@ -6,7 +6,7 @@ import operator
 
 import torch
 from invariant import image, net, tokens
-from nets import images, invariant_test
+from layer_nets import images, invariant_test
 from torch import nn
 
 NETS = {

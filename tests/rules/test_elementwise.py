@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from invariant import check_invariant, image, net, parameter, tokens
-from nets import invariant_test, vectors
+from layer_nets import invariant_test, vectors
 from torch import nn
 
 X = torch.randn(3, 4)

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from invariant import net, tokens
-from nets import invariant_test
+from layer_nets import invariant_test
 from torch import Tensor, nn
 
 

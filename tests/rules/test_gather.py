@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from invariant import image, net, tokens
-from nets import images, invariant_test
+from layer_nets import images, invariant_test
 from torch import Tensor, nn
 
 

@@ -6,7 +6,7 @@ import operator
 
 import torch
 from invariant import image, net, parameter, tokens
-from nets import images, invariant_test, vectors
+from layer_nets import images, invariant_test, vectors
 from torch import nn
 
 ORDER = torch.tensor([3, 1, 0, 2, 7, 6, 5, 4])

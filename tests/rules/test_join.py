@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 from invariant import image, net
-from nets import images, invariant_test
+from layer_nets import images, invariant_test
 from torch import nn
 
 NETS = {

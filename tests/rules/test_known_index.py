@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 from invariant import image
-from nets import images, invariant_test, vectors
+from layer_nets import images, invariant_test, vectors
 
 X = torch.randn(3, 4)
 

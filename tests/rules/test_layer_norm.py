@@ -8,7 +8,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from invariant import check_invariant, image, net, parameter, tokens
-from nets import images, invariant_test, vectors
+from layer_nets import images, invariant_test, vectors
 from torch import Tensor, nn
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from invariant import check_invariant, net, parameter, tokens
-from nets import invariant_test
+from layer_nets import invariant_test
 from torch import nn
 
 X = torch.randn(3, 4)

@@ -10,8 +10,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from invariant import check_invariant, image, net, parameter, prunable, tokens
+from layer_nets import images, packed, vectors
 from mutate import Patch, as_if_elementwise, attribute, no_flops, no_rewrite
-from nets import images, packed, vectors
 from torch import nn
 from torchvision.ops import deform_conv2d
 

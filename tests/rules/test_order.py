@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 from invariant import image, net
-from nets import images, invariant_test, vectors
+from layer_nets import images, invariant_test, vectors
 from torch import nn
 
 X = torch.randn(3, 4)

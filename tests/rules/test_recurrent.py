@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 from invariant import check_invariant, tokens
-from nets import RECURRENT, invariant_test
+from layer_nets import RECURRENT, invariant_test
 from torch import Tensor, nn
 from torch.nn.utils import rnn
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from nets import invariant_test, vectors
+from layer_nets import invariant_test, vectors
 
 X = torch.randn(3, 4)
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from invariant import image, net, tokens
-from nets import images, invariant_test
+from layer_nets import images, invariant_test
 from torch import nn
 
 from fxprune.channels import Labels

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from invariant import check_invariant, image
-from nets import WRITTEN_OUT, images, invariant_test
+from layer_nets import WRITTEN_OUT, images, invariant_test
 from torch import Tensor
 
 NETS = {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch.nn.functional as F
 from invariant import image
-from nets import images, invariant_test
+from layer_nets import images, invariant_test
 from torch import nn
 
 NETS = {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 from invariant import image
-from nets import SPECTRAL, invariant_test
+from layer_nets import SPECTRAL, invariant_test
 from torch import nn
 from torch.nn.utils import parametrizations
 

@@ -10,7 +10,7 @@ from torch import nn
 import fxprune
 from fxprune.compensation.synthesis import synthesize
 from fxprune.running import allocator
-from fxprune.running.allocator import freed_memory_kept
+from fxprune.running.allocator import keep_freed_memory
 
 resource = pytest.importorskip("resource")
 pytestmark = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="needs glibc")
@@ -48,7 +48,7 @@ def resident():
 def test_freed_memory_is_used_again_inside_and_given_back_after():
     cleared(1)
     usually, before = cleared(), resident()
-    with freed_memory_kept():
+    with keep_freed_memory():
         cleared(2)
         assert cleared() < usually / 2
         assert resident() > before + 2 * _ACTIVATION
@@ -57,14 +57,14 @@ def test_freed_memory_is_used_again_inside_and_given_back_after():
 
 def test_only_the_outermost_gives_back():
     before = resident()
-    with freed_memory_kept():
-        with freed_memory_kept():
+    with keep_freed_memory():
+        with keep_freed_memory():
             cleared(2)
         assert resident() > before + 2 * _ACTIVATION
 
 
 def test_it_ends_with_an_error_too():
-    with pytest.raises(ZeroDivisionError), freed_memory_kept():
+    with pytest.raises(ZeroDivisionError), keep_freed_memory():
         raise ZeroDivisionError
     assert allocator._inside == 0
 
@@ -73,7 +73,7 @@ def test_who_sets_malloc_is_left_alone(monkeypatch):
     monkeypatch.setenv("MALLOC_TRIM_THRESHOLD_", "131072")
     allocator._glibc.cache_clear()
     assert allocator._glibc() is None
-    with freed_memory_kept():
+    with keep_freed_memory():
         assert allocator._inside == 0
 
 

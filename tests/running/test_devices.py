@@ -18,6 +18,8 @@ from torch import Tensor, nn
 
 import fxprune
 from fxprune.compensation.synthesis import synthesize
+from fxprune.rewriting import pruning_notes
+from fxprune.running.devices import device_of, on_device_of
 
 WITHOUT_DATA = ("relevance", "l1", "l2", "uniform", "batchnorm", "fpgm", "random")
 FROM_DATA = ("surgeon", "fisher", "taylor", "dagger")
@@ -76,6 +78,17 @@ def is_on(model: nn.Module, device: torch.device) -> bool:
     return {tensor.device for tensor in (*model.parameters(), *model.buffers())} == {device}
 
 
+def test_tensors_go_where_the_model_is_if_that_is_one_place_with_values(device: torch.device) -> None:
+    net = trained_on_chance(device)
+    assert device_of(net) == device
+    moved = on_device_of(net, ({"x": torch.zeros(2)}, [3]))
+    assert moved[0]["x"].device == device
+    assert moved[1] == [3]
+    for elsewhere in (nn.Linear(2, 2, device="meta"), nn.ReLU(), nn.ModuleList([net, nn.Linear(2, 2, device="meta")])):
+        assert on_device_of(elsewhere, torch.zeros(2)).device.type == "cpu"
+    assert device_of(nn.ReLU()) is None
+
+
 @pytest.mark.parametrize("method", FROM_DATA)
 @pytest.mark.parametrize("labelled", [True, False], ids=["labels", "no labels"])
 def test_pruned_on_data_from_main_memory(method: str, labelled: bool, device: torch.device) -> None:
@@ -112,7 +125,7 @@ def test_scored_on_data_as_in_main_memory(method: str, device: torch.device) -> 
 def test_pruned_without_data(device: torch.device) -> None:
     net = trained_on_chance(device)
     pruned = fxprune.prune(net, 0.6, example_inputs=torch.zeros(1, 3, 8, 8, device=device), progress=False)
-    assert pruned.meta["compensated"] is not None
+    assert pruning_notes(pruned).compensated
     assert is_on(pruned, device)
     graph = fxprune.analyze(fxprune.trace(net, torch.zeros(1, 3, 8, 8, device=device)))
     made = synthesize(graph, 8)
@@ -159,9 +172,9 @@ def test_fine_tuned_saved_and_loaded(device: torch.device, tmp_path: Path) -> No
     tuned = fxprune.finetune(pruned, batches(), teacher=net, epochs=1, progress=False)
     assert is_on(tuned, device)
     fxprune.save(tuned, tmp_path / "small.safetensors")
-    loaded = fxprune.load(tmp_path / "small.safetensors", Net().eval())
+    loaded = fxprune.load(tmp_path / "small.safetensors", original=Net().eval())
     inputs = batches()[0][0]
     here = copy.deepcopy(tuned).to("cpu").eval()(inputs)
     torch.testing.assert_close(loaded.eval()(inputs), here)
-    report = fxprune.report(pruned, net, measure=device.type == "cuda")
+    report = fxprune.report(pruned, original=net, measure=device.type == "cuda")
     assert str(fxprune.plan_of(pruned).flops) in str(report.to_dict())

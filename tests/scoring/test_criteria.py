@@ -10,38 +10,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 from invariant import image, net, parameter, randomise
+from refusals import assert_refused, small
+from scoring.nets import Residual, analysed, hidden
 from torch import Tensor, nn
 
 import fxprune
-from fxprune.channels import ChannelGraph
 
 METHODS = ("relevance", "l1", "l2", "uniform", "batchnorm", "fpgm", "random")
-
-
-class Residual(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.stem = nn.Conv2d(3, 8, 3, bias=False)
-        self.norm = nn.BatchNorm2d(8)
-        self.down = nn.Conv2d(8, 12, 1, bias=False)
-        self.norm_down = nn.BatchNorm2d(12)
-        self.up = nn.Conv2d(12, 8, 1, bias=False)
-        self.norm_up = nn.BatchNorm2d(8)
-        self.head = nn.Linear(8, 5)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.norm(self.stem(x)).relu()
-        x = x + self.norm_up(self.up(self.norm_down(self.down(x)).relu()))
-        return self.head(x.mean((2, 3)))
-
-
-def analysed(model: nn.Module) -> ChannelGraph:
-    return fxprune.analyze(fxprune.trace(model.eval(), torch.randn(1, 3, 8, 8)))
-
-
-def hidden(graph: ChannelGraph, scores: np.ndarray, name: str = "down") -> np.ndarray:
-    (group,) = (group for group in graph.groups if group.name == name)
-    return scores[group.channels]
 
 
 @pytest.fixture
@@ -89,38 +64,6 @@ def test_uniform_ranks_by_magnitude_within_a_group(model: Residual) -> None:
         np.testing.assert_allclose(np.sort(ranks[group.channels]), (np.arange(len(group)) + 0.5) / len(group))
 
 
-def test_relevance_is_blind_to_scales_that_batchnorm_removes(model: Residual) -> None:
-    before = fxprune.scores(analysed(model), "relevance")
-    with torch.no_grad():
-        model.down.weight *= 5
-        model.norm_down.running_mean *= 5
-        model.norm_down.running_var *= 25
-    np.testing.assert_allclose(fxprune.scores(analysed(model), "relevance"), before, rtol=1e-3)
-
-
-def test_relevance_of_a_branch_is_that_of_what_it_adds(model: Residual) -> None:
-    graph = analysed(model)
-    before = hidden(graph, fxprune.scores(graph, "relevance")).sum()
-    with torch.no_grad():
-        model.norm_up.weight *= 0.1
-    graph = analysed(model)
-    assert hidden(graph, fxprune.scores(graph, "relevance")).sum() < 0.1 * before
-
-
-def test_relevance_is_handed_on_whole() -> None:
-    torch.manual_seed(0)
-    chain = nn.Sequential(
-        nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.SiLU(), nn.Conv2d(8, 8, 3, groups=2), nn.AvgPool2d(2),
-        nn.Flatten(), nn.Linear(32, 16), nn.GELU(), nn.Linear(16, 4),
-    )  # fmt: skip
-    graph = analysed(chain)
-    from fxprune.scoring.relevance import _Relevance
-
-    with torch.no_grad():
-        for channels, values in _Relevance(graph).by_channels():
-            assert values.sum() == pytest.approx(1.0, abs=1e-4), channels
-
-
 def test_an_unknown_method_is_refused_with_the_known_ones(model: Residual) -> None:
     with pytest.raises(
         fxprune.FxpruneError, match=r"method \(='taylr'\) is not known: use one of 'relevance', .*'fpgm'"
@@ -164,22 +107,6 @@ def test_scoring_warns_of_nothing(model: nn.Module, method: str) -> None:
         assert np.isfinite(fxprune.scores(graph, method)).all()
 
 
-def test_relevance_goes_through_layers_that_mix_tokens() -> None:
-    """Channels that are twice the tokens in number are no conv groups of them."""
-
-    def gated(self: Any, x: Tensor) -> Tensor:
-        left, right = self.a(x).chunk(2, -1)
-        return self.b(left * self.t(self.n(right)))
-
-    model = net(gated, a=nn.Linear(3, 24), n=nn.LayerNorm(12), t=nn.Conv1d(6, 6, 1), b=nn.Linear(12, 2))
-    with torch.no_grad():
-        model.b.weight[:, 3:] = 0
-    graph = fxprune.analyze(fxprune.trace(model, torch.randn(2, 6, 3)))
-    scores = hidden(graph, fxprune.scores(graph, "relevance"), "a")
-    assert scores[:3].min() > 0
-    assert scores[3:].max() < 1e-6 * scores[:3].min()
-
-
 @pytest.mark.parametrize("method", ["l1", "l2", "uniform", "fpgm"])
 def test_weights_may_be_complex_or_large(method: str) -> None:
     torch.manual_seed(0)
@@ -218,3 +145,33 @@ def test_layers_whose_outputs_are_no_channels_are_scored(model: nn.Module, metho
     graph = fxprune.analyze(fxprune.trace(randomise(model).float(), image()))
     assert [len(group) for group in graph.groups] == [8]
     assert np.isfinite(fxprune.scores(graph, method)).all()
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_no_numbers_are_named(value: float) -> None:
+    model = small()
+    with torch.no_grad():
+        model[2].weight[3, 0, 0, 0] = value
+    message = r"^weight 2\.weight has NaN or infinite entries"
+    assert_refused(model, lambda: fxprune.prune(model, 0.5, example_inputs=image()), message)
+
+
+def test_an_unknown_method_and_bad_scores_are_refused() -> None:
+    model = small()
+    assert_refused(
+        model, lambda: fxprune.prune(model, 0.5, example_inputs=image(), method="l3"), r"^method \(='l3'\) is not known"
+    )
+    for bad, message in ((np.ones(3), "scores have shape"), (np.full(21, np.nan), "scores are not finite")):
+        assert_refused(
+            model, lambda bad=bad: fxprune.prune(model, 0.5, example_inputs=image(), method=lambda _: bad), message
+        )
+
+
+@pytest.mark.parametrize("method", ["l2", "relevance"])
+def test_scores_do_not_depend_on_the_scale_of_layers(method: str) -> None:
+    model = randomise(small())
+    before = fxprune.scores(fxprune.analyze(fxprune.trace(model, image().double())), method)
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.mul_(100)
+    assert fxprune.scores(fxprune.analyze(fxprune.trace(model, image().double())), method) == pytest.approx(before)

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
+import pytest
 import torch
+from scoring.nets import small
 from torch import Tensor, nn
 
 import fxprune
+from fxprune.scoring import surgeon
 from fxprune.scoring.sensitivity import fisher_scores
 from fxprune.scoring.surgeon import surgeon_scores
 
@@ -65,15 +70,17 @@ def test_more_samples_of_the_same_scenes_do_not_make_channels_cheap() -> None:
     assert many > 0.75 * few
 
 
-def test_progress_is_told_of_every_group() -> None:
-    torch.manual_seed(0)
-    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(128, 4))
-    graph = fxprune.analyze(fxprune.trace(net.eval(), torch.zeros(1, 3, 8, 8)))
-    on_step: list[tuple[str, int, int]] = []
-    fxprune.scores(
-        graph,
-        "surgeon",
-        data=torch.randn(16, 3, 8, 8),
-        progress=lambda name, done, total, _: on_step.append((name, done, total)),
-    )
-    assert [step for step in on_step if step[0] == "refit"] == [("refit", k + 1, 8) for k in range(8)]
+def test_the_surgeon_measures_unless_there_is_a_single_sample(monkeypatch: pytest.MonkeyPatch) -> None:
+    graph, data = small()
+    measured, of_one = surgeon_scores(graph, [data]), surgeon_scores(graph, [data[:1]])
+    monkeypatch.setattr(surgeon, "calibrate_costs", lambda graph, costs, *_: costs)
+    assert not np.allclose(measured, surgeon_scores(graph, [data]))
+    assert np.array_equal(of_one, surgeon_scores(graph, [data[:1]]))
+
+
+def test_progress_shows_every_group() -> None:
+    graph, data = small()
+    steps: list[tuple[Any, ...]] = []
+    shown = fxprune.scores(graph, "surgeon", data=data, progress=lambda *step: steps.append(step[:3]))
+    assert [step for step in steps if step[0] == "refit"] == [("refit", k + 1, 8) for k in range(8)]
+    assert np.array_equal(shown, fxprune.scores(graph, "surgeon", data=data, progress=True))

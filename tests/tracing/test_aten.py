@@ -82,7 +82,7 @@ def test_a_program_is_pruned_with_its_data_and_read_from_a_file(tmp_path: Any) -
     pruned = fxprune.prune(exported, 0.6, example_inputs=x, data=[torch.randn(4, 3, 64, 64) for _ in range(3)])
     assert fxprune.verify(exported, pruned) <= 1e-12
     fxprune.save(pruned, tmp_path / "pruned.safetensors")
-    assert torch.equal(fxprune.load(tmp_path / "pruned.safetensors", model=exported)(x), pruned(x))
+    assert torch.equal(fxprune.load(tmp_path / "pruned.safetensors", original=exported)(x), pruned(x))
     assert all(torch.equal(value, before[name]) for name, value in exported.state_dict().items())
 
 

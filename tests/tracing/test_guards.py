@@ -18,6 +18,7 @@ from torch import Tensor, nn
 import fxprune
 from fxprune import FxpruneError, trace
 from fxprune.tracing.checks import check_as_traced
+from fxprune.tracing.notes import trace_notes
 
 Forward = Callable[[Any, Tensor], Any]
 
@@ -95,7 +96,7 @@ def test_what_a_size_has_unrolled_refuses_another_and_says_which(forward: Forwar
     for size in (2, 6):
         with pytest.raises(FxpruneError, match=r"\.size\(0\).*`Net`"):
             traced(torch.randn(size, 8))
-    (note,) = traced.meta["notes"]
+    (note,) = trace_notes(traced).remarks
     assert "Loops and branches that follow sizes" in note
     assert ".size(0)" in note
 
@@ -138,7 +139,7 @@ def test_what_needs_no_loop_works_at_other_sizes(forward: Forward) -> None:
     for size in (2, 4, 6):
         x = torch.randn(size, 8)
         torch.testing.assert_close(traced(x), model(x), rtol=1e-6, atol=0)
-    assert traced.meta["notes"] == []
+    assert trace_notes(traced).remarks == ()
 
 
 def by_virtual_batches(self: Any, x: Tensor) -> Tensor:
@@ -168,7 +169,7 @@ def test_a_branch_on_a_size_holds_as_long_as_it_goes_the_same_way() -> None:
         assert torch.equal(traced(x), model(x))
     with pytest.raises(FxpruneError, match=r"`x\.size\(0\) > 4` is True here, and was False"):
         traced(torch.randn(5, 8))
-    (note,) = traced.meta["notes"]
+    (note,) = trace_notes(traced).remarks
     assert "`x.size(0) > 4` in `Net`" in note
 
 
@@ -184,7 +185,7 @@ def test_sizes_that_no_input_changes_are_not_checked() -> None:
     model = net(on_channels, f=nn.Linear(8, 8), g=nn.Linear(8, 24), h=nn.Linear(8, 3))
     traced = trace(model, torch.randn(2, 8))
     assert check_as_traced not in [node.target for node in traced.graph.nodes]
-    assert traced.meta["notes"] == []
+    assert trace_notes(traced).remarks == ()
 
 
 def in_other_words(self: Any, x: Tensor) -> Tensor:
@@ -239,7 +240,7 @@ def test_a_pruned_model_refuses_other_sizes_too_after_copying_pickling_and_loadi
     model, x = net(steps, f=nn.Linear(8, 8), h=nn.Linear(8, 3)), torch.randn(3, 5, 8)
     pruned = fxprune.prune(model, 0.5, example_inputs=x, compensate=False)
     fxprune.save(pruned, tmp_path / "model.safetensors")
-    loaded = fxprune.load(tmp_path / "model.safetensors", model)
+    loaded = fxprune.load(tmp_path / "model.safetensors", original=model)
     again = trace(pruned, x)
     for candidate in (pruned, copy.deepcopy(pruned), pickle.loads(pickle.dumps(pruned)), loaded, again):
         assert torch.equal(candidate(x), pruned(x))

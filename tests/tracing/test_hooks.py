@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import fxprune
-from fxprune.running.copies import cloned
+from fxprune.running.copies import copy_module
 
 X = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(1))
 
@@ -162,24 +162,8 @@ def test_the_original_computes_with_its_own_weights_and_stores_as_before(make: t
 def test_a_copy_of_a_model_uses_its_own_weights(make: type[Net]) -> None:
     model = make().eval()
     expected = model(X)
-    clone = cloned(model, {})
+    clone = copy_module(model)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.zero_()
     assert torch.equal(clone(X), expected)
-
-
-def test_a_function_keeps_what_is_not_of_the_model() -> None:
-    outside, store = nn.Linear(3, 3), {"module": nn.Linear(2, 2)}
-
-    def function(x: Tensor, *, times: int = 2) -> Any:
-        """What it says."""
-        return outside, store, model, times
-
-    model = nn.Sequential(nn.Linear(3, 3))
-    model.function = function  # type: ignore[assignment]
-    clone: Any = cloned(model, {})
-    assert clone.function is not function
-    assert (clone.function.__doc__, clone.function.__name__) == (function.__doc__, "function")
-    assert clone.function(X) == (outside, store, clone, 2)
-    assert function(X) == (outside, store, model, 2)

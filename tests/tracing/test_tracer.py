@@ -24,6 +24,7 @@ from torch.utils.checkpoint import CheckpointFunction, checkpoint
 from fxprune.errors import FxpruneError, FxpruneWarning
 from fxprune.running import trees
 from fxprune.tracing.checks import check_as_traced
+from fxprune.tracing.notes import trace_notes
 from fxprune.tracing.tracer import trace
 
 
@@ -92,7 +93,7 @@ def test_a_traced_model_is_the_model_in_eval_and_in_training(name: str, settings
     model = make(name, **settings)
     traced = trace(model, torch.randn(1, 3, size, size))
     assert_same(model, traced, torch.randn(3, 3, size, size))
-    assert not any("training" in note for note in traced.meta["notes"])
+    assert not any("training" in note for note in trace_notes(traced).remarks)
 
 
 def test_swin_is_the_same_at_another_batch_size() -> None:
@@ -285,7 +286,7 @@ def test_keyword_inputs_and_structured_outputs() -> None:
     assert torch.equal(found["total"], expected["total"])
     assert isinstance(found["answer"], Answer)
     assert torch.equal(found["answer"].parts[1], expected["answer"].parts[1])
-    assert traced.meta["example_inputs"] == ((), inputs)
+    assert trace_notes(traced).example_inputs == ((), inputs)
 
 
 class Positional(nn.Module):
@@ -316,7 +317,7 @@ class Modes(nn.Module):
 def test_what_depends_on_the_mode_follows_the_mode() -> None:
     traced = trace(Modes(), torch.randn(5, 4))
     assert isinstance(traced.functional_dropout, nn.Dropout)
-    assert traced.meta["notes"] == []
+    assert trace_notes(traced).remarks == ()
     model = Modes()
     assert_same(model, trace(model, torch.randn(5, 4)), torch.randn(6, 4))
 
@@ -441,7 +442,7 @@ class CausalByValue(nn.Module):
 def test_control_flow_on_what_only_the_sizes_of_the_input_tell_is_taken_as_a_constant() -> None:
     traced = trace(CausalByValue(), torch.randn(2, 3))
     assert_same(CausalByValue(), traced, torch.randn(2, 3))
-    assert any("was taken as a constant" in note for note in traced.meta["notes"])
+    assert any("was taken as a constant" in note for note in trace_notes(traced).remarks)
 
 
 class PaddedByTensors(nn.Module):
@@ -528,7 +529,7 @@ def test_auxiliary_heads_keep_their_keys_and_their_loss_is_warned_of() -> None:
     assert list(traced.state_dict()) == list(model.state_dict())
     with torch.no_grad():
         assert torch.equal(traced(x), model(x))
-    (note,) = traced.meta["notes"]
+    (note,) = trace_notes(traced).remarks
     assert "further outputs) is missing when the result is trained" in note
 
 
@@ -580,7 +581,7 @@ def test_a_layer_of_weights_of_its_own_that_runs_other_code_in_training_is_prune
 def test_code_for_training_alone_is_kept_in_a_module_of_its_own_and_warned_of_elsewhere() -> None:
     kept = nn.Sequential(nn.Linear(8, 8), Averaging(), nn.Linear(8, 3))
     traced = trace(kept, torch.randn(4, 8))
-    assert traced.meta["notes"] == []
+    assert trace_notes(traced).remarks == ()
     assert_same(kept, traced, torch.randn(5, 8))
     for forward, said in ((noisy, "for `Net`: other code runs there"), (needs_targets, "cannot be traced.*no targets")):
         with pytest.warns(FxpruneWarning, match=said):
@@ -683,7 +684,7 @@ def test_a_way_that_a_model_has_for_export_is_taken_where_the_other_depends_on_v
     traced = trace(AsksWhetherItIsCompiled(), (x, masks[0]))
     for given in masks:
         assert torch.equal(traced(x, given), AsksWhetherItIsCompiled()(x, given))
-    assert traced.meta["notes"] == [
+    assert list(trace_notes(traced).remarks) == [
         "Traced as for torch.export: otherwise the model's control flow depends on the values of its input."
     ]
     assert not torch.compiler.is_compiling()
@@ -700,7 +701,7 @@ def test_a_length_that_the_input_gives_is_computed_by_the_graph() -> None:
     traced = trace(UpToTheLongest(), (x, torch.tensor([2, 4])))
     for lengths in (torch.tensor([2, 4]), torch.tensor([3, 1])):
         assert torch.equal(traced(x, lengths), UpToTheLongest()(x, lengths))
-    (note,) = traced.meta["notes"]
+    (note,) = trace_notes(traced).remarks
     assert note.endswith("control flow that depends on it is that of the example input.")
 
 
@@ -758,7 +759,7 @@ class OwnTrain(nn.Module):
 def test_a_train_that_leaves_modules_in_eval_is_noted(freezes: bool) -> None:
     traced = trace(nn.Sequential(OwnTrain(freezes)), torch.randn(2, 3, 4, 4))
     expected = "`train()` of `0` leaves a part as it is; the traced model has the usual one."
-    assert traced.meta["notes"] == ([expected] if freezes else [])
+    assert list(trace_notes(traced).remarks) == ([expected] if freezes else [])
 
 
 class Memory:
@@ -784,7 +785,7 @@ def test_an_object_among_what_the_model_returns_by_name_is_left_out_and_noted(co
     model.forward = functools.partial(model.forward, container=container)  # type: ignore[method-assign]
     traced = trace(model, x)
     assert trees.tensors(traced(x))[0].equal(x.relu())
-    (note,) = traced.meta["notes"]
+    (note,) = trace_notes(traced).remarks
     assert note.startswith("`memory` is left out of what the model returns: an object of type `")
     assert len(traced.graph.nodes) == 3 + (container is ScoresAndMemory)
 
@@ -929,7 +930,7 @@ def test_attention_of_torch_drops_weights_in_training(need_weights: bool) -> Non
         m=nn.MultiheadAttention(8, 2, dropout=0.5, batch_first=True),
     )
     traced = trace(model, x := torch.randn(2, 5, 8))
-    assert not any("code of eval" in note for note in traced.meta["notes"])
+    assert not any("code of eval" in note for note in trace_notes(traced).remarks)
     for _ in range(2):
         torch.manual_seed(0)
         expected = model.train()(x)

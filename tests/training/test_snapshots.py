@@ -15,7 +15,8 @@ from safetensors.torch import save_file
 from torch import nn
 
 from fxprune import FxpruneError
-from fxprune.training.snapshots import load_snapshot, save_snapshot
+from fxprune.training.runs import make_accelerator
+from fxprune.training.snapshots import load_snapshot, restore_run, save_run, save_snapshot
 
 
 def test_any_nesting_comes_back_with_its_types(tmp_path):
@@ -68,7 +69,7 @@ def test_tied_and_strided_tensors_are_stored(tmp_path):
 
 
 def test_what_cannot_be_stored_is_named(tmp_path):
-    with pytest.raises(FxpruneError, match=r"state\.a\.1 \(a set\) cannot go into a snapshot"):
+    with pytest.raises(FxpruneError, match=r"state\.a\.1 \(a set\) cannot be saved"):
         save_snapshot(tmp_path / "s", {"a": [1, {2}]})
     assert list(tmp_path.iterdir()) == []
 
@@ -120,5 +121,24 @@ def test_other_files_are_refused(tmp_path):
     with pytest.raises(FxpruneError, match=r"cannot be read.*remove it"):
         load_snapshot(tmp_path / "text")
     save_file({"a": torch.zeros(1)}, tmp_path / "weights")
-    with pytest.raises(FxpruneError, match="no snapshot of a training run"):
+    with pytest.raises(FxpruneError, match="not a snapshot of a training run"):
         load_snapshot(tmp_path / "weights")
+
+
+def test_a_run_comes_back_with_model_optimizers_and_progress(tmp_path):
+    def run():
+        torch.manual_seed(0)
+        model = nn.Linear(2, 2)
+        return model, [torch.optim.Adam(model.parameters(), lr=0.1)]
+
+    model, (optimizer,) = run()
+    model(torch.ones(1, 2)).sum().backward()
+    optimizer.step()
+    with make_accelerator() as accelerator:
+        save_run(tmp_path / "s", accelerator, {"seed": 1}, model, [optimizer], {"step": 3})
+        other, optimizers = run()
+        assert restore_run(tmp_path / "s", accelerator, {"seed": 1}, other, optimizers) == {"step": 3}
+        assert torch.equal(other.weight, model.weight)
+        assert str(optimizers[0].state_dict()) == str(optimizer.state_dict())
+        with pytest.raises(FxpruneError, match=r"differs in seed \(there 1, here 2\)"):
+            restore_run(tmp_path / "s", accelerator, {"seed": 2}, other, optimizers)

@@ -1,133 +1,84 @@
-"""What a model keeps from call to call: tensors that the graph writes, numbers that it cannot have."""
+"""Settings, optimizer and learning rate of a fine-tuning run."""
 
 from __future__ import annotations
 
-import copy
-import warnings
-from collections.abc import Callable
-from pathlib import Path
+import math
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
-from invariant import net
-from torch import Tensor, nn
+from torch import nn
 
-import fxprune
-from fxprune import FxpruneWarning, analyze, make_plan, plan_of, scores, trace
-from fxprune.verification import mask
+from fxprune import FxpruneError
+from fxprune.training.runs import make_accelerator
+from fxprune.training.state import Run, Settings, make_optimizer
 
-
-class Stateful(nn.Module):
-    """A running average that forward replaces, of which `kind` tells how it is kept."""
-
-    def __init__(self, kind: str) -> None:
-        super().__init__()
-        self.a, self.b, self.kind = nn.Linear(4, 8), nn.Linear(8, 2), kind
-        if kind == "attribute":
-            self.state = torch.ones(3, 8)
-        else:
-            self.register_buffer("state", torch.ones(1 if kind == "sized by the first call" else 3, 8))
-        self.register_buffer("shown", torch.zeros(3, 8))
-
-    def forward(self, x: Tensor) -> Tensor:
-        self.shown = self.a(x)
-        if self.state.shape != self.shown.shape:
-            self.state = torch.ones_like(self.shown)
-        self.state = self.state * 0.5 + self.shown
-        return self.b(self.state.relu() if self.kind != "returned" else self.state)
+GIVEN: dict[str, Any] = {
+    "epochs": 2, "lr": None, "optimizer": "sgd", "schedule": "cosine", "warmup": 0.0, "weight_decay": 0.1,
+    "label_smoothing": 0.0, "temperature": 2.0, "distill_weight": 0.5, "gradient_accumulation": 1, "seed": 0,
+    "distilled": False, "weights": "",
+}  # fmt: skip
 
 
-@pytest.mark.parametrize("kind", ["buffer", "attribute", "returned"])
-def test_state_that_forward_replaces_goes_from_call_to_call(kind: str) -> None:
-    model, x = Stateful(kind).eval(), torch.randn(3, 4)
-    traced = trace(model, x)
-    assert not any("kept from call to call" in note for note in traced.meta["notes"])
-    assert "shown" not in traced.code
-    pruned = fxprune.rewrite(graph := analyze(traced), make_plan(graph, scores(graph, "l2"), flops=0.5))
-    masked = mask(model, plan_of(pruned))
-    pruned = copy.deepcopy(pruned)
+@pytest.fixture
+def accelerator() -> Iterator[Any]:
+    with make_accelerator() as made:
+        yield made
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("epochs", 0, "must be positive"),
+        ("temperature", 0.0, "must be positive"),
+        ("lr", -1.0, "must be at least 0"),
+        ("label_smoothing", 1.5, "must be from 0 to 1"),
+        ("schedule", "step", "is not known: use 'cosine' or 'constant'"),
+    ],
+)
+def test_settings_out_of_range_are_named(name: str, value: Any, message: str) -> None:
+    with pytest.raises(FxpruneError, match=rf"^{name} \(={value!r}\) {message}"):
+        Settings(**{**GIVEN, name: value})
+
+
+def test_only_weights_decay() -> None:
+    model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2))
+    model[2].weight.requires_grad_(False)
+    decayed, others = make_optimizer(model, "adamw", Settings(**GIVEN)).param_groups
+    assert (decayed["weight_decay"], others["weight_decay"]) == (0.1, 0.0)
+    assert decayed["params"] == [model[0].weight]
+    assert len(others["params"]) == 4
+    assert {group["lr"] for group in (decayed, others)} == {1e-4}
+
+
+def test_a_rate_that_is_given_is_that_of_any_optimizer() -> None:
+    settings = Settings(**{**GIVEN, "lr": 0.5})
+    for choice in ("sgd", lambda groups: torch.optim.Adam(groups, lr=0.1)):
+        assert {group["lr"] for group in make_optimizer(nn.Linear(2, 2), choice, settings).param_groups} == {0.5}
+    with pytest.raises(FxpruneError, match=r"^optimizer \(='lion'\) is not known"):
+        make_optimizer(nn.Linear(2, 2), "lion", settings)
+
+
+def run_of(accelerator: Any, **settings: Any) -> Run:
+    chosen, model = Settings(**{**GIVEN, "lr": 1.0, **settings}), nn.Linear(2, 2)
+    return Run(accelerator, chosen, model, make_optimizer(model, "sgd", chosen), None, None)
+
+
+def test_the_rate_rises_in_the_warmup_and_falls_by_a_cosine(accelerator: Any) -> None:
+    run = run_of(accelerator, warmup=0.5)
+    # Two epochs of four updates, of which two warm up.
+    rates = [run.set_rate(done, 4) for done in range(8)]
+    assert rates[:2] == pytest.approx([1 / 3, 2 / 3])
+    assert rates[2:] == pytest.approx([0.5 + 0.5 * math.cos(math.pi * k / 6) for k in range(6)])
+    assert run.optimizer.param_groups[0]["lr"] == run.rate == rates[-1]
+    constant = run_of(accelerator, schedule="constant")
+    assert [constant.set_rate(done, 4) for done in range(8)] == [1.0] * 8
+
+
+def test_weights_that_are_not_finite_are_seen(accelerator: Any) -> None:
+    run = run_of(accelerator)
+    assert run.is_finite()
     with torch.no_grad():
-        for _ in range(3):
-            assert torch.equal(traced(x), model(x))
-            torch.testing.assert_close(pruned(x), masked(x))
-            x = torch.randn(3, 4)
-    assert torch.equal(traced.get_buffer("state" if kind != "attribute" else "_tensor_constant0"), model.state)
-
-
-def test_state_that_does_not_fit_yet_is_warned_of() -> None:
-    model, x = Stateful("sized by the first call").eval(), torch.randn(3, 4)
-    with pytest.warns(
-        FxpruneWarning, match=r"forward of `Stateful` reads `state`, of shape \(1, 8\), and puts .* \(3, 8\)"
-    ):
-        trace(model, x)
-    model(x)
-    traced = trace(model, x)
-    with torch.no_grad():
-        for _ in range(3):
-            assert torch.equal(traced(x), model(x))
-
-
-@pytest.mark.parametrize("kind", ["buffer", "attribute", "returned"])
-def test_a_model_and_its_pruned_one_are_compared_in_the_same_state(kind: str, tmp_path: Path) -> None:
-    model, x = Stateful(kind).eval(), torch.randn(3, 4)
-    pruned = fxprune.prune(model, 0.5, example_inputs=x, compensate=False)
-    fxprune.save(pruned, tmp_path / "pruned.safetensors")
-    kept = "state" if kind != "attribute" else "_tensor_constant0"
-    with torch.no_grad():
-        model(x)
-        assert fxprune.verify(model, pruned) <= 1e-12
-        for _ in range(3):
-            pruned(x)
-        before = pruned.get_buffer(kept).clone()
-        assert fxprune.verify(model, pruned) <= 1e-12
-    assert torch.equal(pruned.get_buffer(kept), before)
-    loaded = fxprune.load(tmp_path / "pruned.safetensors", model=model)
-    assert fxprune.verify(model, loaded) <= 1e-12
-    with torch.no_grad():
-        next(iter(loaded.parameters())).mul_(1.1)
-    assert fxprune.verify(model, loaded) > 1e-3
-
-
-def _counts(self: Any, x: Tensor) -> Tensor:
-    x = self.a(x) * (self.calls + 1)
-    self.calls += 1
-    return self.b(x)
-
-
-def _initialises(self: Any, x: Tensor) -> Tensor:
-    x = self.a(x)
-    if not self.calls:
-        self.a.bias.data.sub_(x.mean(0))
-        self.calls = 1
-    return self.b(x - self.a.bias)
-
-
-def _only_counts(self: Any, x: Tensor) -> Tensor:
-    self.calls += 1
-    self.length = x.shape[-1]
-    return self.b(self.a(x) * self.length)
-
-
-def _makes_a_table(self: Any, x: Tensor) -> Tensor:
-    if not self.calls:
-        self.table, self.calls = torch.arange(8.0), 1
-    return self.b(self.a(x) * self.table)
-
-
-@pytest.mark.parametrize("forward", [_counts, _initialises])
-def test_numbers_that_change_what_the_next_call_does_are_warned_of(forward: Callable[..., Tensor]) -> None:
-    model, x = net(forward, a=nn.Linear(4, 8), b=nn.Linear(8, 2)).eval(), torch.randn(3, 4)
-    model.calls = 0
-    with pytest.warns(FxpruneWarning, match="forward changes `calls` of .*, and does something else in the next call"):
-        trace(model, x)
-
-
-@pytest.mark.parametrize("forward", [_only_counts, _makes_a_table])
-def test_numbers_that_change_nothing_are_not(forward: Callable[..., Tensor]) -> None:
-    model, x = net(forward, a=nn.Linear(4, 8), b=nn.Linear(8, 2)).eval(), torch.randn(3, 4)
-    model.calls, model.length, model.table = 0, 0, None
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        traced = trace(model, x)
-    assert torch.equal(traced(x), model(x))
+        run.model.weight[0, 0] = math.nan
+    assert not run.is_finite()

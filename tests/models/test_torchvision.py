@@ -1,4 +1,4 @@
-"""torchvision beyond classifiers, made small: segmentation, video, optical flow, pyramids, backbones of detectors."""
+"""Small versions of torchvision models that are not classifiers: segmentation, video, optical flow, detectors."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from invariant import check_invariant, randomise
 from torch import Tensor, nn
 
 import fxprune
+from fxprune.verification import TOLERANCE
 
 torchvision = pytest.importorskip("torchvision")
 from torchvision.models import detection, mobilenet_v3_small, optical_flow, segmentation, video  # noqa: E402
@@ -31,7 +32,7 @@ LOW, HIGH = 8, 144
 
 
 def features(**names: str) -> nn.Module:
-    """The features of a narrow MobileNet, from the layers that are named."""
+    """The features of a narrow MobileNet at the given layers, by name."""
     layers = mobilenet_v3_small(weights=None, width_mult=0.25, dilated=True).features
     return IntermediateLayerGetter(layers, {layer.strip("_"): name for layer, name in names.items()})
 
@@ -87,7 +88,7 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], Any]] = {
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_a_model_of_torchvision_is_pruned_right(name: str) -> None:
+def test_a_model_of_torchvision_is_pruned_correctly(name: str) -> None:
     make, inputs = MODELS[name]
     torch.manual_seed(0)
     graph = check_invariant(make(), inputs, plans=1, other_batch=False)
@@ -95,8 +96,8 @@ def test_a_model_of_torchvision_is_pruned_right(name: str) -> None:
     assert 0.49 * plan.flops_before <= plan.flops <= plan.flops_target
 
 
-def test_optical_flow_is_pruned_right() -> None:
-    """It makes its coordinates in float32, whatever its weights are."""
+def test_optical_flow_is_pruned_correctly() -> None:
+    """The model creates its coordinates in float32, whatever the dtype of its weights."""
     raft = optical_flow.raft
     model = raft._raft(
         weights=None,
@@ -125,7 +126,7 @@ def test_optical_flow_is_pruned_right() -> None:
     graph = fxprune.analyze(fxprune.trace(model, tuple(frames)))
     plan = fxprune.make_plan(graph, fxprune.scores(graph, "random"), flops=0.5)
     pruned = fxprune.rewrite(graph, plan)
-    assert fxprune.verify(model, pruned, tuple(frames)) <= 1e-9
+    assert fxprune.verify(model, pruned, tuple(frames)) <= TOLERANCE
     assert fxprune.count_flops(pruned, tuple(frames)) == plan.flops
 
 
@@ -141,12 +142,12 @@ def test_a_detector_is_refused_and_its_backbone_pruned() -> None:
         fxprune.prune(model.backbone, flops=0.5, example_inputs=image(), compensate=False),
         model.backbone,
     )
-    assert fxprune.verify(whole, model.backbone, image()) <= 1e-9
+    assert fxprune.verify(whole, model.backbone, image()) <= TOLERANCE
     assert [box.keys() for box in model([image(128)[0]])] == before
 
 
 class Regions(nn.Module):
-    """Crops boxes of any image out of the batch."""
+    """Crops boxes from the images of the batch."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -157,7 +158,7 @@ class Regions(nn.Module):
         return self.c(self.b(regions).mean((2, 3)))
 
 
-def test_an_op_that_takes_numbers_for_indices_is_probed_with_indices_that_are_there() -> None:
-    """Others would make it read where no memory is; what happens then is another thing each time."""
+def test_an_op_that_takes_indices_as_numbers_is_probed_with_valid_ones() -> None:
+    """With others it would read outside of the tensor."""
     boxes = torch.tensor([[0.0, 0, 0, 8, 8]] * 20)
     check_invariant(Regions(), (torch.randn(1, 3, 32, 32), boxes), 72, other_batch=False)

@@ -1,0 +1,210 @@
+"""What layers see and how much the loss depends on what they give: moments of inputs, squared gradients of outputs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, fx
+
+from fxprune.channels import ChannelGraph
+from fxprune.compensation.holdout import split_apart
+from fxprune.data import Batch, placeholder_values, running_on
+from fxprune.errors import CannotScoreError
+from fxprune.layers.contraction import Contraction, contraction_of, find_parameter
+from fxprune.layers.gate_places import GatePlace, gate_places
+from fxprune.running.eval_mode import in_eval_without_grad
+from fxprune.scoring.output_losses import output_losses
+from fxprune.scoring.refitting import Reader
+
+__all__ = ["LayerStatistics", "Statistics", "collect_statistics"]
+
+# Positions of one sample are alike: no more of them count as independent. Not tuned.
+_INDEPENDENT = 8
+# How many samples of each half judge; fewer where there are many groups. 24 were no better, but slower.
+_JUDGES, _JUDGES_TIMES_GROUPS = 8, 400
+
+
+class _Moments:
+    """Sums over rows of inputs."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._sum: Tensor | float = 0.0
+        self._products: Tensor | float = 0.0
+
+    def add(self, rows: Tensor) -> None:
+        """Add rows (rows, inputs)."""
+        self.count += len(rows)
+        self._sum += rows.sum(0).double().cpu()
+        self._products += (rows.T @ rows).double().cpu()
+
+    def mean(self) -> Tensor:
+        """Of the rows (inputs,)."""
+        return torch.as_tensor(self._sum / self.count)
+
+    def about(self, centre: Tensor) -> Tensor:
+        """Mean products of the differences from a centre (inputs, inputs)."""
+        mean = self.mean()
+        second = torch.as_tensor(self._products / self.count)
+        return second - torch.outer(mean, centre) - torch.outer(centre, mean) + torch.outer(centre, centre)
+
+
+@dataclass(eq=False)
+class LayerStatistics:
+    """What was seen of one layer that sums over channels.
+
+    Attributes:
+        place: where the channels enter it.
+        contraction: what it is.
+        halves: moments of its inputs in each half of the samples.
+        squares: of the outputs' gradients, summed over all samples (outputs,); None while there are none.
+    """
+
+    place: GatePlace
+    contraction: Contraction
+    halves: tuple[_Moments, _Moments] = field(default_factory=lambda: (_Moments(), _Moments()))
+    squares: Tensor | None = None
+
+    def add_gradient(self, gradient: Tensor) -> None:
+        """Add the gradient of the outputs for some samples."""
+        dim = 1 if self.contraction.kernel else gradient.dim() - 1
+        others = [d for d in range(gradient.dim()) if d != dim]
+        squares = gradient.square().sum(others).double().cpu()
+        self.squares = squares if self.squares is None else self.squares + squares
+
+
+@dataclass(frozen=True, eq=False)
+class Statistics:
+    """What was seen of all layers, in two halves of the samples.
+
+    Attributes:
+        model: the traced model.
+        layers: those that sum over channels, by node name.
+        samples: how many were seen.
+        judges: a few samples of each half, or None and None if there was only one sample.
+    """
+
+    model: fx.GraphModule
+    layers: dict[str, LayerStatistics]
+    samples: int
+    judges: tuple[Batch, Batch] | tuple[None, None]
+
+    def readers(self, damping: float, fitted: int) -> list[Reader]:
+        """The layers that the loss depends on, ready to be refitted.
+
+        Args:
+            damping: added to covariances, relative to the mean variance.
+            fitted: the half that is fitted to, 0 or 1; the other one judges.
+        """
+        return [
+            self._reader(name, layer, layer.squares, damping, fitted)
+            for name, layer in self.layers.items()
+            if layer.squares is not None and all(half.count for half in layer.halves)
+        ]
+
+    def _reader(self, name: str, layer: LayerStatistics, squares: Tensor, damping: float, fitted: int) -> Reader:
+        fit, judge = layer.halves[fitted], layer.halves[1 - fitted]
+        mean = fit.mean()
+        sampled = fit.about(mean)
+        width = len(sampled)
+        independent = min(fit.count, _INDEPENDENT * self.samples / 2)
+        # With fewer samples than inputs every channel would seem to be a sum of the others.
+        shrunk = sampled * (independent / (independent + width))
+        diagonal = sampled.diagonal().clamp_min(0)
+        shrunk.diagonal().copy_(diagonal + damping * diagonal.mean().clamp_min(1e-30))
+        own = find_parameter(self.model, layer.contraction.weight).detach()
+        roots = (squares / self.samples).sqrt()[:, None, None]
+        return Reader(
+            node=name,
+            contraction=layer.contraction,
+            channels=layer.place.channels,
+            mean=mean,
+            second_moments=(fit.about(0 * mean) + judge.about(0 * mean)).diagonal() / 2,
+            covariance=judge.about(mean).float(),
+            inverse=torch.linalg.inv(shrunk),
+            own=own,
+            roots=roots,
+            weight=own.double().cpu().reshape(own.shape[0], width, -1) * roots,
+        )
+
+
+def collect_statistics(graph: ChannelGraph, batches: Iterable[Batch], seed: int) -> Statistics:
+    """Run the model forwards and backwards on the samples.
+
+    Args:
+        graph: the analysed model.
+        batches: checked, and on the model's device.
+        seed: of the halves, and of the directions where there are no labels.
+
+    Raises:
+        CannotScoreError: the model does not run on the samples, or has no outputs to score by.
+    """
+    nodes = {node.name: node for node in graph.module.graph.nodes}
+    layers: dict[str, LayerStatistics] = {}
+    for place in gate_places(graph):
+        found = contraction_of(nodes[place.node], graph.module)
+        if found is not None and found.groups == 1 and found.input.name == place.argument:
+            layers[place.node] = LayerStatistics(place, found)
+    observer = _Observer(graph.module, layers, torch.Generator().manual_seed(seed))
+    judging = min(_JUDGES, max(2, _JUDGES_TIMES_GROUPS // max(len(graph.groups), 1)))
+    samples, judges = 0, None
+    with in_eval_without_grad(graph.module):
+        for batch in batches:
+            samples += batch.size
+            first, second = split_apart(graph.module, batch, 0.5, seed)
+            if second is None:
+                # The positions of a single sample are shared between both halves.
+                observer.observe(first, (0, 1))
+                continue
+            judges = judges or (first.rows(0, judging), second.rows(0, judging))
+            observer.observe(first, (0,))
+            observer.observe(second, (1,))
+    return Statistics(graph.module, layers, samples, judges or (None, None))
+
+
+class _Observer(fx.Interpreter):
+    """Runs the model and adds to the statistics of its layers."""
+
+    def __init__(self, module: fx.GraphModule, layers: dict[str, LayerStatistics], random: torch.Generator) -> None:
+        super().__init__(module, garbage_collect_values=True)
+        self._layers, self._random = layers, random
+        self._halves: tuple[int, ...] = ()
+        self._outputs: dict[str, Tensor] = {}
+
+    def observe(self, batch: Batch, halves: tuple[int, ...]) -> None:
+        """Add a batch, whose rows are shared between these halves."""
+        self._halves = halves
+        for part in batch.split():
+            self._observe(part)
+
+    def _observe(self, batch: Batch) -> None:
+        self._outputs = {}
+        with torch.enable_grad():
+            with running_on(batch, CannotScoreError):
+                outputs = self.run(initial_env=placeholder_values(self.graph, batch))
+            found = dict(self._outputs)
+            if not found:
+                return
+            (loss,) = output_losses(outputs, batch.labels, 1, self._random)
+            gradients = torch.autograd.grad(loss, list(found.values()), allow_unused=True)
+        for name, gradient in zip(found, gradients, strict=True):
+            if gradient is not None:
+                self._layers[name].add_gradient(gradient)
+
+    def run_node(self, n: fx.Node) -> object:
+        """Run one node; gradients start at the first layer that sums over channels."""
+        out = super().run_node(n)
+        layer = self._layers.get(n.name)
+        if layer is None:
+            return out
+        x: Tensor = self.env[layer.contraction.input].detach().movedim(layer.place.dim, -1)
+        rows = x.reshape(-1, x.shape[-1])
+        for half, part in zip(self._halves, rows.tensor_split(len(self._halves)), strict=True):
+            layer.halves[half].add(part)
+        if not out.requires_grad:
+            out = out.detach().requires_grad_(True)
+        self._outputs[n.name] = out
+        # What follows may write in place.
+        return out.clone()

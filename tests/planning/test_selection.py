@@ -1,0 +1,69 @@
+"""Which channels stay: within every budget, whatever the sizes of units."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import fxprune
+from fxprune.channels import Scores
+from fxprune.planning.budgets import Budget
+from fxprune.planning.selection import choose, fewest, units_of
+
+
+@pytest.fixture(scope="module")
+def graph() -> fxprune.ChannelGraph:
+    model = nn.Sequential(nn.Linear(4, 10), nn.ReLU(), nn.Linear(10, 7), nn.ReLU(), nn.Linear(7, 2))
+    return fxprune.analyze(fxprune.trace(model, torch.zeros(1, 4)))
+
+
+@pytest.fixture(scope="module")
+def scores(graph: fxprune.ChannelGraph) -> Scores:
+    return np.random.default_rng(0).random(graph.num_channels)
+
+
+@pytest.mark.parametrize(("round_to", "stay"), [(1, {10: 1, 7: 1}), (4, {10: 4, 7: 4}), (10, {10: 10, 7: 7})])
+def test_units_leave_one_channel_or_one_multiple_of_each_group(
+    graph: fxprune.ChannelGraph, scores: Scores, round_to: int, stay: dict[int, int]
+) -> None:
+    units = units_of(graph.groups, scores, round_to)
+    for number, group in enumerate(graph.groups):
+        sizes = [len(units.of(k)) for k in range(len(units)) if units.group[k] == number]
+        assert len(group) - sum(sizes) == stay[len(group)]
+        # The first unit takes the remainder, so that the others leave multiples.
+        assert all(size == round_to for size in sizes[1:])
+        assert not sizes or (len(group) - sizes[0]) % round_to == 0
+
+
+def test_units_go_in_the_order_of_their_scores(graph: fxprune.ChannelGraph, scores: Scores) -> None:
+    units = units_of(graph.groups, scores, 1)
+    assert np.all(np.diff(scores[units.channels]) >= 0)
+
+
+def test_the_fewest_channels_are_one_of_each_group(graph: fxprune.ChannelGraph, scores: Scores) -> None:
+    alive = fewest(graph.num_channels, units_of(graph.groups, scores, 1))
+    assert [int(alive[group.channels].sum()) for group in graph.groups] == [1, 1]
+    assert all(alive[frozen.channels].all() for frozen in graph.frozen)
+
+
+def test_a_plan_holds_every_budget_and_none_is_made_for_one_out_of_reach(
+    graph: fxprune.ChannelGraph, scores: Scores
+) -> None:
+    units = units_of(graph.groups, scores, 1)
+    total, least = graph.flops.total, graph.flops(fewest(graph.num_channels, units))
+    for target in range(least, total + 1):
+        budgets = [Budget(graph.flops, target), Budget(graph.flops, (target + total) // 2)]
+        alive = choose(budgets, units)
+        assert alive is not None
+        assert all(budget.holds(alive) for budget in budgets)
+    assert choose([Budget(graph.flops, least - 1)], units) is None
+
+
+def test_without_groups_only_the_whole_model_is_a_plan(graph: fxprune.ChannelGraph, scores: Scores) -> None:
+    units = units_of([], scores, 1)
+    whole = choose([Budget(graph.flops, graph.flops.total)], units)
+    assert whole is not None
+    assert whole.all()
+    assert choose([Budget(graph.flops, graph.flops.total - 1)], units) is None

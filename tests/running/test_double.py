@@ -1,0 +1,31 @@
+"""A model runs in float64, whatever it casts to, and nothing of that is left behind."""
+
+from __future__ import annotations
+
+import torch
+from invariant import net, tokens
+from torch import Tensor, nn
+
+from fxprune.running.copies import copy_module
+from fxprune.running.double import outputs_in_double
+
+
+def test_casts_constants_and_plain_attributes_are_float64_inside_and_as_before_outside() -> None:
+    def forward(self: nn.Module, x: Tensor) -> tuple[Tensor, ...]:
+        return self.a(x.half()), torch.ones(2, dtype=torch.float32), torch.FloatTensor([0.1]) * self.gain, x.float()
+
+    model = net(forward, a=nn.Linear(4, 2))
+    vars(model)["gain"] = torch.ones(1)
+    types, dtype = torch.FloatTensor, torch.get_default_dtype()
+    outputs = outputs_in_double(copy_module(model), (tokens(),), {})
+    assert {output.dtype for output in outputs} == {torch.float64}
+    assert (torch.FloatTensor, torch.get_default_dtype()) == (types, dtype)
+    assert model.a.weight.dtype is torch.float32
+
+
+def test_random_numbers_are_the_same_in_each_run_and_the_global_state_is_kept() -> None:
+    model = net(lambda self, x: self.a(x) + torch.rand(2), a=nn.Linear(4, 2))
+    state = torch.get_rng_state()
+    first, second = (outputs_in_double(copy_module(model), (tokens(),), {})[0] for _ in range(2))
+    assert torch.equal(first, second)
+    assert torch.equal(torch.get_rng_state(), state)

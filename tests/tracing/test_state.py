@@ -1,0 +1,134 @@
+"""What a model keeps from call to call: tensors that the graph writes, numbers that it cannot have."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from invariant import net
+from torch import Tensor, nn
+
+import fxprune
+from fxprune import FxpruneWarning, analyze, make_plan, plan_of, scores, trace
+from fxprune.tracing.notes import trace_notes
+from fxprune.verification import mask
+
+
+class Stateful(nn.Module):
+    """A running average that forward replaces, of which `kind` tells how it is kept."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.a, self.b, self.kind = nn.Linear(4, 8), nn.Linear(8, 2), kind
+        if kind == "attribute":
+            self.state = torch.ones(3, 8)
+        else:
+            self.register_buffer("state", torch.ones(1 if kind == "sized by the first call" else 3, 8))
+        self.register_buffer("shown", torch.zeros(3, 8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.shown = self.a(x)
+        if self.state.shape != self.shown.shape:
+            self.state = torch.ones_like(self.shown)
+        self.state = self.state * 0.5 + self.shown
+        return self.b(self.state.relu() if self.kind != "returned" else self.state)
+
+
+@pytest.mark.parametrize("kind", ["buffer", "attribute", "returned"])
+def test_state_that_forward_replaces_goes_from_call_to_call(kind: str) -> None:
+    model, x = Stateful(kind).eval(), torch.randn(3, 4)
+    traced = trace(model, x)
+    assert not any("kept from call to call" in note for note in trace_notes(traced).remarks)
+    assert "shown" not in traced.code
+    pruned = fxprune.rewrite(graph := analyze(traced), make_plan(graph, scores(graph, "l2"), flops=0.5))
+    masked = mask(model, plan_of(pruned))
+    pruned = copy.deepcopy(pruned)
+    with torch.no_grad():
+        for _ in range(3):
+            assert torch.equal(traced(x), model(x))
+            torch.testing.assert_close(pruned(x), masked(x))
+            x = torch.randn(3, 4)
+    assert torch.equal(traced.get_buffer("state" if kind != "attribute" else "_tensor_constant0"), model.state)
+
+
+def test_state_that_does_not_fit_yet_is_warned_of() -> None:
+    model, x = Stateful("sized by the first call").eval(), torch.randn(3, 4)
+    with pytest.warns(
+        FxpruneWarning, match=r"forward of `Stateful` reads `state`, of shape \(1, 8\), and puts .* \(3, 8\)"
+    ):
+        trace(model, x)
+    model(x)
+    traced = trace(model, x)
+    with torch.no_grad():
+        for _ in range(3):
+            assert torch.equal(traced(x), model(x))
+
+
+@pytest.mark.parametrize("kind", ["buffer", "attribute", "returned"])
+def test_a_model_and_its_pruned_one_are_compared_in_the_same_state(kind: str, tmp_path: Path) -> None:
+    model, x = Stateful(kind).eval(), torch.randn(3, 4)
+    pruned = fxprune.prune(model, 0.5, example_inputs=x, compensate=False)
+    fxprune.save(pruned, tmp_path / "pruned.safetensors")
+    kept = "state" if kind != "attribute" else "_tensor_constant0"
+    with torch.no_grad():
+        model(x)
+        assert fxprune.verify(model, pruned) <= 1e-12
+        for _ in range(3):
+            pruned(x)
+        before = pruned.get_buffer(kept).clone()
+        assert fxprune.verify(model, pruned) <= 1e-12
+    assert torch.equal(pruned.get_buffer(kept), before)
+    loaded = fxprune.load(tmp_path / "pruned.safetensors", original=model)
+    assert fxprune.verify(model, loaded) <= 1e-12
+    with torch.no_grad():
+        next(iter(loaded.parameters())).mul_(1.1)
+    assert fxprune.verify(model, loaded) > 1e-3
+
+
+def _counts(self: Any, x: Tensor) -> Tensor:
+    x = self.a(x) * (self.calls + 1)
+    self.calls += 1
+    return self.b(x)
+
+
+def _initialises(self: Any, x: Tensor) -> Tensor:
+    x = self.a(x)
+    if not self.calls:
+        self.a.bias.data.sub_(x.mean(0))
+        self.calls = 1
+    return self.b(x - self.a.bias)
+
+
+def _only_counts(self: Any, x: Tensor) -> Tensor:
+    self.calls += 1
+    self.length = x.shape[-1]
+    return self.b(self.a(x) * self.length)
+
+
+def _makes_a_table(self: Any, x: Tensor) -> Tensor:
+    if not self.calls:
+        self.table, self.calls = torch.arange(8.0), 1
+    return self.b(self.a(x) * self.table)
+
+
+@pytest.mark.parametrize("forward", [_counts, _initialises])
+def test_numbers_that_change_what_the_next_call_does_are_warned_of(forward: Callable[..., Tensor]) -> None:
+    model, x = net(forward, a=nn.Linear(4, 8), b=nn.Linear(8, 2)).eval(), torch.randn(3, 4)
+    model.calls = 0
+    with pytest.warns(FxpruneWarning, match="forward changes `calls` of .*, and does something else in the next call"):
+        trace(model, x)
+
+
+@pytest.mark.parametrize("forward", [_only_counts, _makes_a_table])
+def test_numbers_that_change_nothing_are_not(forward: Callable[..., Tensor]) -> None:
+    model, x = net(forward, a=nn.Linear(4, 8), b=nn.Linear(8, 2)).eval(), torch.randn(3, 4)
+    model.calls, model.length, model.table = 0, 0, None
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        traced = trace(model, x)
+    assert torch.equal(traced(x), model(x))
