@@ -53,8 +53,6 @@ class Trait(Flag):
     RANDOM = auto()
     #: Sets entries to zero at random, in training.
     DROPOUT = auto()
-    #: Reads how many entries a tensor has, and not the entries.
-    SIZE = auto()
     #: Reads the number of dimensions, the type or the device of a tensor, and neither its size nor its entries.
     LAYOUT = auto()
     #: Reads the entries of its first argument only, and of the others a type, a device or a size.
@@ -107,7 +105,6 @@ _NAMES: dict[Trait, str] = {
         poisson rrelu scaled_dot_product_attention
     """,
     Trait.DROPOUT: "dropout dropout1d dropout2d dropout3d alpha_dropout feature_alpha_dropout feature_dropout",
-    Trait.SIZE: "size numel",
     Trait.LAYOUT: "dim ndimension element_size is_floating_point is_complex is_contiguous get_device type",
     Trait.READS_FIRST: "type_as to view_as reshape_as expand_as",
     Trait.COPY: """
