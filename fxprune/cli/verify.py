@@ -47,7 +47,9 @@ def verify(
     elif holds:
         typer.echo(f"verified: {certificate.of}, largest relative difference {certificate.error:.1e}")
     if not holds:
-        why = "its weights have changed since" if certificate.holds else "another model, or damaged weights"
+        why = (
+            "its weights are not slices of the original's" if certificate.holds else "another model, or damaged weights"
+        )
         typer.echo(
             f"fxprune: {file} does not equal its zero-masked original: {why} (compared: {certificate.of}, largest "
             f"relative difference {certificate.error:.1e})",
