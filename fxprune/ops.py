@@ -53,8 +53,6 @@ class Trait(Flag):
     RANDOM = auto()
     #: Sets entries to zero at random, in training.
     DROPOUT = auto()
-    #: Reads how many entries a tensor has, and not the entries.
-    SIZE = auto()
     #: Reads the number of dimensions, the type or the device of a tensor, and neither its size nor its entries.
     LAYOUT = auto()
     #: Reads the entries of its first argument only, and of the others a type, a device or a size.
@@ -63,6 +61,8 @@ class Trait(Flag):
     COPY = auto()
     #: Indices are computed with it, and it gives the same result each time.
     INDEX = auto()
+    #: Joins the tensors of a list, however many there are.
+    JOIN = auto()
 
 
 _NAMES: dict[Trait, str] = {
@@ -105,7 +105,6 @@ _NAMES: dict[Trait, str] = {
         poisson rrelu scaled_dot_product_attention
     """,
     Trait.DROPOUT: "dropout dropout1d dropout2d dropout3d alpha_dropout feature_alpha_dropout feature_dropout",
-    Trait.SIZE: "size numel",
     Trait.LAYOUT: "dim ndimension element_size is_floating_point is_complex is_contiguous get_device type",
     Trait.READS_FIRST: "type_as to view_as reshape_as expand_as",
     Trait.COPY: """
@@ -115,6 +114,7 @@ _NAMES: dict[Trait, str] = {
         to type long int cpu cuda contiguous clone detach argsort flip cat stack view reshape flatten transpose permute
         t squeeze unsqueeze arange tensor nonzero getitem invert logical_not bool
     """,
+    Trait.JOIN: "cat concat concatenate stack hstack vstack row_stack dstack column_stack",
 }
 
 _MODULES: dict[Trait, tuple[type[nn.Module], ...]] = {

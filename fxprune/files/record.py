@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -69,7 +69,7 @@ class Record:
 
     def to_json(self) -> str:
         """The record as text, for the metadata of the file."""
-        original, source = self.pruning.original, self.trace.source
+        source = self.trace.source
         notes = {
             "compensated": self.pruning.compensated,
             "notes": list(self.trace.remarks),
@@ -80,20 +80,15 @@ class Record:
         value = {
             "format": _FORMAT,
             "versions": self.versions,
-            "source": None if source is None else {"spec": source.spec, "arguments": source.arguments},
-            "original": {
-                "model": original.model,
-                "tensors": original.tensors,
-                "ties": original.ties,
-                "operations": original.operations,
-            },
+            "source": None if source is None else asdict(source),
+            "original": asdict(self.pruning.original),
             "plan": plan_to_json(self.pruning.plan),
             "inputs": {"structure": self.inputs, "tensors": self.input_kinds},
             "aliases": self.aliases,
             "strides": self.strides,
             "frozen": self.frozen,
             "training": self.training,
-            "meta": {**_plain(self.more), **_plain({key: item for key, item in notes.items() if item})},
+            "meta": _plain({**self.more, **notes}),
         }
         return json.dumps(value, separators=(",", ":"))
 

@@ -1,38 +1,25 @@
-"""Which nodes share memory, and which of them the output depends on."""
+"""Which nodes share memory, and which nodes the output depends on."""
 
 from __future__ import annotations
 
-import operator
-
 from torch import fx, nn
+
+from fxprune.ops import Trait, traits
 
 __all__ = ["alias_roots", "used_nodes", "written_attributes"]
 
-# What may share memory with its first argument.
-_VIEWS = frozenset((
-    *("view", "reshape", "transpose", "permute", "flatten", "unflatten", "squeeze", "unsqueeze", "narrow", "select"),
-    *("expand", "expand_as", "view_as", "reshape_as", "movedim", "moveaxis", "t", "swapaxes", "swapdims", "chunk"),
-    *("split", "split_with_sizes", "tensor_split", "unbind", "diagonal", "contiguous", "detach", "to", "type_as"),
-    *("float", "double", "half", "view_as_real", "view_as_complex", "dropout", "requires_grad_"),
-    operator.getitem, getattr,
-))  # fmt: skip
-_VIEW_MODULES = (nn.Flatten, nn.Unflatten, nn.modules.dropout._DropoutNd, nn.Identity)
-
 
 def alias_roots(graph: fx.Graph, modules: dict[str, nn.Module], *, follow_data: bool = True) -> dict[fx.Node, fx.Node]:
-    """For each node the one that it shares its memory with, as far as can be told: the first of them.
+    """For each node, the first node that it may share memory with: its alias root.
 
     Args:
         graph: of a traced model.
-        modules: those that it calls, by path.
-        past_data: whether `x.data` counts as `x`; what is written there is hidden from autograd and torch.jit.
+        modules: the modules that it calls, by path.
+        follow_data: whether `x.data` shares memory with `x`; autograd and torch.jit do not see what is written there.
     """
     root: dict[fx.Node, fx.Node] = {}
     for node in graph.nodes:
-        name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
-        is_view = node.target in _VIEWS or name in _VIEWS or "mutates" in node.meta
-        if node.op == "call_module":
-            is_view = isinstance(modules[name], _VIEW_MODULES) or "mutates" in node.meta
+        is_view = Trait.VIEW in traits(node, modules.get(str(node.target))) or "mutates" in node.meta
         if node.target is getattr and node.args[1] == "data":
             is_view = follow_data
         first = node.args[0] if node.args else None
@@ -41,20 +28,20 @@ def alias_roots(graph: fx.Graph, modules: dict[str, nn.Module], *, follow_data: 
 
 
 def written_attributes(traced: fx.GraphModule) -> set[str]:
-    """The parameters, buffers and constants into which a traced model writes when it runs."""
+    """The names of the parameters, buffers and constants that a traced model writes into when it runs."""
     root = alias_roots(traced.graph, dict(traced.named_modules()))
     written = set().union(*_written_by(traced.graph, root).values())
     return {str(node.target) for node in written if node.op == "get_attr"}
 
 
 def _written_by(graph: fx.Graph, root: dict[fx.Node, fx.Node]) -> dict[fx.Node, set[fx.Node]]:
-    """What each node writes into, by the nodes that the memory is of."""
+    """For each node that writes, the alias roots of what it writes into."""
     by_name = {node.name: node for node in graph.nodes}
     return {n: {root[by_name[name]] for name in n.meta["mutates"]} for n in graph.nodes if "mutates" in n.meta}
 
 
 def used_nodes(graph: fx.Graph, modules: dict[str, nn.Module]) -> set[fx.Node]:
-    """The nodes that the output depends on; fvcore does not count the others, which are there for their state."""
+    """The nodes that the output depends on. fvcore counts no others: they only update a state."""
     root = alias_roots(graph, modules, follow_data=False)
     written = _written_by(graph, root)
     used: set[fx.Node] = set()
@@ -67,24 +54,24 @@ def used_nodes(graph: fx.Graph, modules: dict[str, nn.Module]) -> set[fx.Node]:
                 used.add(node)
                 seen.add(root[node])
                 stack.extend(_counted_with(node))
-        # What is written into something that is seen later.
-        stack = [node for node, alias_roots in written.items() if node not in used and alias_roots & seen]
+        # Nodes that write into something that is used.
+        stack = [node for node, into in written.items() if node not in used and into & seen]
     return used
 
 
 def _counted_with(node: fx.Node) -> list[fx.Node]:
-    """The inputs of a node that fvcore sees it depend on: types and devices are none, and sizes are tensors for it."""
+    """The inputs that a node depends on for fvcore, to which types and devices are constants, and sizes are tensors."""
     if node.target is getattr and node.args[1] in ("dtype", "device"):
         return []
     if node.target in _NUMBERS_OF_SIZES or (callable(node.target) and getattr(node.target, "__module__", "") == "math"):
         return []
     if node.target in (min, max):
-        # Which of them it is does not stay a question.
+        # torch.jit, which fvcore uses, records the number that was chosen.
         given = [x.meta["value"] if isinstance(x, fx.Node) else x for x in node.args]
         chosen = node.args[given.index(node.meta["value"])] if node.meta["value"] in given else None
         return [chosen] if isinstance(chosen, fx.Node) else node.all_input_nodes if chosen is None else []
     return node.all_input_nodes
 
 
-# What makes a number without history of a tensor.
+# They turn a tensor into a number, which torch.jit does not trace.
 _NUMBERS_OF_SIZES = (int, float, round)

@@ -1,7 +1,7 @@
-"""Operators of ATen, which programs of `torch.export` call, in terms of torch's functions, for which there are rules.
+"""The torch functions for operators of ATen: programs of `torch.export` call operators, and the rules know functions.
 
-Most have the arguments of the function, or else of the method, of the same name; the others stand here, with the
-arguments of their schema.
+Most operators have the arguments of the function or method of their name. The others are here; they take the arguments
+of the operator's schema.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ __all__ = ["as_function"]
 
 @functools.cache
 def as_function(operator: Any) -> Callable[..., Any] | None:
-    """What does the same by calls of torch functions; None for what is no operator of ATen, or has no function."""
+    """A function that does the same by calls of torch functions; None for anything else than an operator of ATen."""
     if not isinstance(operator, torch._ops.OpOverload):
         return None
     namespace, _, name = operator._schema.name.partition("::")

@@ -1,4 +1,4 @@
-"""The check that a graph makes where its code followed a size."""
+"""The check in a graph that a size is the traced one, where the model's code followed it."""
 
 from __future__ import annotations
 
@@ -16,29 +16,35 @@ __all__ = ["check_as_traced"]
 
 @fx.node.has_side_effect
 def check_as_traced(value: Any, traced: Any, what: str, where: str) -> None:
-    """Stop where a size, or what a comparison of sizes gives, is another than in the trace.
+    """Check that a number computed from sizes, or the outcome of a comparison, is the one of the trace.
+
+    Args:
+        value: what it is now.
+        traced: what it was in the trace.
+        what: how it is computed, for the message.
+        where: the module whose code follows it, for the message.
 
     Raises:
-        FxpruneError: it is another.
+        FxpruneError: it has changed.
     """
     if isinstance(value, TracedNumber):
         # A traced graph that is traced again.
-        value.recorder.guard(operator.pos, (value,), traced)
+        value.nodes.guard(operator.pos, (value,), traced)
         value = plain(value)
     if isinstance(value, Tensor):
-        value = _looked_at(value)
+        value = _item(value)
     if isinstance(traced, bool):
         value = bool(value)
     if value != traced:
         raise FxpruneError(
             f"`{what}` is {value} here, and was {traced} when the model was traced. The code of {where} follows it in "
-            "a loop or a branch, which the graph has as it was then. Trace or prune the model with an example of this "
-            "size, or write that code with operations on whole tensors"
+            "a loop or a branch, and the graph has what the code did then. Trace or prune the model with an example of "
+            "this size, or write that code with operations on whole tensors"
         )
 
 
-def _looked_at(size: Tensor) -> Any:
-    """A number that torch.jit has as a tensor while it traces; it warns of each that is looked at."""
+def _item(size: Tensor) -> Any:
+    """The number in a tensor; sizes are tensors while torch.jit traces, and it warns where one becomes a number."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return size.item()

@@ -1,7 +1,7 @@
-"""Tensors that a model keeps besides its parameters and buffers: where they are, and how to put them there again.
+"""Tensors that a model keeps as plain attributes: where they are, and how to put them there again.
 
-Such a tensor is a table that `__init__` made, or a cache that `forward` has filled. A model that has run has more of
-them than a fresh one, and its graph has them as constants.
+Such a tensor is a table made by `__init__`, or a cache filled by `forward`. They are constants of the graph. A model
+that has run may have more of them than a new one.
 """
 
 from __future__ import annotations
@@ -15,27 +15,25 @@ __all__ = ["Place", "constant_name", "forget", "is_constant", "place_of_tensor",
 # The path of a module, the name of its attribute, and the keys that lead from there to the tensor.
 Place: TypeAlias = "tuple[str, ...]"
 
-_OWN = frozenset(vars(nn.Module()))
-
-
+_IN_EVERY_MODULE = frozenset(vars(nn.Module()))
 _PREFIX = "_tensor_constant"
 
 
 def constant_name(number: int) -> str:
-    """What a buffer is called that the tracer makes of a tensor that is neither parameter nor buffer."""
+    """The name of the buffer that the tracer makes of a constant."""
     return f"{_PREFIX}{number}"
 
 
 def is_constant(name: str) -> bool:
-    """Whether the tracer made that buffer; the name may have a path before it."""
+    """Whether the tracer made the buffer of this name, which may have a path before it."""
     return name.rpartition(".")[2].startswith(_PREFIX)
 
 
 def place_of_tensor(root: nn.Module, tensor: Tensor) -> Place | None:
-    """Where a model has this very tensor, among its attributes or in the dicts and lists that are."""
+    """Where a model keeps this very tensor: as an attribute, or in a dict, list or tuple that is one; or None."""
     for path, module in root.named_modules():
         for name, value in vars(module).items():
-            keys = None if name in _OWN else _keys_to(tensor, value)
+            keys = None if name in _IN_EVERY_MODULE else _keys_to(tensor, value)
             if keys is not None:
                 return (path, name, *keys)
     return None
@@ -54,14 +52,14 @@ def _keys_to(tensor: Tensor, value: Any) -> tuple[Any, ...] | None:
 
 
 def tensor_at(model: nn.Module, place: Place) -> Tensor | None:
-    """What a model has at a place, if that is a tensor."""
+    """The tensor at a place in a model; None where there is something else, or nothing."""
     holder, key = _holder(model, place)
     value = holder.get(key) if isinstance(holder, dict) else holder[key] if _has(holder, key) else None
     return value if isinstance(value, Tensor) else None
 
 
 def put(model: nn.Module, place: Place, tensor: Tensor) -> None:
-    """Put a tensor where a model had it, unless what is there is not what such a tensor can take the place of."""
+    """Put a tensor at a place in a model, if there is nothing yet, None or a tensor."""
     holder, key = _holder(model, place)
     if isinstance(holder, list) and key == len(holder):
         holder.append(tensor)
@@ -72,11 +70,11 @@ def put(model: nn.Module, place: Place, tensor: Tensor) -> None:
 
 
 def forget(model: nn.Module, place: Place) -> None:
-    """Take a tensor away that the model has put there since it was made."""
+    """Remove a tensor that the model has put at a place since it was built."""
     holder, key = _holder(model, place)
     if isinstance(holder, dict) and key in holder:
         if len(place) == 2 and _is_made_by_init(model.get_submodule(place[0]), key):
-            # What else it may have been before, the trace will tell: it is compared with that of the original.
+            # If it was something else before, the model's graph will differ from that of the original.
             holder[key] = None
         else:
             del holder[key]
@@ -94,10 +92,10 @@ def _has(holder: Any, key: Any) -> bool:
 
 
 def _holder(model: nn.Module, place: Place) -> tuple[Any, Any]:
-    """The dict or list that has the tensor at the end of the place, and the last key; None where there is none."""
+    """The dict or list that holds the tensor at a place, and the tensor's key in it; None where there is none."""
     path, name, *keys = place
     modules = dict(model.named_modules())
-    if path not in modules or name in _OWN or hasattr(nn.Module, name):
+    if path not in modules or name in _IN_EVERY_MODULE or hasattr(nn.Module, name):
         return None, None
     if callable(getattr(type(modules[path]), name, None)):
         return None, None

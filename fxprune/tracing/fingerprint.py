@@ -1,4 +1,4 @@
-"""What a traced model is apart from the values of its weights: how a checkpoint knows the model that it is for."""
+"""What a traced model is, apart from the values of its weights: a checkpoint recognises its model by it."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ class Fingerprint:
     Attributes:
         model: the name of the model's class.
         tensors: name of each parameter and buffer -> its shape and dtype.
-        ties: names that are one and the same tensor.
-        operations: a digest of the traced ops with their arguments and the settings of their modules.
+        ties: groups of names that are one tensor.
+        operations: a digest of the traced ops, their arguments and the settings of their modules.
     """
 
     model: str
@@ -32,9 +32,11 @@ class Fingerprint:
     operations: str
 
     def difference(self, other: Fingerprint, *, operations: bool = True) -> str:
-        """The first thing in which another architecture differs, in words; nothing if they are the same.
+        """The first difference of another architecture, in words; empty if they are the same.
 
-        `operations=False` leaves the ops out of it. The dtype of the weights is no part of an architecture.
+        Args:
+            other: what is compared; the dtype of its weights does not matter.
+            operations: whether the ops are compared too.
         """
         missing = [name for name in self.tensors if name not in other.tensors]
         if missing:
@@ -46,11 +48,11 @@ class Fingerprint:
             untied = [tie for tie in self.ties if tie not in other.ties]
             return f"in it, {' and '.join(untied[0])} are not one tensor" if untied else "it ties other tensors"
         if operations and self.operations != other.operations:
-            return "its tensors fit, but its operations or their settings are others"
+            return "its tensors fit, but its operations or their settings differ"
         return ""
 
     def misfit(self, tensors: Mapping[str, torch.Tensor | tuple[tuple[int, ...], str]]) -> str:
-        """The first of these tensors that the architecture does not have, or has in another shape, in words."""
+        """The first of these tensors that the architecture has not, or has in another shape, in words; else empty."""
         for name, tensor in tensors.items():
             theirs = tuple(tensor.shape) if isinstance(tensor, torch.Tensor) else tensor[0]
             if name not in self.tensors:
@@ -92,7 +94,7 @@ def _digest(traced: fx.GraphModule) -> str:
 
 
 def _settings(module: nn.Module) -> str:
-    """A module's own description; weights tell neither a stride nor an epsilon."""
-    # Of a container that is one node, those of its parts.
+    """What a module prints of its settings, such as a stride or an epsilon, which its weights do not show."""
+    # A container may be one node.
     inner = "".join(f" {name}{_settings(child)}" for name, child in module.named_children())
     return f"{type(module).__name__}({module.extra_repr()}){inner}"

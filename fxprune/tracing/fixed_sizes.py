@@ -1,96 +1,96 @@
 """Which sizes are the same whatever the sizes of the model's input: those of weights, and what is made of them.
 
-What is not understood counts as not fixed; a size that is taken for that is checked once too often.
+An op that is not understood here counts as not fixed; then a size that is fixed gets a check that never fails.
 """
 
 from __future__ import annotations
 
 import operator
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, TypeAlias
 
 from torch import Tensor, fx, nn
 
+from fxprune.ops import Trait, name_of_op, traits
 from fxprune.running import trees
-from fxprune.tracing.recording import Recorder
+from fxprune.tracing.graph_builder import GraphBuilder
+from fxprune.tracing.results import dimension_cut
 
-__all__ = ["fixed_sizes", "is_whole"]
+__all__ = ["Fixed", "all_fixed", "fixed_sizes"]
 
-# Of the shape that their tensors have together.
-_ELEMENTWISE = frozenset((
-    *("add", "iadd", "sub", "isub", "mul", "imul", "truediv", "itruediv", "neg", "where", "clamp", "relu", "relu_"),
-    *("gelu", "silu", "sigmoid", "tanh", "softmax", "dropout", "hardswish", "hardtanh", "leaky_relu", "contiguous"),
-    *("clone", "to", "float", "type_as", "detach", "layer_norm", "batch_norm", "group_norm", "rms_norm", "normalize"),
-))  # fmt: skip
-_SAME_SHAPE = (
-    nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.modules.dropout._DropoutNd, nn.Identity,
-)  # fmt: skip
+# Whether sizes are fixed: a bool for a number, one for each dimension of a tensor, a tuple of these for several values.
+Fixed: TypeAlias = "bool | tuple[Fixed, ...]"
 
 
-def fixed_sizes(recorded: Recorder) -> dict[fx.Node, Any]:
-    """For each node whether each of its sizes is fixed: a tuple of a tensor, one bool of a number, a tuple of these."""
+def fixed_sizes(builder: GraphBuilder) -> dict[fx.Node, Fixed]:
+    """For each node, which of its sizes are fixed."""
     fixed: dict[fx.Node, Any] = {}
-    for node in recorded.graph.nodes:
-        fixed[node] = _fixed(recorded, node, fixed)
+    for node in builder.graph.nodes:
+        module = builder.module(str(node.target)) if node.op == "call_module" else None
+        fixed[node] = _fixed(node, module, fixed)
     return fixed
 
 
-def is_whole(fixed: Any) -> bool:
-    """Whether all of what is told of a value is fixed."""
-    return all(map(is_whole, fixed)) if isinstance(fixed, tuple) else bool(fixed)
+def all_fixed(fixed: Fixed) -> bool:
+    """Whether all sizes of a value are fixed."""
+    return all(map(all_fixed, fixed)) if isinstance(fixed, tuple) else fixed
 
 
-def _fill(value: Any, known: bool) -> Any:
+def _fill(value: Any, fixed: bool) -> Fixed:
     if isinstance(value, Tensor):
-        return (known,) * value.ndim
-    return tuple(_fill(item, known) for item in value) if isinstance(value, (tuple, list)) else known
+        return (fixed,) * value.ndim
+    return tuple(_fill(item, fixed) for item in value) if isinstance(value, (tuple, list)) else fixed
 
 
-def _fixed(recorded: Recorder, node: fx.Node, fixed: dict[fx.Node, Any]) -> Any:
+def _fixed(node: fx.Node, module: nn.Module | None, fixed: Mapping[fx.Node, Any]) -> Fixed:
     value = node.meta["value"]
     if node.op == "placeholder":
         return _fill(value, False)
-    # A number may be that of the values of an input, as the longest of lengths; its layout tells nothing of it.
+    # A number may come from the values of an input, as the longest of lengths does; then its layout says nothing.
     reads_values = not trees.has_tensor(value) and any(trees.has_tensor(n.meta["value"]) for n in node.all_input_nodes)
-    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+    name = name_of_op(node.target)
     if name in ("size", "numel") and reads_values:
         sizes = fixed[node.args[0]]  # type: ignore[index]
-        return is_whole(sizes) if name == "numel" else sizes if len(node.args) == 1 else sizes[node.args[1]]
-    if all(is_whole(fixed[given]) for given in node.all_input_nodes) and not reads_values:
+        return all_fixed(sizes) if name == "numel" else sizes if len(node.args) == 1 else sizes[node.args[1]]
+    if all(all_fixed(fixed[given]) for given in node.all_input_nodes) and not reads_values:
         return _fill(value, True)
     first = next((fixed[given] for given in node.all_input_nodes if trees.has_tensor(given.meta["value"])), None)
     if first is None or reads_values:
         return _fill(value, False)
     try:
-        known = _of_module(recorded, name, first) if node.op == "call_module" else _of_call(node, name, first, fixed)
+        known = _of_call(node, name, first, fixed) if module is None else _of_module(node, module, first)
     except (AttributeError, IndexError, KeyError, TypeError, ValueError):
-        # A call written in a way that is not foreseen here.
+        # The call is written in a way that is not foreseen here.
         known = None
     return _fill(value, False) if known is None else known
 
 
-def _of_module(recorded: Recorder, path: str, first: tuple[bool, ...]) -> Any:
-    module = recorded.functions[path] if path in recorded.functions else recorded.root.get_submodule(path)
-    if isinstance(module, nn.modules.conv._ConvNd):
-        return (*first[: -len(module.kernel_size) - 1], True, *first[-len(module.kernel_size) :])
-    if isinstance(module, nn.Linear):
+def _of_module(node: fx.Node, module: nn.Module, first: tuple[bool, ...]) -> Fixed | None:
+    what = traits(node, module)
+    if Trait.CONVOLUTION in what:
+        rank: Any = len(module.kernel_size)  # type: ignore[arg-type]
+        return (*first[: -rank - 1], True, *first[-rank:])
+    if Trait.LINEAR in what:
         return (*first[:-1], True)
-    activation = type(module).__module__ == "torch.nn.modules.activation"
-    same_shape = isinstance(module, _SAME_SHAPE) or (activation and not isinstance(module, nn.MultiheadAttention))
-    return first if same_shape else None
+    activation = type(module).__module__ == "torch.nn.modules.activation" and Trait.CONTRACTION not in what
+    return first if activation or Trait.KEEPS_SHAPE in what else None
 
 
-def _of_call(node: fx.Node, name: str, first: Any, fixed: dict[fx.Node, Any]) -> Any:
-    value, args = node.meta["value"], node.args
-    if name in _ELEMENTWISE and isinstance(value, Tensor):
-        return tuple(_of_broadcast(node, d, fixed) for d in range(-value.ndim, 0))
-    if name == "linear":
+def _of_call(node: fx.Node, name: str, first: Any, fixed: Mapping[fx.Node, Any]) -> Fixed | None:
+    value, args, what = node.meta["value"], node.args, traits(node)
+    if Trait.KEEPS_SHAPE in what and isinstance(value, Tensor):
+        if Trait.ELEMENTWISE in what:
+            return tuple(_of_broadcast(node, d, fixed) for d in range(-value.ndim, 0))
+        # The other tensors are weights, or tensors whose type is read: their sizes say nothing about the result's.
+        return tuple(first)
+    if Trait.LINEAR in what:
         return (*first[:-1], True)
     if name in ("view", "reshape"):
         sizes = args[1] if len(args) == 2 and isinstance(args[1], (tuple, list)) else args[1:]
         known = [n >= 0 if isinstance(n, int) else isinstance(n, fx.Node) and fixed[n] for n in sizes]
         return tuple(known) if len(known) == value.ndim and all(type(k) is bool for k in known) else None
     if name == "permute":
-        order = args[1] if isinstance(args[1], (tuple, list)) else args[1:]
+        order: Any = args[1] if isinstance(args[1], (tuple, list)) else args[1:]
         return tuple(first[d] for d in order)
     if name == "transpose" and len(args) == 3:
         swapped = list(first)
@@ -99,13 +99,14 @@ def _of_call(node: fx.Node, name: str, first: Any, fixed: dict[fx.Node, Any]) ->
     if name == "stack":
         return _of_stack(node, fixed)
     if name == "getitem" and isinstance(args[1], int) and not isinstance(args[0].meta["value"], Tensor):  # type: ignore[union-attr]
-        return first[args[1]]
+        piece: Fixed = first[args[1]]
+        return piece
     if name in ("unbind", "split", "chunk"):
         return _of_pieces(node, name, first)
     return None
 
 
-def _of_broadcast(node: fx.Node, d: int, fixed: dict[fx.Node, Any]) -> bool:
+def _of_broadcast(node: fx.Node, d: int, fixed: Mapping[fx.Node, Any]) -> bool:
     """A size is fixed by one operand that has all of it, or by all operands."""
     size = node.meta["value"].shape[d]
     operands = [(n.meta["value"], fixed[n]) for n in node.all_input_nodes if isinstance(n.meta["value"], Tensor)]
@@ -113,7 +114,7 @@ def _of_broadcast(node: fx.Node, d: int, fixed: dict[fx.Node, Any]) -> bool:
     return all(known for _, known in there) or any(known and own == size != 1 for own, known in there)
 
 
-def _of_stack(node: fx.Node, fixed: dict[fx.Node, Any]) -> Any:
+def _of_stack(node: fx.Node, fixed: Mapping[fx.Node, Any]) -> Fixed | None:
     given = node.args[0]
     if not isinstance(given, (tuple, list)) or not all(isinstance(item, fx.Node) for item in given):
         return None
@@ -123,12 +124,10 @@ def _of_stack(node: fx.Node, fixed: dict[fx.Node, Any]) -> Any:
     return tuple(known)
 
 
-def _of_pieces(node: fx.Node, name: str, first: tuple[bool, ...]) -> Any:
-    at = 1 if name == "unbind" else 2
-    dim = node.kwargs.get("dim", node.args[at] if len(node.args) > at else 0)
-    if not isinstance(dim, int):
+def _of_pieces(node: fx.Node, name: str, first: tuple[bool, ...]) -> Fixed | None:
+    dim = dimension_cut(node)
+    if dim is None:
         return None
     dim %= len(first)
-    rest = (False,) if not first[dim] else (True,)
-    piece = first[:dim] + (() if name == "unbind" else rest) + first[dim + 1 :]
-    return tuple(piece for _ in node.meta["value"])
+    cut = () if name == "unbind" else (first[dim],)
+    return (first[:dim] + cut + first[dim + 1 :],) * len(node.meta["value"])

@@ -1,18 +1,19 @@
-"""Guards: what a model's code did because of a size, a loop or a branch, holds in the graph for that size only."""
+"""Guards: what a model's code did because of a size, in a loop or a branch, holds in the graph for that size only."""
 
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from torch import fx
 
 from fxprune.tracing.checks import check_as_traced
-from fxprune.tracing.fixed_sizes import fixed_sizes, is_whole
-from fxprune.tracing.nodes import Guard
-from fxprune.tracing.recording import Recorder
+from fxprune.tracing.fixed_sizes import Fixed, all_fixed, fixed_sizes
+from fxprune.tracing.graph_builder import GraphBuilder
+from fxprune.tracing.size_nodes import Guard, SizeNodes
 from fxprune.tracing.sizes import TracedNumber, read_size
+from fxprune.tracing.spelling import first_few
 
 __all__ = ["insert_guards"]
 
@@ -21,52 +22,50 @@ _SIGNS: dict[Any, str] = {
     operator.mod: "%", operator.pow: "**", operator.eq: "==", operator.ne: "!=", operator.lt: "<", operator.le: "<=",
     operator.gt: ">", operator.ge: ">=",
 }  # fmt: skip
-# More of them are counted in the note, and not named.
-_MOST_NAMED = 4
 
 
-def insert_guards(recorded: Recorder) -> list[str]:
-    """Checks in the graph of all that its code has followed and that other inputs could change, and a note on them."""
-    if not recorded.guards:
+def insert_guards(builder: GraphBuilder, sizes: SizeNodes) -> list[str]:
+    """Put checks into the graph for all that its code relied on and that other inputs could change.
+
+    Returns:
+        A remark on them; nothing where there are none.
+    """
+    if not sizes.guards:
         return []
-    fixed = fixed_sizes(recorded)
+    fixed = fixed_sizes(builder)
     inserted: dict[str, str] = {}
-    for guard in recorded.guards:
-        what = _spelt(guard.function, guard.operands)
-        if what in inserted or all(is_whole(_leaf_size(leaf, fixed)) for leaf in _leaves(guard.operands)):
+    for guard in sizes.guards:
+        what = _spell(guard.function, guard.operands)
+        if what in inserted or all(all_fixed(_fixed_size(leaf, fixed)) for leaf in _leaves(guard.operands)):
             continue
         if len(guard.operands) == 2 and _name(guard.operands[0]) == _name(guard.operands[1]):
             continue
-        where = f"`{guard.scope[0]}`" if guard.scope[0] else f"`{type(recorded.root).__name__}`"
-        inserted[what] = where
-        _insert(recorded, guard, what, where)
+        path, _ = guard.call
+        inserted[what] = f"`{path or type(builder.root).__name__}`"
+        _insert(builder, sizes, guard, what, inserted[what])
     if not inserted:
         return []
-    named = [f"`{what}` in {where}" for what, where in list(inserted.items())[:_MOST_NAMED]]
-    more = f" and {len(inserted) - len(named)} more" if len(inserted) > len(named) else ""
-    note = (
-        "Loops and branches that follow sizes are those of the example, and the graph refuses inputs for which they "
-        f"are others: {', '.join(named)}{more}."
+    named = first_few([f"`{what}` in {where}" for what, where in inserted.items()], 4)
+    remark = (
+        "Loops and branches that follow sizes are those of the example, and the graph refuses inputs for which they"
     )
-    return [note]
+    return [f"{remark} would differ: {named}."]
 
 
-def _insert(recorded: Recorder, guard: Guard, what: str, where: str) -> None:
-    # As early as can be: what is computed with other sizes fails in ways that say less.
+def _insert(builder: GraphBuilder, sizes: SizeNodes, guard: Guard, what: str, where: str) -> None:
+    # As early as possible: what runs at other sizes fails with less helpful messages.
     nodes = {leaf.node() for leaf in _leaves(guard.operands)}
-    last = [node for node in recorded.graph.nodes if node in nodes][-1]
-    recorded.scope.append(guard.scope)
-    with recorded.graph.inserting_before(last.next):
+    last = [node for node in builder.graph.nodes if node in nodes][-1]
+    with builder.scopes.within(guard.call), builder.graph.inserting_before(last.next):
         if guard.function is operator.pos:
             value = guard.operands[0].node()
         else:
-            value = recorded.number_node(guard.function, guard.operands, guard.traced)
-        recorded.create_check(check_as_traced, (value, guard.traced, what, where))
-    recorded.scope.pop()
+            value = sizes.number_node(guard.function, guard.operands, guard.traced)
+        builder.create_check(check_as_traced, (value, guard.traced, what, where))
 
 
 def _leaves(operands: tuple[Any, ...]) -> Iterator[TracedNumber]:
-    """The numbers that are read off tensors, of all that others are computed from."""
+    """The numbers read from tensors that the operands are computed from."""
     for operand in operands:
         if isinstance(operand, (tuple, list)):
             yield from _leaves(tuple(operand))
@@ -77,10 +76,11 @@ def _leaves(operands: tuple[Any, ...]) -> Iterator[TracedNumber]:
                 yield operand
 
 
-def _leaf_size(leaf: TracedNumber, fixed: dict[fx.Node, Any]) -> Any:
+def _fixed_size(leaf: TracedNumber, fixed: Mapping[fx.Node, Fixed]) -> Fixed:
     if leaf.function is read_size:
         node, dim = leaf.operands
-        return fixed[node][dim]
+        sizes = fixed[node]
+        return sizes[dim] if isinstance(sizes, tuple) else sizes
     return fixed.get(leaf.node(), False)
 
 
@@ -92,10 +92,10 @@ def _name(operand: Any) -> str:
         return f"{node.name}.size({dim})"
     if operand.cached is not None and operand.function not in _SIGNS:
         return operand.cached.name
-    return _spelt(operand.function, operand.operands)
+    return _spell(operand.function, operand.operands)
 
 
-def _spelt(function: Callable[..., Any], operands: tuple[Any, ...]) -> str:
+def _spell(function: Callable[..., Any], operands: tuple[Any, ...]) -> str:
     if function is operator.pos:
         return _name(operands[0])
     names = [_name(operand) for operand in operands]

@@ -1,4 +1,4 @@
-"""Which modules become one node of the graph: those of torch that are not made of others."""
+"""Which modules become one node of the graph: those of torch that are not made of other modules."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from fxprune.tracing.traced_module import ApplyFunction, ByMode
 __all__ = ["has_forward_hooks", "is_library_module"]
 
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict, nn.ParameterList, nn.ParameterDict)
-# Modules of torch that are made of other modules and functions: traced through, so that what is in them can be pruned.
-_OPENED = (
+# Modules of torch that are made of other modules and functions: they are traced, so that their parts can be pruned.
+_COMPOSED = (
     nn.MultiheadAttention, nn.Transformer, nn.TransformerEncoder, nn.TransformerDecoder, nn.TransformerEncoderLayer,
     nn.TransformerDecoderLayer, nn.PairwiseDistance, nn.CosineSimilarity, nn.modules.loss._Loss,
     *(getattr(nn.modules.padding, f"_{kind}PadNd") for kind in ("Constant", "Reflection", "Replication", "Circular")),
@@ -29,8 +29,8 @@ def is_library_module(module: nn.Module) -> bool:
     """Whether a module is recorded as one call."""
     if isinstance(module, (ByMode, ApplyFunction)):
         return True
-    # A bare nn.Module is a container, too: of what its owner calls. And a layer may have got another `forward`.
-    if isinstance(module, (*_OPENED, *_CONTAINERS)) or type(module) is nn.Module or "forward" in vars(module):
+    # A bare nn.Module is a container of modules that its owner calls; a layer may have been given another `forward`.
+    if isinstance(module, (*_COMPOSED, *_CONTAINERS)) or type(module) is nn.Module or "forward" in vars(module):
         return False
     if _makes_its_weights(module):
         return False
@@ -39,7 +39,7 @@ def is_library_module(module: nn.Module) -> bool:
 
 
 def _makes_its_weights(module: nn.Module) -> bool:
-    """By a parametrisation, or as the older functions of `nn.utils` do it: by a hook."""
+    """Whether a module computes its weights: by a parametrisation, or by a hook, as in `nn.utils.weight_norm`."""
     hooks = module._forward_pre_hooks.values()
     return "parametrizations" in module._modules or any(
         isinstance(hook, (WeightNorm, SpectralNorm, BasePruningMethod)) for hook in hooks

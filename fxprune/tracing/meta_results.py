@@ -1,27 +1,36 @@
-"""Results on the meta device, remembered by the layout of the inputs.
+"""Results of calls on the meta device: a cache, and functions in place of those that do not run there.
 
-Torch runs many functions on the meta device in Python, for milliseconds; a network calls them with few layouts.
+Torch runs many functions on the meta device in Python, which takes milliseconds; a network calls them with few
+different layouts of arguments. (torch's own `FakeTensorMode` takes twice as long, and its tensors cannot be pickled.)
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from fxprune.running import trees
 from fxprune.running.copies import META
 
-__all__ = ["Recalled", "call_key", "leaf_key", "recall", "remember"]
+__all__ = ["META_RUNS", "Recalled", "call_key", "leaf_key", "recall", "remember"]
 
+# Not tuned: several hundred networks.
 _MOST_RESULTS = 20_000
 
 
 @dataclass(frozen=True)
 class Recalled:
-    """What a call does: the value it returns, or which of its tensors that is, and which of them it wrote into."""
+    """What a call has done.
+
+    Attributes:
+        value: what it returned, unless that is one of its tensors.
+        same_as: the number of that tensor, in the order of the arguments.
+        written: the numbers of the tensors that it wrote into.
+    """
 
     value: Any
     same_as: int | None
@@ -32,20 +41,20 @@ _results: dict[Any, Recalled] = {}
 
 
 def recall(key: Any) -> Recalled | None:
-    """What a call with this key has done, with a new value of that layout."""
+    """What a call with this key has done, with new tensors in its value; None if there was none."""
     known = None if key is None else _results.get(key)
     return known and Recalled(None if known.value is None else _empty(known.value), known.same_as, known.written)
 
 
-def remember(key: Any, value: Any, tensors: Sequence[Tensor], mutated: Sequence[Tensor]) -> None:
-    """Keeps the layout of the value of a call on `tensors`, which wrote into `mutated` of them."""
+def remember(key: Any, value: Any, tensors: Sequence[Tensor], written: Sequence[Tensor]) -> None:
+    """Keep the layout of the value of a call on `tensors`, which wrote into those that are `written`."""
     if key is None or len(_results) >= _MOST_RESULTS:
         return
     positions = {id(tensor): position for position, tensor in enumerate(tensors)}
     same_as = positions.get(id(value))
     layout = None if same_as is not None else _layout(value)
     if layout is not None or same_as is not None:
-        _results[key] = Recalled(layout, same_as, tuple(positions[id(tensor)] for tensor in mutated))
+        _results[key] = Recalled(layout, same_as, tuple(positions[id(tensor)] for tensor in written))
 
 
 def _layout(value: Any) -> Any:
@@ -66,7 +75,7 @@ def _empty(layout: Any) -> Any:
 
 
 def call_key(value: Any) -> Any:
-    """What a result's layout depends on, hashable; None where that cannot be told."""
+    """What the layout of a result depends on, as a hashable value; None where it cannot be hashed."""
     try:
         key = _keyed(value)
         hash(key)
@@ -89,13 +98,13 @@ def _keyed(value: Any) -> Any:
 
 
 def leaf_key(module: nn.Module, names: tuple[str, ...], inputs: tuple[Any, ...]) -> Any:
-    """What the result of a leaf depends on, or None where it may depend on more."""
+    """What the layout of a leaf's result depends on; None where it may depend on more than torch's modules do."""
     parts = _module_key(module)
     return None if parts is None else call_key((names, *inputs, parts))
 
 
 def _module_key(module: nn.Module) -> Any:
-    """Type, settings and tensors of a module and all below it; None for code that may look at anything else."""
+    """Type, settings and tensors of a module and all modules in it; None if one is not torch's."""
     known = type(module).__module__.startswith("torch.nn.modules.") or isinstance(
         module, nn.modules.batchnorm._BatchNorm
     )
@@ -107,3 +116,27 @@ def _module_key(module: nn.Module) -> Any:
     settings = [item for item in vars(module).items() if isinstance(item[1], (int, float, str, tuple))]
     tensors = [*module._parameters.values(), *module._buffers.values()]
     return type(module), tuple(settings), tuple(tensors), tuple(children)
+
+
+# --- functions that need a stand-in -----------------------------------------------------------------------------------
+
+
+def _any_number(value: Any) -> Any:
+    """For a tensor to fill another with, a number of its type: the meta device has no values."""
+    return torch.zeros((), dtype=value.dtype).item() if isinstance(value, Tensor) else value
+
+
+def _istft(*args: Any, **kwargs: Any) -> Tensor:
+    """With ones in place of all tensors: torch checks the values of the window, and ones always pass."""
+    args, kwargs = trees.map_tensors(lambda x: torch.ones(x.shape, dtype=x.dtype), (args, kwargs))
+    return torch.istft(*args, **kwargs).to(META)
+
+
+# What runs on the meta device in place of functions that do not run there as they are.
+META_RUNS: dict[Any, Callable[..., Any]] = {
+    Tensor.cpu: lambda tensor, **_: tensor, Tensor.cuda: lambda tensor, *_, **__: tensor,
+    Tensor.pin_memory: lambda tensor, *_, **__: tensor, torch.istft: _istft, Tensor.istft: _istft,
+    torch.full: lambda size, fill_value, **named: torch.full(size, _any_number(fill_value), **named),
+    torch.full_like: lambda tensor, fill_value, **named: torch.full_like(tensor, _any_number(fill_value), **named),
+    Tensor.new_full: lambda tensor, size, fill_value, **named: tensor.new_full(size, _any_number(fill_value), **named),
+}  # fmt: skip

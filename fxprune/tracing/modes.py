@@ -1,37 +1,31 @@
-"""Train against eval: what a model does differently in training, and how its graph follows the mode."""
+"""Training and eval: what a model does differently in training, and how its graph follows the mode."""
 
 from __future__ import annotations
 
 import inspect
-import operator
 from collections.abc import Callable
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from typing import Any, cast
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor, fx, nn
+from torch.fx.node import Argument
 
-from fxprune.tracing.nodes import PARAMETERS
-from fxprune.tracing.recording import Recorder
+from fxprune.ops import Trait, modules_with, traits
+from fxprune.tracing.graph_builder import GraphBuilder, Origin
+from fxprune.tracing.scopes import ModuleCall
 from fxprune.tracing.traced_module import ByMode
 
 __all__ = ["Differences", "compare", "insert_modes", "small_readers"]
 
-_CONTRACTIONS = (
-    nn.Linear, nn.Bilinear, nn.modules.conv._ConvNd, nn.MultiheadAttention, nn.RNNBase, nn.Embedding,
-)  # fmt: skip
-_CONTRACTION_FUNCTIONS = frozenset({
-    F.linear, F.conv1d, F.conv2d, F.conv3d, F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d,
-    torch.matmul, operator.matmul, torch.einsum, "matmul",
-})  # fmt: skip
+# The module that a function of dropout becomes.
 _DROPOUTS: dict[str, type[nn.Module]] = {
     "dropout": nn.Dropout, "dropout1d": nn.Dropout1d, "dropout2d": nn.Dropout2d, "dropout3d": nn.Dropout3d,
     "alpha_dropout": nn.AlphaDropout, "feature_alpha_dropout": nn.FeatureAlphaDropout,
 }  # fmt: skip
 
 
-@dataclass
+@dataclass(frozen=True)
 class _Literal:
     """A literal argument of `node` that is `train_value` in training; `place` leads to it from (args, kwargs)."""
 
@@ -41,27 +35,33 @@ class _Literal:
     train_value: Any
 
 
-@dataclass
+@dataclass(frozen=True)
 class Differences:
-    """The paths of modules that run differently, those that make other calls, and literals that merely differ."""
+    """How a model runs in training, compared with eval.
+
+    Attributes:
+        scopes: the paths of modules that run differently.
+        calls_differ: those among them that make other calls.
+        literals: numbers that differ where the calls are the same.
+    """
 
     scopes: set[str]
     calls_differ: set[str]
     literals: list[_Literal]
 
 
-def compare(in_eval: Recorder, in_training: Recorder) -> Differences:
+def compare(in_eval: GraphBuilder, in_training: GraphBuilder) -> Differences:
     """How the graph of a model in training differs from that in eval, module call by module call."""
-    calls = [_nodes_by_call(recorder) for recorder in (in_eval, in_training)]
-    differences = Differences(set(), set(), [])
+    calls = [_nodes_by_call(builder) for builder in (in_eval, in_training)]
+    calls_differ: set[str] = set()
     partner: dict[fx.Node, fx.Node] = {}
     for call in calls[0].keys() | calls[1].keys():
         ours, theirs = (by_call.get(call, []) for by_call in calls)
         if [(node.op, node.target) for node in ours] == [(node.op, node.target) for node in theirs]:
             partner.update(zip(ours, theirs, strict=True))
         else:
-            differences.calls_differ.add(call[0])
-    differences.scopes |= differences.calls_differ
+            calls_differ.add(call[0])
+    differences = Differences(set(calls_differ), calls_differ, [])
     for node, other in partner.items():
         found: list[_Literal] = []
         if _arguments_differ(node, (node.args, node.kwargs), (other.args, other.kwargs), (), partner, found):
@@ -71,17 +71,17 @@ def compare(in_eval: Recorder, in_training: Recorder) -> Differences:
     return differences
 
 
-def _nodes_by_call(recorder: Recorder) -> dict[tuple[str, int], list[fx.Node]]:
-    by_call: dict[tuple[str, int], list[fx.Node]] = {}
-    for node in recorder.graph.nodes:
+def _nodes_by_call(builder: GraphBuilder) -> dict[ModuleCall, list[fx.Node]]:
+    by_call: dict[ModuleCall, list[fx.Node]] = {}
+    for node in builder.graph.nodes:
         # Parameters are read where they are first used, which says nothing about the mode.
         if node.op != "get_attr":
-            by_call.setdefault(recorder.scopes[node], []).append(node)
+            by_call.setdefault(builder.calls[node], []).append(node)
     return by_call
 
 
 def _arguments_differ(
-    node: fx.Node, ours: Any, theirs: Any, place: tuple[Any, ...], partner: dict[fx.Node, fx.Node],
+    node: fx.Node, ours: Argument, theirs: Argument, place: tuple[Any, ...], partner: dict[fx.Node, fx.Node],
     found: list[_Literal],
 ) -> bool:  # fmt: skip
     if isinstance(ours, fx.Node) and isinstance(theirs, fx.Node):
@@ -110,11 +110,13 @@ def _has_node(value: slice) -> bool:
     return any(isinstance(part, fx.Node) for part in (value.start, value.stop, value.step))
 
 
-def small_readers(model: nn.Module, readers: set[str], differences: Differences, recorded: Recorder) -> set[str]:
-    """The modules to keep whole: those that read the mode where calls differ, unless they hold weights to prune."""
+def small_readers(
+    model: nn.Module, readers: AbstractSet[str], differences: Differences, builder: GraphBuilder
+) -> set[str]:
+    """The modules to keep whole: they read the mode, the calls in them differ, and they hold no weights to prune."""
     small: set[str] = set()
-    layers = {path for path, module in model.named_modules() if isinstance(module, _CONTRACTIONS)}
-    layers |= {node.meta["module"] for node in recorded.graph.nodes if _has_own_weight(recorded, node)}
+    layers = {path for path, module in model.named_modules() if isinstance(module, modules_with(Trait.CONTRACTION))}
+    layers |= {node.meta["module"] for node in builder.graph.nodes if _has_own_weight(builder, node)}
     for path in differences.calls_differ:
         while path and path not in readers:
             path = path.rpartition(".")[0]
@@ -123,34 +125,38 @@ def small_readers(model: nn.Module, readers: set[str], differences: Differences,
     return small
 
 
-def _has_own_weight(recorded: Recorder, node: fx.Node) -> bool:
-    """Whether a node is a layer of a weight that the input has no part in."""
-    return node.target in _CONTRACTION_FUNCTIONS and any(
-        recorded.origin[operand] == PARAMETERS and operand.meta["value"].dim() > 1
-        for operand in node.all_input_nodes
-        if isinstance(operand.meta["value"], Tensor)
+def _has_own_weight(builder: GraphBuilder, node: fx.Node) -> bool:
+    """Whether a node is a layer whose weight is a parameter; power iteration, which multiplies by vectors, is none."""
+    return (
+        Trait.CONTRACTION in traits(node)
+        and node.meta["value"].dim() > 1
+        and any(
+            builder.origin[operand] == Origin.PARAMETERS and operand.meta["value"].dim() > 1
+            for operand in node.all_input_nodes
+            if isinstance(operand.meta["value"], Tensor)
+        )
     )
 
 
-def insert_modes(recorded: Recorder, literals: list[_Literal]) -> None:
-    """Literals that depend on the mode become modules, which follow train() and eval()."""
+def insert_modes(builder: GraphBuilder, literals: list[_Literal]) -> None:
+    """Turn literals that depend on the mode into modules, which follow train() and eval()."""
     by_node: dict[fx.Node, list[_Literal]] = {}
     for literal in literals:
         by_node.setdefault(literal.node, []).append(literal)
     for node, found in by_node.items():
         dropout = _as_dropout(node, found)
         scope = node.meta["module"]
+        prefix = f"{scope}." if scope else ""
         if dropout is not None:
             module, value = dropout
-            node.target, node.op = _new_path(recorded, scope, "functional_dropout", module), "call_module"
+            node.target, node.op = builder.add_module(f"{prefix}functional_dropout", module), "call_module"
             node.args, node.kwargs = (value,), {}
             continue
         for literal in found:
             name = str(literal.place[-1]) if literal.place[0] == 1 else f"argument_{literal.place[-1]}"
-            module = ByMode(literal.train_value, literal.eval_value)
-            path = _new_path(recorded, scope, f"{name}_by_mode", module)
-            with recorded.graph.inserting_before(node):
-                by_mode = recorded.graph.create_node("call_module", path)
+            path = builder.add_module(f"{prefix}{name}_by_mode", ByMode(literal.train_value, literal.eval_value))
+            with builder.graph.inserting_before(node):
+                by_mode = builder.graph.create_node("call_module", path)
             by_mode.meta.update(value=literal.eval_value, module=scope)
             args, kwargs = _replaced((node.args, node.kwargs), literal.place, by_mode)
             node.args, node.kwargs = args, kwargs
@@ -180,14 +186,3 @@ def _as_dropout(node: fx.Node, literals: list[_Literal]) -> tuple[nn.Module, fx.
     if not only_training or not isinstance(value, fx.Node) or not isinstance(p, (int, float)):
         return None
     return _DROPOUTS[name](p=p, inplace=inplace), value
-
-
-def _new_path(recorded: Recorder, scope: str, name: str, module: nn.Module) -> str:
-    taken = {*recorded.original_paths, *recorded.functions}
-    stem = f"{scope}.{name}" if scope else name
-    path, count = stem, 0
-    while path in taken:
-        count += 1
-        path = f"{stem}_{count}"
-    recorded.functions[path] = module
-    return path

@@ -1,4 +1,4 @@
-"""How the graph writes the call of a torch function: as an operator, a method or a function, each under one name."""
+"""The target of a node for a call of a torch function: an operator, a method or a function, each under one name."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from types import FunctionType
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
-__all__ = ["is_random", "is_reflected", "node_target"]
+__all__ = ["is_reflected", "node_target"]
 
-# Tensor methods that an operator writes: recorded as the operator, which is what fx users look for.
+# Tensor methods that have an operator are recorded as the operator, which is what users of torch.fx look for.
 _OPERATORS: dict[str, Callable[..., Any]] = {
     "add": operator.add, "sub": operator.sub, "mul": operator.mul, "div": operator.truediv, "pow": operator.pow,
     "matmul": operator.matmul, "neg": operator.neg, "add_": operator.iadd, "sub_": operator.isub,
@@ -28,36 +28,24 @@ _REFLECTED: dict[str, Callable[..., Any]] = {
     "__rfloordiv__": operator.floordiv, "__rmod__": operator.mod, "__rmatmul__": operator.matmul,
 }  # fmt: skip
 _UNARY = frozenset({"neg", "__invert__"})
-# Torch's functions, those that are no Python, also take numpy's names of these arguments.
+# Functions of torch that are not written in Python also take numpy's names of these arguments.
 _NUMPY_NAMES = {"axis": "dim", "keepdims": "keepdim"}
-# Functions whose own argument `axis` is.
+# Functions with an argument `axis` of their own.
 _WITH_AXIS = frozenset({"quantize_per_channel", "fake_quantize_per_channel_affine"})
-_RANDOM = frozenset({
-    "rand", "randn", "randint", "randperm", "rand_like", "randn_like", "randint_like", "bernoulli", "bernoulli_",
-    "multinomial", "normal", "normal_", "uniform_", "exponential_", "random_", "dropout", "dropout1d", "dropout2d",
-    "dropout3d", "alpha_dropout", "feature_alpha_dropout", "feature_dropout", "gumbel_softmax", "poisson", "rrelu",
-    "scaled_dot_product_attention",
-})  # fmt: skip
-
-
-def is_random(node: fx.Node) -> bool:
-    """Whether the node draws random numbers; of modules it is not known."""
-    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
-    return node.op != "call_module" and name in _RANDOM
 
 
 def is_reflected(func: Any, target: Any) -> bool:
-    """Whether the graph has the operands of a function the other way round, with `target` between them."""
+    """Whether `target`, recorded for a function as `__rsub__`, takes the operands in reverse order."""
     return target in _REFLECTED.values() and func.__name__ in _REFLECTED
 
 
 @functools.cache
 def _canonical(func: Any) -> tuple[str, Any]:
-    """The op and target of a torch function; builtin functions of torch have several objects under one name."""
+    """The op and target of a torch function; torch has several objects for some functions, under one name."""
     name = func.__name__
     if name == "__get__":
         return "attribute", func.__self__.__name__
-    # Not every method is in torch's list: `unflatten` was not in 2.6.
+    # Torch's list is incomplete: it has no `unflatten` in 2.6.
     if torch.overrides.is_tensor_method_or_property(func) or getattr(Tensor, name, None) is func:
         return "call_method", name
     for namespace in (torch, nn.functional):
@@ -75,11 +63,10 @@ def node_target(func: Any, args: Any, kwargs: Any) -> tuple[str, Any, Any, Any]:
     op, target = _canonical(func)
     if op == "attribute":
         return "call_function", getattr, (args[0], target), kwargs
-    if op == "call_method":
-        if not kwargs and len(args) == (1 if target in _UNARY else 3 if target == "__setitem__" else 2):
-            if target in _OPERATORS:
-                return "call_function", _OPERATORS[target], args, kwargs
-            if target in _REFLECTED:
-                return "call_function", _REFLECTED[target], (args[1], args[0]), kwargs
-        return op, target, args, kwargs
+    operands = 1 if target in _UNARY else 3 if target == "__setitem__" else 2
+    if op == "call_method" and not kwargs and len(args) == operands:
+        if target in _OPERATORS:
+            return "call_function", _OPERATORS[target], args, kwargs
+        if target in _REFLECTED:
+            return "call_function", _REFLECTED[target], (args[1], args[0]), kwargs
     return op, target, args, kwargs

@@ -1,4 +1,8 @@
-"""What has to mean something else while a model is traced, and is put back afterwards."""
+"""What is replaced in Python, torch, numpy and the model's files while a model is traced, and put back afterwards.
+
+A `TorchFunctionMode` sees no calls of modules, autograd Functions and old constructors as `torch.FloatTensor(2)`, nor
+what Python makes of a size by `int(size)` or `math.sqrt(size)`.
+"""
 
 from __future__ import annotations
 
@@ -6,38 +10,36 @@ import functools
 import math
 import operator
 import sys
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from types import FunctionType, ModuleType
 from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.utils.spectral_norm import SpectralNorm
 
 from fxprune.running.eager import running_eagerly, source_of_scripted
-from fxprune.tracing.numpy_functions import NUMPY_FUNCTIONS
-from fxprune.tracing.recording import Recorder
-from fxprune.tracing.sizes import BUILTINS, NUMBER_FUNCTIONS, index
-from fxprune.tracing.tensor_types import TENSOR_TYPES, TensorType
+from fxprune.tracing.module_calls import ModuleCalls
+from fxprune.tracing.number_functions import BUILTINS, MATH_FUNCTIONS, NUMPY_FUNCTIONS, index
+from fxprune.tracing.recorder import Recorder
 
-__all__ = ["packages_of", "recording", "uncached"]
+__all__ = ["packages_of", "patched", "uncached"]
 
 _patches_of_module: dict[int, tuple[ModuleType, dict[str, Any]]] = {}
 _cached_of_module: dict[int, tuple[ModuleType, list[tuple[Any, str, Any, Any]]]] = {}
 
 
 def _patches(module: ModuleType) -> dict[str, Any]:
-    """Names in a source file of the model that have to mean something else while it is traced."""
+    """Names in a source file of the model that mean something else while it is traced."""
     known = _patches_of_module.get(id(module))
     if known is not None and known[0] is module and module.__name__ != "__main__":
         return known[1]
     patches: dict[str, Any] = {}
     for name, value in vars(module).items():
-        if type(value) is type(math.sqrt) and value in NUMBER_FUNCTIONS:
-            patches[name] = NUMBER_FUNCTIONS[value]
+        if type(value) is type(math.sqrt) and value in MATH_FUNCTIONS:
+            patches[name] = MATH_FUNCTIONS[value]
     for name, replacement in BUILTINS.items():
         if name not in vars(module):
             patches[name] = replacement
@@ -46,13 +48,13 @@ def _patches(module: ModuleType) -> dict[str, Any]:
 
 
 def packages_of(model: nn.Module) -> set[str]:
-    """The packages of a model's code, but for torch and fxprune.
+    """The packages of a model's code, without torch and fxprune.
 
-    They are those that the classes of the model and of its parts come from, and those of the functions and modules that
-    the files of these classes name, as `einops` or a file of helpers.
+    They are those of the classes of the model and its parts, and those of the functions and modules that the files of
+    these classes name, as `einops` or a file of helpers.
     """
     files = {type(module).__module__ for module in model.modules()}
-    # A method may be put into a class from elsewhere.
+    # A class may have a method from another file.
     files |= {getattr(type(module).forward, "__module__", None) or "" for module in model.modules()}
     named = {_package(origin) for file in files if file in sys.modules for origin in _origins(sys.modules[file])}
     return ({_package(file) for file in files} | (named - sys.stdlib_module_names)) - {"torch", "fxprune"}
@@ -63,7 +65,7 @@ def _package(name: str) -> str:
 
 
 def _origins(module: ModuleType) -> Iterator[str]:
-    """Where the functions and modules come from that a file names."""
+    """The modules of the functions and modules that a file names."""
     for value in list(vars(module).values()):
         if isinstance(value, ModuleType):
             yield value.__name__
@@ -78,9 +80,9 @@ def _modules_of(packages: set[str]) -> list[ModuleType]:
 
 @contextmanager
 def uncached(packages: set[str]) -> Iterator[None]:
-    """Functions with a cache (`functools.lru_cache`) work without it: what they keep must be none of what is made here.
+    """Inside, functions with a cache (`functools.lru_cache`) in these packages run without it.
 
-    On the meta device, or in another precision, tensors are made that are of no use to the model afterwards.
+    Otherwise they would keep tensors on the meta device, or in another precision, which the model cannot use later.
     """
     with ExitStack() as stack:
         for module in _modules_of(packages):
@@ -91,7 +93,7 @@ def uncached(packages: set[str]) -> Iterator[None]:
 
 
 def _cached_functions(module: ModuleType) -> list[tuple[Any, str, Any, Any]]:
-    """Where the module's code finds functions with a cache: owner, name, what is there, and the same without cache."""
+    """The functions with a cache in a file: owner, name, what is there, and the same without its cache."""
     known = _cached_of_module.get(id(module))
     if known is not None and known[0] is module and module.__name__ != "__main__":
         return known[1]
@@ -112,7 +114,7 @@ def _cached_under(owner: Any, name: str) -> Iterator[tuple[Any, str, Any, Any]]:
     if isinstance(function, functools._lru_cache_wrapper):
         yield owner, name, value, function.__wrapped__ if function is value else kind(function.__wrapped__)
     elif isinstance(function, FunctionType):
-        # A decorator that calls it when it sees fit.
+        # A decorator may keep it in a closure.
         for cell in function.__closure__ or ():
             with suppress(ValueError):  # an empty cell
                 content = cell.cell_contents
@@ -121,45 +123,46 @@ def _cached_under(owner: Any, name: str) -> Iterator[tuple[Any, str, Any, Any]]:
 
 
 @contextmanager
-def recording(recorder: Recorder, own_types: bool = False) -> Iterator[None]:
-    """Everything that the recorder's module does in this context, in this thread, is recorded.
+def patched(recorder: Recorder, modules: ModuleCalls, *, own_types: bool = False) -> Iterator[set[str]]:
+    """Inside, all that the recorded model does in this thread is recorded.
 
-    With `own_types`, `int` and `float` are those of Python in the model's files: where they turn a size into a plain
-    number, the graph asks for that size.
+    Args:
+        recorder: records calls of functions; its recording ends with the context.
+        modules: records calls of modules.
+        own_types: leave `int` and `float` in the model's files as they are. Where they turn a size into a plain number,
+            the graph is tied to that size.
+
+    Yields:
+        The paths of the modules that have read their `training`, so far.
     """
-    packages = packages_of(recorder.root)
+    root, switch = recorder.builder.root, recorder.switch
+    packages = packages_of(root)
     original_call = nn.Module.__call__
     original_apply = torch.autograd.Function.__dict__["apply"]
-    script_call = torch._C.ScriptFunction.__call__
+    original_script_call = torch._C.ScriptFunction.__call__
     original_compute_weight = SpectralNorm.compute_weight
 
-    def mine() -> bool:
-        return recorder.active and threading.get_ident() == recorder.thread
-
-    def computing() -> bool:
-        return mine() and not recorder.running_leaf
-
     def call(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        if not mine():
+        if not switch.on:
             return original_call(module, *args, **kwargs)
-        return recorder.call_module(module, original_call, args, kwargs)
+        return modules.call(module, original_call, args, kwargs)
 
     def apply(function: Any, *args: Any, **kwargs: Any) -> Any:
         bound = original_apply.__get__(None, function)
-        return recorder.apply_function(function, bound, args) if mine() and not kwargs else bound(*args, **kwargs)
+        return modules.apply(function, bound, args) if switch.on and not kwargs else bound(*args, **kwargs)
 
     def compute_weight(hook: SpectralNorm, owner: nn.Module, do_power_iteration: bool) -> Any:
-        if not computing() or id(owner) not in recorder.paths:
+        path = recorder.scopes.path_of(owner) if switch.on else None
+        if path is None:
             return original_compute_weight(hook, owner, do_power_iteration)
-        return recorder.divide_by_spectral_norm(hook, owner, do_power_iteration)
+        return modules.divide_by_spectral_norm(hook, owner, path, do_power_iteration)
 
     def call_scripted(function: Any, *args: Any, **kwargs: Any) -> Any:
-        # The Python source of a scripted function is as good to trace as any other.
-        source = source_of_scripted(function)
-        if computing() and source is not None:
-            return source(*args, **kwargs)
-        return script_call(function, *args, **kwargs)
+        # The Python source of a scripted function can be traced like any other.
+        source = source_of_scripted(function) if switch.on else None
+        return original_script_call(function, *args, **kwargs) if source is None else source(*args, **kwargs)
 
+    readers: set[str] = set()
     with ExitStack() as stack:
 
         def replace(owner: Any, name: str, value: Any) -> None:
@@ -177,14 +180,14 @@ def recording(recorder: Recorder, own_types: bool = False) -> Iterator[None]:
                 else:
                     stack.callback(vars(module).pop, name, None)
                 vars(module)[name] = value
-        for function, replacement in NUMBER_FUNCTIONS.items():
+        for function, replacement in MATH_FUNCTIONS.items():
             replace(math, function.__name__, replacement)
         for name, replacement in NUMPY_FUNCTIONS.items():
             replace(np, name, replacement)
-        for name in TENSOR_TYPES:
-            replace(torch, name, TensorType(getattr(torch, name), recorder, computing))
+        for name in _TENSOR_TYPES:
+            replace(torch, name, _TensorType(getattr(torch, name), recorder))
         replace(operator, "index", index)
-        # Whether a mask is causal is asked of its values, for a faster way to the same result.
+        # It reads the values of a mask to choose a faster way to the same result.
         replace(
             torch.nn.modules.transformer,
             "_detect_is_causal_mask",
@@ -196,28 +199,63 @@ def recording(recorder: Recorder, own_types: bool = False) -> Iterator[None]:
         if "__call__" in vars(torch._C.ScriptFunction):
             replace(torch._C.ScriptFunction, "__call__", call_scripted)
         stack.callback(delattr, nn.Module, "training")
-        nn.Module.training = _TrainingFlag(recorder, mine)  # type: ignore[assignment]
-        stack.callback(setattr, recorder, "active", False)
+        nn.Module.training = _TrainingFlag(recorder, readers)  # type: ignore[assignment]
+        stack.callback(switch.end)
         stack.enter_context(torch.enable_grad())
         stack.enter_context(recorder)
-        yield
+        yield readers
 
 
 class _TrainingFlag:
-    """Sees who reads `self.training`; a data descriptor goes before the instance's own attribute."""
+    """Notes which modules read `self.training`; a data descriptor takes precedence over an instance's attribute."""
 
-    def __init__(self, recorder: Recorder, mine: Callable[[], bool]) -> None:
-        self.recorder = recorder
-        self.mine = mine
+    def __init__(self, recorder: Recorder, readers: set[str]) -> None:
+        self._recorder = recorder
+        self._readers = readers
 
     def __get__(self, module: nn.Module | None, owner: type) -> Any:
         if module is None:
             raise AttributeError("training")
-        if self.mine() and not self.recorder.running_leaf:
-            path = self.recorder.paths.get(id(module))
-            if path is not None:
-                self.recorder.training_readers.add(path)
+        path = self._recorder.scopes.path_of(module) if self._recorder.switch.on else None
+        if path is not None:
+            self._readers.add(path)
         return module.__dict__["training"]
 
     def __set__(self, module: nn.Module, value: Any) -> None:
         module.__dict__["training"] = value
+
+
+# Constructors, and types for `isinstance`, that are older than `torch.empty` and dtypes.
+_TENSOR_TYPES = tuple(
+    f"{name}Tensor"
+    for name in ("Float", "Double", "Half", "BFloat16", "Long", "Int", "Short", "Char", "Byte", "Bool")
+    if hasattr(torch, f"{name}Tensor")
+)
+
+
+class _TensorType:
+    """Stands for `torch.FloatTensor` or one of its kind; no tensor on the meta device is of such a type."""
+
+    def __init__(self, kind: Any, recorder: Recorder) -> None:
+        self._kind, self._recorder = kind, recorder
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """An empty tensor of that size, or one of these entries."""
+        first = args[0] if args else 0
+        if kwargs or not self._recorder.switch.on:
+            return self._kind(*args, **kwargs)
+        if isinstance(first, Tensor):
+            return first.detach()
+        if isinstance(first, (int, torch.Size)):
+            return torch.empty(*(args or (0,)), dtype=self._kind.dtype)
+        return torch.tensor(first, dtype=self._kind.dtype)
+
+    def __instancecheck__(self, value: Any) -> bool:
+        """Whether the real tensor is of that type."""
+        if not isinstance(value, Tensor) or not self._recorder.switch.on:
+            return isinstance(value, self._kind)
+        return value.dtype == self._kind.dtype and self._recorder.device.type == "cpu"
+
+    def __getattr__(self, name: str) -> Any:
+        """All else is the type's."""
+        return getattr(self._kind, name)

@@ -1,85 +1,172 @@
-"""What a recorded node gives in fact, where the model's code asks for it: computed with the real tensors."""
+"""Real values while a model is traced: its code may ask for those that the input has no part in.
+
+They are computed with the real tensors when they are asked for, and kept in plain types, by what was computed. A
+checkpoint holds the weights of the pruned model, perhaps trained since; with what was read of the original's values,
+the trace can be repeated without them.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+import hashlib
+from collections.abc import Callable, Mapping
 from typing import Any, cast
 
 import torch
 from torch import Tensor, fx, nn
+from torch.nn.utils.rnn import PackedSequence
 
 from fxprune.errors import FxpruneError
 from fxprune.running import trees
+from fxprune.running.one_node import run_node, with_values
+from fxprune.tracing.graph_builder import GraphBuilder, Origin, reads_layout
+from fxprune.tracing.scopes import Switch
+from fxprune.tracing.size_nodes import SizeNodes
+from fxprune.tracing.spelling import name_of, spell
 
-__all__ = ["RealValues", "is_count"]
+__all__ = ["DataDependentError", "RealValues"]
+
+# A model asks for numbers, not for its weights. Not tuned.
+_MOST_ENTRIES = 10_000
 
 
-@dataclass(eq=False)
+class DataDependentError(FxpruneError):
+    """The model's Python code asked for the value of a tensor that depends on the input."""
+
+
 class RealValues:
-    """Real values of nodes, each computed once, when it is asked for.
+    """The real values of nodes, each computed once.
 
     Attributes:
-        graph: what is being recorded.
-        example: the real values of placeholders.
-        constants: tensors that the graph has in addition to the model's, by name.
-        functions: modules likewise, by path.
-        real: the real tensor for the identity of a meta tensor.
-        leaf_clone: a real module for the path of a leaf.
+        read: what was asked for, in plain types, or None for what does not go into them; by what was computed.
     """
 
-    graph: fx.Graph
-    example: dict[fx.Node, Any]
-    constants: dict[str, Tensor]
-    functions: dict[str, nn.Module]
-    real: dict[int, Tensor]
-    leaf_clone: Callable[[str], nn.Module]
-    _known: dict[fx.Node, Any] = field(default_factory=dict)
+    def __init__(
+        self,
+        builder: GraphBuilder,
+        sizes: SizeNodes,
+        switch: Switch,
+        real: Mapping[int, Tensor],
+        inputs: Mapping[str, Any],
+        real_module: Callable[[str], nn.Module],
+        earlier: Mapping[str, Any],
+    ) -> None:
+        """Args:
+        builder: of the graph whose nodes they are.
+        sizes: for numbers that the input gives.
+        switch: pauses the recording while values are computed.
+        real: the real tensor for the identity of each on the meta device.
+        inputs: the real values of the placeholders.
+        real_module: gives a real module for its path.
+        earlier: what an earlier trace has `read`, which is not computed again.
+        """
+        self.read: dict[str, Any] = {}
+        self._builder = builder
+        self._sizes = sizes
+        self._switch = switch
+        self._real = real
+        self._inputs = inputs
+        self._real_module = real_module
+        self._earlier = earlier
+        self._computed: dict[fx.Node, Any] = {}
 
-    def of(self, node: fx.Node) -> Any:
-        """The value of a node.
+    def is_known(self, tensor: Tensor) -> bool:
+        """Whether the input has no part in a tensor's values."""
+        return self._builder.origin[self._builder.node_of(tensor)] < Origin.INPUTS
+
+    def of(self, node: fx.Node, *, only_layout: bool = False) -> Any:
+        """The real value of a node in which the input has no part.
+
+        Args:
+            node: of the graph.
+            only_layout: whether an earlier trace needs to have kept no more of it than sizes and types.
 
         Raises:
             FxpruneError: the model is on the meta device.
         """
-        needed: dict[fx.Node, None] = {}
+        key = _digest(node)
+        with torch._C.DisableTorchFunction():
+            if self._earlier.get(key) is not None:
+                self.read[key] = self._earlier[key]
+                return _restored(self._earlier[key])
+            with self._switch.paused(), torch.no_grad():
+                value = self._compute(node)
+                self.read[key] = (_layout_in_plain_types if only_layout else _in_plain_types)(value)
+                return value
+
+    def answer(self, func: Any, tensor: Tensor, *args: Any) -> Any:
+        """`bool(tensor)`, `tensor.item()` and the like.
+
+        Raises:
+            DataDependentError: the value depends on the input, and is no whole number computed from whole numbers.
+        """
+        node = self._builder.node_of(tensor)
+        origin = self._builder.origin[node]
+        where = self._builder.scopes.described
+        if origin == Origin.INPUTS:
+            if func is Tensor.item and _is_count(node):
+                return self.count(node)
+            raise DataDependentError(
+                f"`{func.__name__}` asks for the value of a tensor that depends on the model's input"
+                f" (node `{node.name}`, shape {tuple(tensor.shape)})"
+            )
+        if origin == Origin.PARAMETERS:
+            self._builder.remarks.append(f"`{func.__name__}` of `{node.name}` in {where} was taken as a constant.")
+        with torch._C.DisableTorchFunction():
+            return func(self.of(node), *args)
+
+    def count(self, node: fx.Node) -> Any:
+        """The whole number that a node gives, computed by the graph; Python sees that of the example."""
+        with torch._C.DisableTorchFunction():
+            value = self.of(node).item()
+        self._builder.remarks.append(
+            f"`{node.name}` in {self._builder.scopes.described} is a number that the input gives; "
+            "control flow that depends on it is that of the example input."
+        )
+        item = self._builder.create_node("call_method", "item", (node,), {}, value, Origin.INPUTS)
+        return self._sizes.number_of(item, value)
+
+    def _compute(self, node: fx.Node) -> Any:
+        needed: set[fx.Node] = set()
         stack = [node]
         while stack:
             current = stack.pop()
-            if current not in needed and current not in self._known:
-                needed[current] = None
-                stack.extend(() if _is_layout(current) else current.all_input_nodes)
-        for current in [n for n in self.graph.nodes if n in needed]:
-            self._known[current] = self._evaluate(current)
-        return self._known[node]
+            if current not in needed and current not in self._computed:
+                needed.add(current)
+                stack.extend(() if reads_layout(current) else current.all_input_nodes)
+        for current in [n for n in self._builder.graph.nodes if n in needed]:
+            self._computed[current] = self._compute_one(current)
+        return self._computed[node]
 
-    def _evaluate(self, node: fx.Node) -> Any:
-        if _is_layout(node):
+    def _compute_one(self, node: fx.Node) -> Any:
+        if reads_layout(node):
             return node.meta["value"]
-        args, kwargs = fx.node.map_arg((node.args, node.kwargs), self._known.__getitem__)
         if node.op == "placeholder":
-            return self.example[node]
+            return self._inputs[str(node.target)]
         if node.op == "get_attr":
-            name = cast(str, node.target)
-            value = self.constants[name] if name in self.constants else self.real[id(node.meta["value"])]
-            if value.is_meta:
-                raise FxpruneError(f"The value of `{name}` is needed, but the model is on the meta device.")
-            return value
+            return self._real_tensor(node)
+        module = None
         if node.op == "call_module":
-            path = cast(str, node.target)
-            return (self.functions[path] if path in self.functions else self.leaf_clone(path))(*args, **kwargs)
-        if node.op == "call_method":
-            return getattr(args[0], cast(str, node.target))(*args[1:], **kwargs)
-        return cast(Callable[..., Any], node.target)(*args, **kwargs)
+            path = str(node.target)
+            added = self._builder.added_modules
+            module = added[path] if path in added else self._real_module(path)
+        return run_node(node, *with_values(node, self._computed.__getitem__), module)
+
+    def _real_tensor(self, node: fx.Node) -> Tensor:
+        name = str(node.target)
+        constants = self._builder.constants
+        tensor = constants[name] if name in constants else self._real[id(node.meta["value"])]
+        if tensor.is_meta:
+            raise FxpruneError(f"The value of `{name}` is needed, but the model is on the meta device.")
+        return tensor
 
 
-def is_count(node: fx.Node) -> bool:
+def _is_count(node: fx.Node) -> bool:
     """Whether a whole number is computed from whole numbers only, as the longest of given lengths is."""
     seen: set[fx.Node] = set()
     stack = [node]
     while stack:
         current = stack.pop()
-        if current in seen or _is_layout(current):
+        if current in seen or reads_layout(current):
             continue
         seen.add(current)
         tensors = trees.tensors([current.meta["value"]])
@@ -89,8 +176,55 @@ def is_count(node: fx.Node) -> bool:
     return node.meta["value"].dtype is not torch.bool
 
 
-def _is_layout(node: fx.Node) -> bool:
-    """Whether the node reads what a tensor looks like, which is known without its values."""
-    if node.op == "call_method":
-        return node.target in ("size", "numel")
-    return node.target is getattr and node.args[1] in ("device", "dtype")
+# --- in plain types ---------------------------------------------------------------------------------------------------
+
+
+def _digest(node: fx.Node) -> str:
+    """The same for two nodes, also of different traces, that are computed alike from parameters, buffers and inputs."""
+    digests: dict[fx.Node, str] = {}
+    stack = [node]
+    while stack:
+        current = stack[-1]
+        missing = [given for given in current.all_input_nodes if given not in digests]
+        stack.extend(missing)
+        if not missing:
+            stack.pop()
+            target = current.target if isinstance(current.target, str) else name_of(current.target)
+            text = f"{current.op} {target} {spell((current.args, current.kwargs), digests)}"
+            digests[current] = hashlib.sha256(text.encode()).hexdigest()[:16]
+    return digests[node]
+
+
+def _in_plain_types(value: Any) -> Any:
+    """A value as numbers, strings, lists and dicts; None where it has too many entries, or other ones."""
+    if isinstance(value, Tensor):
+        if value.numel() > _MOST_ENTRIES or value.is_complex():
+            return None
+        return {**_layout_in_plain_types(value), "entries": value.detach().flatten().tolist()}
+    return {"number": value} if isinstance(value, (bool, int, float)) else None
+
+
+def _layout_in_plain_types(value: Any) -> Any:
+    """The sizes and types of the tensors of a value, likewise."""
+    if isinstance(value, Tensor):
+        return {"dtype": str(value.dtype).removeprefix("torch."), "shape": list(value.shape)}
+    if isinstance(value, PackedSequence):
+        return {"packed": [_layout_in_plain_types(item) for item in value]}
+    if isinstance(value, (tuple, list)):
+        return [_layout_in_plain_types(item) for item in value]
+    return {"number": value} if value is None or isinstance(value, (bool, int, float)) else None
+
+
+def _restored(plain: Any) -> Any:
+    """The value again; tensors of which only the layout is known are on the meta device."""
+    if isinstance(plain, list):
+        return tuple(map(_restored, plain))
+    if "packed" in plain:
+        # Its own constructor needs tensors with values.
+        return cast(Any, PackedSequence)._make(map(_restored, plain["packed"]))
+    if "number" in plain:
+        return plain["number"]
+    dtype = getattr(torch, plain["dtype"])
+    if "entries" in plain:
+        return torch.tensor(plain["entries"], dtype=dtype).reshape(plain["shape"])
+    return torch.empty(plain["shape"], dtype=dtype, device="meta")

@@ -1,8 +1,8 @@
-"""What a model keeps from one call to the next: tensors in whose place `forward` puts others, and numbers it changes.
+"""What a model keeps from one call to the next: tensors that `forward` replaces, and numbers that it changes.
 
-Where forward works with the old tensor and puts one of the same size and type in its place, as recurrent units and
-running averages do, the graph writes the new one into the old. Attention maps that are kept to be looked at are no
-state, nor are tables that are made anew for another resolution: nothing is computed from what was there before.
+Where forward computes with the old tensor and replaces it by one of the same size and type, as recurrent units and
+running averages do, the graph writes the new one into the old. Attention maps that are kept for inspection are no
+state, nor are tables made for another resolution: nothing is computed from the old ones.
 """
 
 from __future__ import annotations
@@ -12,25 +12,24 @@ from typing import Any, TypeAlias
 from torch import Tensor, fx, nn
 
 from fxprune.running import trees
-from fxprune.tracing.nodes import INPUTS
-from fxprune.tracing.recording import Recorder
+from fxprune.tracing.graph_builder import Origin, reads_layout
+from fxprune.tracing.recorder import Recorder
+from fxprune.tracing.spelling import first_few
 
 __all__ = [
-    "STATE_IS_LOST",
-    "changed_numbers",
-    "kept_numbers",
-    "kept_tensors",
-    "numbers_are_lost",
-    "put_numbers",
+    "STATE_IS_LOST", "Numbers", "changed_numbers", "kept_numbers", "kept_tensors", "numbers_are_lost", "put_numbers",
     "write_state",
-]
+]  # fmt: skip
 
+# How a remark starts that becomes a warning.
 STATE_IS_LOST = "What is kept from call to call is not in the graph"
-_LAYOUT = frozenset({"size", "dim", "numel", "device", "dtype"})
+# Attributes of modules that are numbers, strings or None, by the path of the module and the name.
+Numbers: TypeAlias = dict[tuple[str, str], "int | float | str | None"]
+_NUMBERS = frozenset({bool, int, float, str, type(None)})
 
 
 def kept_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """The buffers, and the other tensors that are attributes."""
+    """The buffers and the tensors that are plain attributes, by name."""
     attributes = {
         f"{path}.{name}".removeprefix("."): value
         for path, module in model.named_modules()
@@ -40,13 +39,8 @@ def kept_tensors(model: nn.Module) -> dict[str, Tensor]:
     return dict(model.named_buffers()) | attributes
 
 
-Numbers: TypeAlias = "dict[tuple[str, str], Any]"
-_NAMED = 3
-_NUMBERS = frozenset({bool, int, float, str, type(None)})
-
-
 def kept_numbers(model: nn.Module) -> Numbers:
-    """The attributes of modules that are numbers, strings or None, by path and name."""
+    """The model's numbers."""
     return {
         (path, name): value
         for path, module in model.named_modules()
@@ -56,41 +50,47 @@ def kept_numbers(model: nn.Module) -> Numbers:
 
 
 def changed_numbers(model: nn.Module, before: Numbers) -> Numbers:
-    """Those that forward has changed, as they are now; sizes are of this call and not kept for the next."""
+    """The numbers that forward has changed, as they are now."""
+    # Traced numbers are left out by their type: they are sizes of this call.
     now = kept_numbers(model)
     return {place: now[place] for place, value in before.items() if place in now and now[place] != value}
 
 
 def put_numbers(model: nn.Module, numbers: Numbers) -> None:
-    """Give a model numbers that a copy of it has."""
+    """Give the model these numbers."""
     for (path, name), value in numbers.items():
         setattr(model.get_submodule(path), name, value)
 
 
 def numbers_are_lost(model: nn.Module, numbers: Numbers) -> str:
-    """The note on numbers that change what the next call computes."""
-    named = ", ".join(f"`{name}` of `{path or type(model).__name__}`" for path, name in list(numbers)[:_NAMED])
-    if len(numbers) > _NAMED:
-        named = f"{named} and {len(numbers) - _NAMED} more"
+    """The remark on numbers that change what the next call computes."""
+    named = first_few([f"`{name}` of `{path or type(model).__name__}`" for path, name in numbers], 3)
     return (
         f"{STATE_IS_LOST}: forward changes {named}, and does something else in the next call. Every call of the graph "
-        "does what the first would. Where that was a warming up, run the model once before it is traced or pruned."
+        "does what the first would. If the model only warms up, run it once before it is traced or pruned."
     )
 
 
 def write_state(recorder: Recorder, model: nn.Module, before: dict[str, Tensor], output: Any) -> None:
-    """Write into what `model` had `before` what its forward, which gave `output`, has put in its place."""
+    """Record that the tensors which forward has put in place of others are written into these.
+
+    Args:
+        recorder: of the call of forward.
+        model: as forward has left it.
+        before: the tensors that it had before, by name.
+        output: what forward returned; a tensor that is part of it is not written into.
+    """
     returned = {tensor.untyped_storage()._cdata for tensor in trees.tensors(output)}
     for name, old in before.items():
         path, _, last = name.rpartition(".")
-        new, read = getattr(model.get_submodule(path), last, None), recorder.known.get(id(old))
+        new, read = getattr(model.get_submodule(path), last, None), recorder.builder.find(old)
         if new is old or read is None or not isinstance(new, Tensor) or not _is_computed_from_input(recorder, new):
             continue
         fits = new.shape == old.shape and new.dtype == old.dtype and old.untyped_storage()._cdata not in returned
-        if fits and _works_with(read[1]):
+        if fits and _works_with(read):
             recorder.call(Tensor.copy_, (old, new), {})
         else:
-            recorder.notes.append(
+            recorder.builder.remarks.append(
                 f"{STATE_IS_LOST}: the forward of `{path or type(model).__name__}` reads `{last}`, of shape "
                 f"{tuple(old.shape)}, and puts a tensor of shape {tuple(new.shape)} in its place. The graph starts "
                 "each call from what is there now. To keep it, run the model once on the example inputs before it is "
@@ -99,12 +99,10 @@ def write_state(recorder: Recorder, model: nn.Module, before: dict[str, Tensor],
 
 
 def _is_computed_from_input(recorder: Recorder, tensor: Tensor) -> bool:
-    known = recorder.known.get(id(tensor))
-    return known is not None and recorder.origin[known[1]] == INPUTS
+    node = recorder.builder.find(tensor)
+    return node is not None and recorder.builder.origin[node] == Origin.INPUTS
 
 
 def _works_with(node: fx.Node) -> bool:
-    """Whether anything is computed from the entries of a node, not from its size alone."""
-    return any(
-        user.target not in _LAYOUT and not (user.target is getattr and user.args[1] in _LAYOUT) for user in node.users
-    )
+    """Whether anything is computed from the entries of a node, and not from its size alone."""
+    return not all(map(reads_layout, node.users))

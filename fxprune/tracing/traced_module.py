@@ -1,4 +1,4 @@
-"""The GraphModule that `trace` returns: it survives deepcopy and pickle without losing buffers, keys or node.meta."""
+"""The GraphModule that `trace` returns, whose copies and pickles are complete; and modules that only graphs have."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ class ByMode(nn.Module):
         self.eval_value = eval_value
 
     def forward(self) -> Any:
-        """The value for the present mode."""
+        """The value for the current mode."""
         return self.train_value if self.training else self.eval_value
 
     def extra_repr(self) -> str:
-        """What `print` shows of it."""
+        """The settings that `print` shows."""
         return f"train_value={self.train_value!r}, eval_value={self.eval_value!r}"
 
 
 class ApplyFunction(nn.Module):
-    """Calls `function.apply`: an autograd.Function has no name that generated code could call."""
+    """Calls `function.apply`: code generated from a graph has no name for an autograd.Function."""
 
     def __init__(self, function: type[torch.autograd.Function]) -> None:
         super().__init__()
@@ -47,19 +47,19 @@ class ApplyFunction(nn.Module):
         return self.function.apply(*args)
 
     def extra_repr(self) -> str:
-        """What `print` shows of it."""
+        """The settings that `print` shows."""
         return self.function.__name__
 
 
 class DivideBySpectralNorm(nn.Module):
-    """What the hook of `nn.utils.spectral_norm` does with a weight; `u` and `v` are updated in training."""
+    """What the hook of `nn.utils.spectral_norm` does with a weight; in training it updates `u` and `v` in place."""
 
     def __init__(self, hook: SpectralNorm) -> None:
         super().__init__()
         self.hook = hook
 
     def forward(self, weight: Tensor, u: Tensor, v: Tensor) -> Tensor:
-        """The weight divided by its largest singular value, the vectors of which are about `u` and `v`."""
+        """The weight divided by its largest singular value, estimated from the singular vectors `u` and `v`."""
         name = self.hook.name
         owner: Any = SimpleNamespace(**{f"{name}_orig": weight, f"{name}_u": u, f"{name}_v": v})
         return self.hook.compute_weight(owner, do_power_iteration=self.training)
@@ -82,7 +82,7 @@ class _Operator:
 
 
 def _named(target: Any) -> Any:
-    """What can be pickled for a node's target; the own name of `F.max_pool2d` is not where it lives."""
+    """What is pickled for a node's target: `F.max_pool2d`, for one, cannot be found under its own name."""
     if isinstance(target, (torch._ops.OpOverloadPacket, torch._ops.OpOverload)):
         return _Operator(str(target))
     if "<locals>" not in getattr(target, "__qualname__", ""):
@@ -115,7 +115,7 @@ class TracedModule(fx.GraphModule):
         return traced
 
     def _attributes(self) -> dict[str, Any]:
-        # recompile() makes what depends on the graph anew.
+        # Assigning the graph generates the code again.
         return {name: value for name, value in self.__dict__.items() if name not in ("_graph", "_code")}
 
     def __deepcopy__(self, memo: dict[int, Any]) -> TracedModule:

@@ -1,4 +1,4 @@
-"""Where the code of the user's model is, among that of torch and of fxprune."""
+"""Finds the code of the user's model among the frames of torch and fxprune."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ import torch
 
 __all__ = ["place_of", "user_frame"]
 
-# How the names of files start that are not the user's code; "<" is for generated code.
+# The names of files that are not the user's code start like this; "<" is for generated code.
 _LIBRARY_FILES = (str(Path(torch.__file__).parent / "_")[:-1], str(Path(__file__).parent.parent / "_")[:-1], "<")
 
 
 def user_frame() -> FrameType | None:
-    """The innermost frame that is neither torch's nor ours."""
+    """The innermost frame that is neither torch's nor fxprune's."""
     frame: FrameType | None = sys._getframe(1)
     while frame is not None and frame.f_code.co_filename.startswith(_LIBRARY_FILES):
         frame = frame.f_back
@@ -25,7 +25,7 @@ def user_frame() -> FrameType | None:
 
 
 def place_of(error: BaseException) -> tuple[str, str]:
-    """Where an error was raised, of the frames that are neither torch's nor ours: "file:line", and the source there.
+    """Where an error was raised: "file:line" and the line's source, of the innermost frame of the user's code.
 
     Both are empty where there is no such frame.
     """

@@ -86,7 +86,7 @@ class Particular(nn.Module):
     ],
 )
 def test_what_the_model_itself_refuses_is_told_with_the_shapes_it_was_given(refuse: str, said: str) -> None:
-    advice = r"The model refuses what .*: pass example_inputs that it accepts; these are of shape \(2, 3, 6, 6\)\."
+    advice = r"The model refuses these inputs, of shape \(2, 3, 6, 6\): pass example_inputs that it accepts\."
     model = Particular(refuse)
     message = rf"Cannot trace `Particular`: in the model itself, .*test_refusals\.py:\d+: {said}{advice}$"
     assert_refused(model, lambda: fxprune.prune(model, 0.5, example_inputs=image()), message)
@@ -127,7 +127,7 @@ def test_a_scripted_model_is_refused() -> None:
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script.*:DeprecationWarning")
 def test_a_model_with_a_scripted_part_is_refused() -> None:
     model = nn.Sequential(nn.Linear(4, 8), torch.jit.script(nn.Linear(8, 2)))
-    with pytest.raises(FxpruneError, match=r"Cannot trace `Sequential`: its part `1` is a scripted module, .* made of"):
+    with pytest.raises(FxpruneError, match=r"Cannot trace `Sequential`: its part `1` is a scripted module, "):
         fxprune.trace(model, torch.randn(3, 4))
 
 
@@ -139,7 +139,7 @@ def test_a_wrapped_model_is_refused_with_the_place_of_the_model_inside(wrap: Cal
 
 
 def test_an_array_of_numpy_is_no_input() -> None:
-    with pytest.raises(FxpruneError, match=r"an array of numpy, of shape \(.*\): models take tensors, give torch.from"):
+    with pytest.raises(FxpruneError, match=r"a numpy array of shape \(.*\): models take tensors, give torch.from"):
         fxprune.prune(small(), 0.5, example_inputs=image().numpy())
 
 
@@ -148,8 +148,8 @@ def test_quantised_models_are_refused_with_what_to_do_first() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         packed = torch.ao.quantization.quantize_dynamic(model, {nn.Linear})
-    message = r"`0` is of type torch\.ao\.nn\.quantized.*Linear, of which no channels .* Prune the model before"
+    message = r"`0` is of type torch\.ao\.nn\.quantized.*Linear, which channels cannot be taken from\. Prune"
     assert_refused(model, lambda: fxprune.prune(packed, 0.5, example_inputs=torch.randn(2, 8)), message)
     model[0].weight = nn.Parameter(TwoTensor(model[0].weight.detach(), torch.zeros(8, 8)))
-    with pytest.raises(FxpruneError, match=r"`0\.weight` is of type TwoTensor, of which no channels"):
+    with pytest.raises(FxpruneError, match=r"`0\.weight` is of type TwoTensor, which channels cannot be taken from"):
         fxprune.trace(model, torch.randn(2, 8))

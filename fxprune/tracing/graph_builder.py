@@ -1,0 +1,187 @@
+"""The graph while it is recorded: its nodes, what each is computed from, and which tensor each one gives.
+
+The node of a tensor is found by the tensor's identity.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from enum import IntEnum
+from typing import Any
+
+from torch import Tensor, fx, nn
+from torch.fx.node import Argument, Target
+
+from fxprune.errors import FxpruneError
+from fxprune.running.copies import META
+from fxprune.tracing.constants import Place, constant_name, place_of_tensor
+from fxprune.tracing.scopes import ModuleCall, Scopes
+
+__all__ = ["GraphBuilder", "Origin", "reads_layout"]
+
+
+class Origin(IntEnum):
+    """What a value is computed from: the highest of its inputs. Without INPUTS, it is the same in every call."""
+
+    CONSTANTS = 0
+    PARAMETERS = 1
+    INPUTS = 2
+
+
+class GraphBuilder:
+    """Builds the graph of a model.
+
+    Attributes:
+        root: the model, on the meta device.
+        scopes: the module calls that are in progress.
+        graph: what is built.
+        origin: what each node is computed from.
+        calls: the module call that made each node.
+        constants: tensors that the graph needs and the model's state_dict does not have, by name.
+        constant_places: where the model keeps them, if it does.
+        added_modules: modules that the graph has in addition to the model's, by path.
+        remarks: what was taken as constant, in words.
+        differentiable: how many nodes were computed from parameters or inputs.
+    """
+
+    def __init__(self, root: nn.Module, real: Mapping[int, Tensor], scopes: Scopes) -> None:
+        self.root = root
+        self.scopes = scopes
+        self.graph = fx.Graph()
+        self.origin: dict[fx.Node, Origin] = {}
+        self.calls: dict[fx.Node, ModuleCall] = {}
+        self.constants: dict[str, Tensor] = {}
+        self.constant_places: dict[str, Place] = {}
+        self.added_modules: dict[str, nn.Module] = {}
+        self.remarks: list[str] = []
+        self.differentiable = 0
+        self._own_paths = frozenset(path for path, _ in root.named_modules(remove_duplicate=False))
+        # The real tensor for the identity of each tensor on the meta device.
+        self._real = real
+        self._names = {id(tensor): name for name, tensor in _named_tensors(root)}
+        # Each value is kept beside its node, so that no other object gets its identity.
+        self._bound: dict[int, tuple[Any, fx.Node]] = {}
+
+    # -- nodes --
+
+    def create_node(
+        self, op: str, target: Target, args: tuple[Argument, ...], kwargs: dict[str, Argument], value: Any,
+        origin: Origin,
+    ) -> fx.Node:  # fmt: skip
+        """A node of the module call in progress; its value has tensors on the meta device."""
+        node = self.graph.create_node(op, target, args, kwargs)
+        self.calls[node] = self.scopes.current
+        node.meta["value"] = value
+        node.meta["module"] = self.scopes.current[0]
+        self.origin[node] = origin
+        self.differentiable += origin >= Origin.PARAMETERS
+        return node
+
+    def create_part(self, function: Callable[..., Any], node: fx.Node, key: Any, value: Any) -> fx.Node:
+        """A node for an entry or an attribute of what another node gives."""
+        part = self.create_node("call_function", function, (node, key), {}, value, self.origin[node])
+        if reads_layout(part):
+            self.origin[part] = min(self.origin[node], Origin.PARAMETERS)
+        return part
+
+    def create_check(self, check: Callable[..., Any], args: tuple[Argument, ...]) -> None:
+        """A node that gives nothing and must stay."""
+        self.create_node("call_function", check, args, {}, None, Origin.INPUTS).meta["check"] = True
+
+    # -- modules --
+
+    def module(self, path: str) -> nn.Module:
+        """The module that a node calls."""
+        return self.added_modules[path] if path in self.added_modules else self.root.get_submodule(path)
+
+    def add_module(self, stem: str, module: nn.Module) -> str:
+        """Give the graph a module of its own; returns its path, which is `stem` or starts with it."""
+        path, count = stem, 0
+        while path in self._own_paths or path in self.added_modules:
+            count += 1
+            path = f"{stem}_{count}"
+        self.added_modules[path] = module
+        return path
+
+    # -- values --
+
+    def bind(self, value: Any, node: fx.Node) -> fx.Node:
+        """From now on this very object is the node's value."""
+        self._bound[id(value)] = value, node
+        return node
+
+    def find(self, value: Any) -> fx.Node | None:
+        """The node of this very object, if there is one yet."""
+        entry = self._bound.get(id(value))
+        return None if entry is None else entry[1]
+
+    def is_taken(self, tensor: Tensor) -> bool:
+        """Whether this very tensor is a parameter, a buffer or the value of a node."""
+        return id(tensor) in self._bound or id(tensor) in self._names
+
+    def node_of(self, tensor: Tensor) -> fx.Node:
+        """The node of this very tensor; parameters, buffers and constants get theirs at their first use."""
+        node = self.find(tensor)
+        if node is not None:
+            return node
+        name = self._names.get(id(tensor))
+        if name is not None:
+            origin = Origin.PARAMETERS if isinstance(tensor, nn.Parameter) else Origin.CONSTANTS
+            return self.bind(tensor, self.create_node("get_attr", name, (), {}, tensor, origin))
+        if tensor.is_meta and id(tensor) not in self._real:
+            return self._node_of_same_memory(tensor)
+        # The model keeps it as a plain attribute, or a function made it that torch does not show to tracers.
+        value = tensor.detach().to(META)
+        return self.bind(
+            tensor, self.create_node("get_attr", self._add_constant(tensor), (), {}, value, Origin.CONSTANTS)
+        )
+
+    def _add_constant(self, tensor: Tensor) -> str:
+        name = constant_name(len(self.constants))
+        self.constants[name] = self._real.get(id(tensor), tensor).detach()
+        place = place_of_tensor(self.root, tensor)
+        if place is not None:
+            self.constant_places[name] = place
+        return name
+
+    def _node_of_same_memory(self, tensor: Tensor) -> fx.Node:
+        """A node for what a function hidden from tracers made of a known tensor, as `autograd.Variable(x)` does."""
+        bound = [other for other, _ in self._bound.values() if isinstance(other, Tensor)]
+        for other in (*reversed(bound), *(other for _, other in _named_tensors(self.root))):
+            if other.is_meta and _memory(other) == _memory(tensor):
+                source = self.node_of(other)
+                node = self.create_node("call_method", "detach", (source,), {}, tensor, self.origin[source])
+                return self.bind(tensor, node)
+        raise FxpruneError(
+            f"a tensor of shape {tuple(tensor.shape)} was made by a function that torch does not show to tracers, so "
+            "its values are unknown; in place of `torch.Tensor(size)`, write `torch.empty(size)`"
+        )
+
+    def mark_written(self, tensor: Tensor) -> None:
+        """A tensor was changed: what may share its memory can no longer be computed from its node alone."""
+        node = self.find(tensor)
+        stack = [] if node is None else [node]
+        while stack:
+            node = stack.pop()
+            if self.origin[node] < Origin.INPUTS:
+                self.origin[node] = Origin.INPUTS
+                stack.extend(node.all_input_nodes)
+                stack.extend(node.users)
+
+
+def reads_layout(node: fx.Node) -> bool:
+    """Whether a node reads a size, dtype or device, which is known without the tensor's entries."""
+    if node.target is getattr:
+        return node.args[1] in ("device", "dtype")
+    return node.op == "call_method" and node.target in ("size", "numel")
+
+
+def _memory(tensor: Tensor) -> tuple[Any, ...]:
+    """Equal for tensors that are the same entries of the same memory, and for no others."""
+    place = tensor.untyped_storage()._cdata, tensor.storage_offset()
+    return *place, tensor.size(), tensor.stride(), tensor.dtype
+
+
+def _named_tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    yield from module.named_buffers()
+    yield from module.named_parameters()

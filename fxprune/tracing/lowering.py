@@ -1,0 +1,168 @@
+"""Arguments of calls: what stands for them in the graph, and what the call is run with on the meta device."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping
+from types import CodeType
+from typing import Any, NamedTuple, TypeAlias, cast
+
+import numpy as np
+import torch
+from torch import Tensor, fx
+from torch.fx.node import Argument
+
+from fxprune.errors import FxpruneError
+from fxprune.running.copies import META
+from fxprune.tracing.graph_builder import GraphBuilder, Origin
+from fxprune.tracing.sizes import TracedNumber, TracedPieces, plain, untraced_type
+from fxprune.tracing.user_code import user_frame
+
+__all__ = ["Lowered", "LoweredCall", "Lowering"]
+
+# What the graph takes for an argument, what runs on the meta device for it, and what it is computed from.
+Lowered: TypeAlias = tuple[Argument, Any, Origin]
+
+_LITERALS = frozenset({int, float, str, bool, complex, type(None), type(...), torch.memory_format, torch.layout})
+# What torch takes types of Python for.
+_DTYPES: dict[Any, torch.dtype] = {int: torch.int64, float: torch.float64, bool: torch.bool, complex: torch.complex128}
+
+
+class ForeignTypeError(FxpruneError):
+    """An object that is neither a tensor nor a container of tensors was to become part of the graph."""
+
+
+class LoweredCall(NamedTuple):
+    """The arguments of a call in the graph, those to run it with, and what they are computed from."""
+
+    args: tuple[Argument, ...]
+    kwargs: dict[str, Argument]
+    values: list[Any]
+    named_values: dict[str, Any]
+    origin: Origin
+
+    @property
+    def all_values(self) -> tuple[Any, ...]:
+        """All that the call is run with."""
+        return *self.values, *self.named_values.values()
+
+
+class Lowering:
+    """Lowers arguments into the graph that a builder makes.
+
+    With `pieces`, the tensors that one node cut from another go in as that node, however many there are. With
+    `lenient`, entries that cannot be part of a graph are left out of mappings and dataclasses, with a remark.
+    """
+
+    def __init__(self, builder: GraphBuilder) -> None:
+        self._builder = builder
+        # The code that read a dtype from a tensor last, and the tensor's node.
+        self._dtypes: dict[torch.dtype, tuple[CodeType, fx.Node]] = {}
+
+    def lower_call(self, args: Iterable[Any], kwargs: Mapping[str, Any], *, pieces: bool = False) -> LoweredCall:
+        """The arguments of a call."""
+        lowered, values, origin = self._lower_all(args, pieces)
+        named, named_values, origin_of_named = self._lower_all(kwargs.values())
+        return LoweredCall(
+            lowered,
+            dict(zip(kwargs, named, strict=True)),
+            values,
+            dict(zip(kwargs, named_values, strict=True)),
+            max(origin, origin_of_named),
+        )
+
+    def lower_output(self, output: Any) -> Lowered:
+        """What the model returns."""
+        return self._lower(output, pieces=True, lenient=True)
+
+    def _lower_all(
+        self, args: Iterable[Any], pieces: bool = False, lenient: bool = False
+    ) -> tuple[tuple[Argument, ...], list[Any], Origin]:
+        lowered = [self._lower(arg, pieces, lenient) for arg in args]
+        return (
+            tuple(argument for argument, _, _ in lowered),
+            [value for _, value, _ in lowered],
+            max((origin for _, _, origin in lowered), default=Origin.CONSTANTS),
+        )
+
+    def _lower(self, arg: Any, pieces: bool = False, lenient: bool = False) -> Lowered:
+        kind = type(arg)
+        if kind in _LITERALS:
+            return arg, arg, Origin.CONSTANTS
+        if isinstance(arg, Tensor):
+            node = self._builder.node_of(arg)
+            return node, arg if arg.is_meta else node.meta["value"], self._builder.origin[node]
+        if isinstance(arg, TracedNumber):
+            node = arg.node()
+            return node, plain(arg), self._builder.origin[node]
+        if kind is torch.device:
+            known = self._builder.find(arg)
+            return (arg, META, Origin.CONSTANTS) if known is None else (known, META, self._builder.origin[known])
+        if kind is torch.dtype:
+            return self._lower_dtype(arg), arg, Origin.CONSTANTS
+        if isinstance(arg, TracedPieces) and pieces:
+            return arg.node, arg.untraced(), self._builder.origin[arg.node]
+        if isinstance(arg, (tuple, list)):
+            items, values, origin = self._lower_all(arg, pieces, lenient)
+            if hasattr(arg, "_fields"):
+                value = cast(Any, kind)._make(values)
+                node = self._builder.create_node("call_function", kind, items, {}, value, origin)
+                return node, value, origin
+            return (list(items), values, origin) if isinstance(arg, list) else (items, tuple(values), origin)
+        if kind is slice:
+            (start, stop, step), values, origin = self._lower_all((arg.start, arg.stop, arg.step))
+            return slice(start, stop, step), slice(*values), origin
+        if dataclasses.is_dataclass(arg) and not isinstance(arg, type):
+            given = {field.name: getattr(arg, field.name) for field in dataclasses.fields(arg)}
+            given = {name: value for name, value in given.items() if value is not None}
+            kwargs, _, origin = self._lower_entries(given, pieces, lenient)
+            return self._builder.create_node("call_function", kind, (), kwargs, arg, origin), arg, origin
+        if isinstance(arg, dict):
+            return self._lower_entries(arg, pieces, lenient)
+        if kind is range:
+            return self._lower(list(arg))
+        if kind is np.ndarray:
+            return self._lower(torch.from_numpy(arg.copy()))
+        arg = untraced_type(arg)
+        if arg in _DTYPES:
+            return _DTYPES[arg], arg, Origin.CONSTANTS
+        if isinstance(arg, np.generic):
+            return self._lower(arg.item())
+        raise ForeignTypeError(f"an object of type `{kind.__module__}.{kind.__qualname__}` cannot be part of a graph")
+
+    def _lower_entries(
+        self, entries: dict[str, Any], pieces: bool, lenient: bool
+    ) -> tuple[dict[str, Argument], dict[str, Any], Origin]:
+        lowered = {}
+        for name, value in entries.items():
+            try:
+                lowered[name] = self._lower(value, pieces, lenient)
+            except ForeignTypeError as error:
+                if not lenient:
+                    raise
+                self._builder.remarks.append(f"`{name}` is left out of what the model returns: {error}.")
+        return (
+            {name: argument for name, (argument, _, _) in lowered.items()},
+            {name: value for name, (_, value, _) in lowered.items()},
+            max((origin for _, _, origin in lowered.values()), default=Origin.CONSTANTS),
+        )
+
+    # -- dtypes: objects that all tensors share, so that the code that uses one tells where it comes from --
+
+    def note_dtype(self, dtype: torch.dtype, tensor: Tensor) -> None:
+        """The model's code has read a dtype from a tensor."""
+        frame = user_frame()
+        if frame is not None:
+            self._dtypes[dtype] = frame.f_code, self._builder.node_of(tensor)
+
+    def _lower_dtype(self, dtype: torch.dtype) -> Argument:
+        """The dtype of a tensor where the function that uses it has read it from one, and does not name it itself."""
+        if dtype not in self._dtypes:
+            return dtype
+        code, node = self._dtypes[dtype]
+        frame = user_frame()
+        if frame is None or frame.f_code is not code or str(dtype).removeprefix("torch.") in code.co_names:
+            return dtype
+        if "float" in code.co_names and dtype is torch.float32:
+            return dtype
+        return self._builder.create_part(getattr, node, "dtype", dtype)

@@ -1,0 +1,113 @@
+"""Calls of modules and of autograd Functions: one node, or what they compute."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.utils.spectral_norm import SpectralNorm
+
+from fxprune.running.eager import run_forward, runs_modules
+from fxprune.tracing.graph_builder import Origin
+from fxprune.tracing.library_modules import has_forward_hooks
+from fxprune.tracing.meta_results import leaf_key
+from fxprune.tracing.recorder import Recorder
+from fxprune.tracing.traced_module import ApplyFunction, ByMode, DivideBySpectralNorm
+
+__all__ = ["ModuleCalls"]
+
+
+class ModuleCalls:
+    """Records the calls of modules; `is_leaf` says which modules are one node."""
+
+    def __init__(self, recorder: Recorder, is_leaf: Callable[[nn.Module, str], bool]) -> None:
+        self._recorder = recorder
+        self._is_leaf = is_leaf
+        # The paths of the modules that the graph has in addition, by what they were made for.
+        self._added: dict[Any, str] = {}
+
+    def call(self, module: nn.Module, call: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        """Record the call of a leaf as one node, and of any other module as what it does."""
+        scopes = self._recorder.scopes
+        path = scopes.path_of(module)
+        if path is None:
+            return call(module, *args, **kwargs)
+        hooked = has_forward_hooks(module)
+        if type(module) is nn.Identity and len(args) == 1 and not hooked:
+            return args[0]
+        with scopes.new_call(path):
+            if not path or not (isinstance(module, (ByMode, ApplyFunction)) or self._is_leaf(module, path)):
+                return call(module, *args, **kwargs)
+            if hooked:
+                return self._call_hooked(module, path, call, args, kwargs)
+            return self._call_leaf(module, path, call, args, kwargs)
+
+    def _call_hooked(self, module: nn.Module, path: str, call: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        """Record what the hooks of a leaf do, and between them the leaf, which is without hooks in the graph."""
+        forward, own = module.forward, "forward" in vars(module)
+
+        def only_forward(_: nn.Module, *args: Any, **kwargs: Any) -> Any:
+            return forward(*args, **kwargs)
+
+        def leaf(*args: Any, **kwargs: Any) -> Any:
+            return self._call_leaf(module, path, only_forward, args, kwargs)
+
+        module.forward = leaf
+        try:
+            return call(module, *args, **kwargs)
+        finally:
+            if own:
+                module.forward = forward
+            else:
+                del module.forward
+
+    def _call_leaf(self, module: nn.Module, path: str, call: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        return self._record(path, functools.partial(call, module), args, kwargs, leaf=module)
+
+    def apply(self, function: type[torch.autograd.Function], call: Callable[..., Any], args: Any) -> Any:
+        """Record `function.apply(*args)`."""
+        if runs_modules(args):
+            return self._inline(function, args)
+        path = self._added_path(function, f"_{function.__name__.lower()}", lambda: ApplyFunction(function))
+        return self._record(path, call, args, {})
+
+    def _inline(self, function: type[torch.autograd.Function], args: Any) -> Any:
+        """Record what `function.forward` does; autograd, which `forward` turns off and detaches from, will see it."""
+        self._recorder.builder.remarks.append(
+            f"`{function.__name__}` in {self._recorder.scopes.described} runs modules: the graph has what it computes, "
+            "and their gradients are those of autograd, not of its own `backward`."
+        )
+        with self._recorder.grad.inlining():
+            return run_forward(function, args)
+
+    def divide_by_spectral_norm(self, hook: SpectralNorm, owner: nn.Module, path: str, training: bool) -> Any:
+        """Record what the hook of `nn.utils.spectral_norm` makes of the weight of `owner`, whose path is given."""
+        stem = f"{path}.{hook.name}_spectral_norm".removeprefix(".")
+        path = self._added_path(hook, stem, lambda: DivideBySpectralNorm(hook))
+        divide = self._recorder.builder.added_modules[path].train(training)
+        return self._record(path, divide, [getattr(owner, hook.name + end) for end in ("_orig", "_u", "_v")], {})
+
+    def _added_path(self, made_for: Any, stem: str, make: Callable[[], nn.Module]) -> str:
+        if made_for not in self._added:
+            self._added[made_for] = self._recorder.builder.add_module(stem, make())
+        return self._added[made_for]
+
+    def _record(
+        self, path: str, call: Callable[..., Any], args: Any, kwargs: Any, *, leaf: nn.Module | None = None
+    ) -> Any:
+        recorder = self._recorder
+        with torch._C.DisableTorchFunction():
+            lowered = recorder.lowering.lower_call(args, kwargs)
+            key = None
+            if leaf is not None:
+                lowered = lowered._replace(origin=max(lowered.origin, Origin.PARAMETERS))
+                key = leaf_key(leaf, tuple(kwargs), lowered.all_values)
+
+            def run() -> Any:
+                with recorder.switch.paused():
+                    return call(*lowered.values, **lowered.named_values)
+
+            return recorder.record("call_module", path, lowered, run, key)

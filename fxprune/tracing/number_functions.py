@@ -1,0 +1,129 @@
+"""Stand-ins for functions of numbers: Python's own, and those of `math`, `operator` and `numpy`.
+
+While a model is traced, they give traced numbers for traced numbers, or tie the graph to the sizes of the trace.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import operator
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+
+from fxprune.tracing.sizes import StandIn, TracedFloat, TracedInt, TracedNumber, TracedPieces, TracedSize
+from fxprune.tracing.sizes import call_with_numbers as _call
+
+__all__ = ["BUILTINS", "MATH_FUNCTIONS", "NUMPY_FUNCTIONS", "index", "is_refused_type"]
+
+
+class _Int(int, metaclass=StandIn):
+    """Stands for the name `int` in the model's own source files: `int(size / 2)` would be a plain number."""
+
+    builtin = int
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Any:
+        """`int(*args, **kwargs)`, traced."""
+        if len(args) == 1 and isinstance(args[0], TracedNumber):
+            return args[0] if isinstance(args[0], TracedInt) else _call(int, args)
+        return int(*args, **kwargs)
+
+
+class _Float(float, metaclass=StandIn):
+    """Stands for the name `float`, likewise."""
+
+    builtin = float
+
+    def __new__(cls, *args: Any) -> Any:
+        """`float(*args)`, traced."""
+        if len(args) == 1 and isinstance(args[0], TracedNumber):
+            return args[0] if isinstance(args[0], TracedFloat) else _call(float, args)
+        return float(*args)
+
+
+class _Range(metaclass=StandIn):
+    """Stands for the name `range`: a loop over a size has as many steps in the graph as in the trace."""
+
+    builtin = range
+
+    def __new__(cls, *args: Any) -> Any:
+        """`range(*args)`, which ties the graph to the sizes in it."""
+        return range(*map(_as_traced, args))
+
+
+def is_refused_type(error: BaseException | None) -> bool:
+    """Whether torch, asked for `dtype=float`, refused the class that stands for it."""
+    return isinstance(error, TypeError) and StandIn.__name__ in str(error)
+
+
+def _as_traced(value: Any) -> Any:
+    if type(value) in (tuple, list, TracedSize):
+        return tuple(map(_as_traced, value)) if isinstance(value, tuple) else [*map(_as_traced, value)]
+    return value.as_traced() if isinstance(value, TracedNumber) else value
+
+
+def _traced(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A function that gives a traced number for traced numbers."""
+
+    @functools.wraps(function)
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
+        numbers = args[0] if len(args) == 1 and isinstance(args[0], (tuple, list)) else args
+        if not kwargs and any(isinstance(number, TracedNumber) for number in numbers):
+            return _call(function, args)
+        return function(*args, **kwargs)
+
+    return wrapper
+
+
+def _tied(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A function that makes a table, which ties the graph to the sizes of the trace."""
+
+    @functools.wraps(function)
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
+        return function(*map(_as_traced, args), **{name: _as_traced(value) for name, value in kwargs.items()})
+
+    return wrapper
+
+
+def index(value: Any) -> int:
+    """`operator.index(value)`, as `nn.ModuleList` calls it; ties the graph to the size that is looked up."""
+    return _INDEX(_as_traced(value))
+
+
+_INDEX = operator.index
+
+
+def _length(value: Any) -> int:
+    """`len(value)`, traced for a tensor and for the pieces of one."""
+    if isinstance(value, TracedPieces):
+        return value.number
+    return value.size(0) if isinstance(value, torch.Tensor) and value.dim() else len(value)
+
+
+def _product(a: Any, *args: Any, **kwargs: Any) -> Any:
+    if not args and not kwargs and isinstance(a, (tuple, list)) and any(isinstance(x, TracedNumber) for x in a):
+        return functools.reduce(operator.mul, a, 1)
+    return _PRODUCT(a, *args, **kwargs)
+
+
+_PRODUCT = np.prod
+
+# By the name that the model's own source files use.
+BUILTINS: dict[str, Any] = {
+    "int": _Int, "float": _Float, "range": _Range, "len": _length, "max": _traced(max), "min": _traced(min),
+}  # fmt: skip
+# By the function of `math`.
+MATH_FUNCTIONS: dict[Any, Callable[..., Any]] = {
+    function: _traced(function) for function in vars(math).values() if isinstance(function, type(math.sqrt))
+}
+# By name. Numpy itself sees no more than a number in a traced one.
+NUMPY_FUNCTIONS: dict[str, Callable[..., Any]] = {
+    "prod": _product,
+    **{name: _tied(getattr(np, name)) for name in (
+        "arange", "linspace", "logspace", "zeros", "ones", "empty", "full", "eye", "array", "asarray", "tile",
+        "repeat", "sum", "cumsum", "max", "min", "mean",
+    )},
+}  # fmt: skip

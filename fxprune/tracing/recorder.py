@@ -1,0 +1,212 @@
+"""Records a forward pass: every torch call runs on the meta device and becomes a node of an fx graph.
+
+The recorder is a `TorchFunctionMode`, so that models see *real* tensors (on the meta device) and real ints:
+`isinstance`, `len`, `if x.ndim == 4`, factory functions and `torch.Size` work as always.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor, fx, nn
+from torch.fx.node import Target
+from torch.overrides import TorchFunctionMode
+from torch.utils._device import _device_constructors
+
+from fxprune.ops import Trait, name_of_op, names_with, traits
+from fxprune.running import trees
+from fxprune.running.copies import META
+from fxprune.tracing.aten import as_function
+from fxprune.tracing.grad_regions import GradRegions
+from fxprune.tracing.graph_builder import GraphBuilder, Origin
+from fxprune.tracing.lowering import LoweredCall, Lowering
+from fxprune.tracing.meta_results import META_RUNS, call_key, recall, remember
+from fxprune.tracing.node_targets import is_reflected, node_target
+from fxprune.tracing.real_values import DataDependentError, RealValues
+from fxprune.tracing.results import Results
+from fxprune.tracing.scopes import Scopes, Switch
+from fxprune.tracing.size_nodes import SizeNodes
+
+__all__ = ["Recorder", "SpecialCall"]
+
+# Takes the place of recording a call: it is called with the recorder, the function and the function's arguments.
+SpecialCall: TypeAlias = Callable[..., Any]
+
+# The layout of what they give depends on the values of lengths; it is that of the example.
+_PACKING = frozenset({torch._VF._pack_padded_sequence, torch._VF._pad_packed_sequence})
+
+
+class Recorder(TorchFunctionMode):
+    """Records the calls of torch functions.
+
+    Attributes:
+        device: that of the model's input.
+        switch: whether calls are recorded now.
+        scopes: the module calls in progress.
+        builder: the graph.
+        sizes: nodes of sizes and of numbers computed from them.
+        lowering: arguments, made ready for the graph.
+        results: what the model gets back.
+        values: real values of nodes.
+        grad: regions without gradients.
+    """
+
+    def __init__(
+        self,
+        root: nn.Module,
+        real: Mapping[int, Tensor],
+        inputs: Mapping[str, Any],
+        *,
+        device: torch.device,
+        real_module: Callable[[str], nn.Module],
+        earlier_values: Mapping[str, Any],
+        special_calls: Mapping[Any, SpecialCall],
+    ) -> None:
+        """Args:
+        root: the model on the meta device.
+        real: the real tensor for the identity of each of its tensors.
+        inputs: what it is called with, by the name of the placeholder.
+        device: what the model's code sees as the device of its tensors.
+        real_module: gives a real module for its path.
+        earlier_values: what an earlier trace of the model has read of its values.
+        special_calls: what is done in place of recording a call, by function.
+        """
+        super().__init__()
+        self.device = device
+        self.switch = Switch()
+        self.scopes = Scopes(root)
+        self.builder = GraphBuilder(root, real, self.scopes)
+        self.sizes = SizeNodes(self.builder, self.switch)
+        self.lowering = Lowering(self.builder)
+        self.results = Results(self.builder, self.sizes)
+        self.values = RealValues(
+            self.builder, self.sizes, self.switch, real, inputs, real_module, earlier_values
+        )  # fmt: skip
+        self.grad = GradRegions(self.builder)
+        self._special_calls = special_calls
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if not self.switch.on:
+            return func(*args, **kwargs)
+        special = self._special_calls.get(func)
+        if special is not None:
+            return special(self, func, *args, **kwargs)
+        function = as_function(func)
+        if function is not None:
+            with self:
+                return function(*args, **kwargs)
+        return self.call(func, args, kwargs)
+
+    def call(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Record the call of a torch function or tensor method."""
+        try:
+            return self._call(func, args, kwargs)
+        except RuntimeError as error:
+            if "cannot be called on meta tensors" not in str(error):
+                raise
+            # Whole numbers in tensors, among numbers: the paddings of `pad`, the sizes of `reshape`, bounds of slices.
+            return self._call(func, self._with_numbers(args), self._with_numbers(kwargs))
+
+    def _with_numbers(self, arg: Any, nested: bool = False) -> Any:
+        """The tensors of one whole number that are in tuples, lists and slices, as numbers of the graph."""
+        if isinstance(arg, dict):
+            return {name: self._with_numbers(value, nested) for name, value in arg.items()}
+        if type(arg) in (tuple, list):
+            return type(arg)(self._with_numbers(item, True) for item in arg)
+        if type(arg) is slice:
+            return slice(*(self._with_numbers(bound, True) for bound in (arg.start, arg.stop, arg.step)))
+        if nested and isinstance(arg, Tensor) and not arg.dim() and not (arg.is_floating_point() or arg.is_complex()):
+            return self.values.count(self.builder.node_of(arg))
+        return arg
+
+    def _call(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        op, target, args, kwargs = node_target(func, args, kwargs)
+        lowered = self.lowering.lower_call(args, kwargs, pieces=name_of_op(target) in names_with(Trait.JOIN))
+        values, named = lowered.values, lowered.named_values
+        if named.get("device") is not None or func in _constructors():
+            named = {**named, "device": META}
+        if func is Tensor.to and len(values) > 1 and isinstance(values[1], str):
+            values = [values[0], META, *values[2:]]
+        run = target if is_reflected(func, target) else META_RUNS.get(func, func)
+        key = call_key((func, tuple(kwargs), *values, *named.values()))
+        return self.record(op, target, lowered, lambda: run(*values, **named), key)
+
+    def record(self, op: str, target: Target, call: LoweredCall, run: Callable[[], Any], key: Any = None) -> Any:
+        """Make a node whose value is `run()`, or that of an earlier call with the same key."""
+        tensors = trees.tensors(call.all_values)
+        recalled = recall(key)
+        if recalled is not None:
+            value = recalled.value if recalled.same_as is None else tensors[recalled.same_as]
+            node = self._create_node(op, target, call, value, [tensors[position] for position in recalled.written])
+            return self.results.adopt(value, node)
+        versions = [tensor._version for tensor in tensors]
+        value = self._run(op, target, call, run)
+        written = [tensor for tensor, version in zip(tensors, versions, strict=True) if tensor._version != version]
+        if not written and op != "call_module" and value is not None and not trees.has_tensor(value):
+            if call.origin < Origin.INPUTS and tensors and isinstance(value, (bool, int, float)):
+                return self.values.of(self._create_node(op, target, call, value, []))
+            return value
+        node = self._create_node(op, target, call, value, written)
+        if any(tensor is value for tensor in written):
+            # From here on the tensor is what this node made of it.
+            remember(key, value, tensors, written)
+        elif isinstance(value, Tensor) and self.builder.is_taken(value):
+            # The very tensor that came in: under its own identity the input would be taken for this node's output.
+            value = node.meta["value"] = value.detach()
+        elif not written or type(value) is Tensor:
+            remember(key, value, tensors, written)
+        return self.results.adopt(value, node)
+
+    def _create_node(self, op: str, target: Target, call: LoweredCall, value: Any, written: list[Tensor]) -> fx.Node:
+        node = self.builder.create_node(op, target, call.args, call.kwargs, value, call.origin)
+        if written:
+            node.meta["mutates"] = tuple(self.builder.node_of(tensor).name for tensor in written)
+            for tensor in written:
+                self.builder.mark_written(tensor)
+            self.builder.origin[node] = Origin.INPUTS
+        if Trait.RANDOM in traits(node):
+            node.meta["random"] = True
+            self.builder.origin[node] = Origin.INPUTS
+        return node
+
+    def _run(self, op: str, target: Target, call: LoweredCall, run: Callable[[], Any]) -> Any:
+        """What a call gives on the meta device, computed with real values where it does not run there."""
+        grad = torch.is_grad_enabled()
+        torch._C._set_grad_enabled(False)
+        try:
+            return run()
+        except (NotImplementedError, RuntimeError) as error:
+            if op == "call_module" or call.origin < Origin.INPUTS or target in _PACKING:
+                return self._run_for_real(op, target, call)
+            if not _has_unknown_size(error):
+                raise
+            raise DataDependentError(
+                f"the size of what `{getattr(target, '__name__', target)}` gives depends on the values of the input"
+            ) from error
+        finally:
+            torch._C._set_grad_enabled(grad)
+
+    def _run_for_real(self, op: str, target: Target, call: LoweredCall) -> Any:
+        node = self.builder.create_node(op, target, call.args, call.kwargs, None, Origin.CONSTANTS)
+        try:
+            value = self.values.of(node, only_layout=True)
+        finally:
+            self.builder.graph.erase_node(node)
+        return trees.map_tensors(lambda tensor: tensor.detach().to(META), value)
+
+
+_SIZED_BY_VALUES = ("DynamicOutputShape", "nonzero", "masked_select", "unique", "bincount", "repeat_interleave", "nms")
+
+
+def _has_unknown_size(error: Exception) -> bool:
+    """Whether a function failed on the meta device because the size of its result depends on values."""
+    return any(name in repr(error) for name in _SIZED_BY_VALUES)
+
+
+@functools.cache
+def _constructors() -> frozenset[Any]:
+    return frozenset(_device_constructors())

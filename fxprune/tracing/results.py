@@ -1,0 +1,84 @@
+"""Results of calls: which node each tensor in them is, and numbers that remember how they were computed."""
+
+from __future__ import annotations
+
+import dataclasses
+import operator
+from typing import Any
+
+from torch import Tensor, fx
+
+from fxprune.ops import name_of_op
+from fxprune.running import trees
+from fxprune.tracing.graph_builder import GraphBuilder
+from fxprune.tracing.size_nodes import SizeNodes
+from fxprune.tracing.sizes import TracedPieces
+
+__all__ = ["Results", "dimension_cut"]
+
+# Functions that give as many tensors as a size says: the position of their dimension, and the name of the number before
+# it.
+_CUTS = {"unbind": (1, ""), "split": (2, "split_size"), "unsafe_split": (2, "split_size"), "chunk": (2, "chunks")}
+
+
+class Results:
+    """Ties what calls return to the nodes of the graph."""
+
+    def __init__(self, builder: GraphBuilder, sizes: SizeNodes) -> None:
+        self._builder = builder
+        self._sizes = sizes
+
+    def adopt(self, value: Any, node: fx.Node) -> Any:
+        """What the model gets for the value of a node."""
+        if isinstance(value, Tensor):
+            self._builder.bind(value, node)
+            return value
+        if type(value) in (int, float):
+            return self._sizes.number_of(node, value)
+        part = self._builder.create_part
+        if isinstance(value, (tuple, list)) and trees.has_tensor(value):
+            items = [self.adopt(item, part(operator.getitem, node, i, item)) for i, item in enumerate(value)]
+            count = self._number_of_pieces(node)
+            if count is not None:
+                return TracedPieces.of(tuple(items), node, count)
+            # A named tuple cannot be rebuilt from its items in general; its tensors are bound all the same.
+            return type(value)(items) if type(value) in (tuple, list) else value
+        if isinstance(value, dict) and trees.has_tensor(value):
+            for key, item in value.items():
+                self.adopt(item, part(operator.getitem, node, key, item))
+        elif dataclasses.is_dataclass(value) and not isinstance(value, type):
+            for field in dataclasses.fields(value):
+                item = getattr(value, field.name)
+                if trees.has_tensor(item):
+                    self.adopt(item, part(getattr, node, field.name, item))
+        return value
+
+    def _number_of_pieces(self, node: fx.Node) -> Any:
+        """How many tensors the node gives, a traced number where the size of what it cuts says so; or None."""
+        name = name_of_op(node.target)
+        if name not in _CUTS or not isinstance(node.args[0], fx.Node):
+            return None
+        (at, given), source, dim = _CUTS[name], node.args[0], dimension_cut(node)
+        number: Any = node.kwargs.get(given, node.args[1] if at == 2 and len(node.args) > 1 else 1)
+        if dim is None or not isinstance(number, (int, fx.Node)):
+            return None
+        if name == "chunk" and isinstance(number, int):
+            # As many for all sizes but the smallest.
+            return None
+        if isinstance(number, fx.Node):
+            value = number.meta["value"]
+            if not isinstance(value, int):
+                return None
+            number = self._sizes.number_of(number, value)
+        if name == "chunk":
+            return number
+        shape = source.meta["value"].shape
+        size = self._sizes.size(source, dim % len(shape), shape[dim])
+        return size if at == 1 else (size + (number - 1)) // number
+
+
+def dimension_cut(node: fx.Node) -> int | None:
+    """The dimension along which an `unbind`, `split` or `chunk` cuts; None where that is no number."""
+    at, _ = _CUTS[name_of_op(node.target)]
+    dim = node.kwargs.get("dim", node.args[at] if len(node.args) > at else 0)
+    return dim if isinstance(dim, int) else None

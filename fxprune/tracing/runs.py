@@ -1,0 +1,217 @@
+"""Runs of a model on the meta device, recorded: in eval, in training, and again to see whether it keeps a state."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from fxprune.errors import FxpruneError
+from fxprune.running import trees
+from fxprune.running.copies import DeepcopyTensorsWith, copy_module, meta_copy, meta_like
+from fxprune.tracing.graph_builder import GraphBuilder, Origin
+from fxprune.tracing.library_modules import is_library_module
+from fxprune.tracing.module_calls import ModuleCalls
+from fxprune.tracing.number_functions import is_refused_type
+from fxprune.tracing.patching import patched
+from fxprune.tracing.recorder import Recorder
+from fxprune.tracing.refusals import explained
+from fxprune.tracing.size_nodes import SizeNodes
+from fxprune.tracing.special_calls import SPECIAL_CALLS
+from fxprune.tracing.state import Numbers, changed_numbers, kept_numbers, kept_tensors, put_numbers, write_state
+
+__all__ = ["Leaves", "Recording", "Runner"]
+
+# Paths and types of modules that become one node each.
+Leaves: TypeAlias = tuple[str | type[nn.Module], ...]
+
+
+@dataclass(frozen=True)
+class Recording:
+    """What a run of the model gave.
+
+    Attributes:
+        builder: of the graph.
+        sizes: the graph's sizes, with the guards that it needs.
+        values_read: what was read of the model's values, in plain types.
+        training_readers: the paths of the modules that read whether they are in training.
+        changed_numbers: the numbers of modules that forward changed.
+    """
+
+    builder: GraphBuilder
+    sizes: SizeNodes
+    values_read: Mapping[str, Any]
+    training_readers: frozenset[str]
+    changed_numbers: Numbers
+
+
+@dataclass
+class Runner:
+    """The model that is traced, and how it is run.
+
+    Attributes:
+        model: the original; not changed.
+        args: its positional arguments.
+        kwargs: its keyword arguments.
+        copy_tensors: whether the traced model gets copies of the parameters and buffers.
+        earlier_values: what an earlier trace has read of the model's values.
+        exporting: whether the model's code sees that it is exported.
+        own_types: whether `int` and `float` are Python's own in the model's files.
+        numbers: numbers of modules that the run starts with, where they are not the model's.
+    """
+
+    model: nn.Module
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    copy_tensors: bool
+    earlier_values: Mapping[str, Any]
+    exporting: bool = False
+    own_types: bool = False
+    numbers: Numbers = field(default_factory=dict)
+
+    def record(self, leaves: Leaves, kept: set[str], *, training: bool = False) -> Recording:
+        """Run the model.
+
+        Args:
+            leaves: modules that the user wants whole.
+            kept: paths of modules that the tracer keeps whole.
+            training: whether the model is in training.
+
+        Raises:
+            FxpruneError: the model cannot be traced.
+        """
+        try:
+            return self._record(leaves, kept, training)
+        except FxpruneError as error:
+            if self.own_types or not is_refused_type(error.__cause__):
+                raise
+            self.own_types = True
+            return self._record(leaves, kept, training)
+
+    def record_training(self, leaves: Leaves, kept: set[str]) -> Recording:
+        """Run the model in training; on two samples where one is too few.
+
+        Raises:
+            FxpruneError: the model cannot be traced in training.
+        """
+        try:
+            return self.record(leaves, kept, training=True)
+        except FxpruneError:
+            # BatchNorm cannot train on one value per channel, as a batch of 1 has at the end of a network.
+            tensors = trees.tensors((self.args, self.kwargs))
+            if not all(tensor.ndim and len(tensor) == 1 for tensor in tensors):
+                raise
+            args, kwargs = trees.map_tensors(lambda x: torch.cat([x, x]), (self.args, self.kwargs))
+            return replace(self, args=args, kwargs=kwargs).record(leaves, kept, training=True)
+
+    def convert(self, tensor: Tensor) -> Tensor:
+        """What becomes of one of the model's tensors in the traced model."""
+        if not self.copy_tensors:
+            return tensor
+        if isinstance(tensor, nn.Parameter):
+            return nn.Parameter(tensor.detach().clone(), tensor.requires_grad)
+        return tensor.detach().clone().requires_grad_(tensor.requires_grad and tensor.is_leaf)
+
+    def _record(self, leaves: Leaves, kept: set[str], training: bool) -> Recording:
+        twin, real = self._twin(training)
+        types = tuple(leaf for leaf in leaves if isinstance(leaf, type))
+
+        def is_leaf(module: nn.Module, path: str) -> bool:
+            return path in kept or path in leaves or isinstance(module, types) or is_library_module(module)
+
+        bound, signature = self._bind(twin)
+        recorder = Recorder(
+            twin, real, bound,
+            device=next((tensor.device for tensor in trees.tensors((self.args, self.kwargs))), torch.device("cpu")),
+            real_module=functools.partial(self._real_module, {}, training),
+            earlier_values=self.earlier_values,
+            special_calls=SPECIAL_CALLS,
+        )  # fmt: skip
+        placeholders = {
+            name: (recorder.builder.create_node("placeholder", name, (), {}, meta, Origin.INPUTS), meta)
+            for name, meta in ((name, trees.map_tensors(meta_like, value)) for name, value in bound.items())
+        }
+        modules = ModuleCalls(recorder, is_leaf)
+        try:
+            with patched(recorder, modules, own_types=self.own_types) as readers, _exporting(self.exporting):
+                given = {name: recorder.results.adopt(meta, node) for name, (node, meta) in placeholders.items()}
+                positional, named = _call_arguments(given, signature)
+                tensors, numbers = kept_tensors(twin), kept_numbers(twin)
+                output = twin(*positional, **named)
+                changed = changed_numbers(twin, numbers)
+                with torch._C.DisableTorchFunction():
+                    write_state(recorder, twin, tensors, output)
+                    result, values, origin = recorder.lowering.lower_output(output)
+                    recorder.builder.create_node("output", "output", (result,), {}, values, origin)
+        except Exception as error:
+            shapes = [tuple(tensor.shape) for tensor in trees.tensors(list(bound.values()))]
+            raise explained(self.model, recorder.scopes.failed_in or "", shapes, error) from error
+        return Recording(recorder.builder, recorder.sizes, recorder.values.read, frozenset(readers), changed)
+
+    def _twin(self, training: bool) -> tuple[nn.Module, dict[int, Tensor]]:
+        """The model on the meta device, and the real tensor for the identity of each of its tensors."""
+        twin, real = meta_copy(self.model)
+        for module in twin.modules():
+            if isinstance(module, nn.TransformerEncoder):
+                # Nested tensors are a faster way to the same result, with sizes that depend on the values of the mask.
+                module.use_nested_tensor = False
+        # Models that cache tensors drop them when they enter training.
+        twin.train()
+        twin.train(training)
+        put_numbers(twin, self.numbers)
+        return twin, real
+
+    def _bind(self, twin: nn.Module) -> tuple[dict[str, Any], inspect.Signature]:
+        """What the model is called with, by the names of the placeholders, and the signature of its forward."""
+        signature = inspect.signature(twin.forward)
+        try:
+            arguments = signature.bind(*self.args, **self.kwargs).arguments
+        except TypeError as error:
+            raise FxpruneError(
+                f"The example inputs do not fit `{type(self.model).__name__}.forward{signature}`: {error}."
+            ) from error
+        stars: dict[Any, str] = {inspect.Parameter.VAR_POSITIONAL: "*", inspect.Parameter.VAR_KEYWORD: "**"}
+        return {stars.get(signature.parameters[name].kind, "") + name: x for name, x in arguments.items()}, signature
+
+    def _real_module(self, memo: dict[int, Any], training: bool, path: str) -> nn.Module:
+        with DeepcopyTensorsWith(self.convert):
+            return copy_module(self.model.get_submodule(path), memo, hooks=False).train(training)
+
+
+def _call_arguments(given: dict[str, Any], signature: inspect.Signature) -> tuple[list[Any], dict[str, Any]]:
+    """Placeholders to the arguments of the call, which are by name unless that is impossible."""
+    positional: list[Any] = []
+    named: dict[str, Any] = {}
+    variadic = any(target.startswith("*") and not target.startswith("**") for target in given)
+    for target, value in given.items():
+        if target.startswith("**"):
+            named.update(value)
+        elif target.startswith("*"):
+            positional.extend(value)
+        else:
+            kind = signature.parameters[target].kind
+            if kind is kind.POSITIONAL_ONLY or (variadic and kind is kind.POSITIONAL_OR_KEYWORD):
+                positional.append(value)
+            else:
+                named[target] = value
+    return positional, named
+
+
+@contextmanager
+def _exporting(exporting: bool) -> Iterator[None]:
+    """Inside, `torch.compiler.is_compiling()`: some models then run without control flow on values."""
+    flags = ("_is_compiling_flag", "_is_exporting_flag")
+    before = {name: getattr(torch.compiler, name) for name in flags if hasattr(torch.compiler, name)}
+    try:
+        for name in before:
+            setattr(torch.compiler, name, exporting or before[name])
+        yield
+    finally:
+        for name, value in before.items():
+            setattr(torch.compiler, name, value)

@@ -1,0 +1,106 @@
+"""Sizes and the numbers computed from them: their nodes in the graph, and the guards that they need."""
+
+from __future__ import annotations
+
+import functools
+import operator
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from torch import Tensor, fx
+
+from fxprune.tracing.graph_builder import GraphBuilder, Origin
+from fxprune.tracing.scopes import ModuleCall, Switch
+from fxprune.tracing.sizes import TracedInt, TracedNumber, read_size, traced_number
+
+__all__ = ["Guard", "SizeNodes"]
+
+
+@dataclass(frozen=True)
+class Guard:
+    """`function(*operands)` was `traced`, and the code went on accordingly; `call` is the module call that did."""
+
+    function: Callable[..., Any]
+    operands: tuple[Any, ...]
+    traced: Any
+    call: ModuleCall
+
+
+class SizeNodes:
+    """Turns sizes into traced numbers, and traced numbers into nodes once a torch call takes them.
+
+    Attributes:
+        guards: what the model's code relied on.
+    """
+
+    def __init__(self, builder: GraphBuilder, switch: Switch) -> None:
+        self.guards: list[Guard] = []
+        self._builder = builder
+        self._switch = switch
+        self._sizes: dict[tuple[fx.Node, int], TracedInt] = {}
+        # The last node of those that read a size of a node.
+        self._last_reader: dict[fx.Node, fx.Node] = {}
+
+    @property
+    def active(self) -> bool:
+        """Whether the run goes on."""
+        return self._switch.active
+
+    def size(self, node: fx.Node, dim: int, value: int) -> TracedInt:
+        """The size of a node's tensor in one dimension."""
+        size = self._sizes.get((node, dim))
+        if size is None:
+            size = self._sizes[node, dim] = traced_number(self, read_size, (node, dim), value)
+        return size
+
+    def numel(self, tensor: Tensor) -> Any:
+        """How many entries a tensor has, as a product of its sizes."""
+        node = self._builder.node_of(tensor)
+        sizes = [self.size(node, i, size) for i, size in enumerate(tensor.shape)]
+        return functools.reduce(operator.mul, sizes) if sizes else 1
+
+    def number_of(self, node: fx.Node, value: float) -> Any:
+        """The number that a node gives, as a traced one."""
+        number = traced_number(self, operator.pos, (value,), value)
+        number.cached = node
+        return number
+
+    def number_node(self, function: Callable[..., Any], operands: tuple[Any, ...], value: Any) -> fx.Node:
+        """The node that computes a traced number."""
+        create = self._builder.create_node
+        if function is read_size:
+            source, dim = operands
+            after = self._last_reader.get(source, source)
+            while after.next.op == "placeholder":
+                after = after.next
+            # Computed where the tensor is, so that a late use of a size does not keep the tensor alive.
+            with self._builder.graph.inserting_after(after):
+                node = create("call_method", "size", (source, dim), {}, value, Origin.PARAMETERS)
+            self._last_reader[source] = node
+            return node
+        args = _in_graph(operands)
+        given: list[fx.Node] = []
+        fx.node.map_arg(args, given.append)
+        origin = max((self._builder.origin[node] for node in given), default=Origin.CONSTANTS)
+        return create("call_function", function, args, {}, value, origin)
+
+    def from_end(self, node: fx.Node, value: Tensor, index: int) -> Tensor:
+        """A piece of what a node gives by its negative index, which is right at other sizes too."""
+        piece = value.detach()
+        self._builder.bind(piece, self._builder.create_part(operator.getitem, node, index, value))
+        return piece
+
+    def guard(self, function: Callable[..., Any], operands: tuple[Any, ...], traced: Any) -> None:
+        """From here on the graph relies on `function(*operands)` being `traced`."""
+        if self._switch.on:
+            self.guards.append(Guard(function, operands, traced, self._builder.scopes.current))
+
+
+def _in_graph(operand: Any) -> Any:
+    if isinstance(operand, (tuple, list)):
+        return tuple(map(_in_graph, operand)) if isinstance(operand, tuple) else [*map(_in_graph, operand)]
+    if isinstance(operand, TracedNumber):
+        return operand.node()
+    return operand.item() if isinstance(operand, np.generic) else operand
