@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import pytest
 import torch
@@ -18,5 +19,6 @@ def _one_thread() -> None:
     torch.set_num_threads(1)
 
 
-# Scripts without doctests; those for GPUs and other libraries cannot even be imported everywhere.
-collect_ignore_glob = ["benchmarks/*"]
+# The doctests are those of fxprune. To look for some in helpers and scripts would import them a second time.
+HERE = Path(__file__).parent
+collect_ignore = [str(path) for path in HERE.rglob("*.py") if not path.name.startswith(("test_", "conftest"))]

@@ -11,9 +11,6 @@ from torch import nn
 
 import fxprune
 
-# Collected for its docstrings, it would be imported a second time, with another clock.
-collect_ignore = ["slow.py"]
-
 
 @pytest.fixture(scope="module")
 def clock() -> Iterator[None]:
