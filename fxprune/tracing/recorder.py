@@ -20,12 +20,12 @@ from fxprune.ops import Trait, name_of_op, names_with, traits
 from fxprune.running import trees
 from fxprune.running.copies import META
 from fxprune.tracing.aten import as_function
-from fxprune.tracing.grad_regions import GradRegions
 from fxprune.tracing.graph_builder import GraphBuilder, Origin
 from fxprune.tracing.lowering import LoweredCall, Lowering
 from fxprune.tracing.meta_results import META_RUNS, call_key, recall, remember
 from fxprune.tracing.node_targets import is_reflected, node_target
 from fxprune.tracing.real_values import DataDependentError, RealValues
+from fxprune.tracing.regions import Regions
 from fxprune.tracing.results import Results
 from fxprune.tracing.scopes import Scopes, Switch
 from fxprune.tracing.size_nodes import SizeNodes
@@ -51,7 +51,8 @@ class Recorder(TorchFunctionMode):
         lowering: arguments, made ready for the graph.
         results: what the model gets back.
         values: real values of nodes.
-        grad: regions without gradients.
+        regions: contexts that the model enters, as `torch.autocast`.
+        assumes_autocast: whether the model was told that it is in autocast, to see how it leaves that.
     """
 
     def __init__(
@@ -85,7 +86,8 @@ class Recorder(TorchFunctionMode):
         self.values = RealValues(
             self.builder, self.sizes, self.switch, real, inputs, real_module, earlier_values
         )  # fmt: skip
-        self.grad = GradRegions(self.builder)
+        self.regions = Regions(self.builder, self.lowering)
+        self.assumes_autocast = False
         self._special_calls = special_calls
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

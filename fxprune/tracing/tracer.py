@@ -214,8 +214,6 @@ def _tidy(builder: GraphBuilder) -> None:
             continue
         if node.op == "call_module" and not _is_pure(node, builder.module(str(node.target))):
             continue
-        if node.target is torch._C._set_grad_enabled:
-            continue
         builder.graph.erase_node(node)
     for node in builder.graph.nodes:
         node.meta.pop("random", None)
