@@ -7,7 +7,7 @@ different layouts of arguments. (torch's own `FakeTensorMode` takes twice as lon
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -30,11 +30,13 @@ class Recalled:
         value: what it returned, unless that is one of its tensors.
         same_as: the number of that tensor, in the order of the arguments.
         written: the numbers of the tensors that it wrote into.
+        random: whether it drew random numbers.
     """
 
     value: Any
     same_as: int | None
     written: tuple[int, ...]
+    random: bool
 
 
 _results: dict[Any, Recalled] = {}
@@ -43,10 +45,10 @@ _results: dict[Any, Recalled] = {}
 def recall(key: Any) -> Recalled | None:
     """What a call with this key has done, with new tensors in its value; None if there was none."""
     known = None if key is None else _results.get(key)
-    return known and Recalled(None if known.value is None else _empty(known.value), known.same_as, known.written)
+    return known and replace(known, value=None if known.value is None else _empty(known.value))
 
 
-def remember(key: Any, value: Any, tensors: Sequence[Tensor], written: Sequence[Tensor]) -> None:
+def remember(key: Any, value: Any, tensors: Sequence[Tensor], written: Sequence[Tensor], random: bool) -> None:
     """Keep the layout of the value of a call on `tensors`, which wrote into those that are `written`."""
     if key is None or len(_results) >= _MOST_RESULTS:
         return
@@ -54,7 +56,7 @@ def remember(key: Any, value: Any, tensors: Sequence[Tensor], written: Sequence[
     same_as = positions.get(id(value))
     layout = None if same_as is not None else _layout(value)
     if layout is not None or same_as is not None:
-        _results[key] = Recalled(layout, same_as, tuple(positions[id(tensor)] for tensor in written))
+        _results[key] = Recalled(layout, same_as, tuple(positions[id(tensor)] for tensor in written), random)
 
 
 def _layout(value: Any) -> Any:

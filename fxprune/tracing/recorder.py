@@ -16,9 +16,10 @@ from torch.fx.node import Target
 from torch.overrides import TorchFunctionMode
 from torch.utils._device import _device_constructors
 
-from fxprune.ops import Trait, name_of_op, names_with, traits
+from fxprune.ops import Trait, name_of_op, names_with
 from fxprune.running import trees
 from fxprune.running.copies import META
+from fxprune.running.randomness import NotesDraws
 from fxprune.tracing.aten import as_function
 from fxprune.tracing.graph_builder import GraphBuilder, Origin
 from fxprune.tracing.lowering import LoweredCall, Lowering
@@ -143,47 +144,57 @@ class Recorder(TorchFunctionMode):
         recalled = recall(key)
         if recalled is not None:
             value = recalled.value if recalled.same_as is None else tensors[recalled.same_as]
-            node = self._create_node(op, target, call, value, [tensors[position] for position in recalled.written])
+            written = [tensors[position] for position in recalled.written]
+            node = self._create_node(op, target, call, value, written, recalled.random)
             return self.results.adopt(value, node)
         versions = [tensor._version for tensor in tensors]
-        value = self._run(op, target, call, run)
+        value, random = self._run(op, target, call, run)
         written = [tensor for tensor, version in zip(tensors, versions, strict=True) if tensor._version != version]
         if not written and op != "call_module" and value is not None and not trees.has_tensor(value):
             if call.origin < Origin.INPUTS and tensors and isinstance(value, (bool, int, float)):
                 return self.values.of(self._create_node(op, target, call, value, []))
             return value
-        node = self._create_node(op, target, call, value, written)
+        node = self._create_node(op, target, call, value, written, random)
         if any(tensor is value for tensor in written):
             # From here on the tensor is what this node made of it.
-            remember(key, value, tensors, written)
+            remember(key, value, tensors, written, random)
         elif isinstance(value, Tensor) and self.builder.is_taken(value):
             # The very tensor that came in: under its own identity the input would be taken for this node's output.
             value = node.meta["value"] = value.detach()
         elif not written or type(value) is Tensor:
-            remember(key, value, tensors, written)
+            remember(key, value, tensors, written, random)
         return self.results.adopt(value, node)
 
-    def _create_node(self, op: str, target: Target, call: LoweredCall, value: Any, written: list[Tensor]) -> fx.Node:
+    def _create_node(
+        self, op: str, target: Target, call: LoweredCall, value: Any, written: list[Tensor], random: bool = False
+    ) -> fx.Node:
         node = self.builder.create_node(op, target, call.args, call.kwargs, value, call.origin)
         if written:
             node.meta["mutates"] = tuple(self.builder.node_of(tensor).name for tensor in written)
             for tensor in written:
                 self.builder.mark_written(tensor)
             self.builder.origin[node] = Origin.INPUTS
-        if Trait.RANDOM in traits(node):
+        if random:
             node.meta["random"] = True
             self.builder.origin[node] = Origin.INPUTS
         return node
 
-    def _run(self, op: str, target: Target, call: LoweredCall, run: Callable[[], Any]) -> Any:
-        """What a call gives on the meta device, computed with real values where it does not run there."""
+    def _run(self, op: str, target: Target, call: LoweredCall, run: Callable[[], Any]) -> tuple[Any, bool]:
+        """What a call gives on the meta device, computed with real values where it does not run there.
+
+        Returns:
+            That, and whether a function drew random numbers; what a module does is known by its class.
+        """
         grad = torch.is_grad_enabled()
         torch._C._set_grad_enabled(False)
         try:
-            return run()
+            if op == "call_module":
+                return run(), False
+            with NotesDraws() as notes:
+                return run(), notes.drawn
         except (NotImplementedError, RuntimeError) as error:
             if op == "call_module" or call.origin < Origin.INPUTS or target in _PACKING:
-                return self._run_for_real(op, target, call)
+                return self._run_for_real(op, target, call), False
             if not _has_unknown_size(error):
                 raise
             raise DataDependentError(
