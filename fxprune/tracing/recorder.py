@@ -135,7 +135,7 @@ class Recorder(TorchFunctionMode):
         if func is Tensor.to and len(values) > 1 and isinstance(values[1], str):
             values = [values[0], META, *values[2:]]
         run = target if is_reflected(func, target) else META_RUNS.get(func, func)
-        key = call_key((func, tuple(kwargs), *values, *named.values()))
+        key = call_key(func, (tuple(kwargs), *values, *named.values()))
         return self.record(op, target, lowered, lambda: run(*values, **named), key)
 
     def record(self, op: str, target: Target, call: LoweredCall, run: Callable[[], Any], key: Any = None) -> Any:
@@ -148,7 +148,11 @@ class Recorder(TorchFunctionMode):
             node = self._create_node(op, target, call, value, written, recalled.random)
             return self.results.adopt(value, node)
         versions = [tensor._version for tensor in tensors]
-        value, random = self._run(op, target, call, run)
+        value, draws = self._run(op, target, call, run)
+        if draws is None:
+            # Computed from real values, and others may give another layout.
+            key = None
+        random = draws is not None and draws.drawn
         written = [tensor for tensor, version in zip(tensors, versions, strict=True) if tensor._version != version]
         if not written and op != "call_module" and value is not None and not trees.has_tensor(value):
             if call.origin < Origin.INPUTS and tensors and isinstance(value, (bool, int, float)):
@@ -179,22 +183,23 @@ class Recorder(TorchFunctionMode):
             self.builder.origin[node] = Origin.INPUTS
         return node
 
-    def _run(self, op: str, target: Target, call: LoweredCall, run: Callable[[], Any]) -> tuple[Any, bool]:
+    def _run(self, op: str, target: Target, call: LoweredCall, run: Callable[[], Any]) -> tuple[Any, NotesDraws | None]:
         """What a call gives on the meta device, computed with real values where it does not run there.
 
         Returns:
-            That, and whether a function drew random numbers; what a module does is known by its class.
+            That, and whether a function drew random numbers; None where it was computed with real values. What a module
+            draws is known by its class.
         """
         grad = torch.is_grad_enabled()
         torch._C._set_grad_enabled(False)
         try:
             if op == "call_module":
-                return run(), False
-            with NotesDraws() as notes:
-                return run(), notes.drawn
+                return run(), NotesDraws()
+            with NotesDraws() as draws:
+                return run(), draws
         except (NotImplementedError, RuntimeError) as error:
             if op == "call_module" or call.origin < Origin.INPUTS or target in _PACKING:
-                return self._run_for_real(op, target, call), False
+                return self._run_for_real(op, target, call), None
             if not _has_unknown_size(error):
                 raise
             raise DataDependentError(
