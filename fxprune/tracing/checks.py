@@ -33,11 +33,11 @@ def check_as_traced(value: Any, traced: Any, what: str, where: str) -> None:
         value = plain(value)
     if isinstance(value, Tensor):
         value = _item(value)
-    if isinstance(traced, bool):
-        value = bool(value)
-    if value != traced:
+    # A size may be symbolic, and comparing its truth with True fails then.
+    if (not value if traced else value) if isinstance(traced, bool) else value != traced:
+        now = bool(value) if isinstance(traced, bool) else value
         raise FxpruneError(
-            f"`{what}` is {value} here, and was {traced} when the model was traced. The code of {where} follows it in "
+            f"`{what}` is {now} here, and was {traced} when the model was traced. The code of {where} follows it in "
             "a loop or a branch, and the graph has what the code did then. Trace or prune the model with an example of "
             "this size, or write that code with operations on whole tensors"
         )
