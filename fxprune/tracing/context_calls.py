@@ -1,4 +1,4 @@
-"""What shows the recorder that contexts of torch are entered and left, and that their state is read.
+"""What shows the recorder that contexts of torch are entered and left, that their state is read, and checks.
 
 Torch does not show that to a `TorchFunctionMode`. So these methods and functions are replaced while a model is traced,
 and what replaces them asks the mode in force, if there is one.
@@ -14,11 +14,13 @@ from types import FrameType, FunctionType
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.overrides import handle_torch_function
 
 from fxprune.errors import FxpruneError
 from fxprune.running.regions import GENERATORS
 from fxprune.tracing.recorder import Recorder, SpecialCall
+from fxprune.tracing.unknown import Unknown
 from fxprune.tracing.user_code import is_library_file
 
 __all__ = ["CONTEXT_CALLS", "READERS", "context_patches"]
@@ -160,6 +162,17 @@ def _by_user(*_: Any) -> bool:
     return not is_library_file(sys._getframe(2).f_code.co_filename)
 
 
+def _check(recorder: Recorder, original: Any, *args: Any, **kwargs: Any) -> None:
+    """A check computes nothing: one of values of the input is traced past."""
+    if not any(isinstance(arg, (Tensor, Unknown)) for arg in (*args, *kwargs.values())):
+        original(*args, **kwargs)
+
+
+for _name in (
+    "_check", "_check_with", "_check_index", "_check_value", "_check_type", "_check_not_implemented", "_check_is_size",
+    "_check_tensor_all", "_check_tensor_all_with", "_assert",
+):  # fmt: skip
+    _replace(torch, _name, _check)
 for _owner in (torch, torch.random):
     _replace(_owner, "manual_seed", _set)
 _replace(torch, "set_default_dtype", _set)

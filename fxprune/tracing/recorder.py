@@ -30,6 +30,7 @@ from fxprune.tracing.regions import Regions
 from fxprune.tracing.results import Results
 from fxprune.tracing.scopes import Scopes, Switch
 from fxprune.tracing.size_nodes import SizeNodes
+from fxprune.tracing.unknown import Unknown
 
 __all__ = ["Recorder", "SpecialCall"]
 
@@ -108,6 +109,10 @@ class Recorder(TorchFunctionMode):
         """Record the call of a torch function or tensor method."""
         try:
             return self._call(func, args, kwargs)
+        except DataDependentError as error:
+            if func not in _MAY_BE_UNKNOWN:
+                raise
+            return Unknown(error)
         except RuntimeError as error:
             if "cannot be called on meta tensors" not in str(error):
                 raise
@@ -217,6 +222,11 @@ class Recorder(TorchFunctionMode):
         return trees.map_tensors(lambda tensor: tensor.detach().to(META), value)
 
 
+# What is sized by values, and comparisons with a size that is: a check of it is traced past.
+_MAY_BE_UNKNOWN = frozenset({
+    Tensor.__getitem__, torch.masked_select, Tensor.masked_select, Tensor.__eq__, Tensor.__ne__, Tensor.__lt__,
+    Tensor.__le__, Tensor.__gt__, Tensor.__ge__, Tensor.eq, Tensor.ne, Tensor.lt, Tensor.le, Tensor.gt, Tensor.ge,
+})  # fmt: skip
 _SIZED_BY_VALUES = ("DynamicOutputShape", "nonzero", "masked_select", "unique", "bincount", "repeat_interleave", "nms")
 
 
