@@ -49,7 +49,7 @@ class Trait(Flag):
     EMBEDDING = auto()
     #: Normalises over channels, or over channels and positions, in evaluation too.
     CHANNEL_NORM = auto()
-    #: Draws random numbers, at least in training.
+    #: A module that draws random numbers in training. The node of a function that does so has `meta["random"]`.
     RANDOM = auto()
     #: Sets entries to zero at random, in training.
     DROPOUT = auto()
@@ -99,11 +99,6 @@ _NAMES: dict[Trait, str] = {
     Trait.MATRIX_PRODUCT: "matmul mm bmm addmm baddbmm",
     Trait.EMBEDDING: "embedding",
     Trait.CHANNEL_NORM: "layer_norm group_norm",
-    Trait.RANDOM: """
-        rand randn randint randperm rand_like randn_like randint_like bernoulli multinomial normal uniform exponential
-        random dropout dropout1d dropout2d dropout3d alpha_dropout feature_alpha_dropout feature_dropout gumbel_softmax
-        poisson rrelu scaled_dot_product_attention
-    """,
     Trait.DROPOUT: "dropout dropout1d dropout2d dropout3d alpha_dropout feature_alpha_dropout feature_dropout",
     Trait.LAYOUT: "dim ndimension element_size is_floating_point is_complex is_contiguous get_device type",
     Trait.READS_FIRST: "type_as to view_as reshape_as expand_as",

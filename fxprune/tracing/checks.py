@@ -11,7 +11,7 @@ from torch import Tensor, fx
 from fxprune.errors import FxpruneError
 from fxprune.tracing.sizes import TracedNumber, plain
 
-__all__ = ["check_as_traced"]
+__all__ = ["check_as_traced", "check_setting"]
 
 
 @fx.node.has_side_effect
@@ -33,13 +33,33 @@ def check_as_traced(value: Any, traced: Any, what: str, where: str) -> None:
         value = plain(value)
     if isinstance(value, Tensor):
         value = _item(value)
-    if isinstance(traced, bool):
-        value = bool(value)
-    if value != traced:
+    # A size may be symbolic, and comparing its truth with True fails then.
+    if (not value if traced else value) if isinstance(traced, bool) else value != traced:
+        now = bool(value) if isinstance(traced, bool) else value
         raise FxpruneError(
-            f"`{what}` is {value} here, and was {traced} when the model was traced. The code of {where} follows it in "
+            f"`{what}` is {now} here, and was {traced} when the model was traced. The code of {where} follows it in "
             "a loop or a branch, and the graph has what the code did then. Trace or prune the model with an example of "
             "this size, or write that code with operations on whole tensors"
+        )
+
+
+@fx.node.has_side_effect
+def check_setting(value: Any, traced: Any, what: str, where: str) -> None:
+    """Check that a setting of torch, such as autocast, is the one of the trace.
+
+    Args:
+        value: what it is now.
+        traced: what it was in the trace.
+        what: how it is read, for the message.
+        where: the module whose code follows it, for the message.
+
+    Raises:
+        FxpruneError: it has changed.
+    """
+    if value != traced:
+        raise FxpruneError(
+            f"`{what}` is {value} here, and was {traced} when the model was traced. The code of {where} follows it, "
+            "and the graph has what the code did then. Trace or prune the model in the context that it runs in"
         )
 
 

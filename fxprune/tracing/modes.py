@@ -63,6 +63,8 @@ def compare(in_eval: GraphBuilder, in_training: GraphBuilder) -> Differences:
             calls_differ.add(call[0])
     differences = Differences(set(calls_differ), calls_differ, [])
     for node, other in partner.items():
+        if "random" in other.meta:
+            node.meta["random"] = True
         found: list[_Literal] = []
         if _arguments_differ(node, (node.args, node.kwargs), (other.args, other.kwargs), (), partner, found):
             differences.scopes.add(node.meta["module"])

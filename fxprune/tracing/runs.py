@@ -145,6 +145,7 @@ class Runner:
                 tensors, numbers = kept_tensors(twin), kept_numbers(twin)
                 output = twin(*positional, **named)
                 changed = changed_numbers(twin, numbers)
+                recorder.regions.finish()
                 with torch._C.DisableTorchFunction():
                     write_state(recorder, twin, tensors, output)
                     result, values, origin = recorder.lowering.lower_output(output)

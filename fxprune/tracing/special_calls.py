@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from fxprune.errors import FxpruneError
+from fxprune.tracing.context_calls import CONTEXT_CALLS
 from fxprune.tracing.recorder import Recorder, SpecialCall
 from fxprune.tracing.sizes import TracedSize
 
@@ -46,6 +47,7 @@ def _device(recorder: Recorder, func: Any, tensor: Tensor, *_: Any) -> Any:
     device = torch.device(recorder.device.type, recorder.device.index)
     builder = recorder.builder
     builder.bind(device, builder.create_part(getattr, builder.node_of(tensor), "device", device))
+    recorder.regions.note_device(device)
     return device
 
 
@@ -90,11 +92,11 @@ def _set_data(recorder: Recorder, func: Any, tensor: Tensor, value: Tensor) -> N
 
 def _detach(recorder: Recorder, func: Any, tensor: Tensor) -> Any:
     """Where an autograd.Function is recorded as what it computes, autograd is to see all of it."""
-    return tensor if recorder.grad.inlined else recorder.call(func, (tensor,), {})
+    return tensor if recorder.regions.inlined else recorder.call(func, (tensor,), {})
 
 
 def _set_grad_enabled(recorder: Recorder, func: Any, enabled: bool) -> None:
-    recorder.grad.set_enabled(func, enabled)
+    recorder.regions.set_grad(enabled)
 
 
 def _answer(recorder: Recorder, func: Any, tensor: Tensor, *args: Any) -> Any:
@@ -145,6 +147,7 @@ def _getter(name: str) -> Any:
 
 
 SPECIAL_CALLS: dict[Any, SpecialCall] = {
+    **CONTEXT_CALLS,
     _getter("shape"): _shape, Tensor.size: _size,
     **dict.fromkeys([Tensor.numel, Tensor.nelement, torch.numel], _numel),
     _getter("dtype"): _dtype, _getter("device"): _device,

@@ -15,6 +15,8 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.utils.spectral_norm import SpectralNorm
 
+from fxprune.running.regions import write_regions_as_blocks
+
 __all__ = ["ApplyFunction", "ByMode", "DivideBySpectralNorm", "TracedModule"]
 
 
@@ -113,6 +115,11 @@ class TracedModule(fx.GraphModule):
             traced.__dict__[name] = root.__dict__[name]
         traced.graph = graph
         return traced
+
+    def recompile(self) -> Any:
+        """Make the code of the graph again, with its regions as `with` blocks."""
+        write_regions_as_blocks(self._graph)
+        return super().recompile()
 
     def _attributes(self) -> dict[str, Any]:
         # Assigning the graph generates the code again.

@@ -208,17 +208,14 @@ _EFFECTS = frozenset({"mutates", "random", "check"})
 
 
 def _tidy(builder: GraphBuilder) -> None:
-    """Remove nodes without users and arguments that are defaults, and what only the tracer needs in `node.meta`."""
+    """Remove nodes without users, arguments that are defaults, and the mark of checks in `node.meta`."""
     for node in reversed(builder.graph.nodes):
         if node.users or node.op in ("placeholder", "output") or node.meta.keys() & _EFFECTS:
             continue
         if node.op == "call_module" and not _is_pure(node, builder.module(str(node.target))):
             continue
-        if node.target is torch._C._set_grad_enabled:
-            continue
         builder.graph.erase_node(node)
     for node in builder.graph.nodes:
-        node.meta.pop("random", None)
         node.meta.pop("check", None)
         if node.kwargs and inspect.isfunction(node.target) and node.target.__module__.startswith("torch."):
             # Functions of torch that are written in Python pass on all their arguments.

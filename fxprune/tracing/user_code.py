@@ -10,10 +10,15 @@ from types import FrameType
 
 import torch
 
-__all__ = ["place_of", "user_frame"]
+__all__ = ["is_library_file", "place_of", "user_frame"]
 
 # The names of files that are not the user's code start like this; "<" is for generated code.
 _LIBRARY_FILES = (str(Path(torch.__file__).parent / "_")[:-1], str(Path(__file__).parent.parent / "_")[:-1], "<")
+
+
+def is_library_file(name: str) -> bool:
+    """Whether code in a file of this name is torch's or fxprune's."""
+    return name.startswith(_LIBRARY_FILES)
 
 
 def user_frame() -> FrameType | None:
