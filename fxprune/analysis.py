@@ -21,6 +21,7 @@ from fxprune.ops import Trait, traits
 from fxprune.rules import UnsupportedCall, find_rule
 from fxprune.rules.indexing import getitem
 from fxprune.rules.op import Op, map_values
+from fxprune.rules.other_sizes import OtherSizes
 from fxprune.rules.probe import probe
 from fxprune.rules.registry import Rule
 from fxprune.rules.size import attribute, size
@@ -51,19 +52,20 @@ def analyze(traced: fx.GraphModule) -> ChannelGraph:
     """
     # Ops without a rule are run, and some of them draw random numbers.
     with torch.random.fork_rng(devices=[]):
-        graph, stuck = _analyze(traced, Splits())
+        sizes = OtherSizes(traced.graph, dict(traced.named_modules()))
+        graph, stuck = _analyze(traced, Splits(), sizes)
         if stuck:
             # Where the width of attention heads cannot be pruned, whole heads may be.
-            other, _ = _analyze(traced, Splits(avoided=stuck))
+            other, _ = _analyze(traced, Splits(avoided=stuck), sizes)
             if _prunable_indices(other) > _prunable_indices(graph):
                 return other
     return graph
 
 
-def _analyze(traced: fx.GraphModule, splits: Splits) -> tuple[ChannelGraph, frozenset[Split]]:
+def _analyze(traced: fx.GraphModule, splits: Splits, sizes: OtherSizes) -> tuple[ChannelGraph, frozenset[Split]]:
     """The channels, and the splits that gained nothing: all channels of the chosen factor are frozen."""
     modules = dict(traced.named_modules())
-    state = State.of(traced, modules, splits)
+    state = State.of(traced, modules, splits, sizes)
     used = used_nodes(traced.graph, modules)
     costs: dict[str, list[Term]] = {}
     for node in traced.graph.nodes:
@@ -86,6 +88,7 @@ def _analyze(traced: fx.GraphModule, splits: Splits) -> tuple[ChannelGraph, froz
         costs,
         state.contractions,
         trace_notes(traced).remarks,
+        state.held,
     )
     return graph, _fully_frozen_splits(state, resolved)
 
