@@ -30,6 +30,7 @@ from fxprune.running import trees
 from fxprune.running.one_node import run_node, with_values
 from fxprune.tracing.aliasing import used_nodes
 from fxprune.tracing.notes import trace_notes
+from fxprune.tracing.spelling import first_few
 
 __all__ = ["analyze"]
 
@@ -68,6 +69,7 @@ def _analyze(traced: fx.GraphModule, splits: Splits, sizes: OtherSizes) -> tuple
     state = State.of(traced, modules, splits, sizes)
     used = used_nodes(traced.graph, modules)
     costs: dict[str, list[Term]] = {}
+    uncounted: list[str] = []
     for node in traced.graph.nodes:
         if "value" not in node.meta:
             raise FxpruneError(f"node {node.name} has no value: pass what fxprune.trace returned, not another graph")
@@ -79,6 +81,8 @@ def _analyze(traced: fx.GraphModule, splits: Splits, sizes: OtherSizes) -> tuple
         # fvcore does not count what the output does not depend on.
         if cost and node in used:
             costs[node.name] = cost
+        elif node in used and not cost and _computes_products(op):
+            uncounted.append(f"{op.name} (`{node.name}`)")
     resolved = state.ids.resolve()
     graph = collect(
         traced,
@@ -87,10 +91,25 @@ def _analyze(traced: fx.GraphModule, splits: Splits, sizes: OtherSizes) -> tuple
         state.labels,
         costs,
         state.contractions,
-        trace_notes(traced).remarks,
+        (*trace_notes(traced).remarks, *_not_counted(uncounted)),
         state.held,
     )
     return graph, _fully_frozen_splits(state, resolved)
+
+
+def _computes_products(op: Op) -> bool:
+    """Whether a node without FLOPs has something to multiply: by its name, or since it gets matrices of weights."""
+    if op.module is not None:
+        looks_up = isinstance(op.module, (nn.Embedding, nn.EmbeddingBag))
+        return not looks_up and any(parameter.ndim > 1 for parameter in op.module.parameters())
+    foreign = isinstance(op.node.target, (torch._ops.OpOverload, torch._ops.OpOverloadPacket))
+    given = op.node.all_input_nodes if foreign and not str(op.node.target).startswith(("aten.", "prims.")) else ()
+    weights = [n for n in given if n.op == "get_attr" and str(n.target) in op.state.parameters]
+    return Trait.UNCOUNTED in traits(op.node) or any(n.meta["value"].ndim > 1 for n in weights)
+
+
+def _not_counted(what: list[str]) -> list[str]:
+    return [f"not counted as FLOPs: {first_few(what, 4)}"] if what else []
 
 
 def _reads_input(node: fx.Node, state: State) -> bool:

@@ -18,6 +18,7 @@ from torch import Tensor, fx, nn
 from fxprune.running import trees
 from fxprune.running.copies import META, meta_like, named_tensors
 from fxprune.running.one_node import run_node, with_values
+from fxprune.tracing.checks import check_as_traced
 from fxprune.tracing.fixed_sizes import fixed_sizes
 from fxprune.tracing.meta_results import META_RUNS
 
@@ -140,6 +141,9 @@ class OtherSizes:
                     values[node] = trees.map_tensors(resized, node.meta["value"])
                 elif node.op == "get_attr" or node in self._kept:
                     values[node] = _example(node)
+                elif node.meta["value"] is None and node.target is not check_as_traced:
+                    # It changes a setting, or checks something else than a size.
+                    values[node] = None
                 elif node.op != "output":
                     try:
                         values[node] = self._call(node, values)
