@@ -37,6 +37,8 @@ class Trait(Flag):
     SUBTRACTION = auto()
     #: Sums over channels against a weight or another tensor: a convolution, a product of matrices.
     CONTRACTION = auto()
+    #: Computes products that are not counted as FLOPs, since their number is no formula of the sizes, or not known.
+    UNCOUNTED = auto()
     #: A convolution.
     CONVOLUTION = auto()
     #: A transposed convolution: the first dimension of its weight is that of the inputs.
@@ -92,6 +94,14 @@ _NAMES: dict[Trait, str] = {
     Trait.CONTRACTION: """
         linear bilinear conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d matmul mm bmm mv addmm
         baddbmm einsum scaled_dot_product_attention multi_head_attention_forward
+    """,
+    Trait.UNCOUNTED: """
+        fft_fft fft_ifft fft_rfft fft_irfft fft_hfft fft_ihfft fft_fft2 fft_ifft2 fft_rfft2 fft_irfft2 fft_fftn
+        fft_ifftn fft_rfftn fft_irfftn stft istft linalg_multi_dot multi_dot chain_matmul cdist inner outer ger addr
+        kron
+        linalg_vecdot vecdot conv_tbc matrix_exp linalg_matrix_exp matrix_power linalg_matrix_power inverse linalg_inv
+        linalg_pinv pinverse linalg_solve linalg_lstsq linalg_svd svd linalg_eig linalg_eigh linalg_qr qr
+        linalg_cholesky cholesky flex_attention
     """,
     Trait.CONVOLUTION: "conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d",
     Trait.TRANSPOSED: "conv_transpose1d conv_transpose2d conv_transpose3d",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import operator
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -216,6 +216,7 @@ def _rewrite_nodes(pruned: fx.GraphModule, graph: ChannelGraph, alive: npt.NDArr
         found = find_rule(node, module, overridden=True)
         if found is None or found.rewrite_of is None or not _touches(node, labels_of, alive):
             continue
+        _hold_sizes(node, graph.held.get(node.name, ()))
         call = found.rewrite_of(Rewrite(node, alive, module, original, labels_of), *node.args, **node.kwargs)
         if call is not None:
             node.args, node.kwargs = call.args, call.kwargs
@@ -223,6 +224,18 @@ def _rewrite_nodes(pruned: fx.GraphModule, graph: ChannelGraph, alive: npt.NDArr
                 node.op = "call_method" if isinstance(call.target, str) else "call_function"
                 node.target = call.target
     _tidy(pruned.graph)
+
+
+def _hold_sizes(node: fx.Node, held: Sequence[tuple[str, int]]) -> None:
+    """Check in front of a node that sizes are those of the example."""
+    given = {source.name: source for source in node.all_input_nodes}
+    for name, d in held:
+        traced = given[name].meta["value"].shape[d]
+        with node.graph.inserting_before(node):
+            size = node.graph.call_method("size", (given[name], d))
+            what, where = f"{name}.size({d})", f"the reshape `{node.name}`"
+            check = node.graph.call_function(check_as_traced, (size, traced, what, where))
+        size.meta["value"], check.meta["value"] = traced, None
 
 
 def _touches(node: fx.Node, labels_of: dict[str, Any], alive: npt.NDArray[np.bool_]) -> bool:
