@@ -12,13 +12,14 @@ from torch import Tensor, fx, nn
 
 from fxprune.errors import FxpruneError, called_as
 from fxprune.planning.plan import Plan
-from fxprune.rewriting import check_order, original_graph, plan_of, pruning_notes, rewrite
+from fxprune.rewriting import check_order, original_graph, plan_from, pruning_notes, rewrite_in_stages
 from fxprune.running.copies import copy_module, named_tensors
 from fxprune.running.double import outputs_in_double
 from fxprune.tracing.aliasing import written_attributes
 from fxprune.tracing.constants import tensor_at
 from fxprune.tracing.notes import call_of, trace_notes
 from fxprune.tracing.patching import packages_of, uncached
+from fxprune.tracing.tracer import trace
 
 __all__ = ["TOLERANCE", "largest_error", "mask", "relative_error", "verify", "verify_structure"]
 
@@ -36,7 +37,8 @@ def verify(original: nn.Module, pruned: nn.Module, example_inputs: Any = None) -
     structure: it compares with slices in place of the weights, which must be finite.
 
     Args:
-        original: the model before pruning; not changed.
+        original: the model before pruning; not changed. Of a model that was pruned several times, the model before any
+            of them.
         pruned: what `fxprune.prune` or `fxprune.rewrite` made of it; not changed.
         example_inputs: a tensor, a tuple of arguments or a dict of keyword arguments; default: those of the pruning.
 
@@ -51,15 +53,20 @@ def verify(original: nn.Module, pruned: nn.Module, example_inputs: Any = None) -
     check_order(_CALL, original, pruned)
     if pruning_notes(pruned).compensated:
         return verify_structure(original, pruned, example_inputs)
-    return _error(original, pruned, plan_of(pruned), *call_of(pruned, example_inputs))
+    return _error(original, pruned, plan_from(original, pruned), *call_of(pruned, example_inputs))
 
 
 def verify_structure(original: nn.Module, pruned: nn.Module, example_inputs: Any = None) -> float:
     """As `verify`, with slices of the original's weights in place of those that `pruned` has; these must be finite."""
     if not _all_finite(pruned.state_dict().values()):
         return float("inf")
-    plan, (args, kwargs) = plan_of(pruned), call_of(pruned, example_inputs)
-    bare = rewrite(original_graph(original, pruned, kwargs or args), plan)
+    plan, (args, kwargs) = plan_from(original, pruned), call_of(pruned, example_inputs)
+    leaves = trace_notes(pruned).leaves
+    bare = rewrite_in_stages(
+        original_graph(original, pruned, kwargs or args),
+        pruning_notes(pruned),
+        lambda stage: trace(stage, kwargs or args, copy=False, leaves=leaves),
+    )
     structure = copy_module(pruned)
     try:
         structure.load_state_dict(bare.state_dict())
@@ -131,7 +138,9 @@ def _in_state_of(original: nn.Module, pruned: nn.Module, plan: Plan) -> nn.Modul
     tensors, places, present = named_tensors(original), trace_notes(pruned).constant_places, named_tensors(copied)
     parameters = {name for name, _ in original.named_parameters(remove_duplicate=False)}
     for name in written_attributes(pruned) - parameters if isinstance(pruned, fx.GraphModule) else ():
-        state, own = tensor_at(original, places[name]) if name in places else tensors.get(name), present[name]
+        state, own = tensors.get(name), present[name]
+        if state is None and name in places:
+            state = tensor_at(original, places[name])
         # Before the first call a state may have another shape.
         with suppress(FxpruneError):
             if state is not None and (cut := plan.cut(name, state)).shape == own.shape:
