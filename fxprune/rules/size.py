@@ -10,7 +10,7 @@ from torch import fx
 from fxprune.channels import Dim, Labels, LabelTree, Size
 from fxprune.rules.op import Op, map_values
 from fxprune.rules.registry import rule
-from fxprune.tracing.checks import check_as_traced
+from fxprune.tracing.checks import check_argument, check_as_traced, check_dtype, check_fact, check_grad_mode
 
 __all__ = ["attribute", "size"]
 
@@ -58,6 +58,6 @@ def factory(op: Op, *arguments: object, **options: object) -> LabelTree:
     return map_values(op.value)
 
 
-@rule(check_as_traced)
+@rule(check_as_traced, check_argument, check_dtype, check_fact, check_grad_mode)
 def check(op: Op, *arguments: object) -> None:
-    """A guard reads a size and returns nothing."""
+    """A guard reads a size, or what is not a tensor, and returns nothing."""

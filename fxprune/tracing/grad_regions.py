@@ -13,6 +13,9 @@ from fxprune.tracing.graph_builder import GraphBuilder, Origin
 
 __all__ = ["GradRegions"]
 
+# While a model is traced, torch has another function of this name.
+_IS_GRAD_ENABLED = torch.is_grad_enabled
+
 
 class GradRegions:
     """Records where the model's code turns gradients off and on again."""
@@ -47,7 +50,7 @@ class GradRegions:
             return
         create = self._builder.create_node
         if self._region is None:
-            saved = create("call_function", torch.is_grad_enabled, (), {}, before, Origin.INPUTS)
+            saved = create("call_function", _IS_GRAD_ENABLED, (), {}, before, Origin.INPUTS)
             start = create("call_function", func, (enabled,), {}, None, Origin.INPUTS)
             self._region = saved, start, self._builder.differentiable
             return

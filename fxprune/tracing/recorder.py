@@ -20,6 +20,7 @@ from fxprune.ops import Trait, name_of_op, names_with, traits
 from fxprune.running import trees
 from fxprune.running.copies import META
 from fxprune.tracing.aten import as_function
+from fxprune.tracing.facts import Facts
 from fxprune.tracing.grad_regions import GradRegions
 from fxprune.tracing.graph_builder import GraphBuilder, Origin
 from fxprune.tracing.lowering import LoweredCall, Lowering
@@ -52,6 +53,7 @@ class Recorder(TorchFunctionMode):
         results: what the model gets back.
         values: real values of nodes.
         grad: regions without gradients.
+        facts: what the model's code has asked besides sizes and values.
     """
 
     def __init__(
@@ -64,6 +66,8 @@ class Recorder(TorchFunctionMode):
         real_module: Callable[[str], nn.Module],
         earlier_values: Mapping[str, Any],
         special_calls: Mapping[Any, SpecialCall],
+        training: bool = False,
+        other_answer: str | None = None,
     ) -> None:
         """Args:
         root: the model on the meta device.
@@ -73,6 +77,8 @@ class Recorder(TorchFunctionMode):
         real_module: gives a real module for its path.
         earlier_values: what an earlier trace of the model has read of its values.
         special_calls: what is done in place of recording a call, by function.
+        training: whether the model is in training.
+        other_answer: as for `Facts`.
         """
         super().__init__()
         self.device = device
@@ -86,6 +92,7 @@ class Recorder(TorchFunctionMode):
             self.builder, self.sizes, self.switch, real, inputs, real_module, earlier_values
         )  # fmt: skip
         self.grad = GradRegions(self.builder)
+        self.facts = Facts(self.builder, other_answer, training)
         self._special_calls = special_calls
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
