@@ -21,7 +21,7 @@ from torch import Tensor, fx
 from fxprune.tracing.checks import check_dtype
 from fxprune.tracing.graph_builder import GraphBuilder
 from fxprune.tracing.scopes import ModuleCall, Switch
-from fxprune.tracing.user_code import asked_by_model, user_frame
+from fxprune.tracing.user_code import asked_by_model, is_of_model, user_frame
 
 __all__ = ["GRAD_MODE", "Fact", "Facts", "TypeRead", "asking_for_grad_mode"]
 
@@ -142,6 +142,6 @@ def asking_for_grad_mode(facts: Facts, switch: Switch) -> Callable[[], bool]:
     def is_grad_enabled() -> bool:
         enabled = original()
         # Not within the model's own `torch.no_grad()`.
-        return facts.grad_mode() if enabled and switch.on and asked_by_model() else enabled
+        return facts.grad_mode() if enabled and switch.on and is_of_model(sys._getframe(1)) else enabled
 
     return is_grad_enabled

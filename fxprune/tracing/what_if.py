@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import TypeAlias, cast
+from typing import TypeAlias
 
 import torch
 from torch import fx
@@ -76,8 +76,7 @@ def insert_fact_checks(builder: GraphBuilder, facts: list[Followed]) -> None:
         if key in done:
             continue
         done.add(key)
-        after = _last_placeholder(builder.graph) if node is None else node
-        with builder.scopes.within(call), builder.graph.inserting_before(_after(after)):
+        with builder.scopes.within(call), builder.graph.inserting_before(_first_after(builder.graph, node)):
             if isinstance(found, tuple):
                 read, refused = found
                 builder.create_check(check_dtype, (read.node, refused, read.node.name, where))
@@ -85,7 +84,6 @@ def insert_fact_checks(builder: GraphBuilder, facts: list[Followed]) -> None:
                 path = builder.add_module("grad_mode_by_mode", ByMode(None, False))
                 by_mode = builder.graph.create_node("call_module", path)
                 by_mode.meta.update(value=False, module=call[0])
-                builder.origin[by_mode] = builder.origin[after]
                 builder.create_check(check_grad_mode, (by_mode, where))
             else:
                 builder.create_check(
@@ -93,13 +91,8 @@ def insert_fact_checks(builder: GraphBuilder, facts: list[Followed]) -> None:
                 )
 
 
-def _last_placeholder(graph: fx.Graph) -> fx.Node:
-    return [node for node in graph.nodes if node.op == "placeholder"][-1]
-
-
-def _after(node: fx.Node) -> fx.Node:
-    """The first node after another that is no placeholder."""
-    after = node.next
-    while after.op == "placeholder":
-        after = after.next
-    return cast(fx.Node, after)
+def _first_after(graph: fx.Graph, node: fx.Node | None) -> fx.Node:
+    """The first node after another, or of all, that is no placeholder."""
+    nodes = list(graph.nodes)
+    later = nodes[0 if node is None else nodes.index(node) + 1 :]
+    return next(each for each in later if each.op != "placeholder")
