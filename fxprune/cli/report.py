@@ -33,7 +33,9 @@ def report(
     stages = common.Stages()
     with stages("load"):
         pruned = load_pruned(file, model, arguments)
-        original = load_original(pruned, model, arguments, weights, pretrained)
+        # The report rebuilds an original without weights itself, and says so.
+        known = model is not None or weights is not None or pretrained
+        original = load_original(pruned, model, arguments, weights, pretrained) if known else None
     with stages("report"):
         made = make_report(pruned, original=original, measure=measure)
     if output is not None:

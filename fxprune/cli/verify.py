@@ -36,16 +36,27 @@ def verify(
     if original is None:
         raise FxpruneError(f"{str(file)!r} does not say what its original is: give --model")
     with stages("verify"):
-        certificate = certify(original, pruned)
+        certificate = certify(original, pruned, random_weights=model is None and weights is None and not pretrained)
     holds = certificate.holds and (certificate.of == "outputs" or not exact)
     if as_json:
-        common.print_json({"file": str(file), "holds": holds, "of": certificate.of, "error": certificate.error})
-    elif holds:
-        typer.echo(f"verified: {certificate.of}, largest relative difference {certificate.error:.1e}")
-    if not holds:
-        why = (
-            "its weights are not slices of the original's" if certificate.holds else "another model, or damaged weights"
+        common.print_json(
+            {
+                "file": str(file),
+                "holds": holds,
+                "of": certificate.of,
+                "against": certificate.against,
+                "error": certificate.error,
+            }
         )
+    elif holds:
+        against = "; the original's weights were not given" if certificate.against == "rebuilt" else ""
+        typer.echo(f"verified: {certificate.of}, largest relative difference {certificate.error:.1e}{against}")
+    if not holds:
+        why = "another model, or damaged weights"
+        if certificate.holds and certificate.against == "rebuilt":
+            why = "the weights were not compared, since the original's are not known: give --weights or --pretrained"
+        elif certificate.holds:
+            why = "its weights are not slices of the original's"
         typer.echo(
             f"fxprune: {file} does not equal its zero-masked original: {why} (compared: {certificate.of}, largest "
             f"relative difference {certificate.error:.1e})",

@@ -103,12 +103,14 @@ class Certificate:
 
     Attributes:
         error: the largest difference of an output entry, relative; float64.
-        of: "outputs" where the weights are slices of the original's; "structure" where compensation or training has
-            changed them, and slices took their place for the comparison.
+        of: "outputs" where the weights are slices of the original's; "structure" where they are not, and slices took
+            their place for the comparison.
+        against: "original" if that was given; "rebuilt" if it was built again by its name, with random weights.
     """
 
     error: float
     of: str
+    against: str = "original"
 
     @property
     def holds(self) -> bool:

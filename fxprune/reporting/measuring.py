@@ -21,19 +21,22 @@ from fxprune.verification import verify, verify_structure
 __all__ = ["certify", "memory_of"]
 
 
-def certify(original: nn.Module, pruned: nn.Module) -> Certificate:
+def certify(original: nn.Module, pruned: nn.Module, *, random_weights: bool = False) -> Certificate:
     """Compare a pruned model with its zero-masked original.
 
-    Where the outputs differ, training or compensation may have changed the weights: then the structure is compared,
-    with slices of the original's weights in place of its own.
+    Where the outputs differ, training may have changed the weights, or the original has others: then the structure is
+    compared, with slices of the original's weights in place of the pruned model's own.
 
     Args:
         original: the model before pruning, with the weights that it had or, for the structure, any others.
         pruned: a pruned model.
+        random_weights: whether the original was built again, with random weights: only the structure is compared.
 
     Raises:
         FxpruneError: as `fxprune.verify`.
     """
+    if random_weights:
+        return Certificate(verify_structure(original, pruned), "structure", "rebuilt")
     compensated = bool(pruning_notes(pruned).compensated)
     found = Certificate(verify(original, pruned), "structure" if compensated else "outputs")
     if found.holds or compensated:

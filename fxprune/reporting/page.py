@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fxprune.reporting.charts import columns, graph, hue
-from fxprune.reporting.facts import Change, FrozenFacts, GroupFacts, LayerFacts
+from fxprune.reporting.facts import Certificate, Change, FrozenFacts, GroupFacts, LayerFacts
 from fxprune.reporting.html import cell, code, legend, names_cell, number_cell, section, table, tile
 from fxprune.reporting.numbers import TIMES, arrow, bytes_of, count, milliseconds, percent, short, speedup, threads
 from fxprune.reporting.text import facts
@@ -76,7 +76,7 @@ def _tiles(report: Report) -> str:
         tiles.append(tile("Certificate", "none", "needs the original, and a run of both models"))
     else:
         verdict = '<span class="good">holds</span>' if certificate.holds else '<span class="bad">FAILS</span>'
-        tiles.append(tile("Certificate", verdict, f"{certificate.of}, error {certificate.error:.1e}"))
+        tiles.append(tile("Certificate", verdict, f"{_compared(certificate)}, error {certificate.error:.1e}"))
     return f'<div class="tiles">{"".join(tiles)}</div>'
 
 
@@ -213,6 +213,10 @@ def _measured(report: Report) -> str:
     return f'{note}<div class="scroll">{table(heads, rows)}</div>'
 
 
+def _compared(certificate: Certificate) -> str:
+    return f"{certificate.of}, original rebuilt" if certificate.against == "rebuilt" else certificate.of
+
+
 def _certificate(report: Report) -> str:
     certificate = report.certificate
     if certificate is None:
@@ -224,13 +228,28 @@ def _certificate(report: Report) -> str:
     claim = "The pruned model computes what the original computes with the removed channels set to zero."
     if certificate.of == "structure":
         claim = (
-            "Compensation or training changed the weights after pruning. So this certifies the structure: with slices "
-            f"of the original's weights, {claim[0].lower()}{claim[1:]}"
+            f"{_why_structure(report)} So this certifies the structure alone: with slices of the original's weights, "
+            f"{claim[0].lower()}{claim[1:]}"
         )
     error = f"<b>{certificate.error:.1e}</b>"
     return (
         f"<p>The certificate {verdict}.</p><p>{claim} The largest difference of any output entry, relative to the "
         f"largest entry, in float64: {error}.</p>"
+    )
+
+
+def _why_structure(report: Report) -> str:
+    """Why the outputs were not compared."""
+    if report.certificate is not None and report.certificate.against == "rebuilt":
+        return (
+            "The original was not given. It was built again by its name, with random weights, and the weights of the "
+            "pruned model were not compared."
+        )
+    if report.compensated:
+        return "Compensation changed the weights after pruning."
+    return (
+        "The weights are not slices of those of the original that was given: either training changed them, or that "
+        "original has other weights than the one that was pruned."
     )
 
 

@@ -128,6 +128,7 @@ def report(
     """
     notes = pruning_notes(pruned)
     plan = notes.plan
+    is_given = original is not None
     original = rebuilt(pruned) if original is None else original
     basis = make_basis(pruned, original)
     parts = structure(basis)
@@ -142,7 +143,7 @@ def report(
         if original is None:
             latency = (None, measure_latency(pruned, repeats=repeats))
         else:
-            certificate = certify(original, pruned)
+            certificate = certify(original, pruned, random_weights=not is_given)
             first, second = measure_latency([original, pruned], example_of(pruned), repeats=repeats)
             latency = (first, second)
     return Report(

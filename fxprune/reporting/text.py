@@ -61,7 +61,10 @@ def facts(report: Report) -> list[tuple[str, str]]:
         lines.append(("weights", f"compensated: {', '.join(report.compensated)}"))
     if report.certificate is not None:
         verdict = "equals" if report.certificate.holds else "DIFFERS FROM"
-        what = "structure, with slices of its weights" if report.certificate.of == "structure" else "outputs"
+        what = "outputs"
+        if report.certificate.of == "structure":
+            rebuilt = ", rebuilt with random weights" if report.certificate.against == "rebuilt" else ""
+            what = f"structure, with slices of its weights{rebuilt}"
         error = f"largest relative difference {report.certificate.error:.1e}"
         lines.append(("certificate", f"{verdict} the zero-masked original ({what}): {error}"))
     if report.latency is not None:

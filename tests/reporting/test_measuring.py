@@ -20,6 +20,16 @@ def test_a_trained_model_has_its_structure_certified(model: nn.Module, small: nn
     assert not certificate.holds
 
 
+def test_only_the_structure_is_certified_against_an_original_with_random_weights(
+    model: nn.Module, small: nn.Module
+) -> None:
+    certificate = certify(model, small, random_weights=True)
+    assert (certificate.of, certificate.against, certificate.holds) == ("structure", "rebuilt", True)
+    small.get_submodule("norm").eps, eps = 0.5, small.get_submodule("norm").eps
+    assert not certify(model, small, random_weights=True).holds
+    small.get_submodule("norm").eps = eps
+
+
 def test_the_peak_counts_what_is_alive_at_a_time() -> None:
     chain = nn.Sequential(*(nn.ReLU() for _ in range(5)))
     # The input is the caller's; of the chain's results two are there at a time.

@@ -14,4 +14,5 @@ def test_a_model_of_timm_is_built_again() -> None:
     made = fxprune.report(fxprune.prune(network, 0.5, compensate=False, method="l2"), repeats=1)
     assert made.certificate is not None
     assert (made.certificate.of, made.certificate.holds) == ("structure", True)
+    assert made.certificate.against == "rebuilt"
     assert "fxprune.load(&#x27;small.safetensors&#x27;)" in made.to_html()

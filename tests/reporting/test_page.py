@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
+import pytest
 import torch
 from torch import nn
 
 import fxprune
+from fxprune.reporting.facts import Certificate
 
 
 class Page(HTMLParser):
@@ -54,3 +57,23 @@ def test_hundreds_of_layers_make_a_short_table_and_a_page() -> None:
     assert len(str(made).splitlines()) < 90
     assert "more" in str(made)
     assert made.to_html().count('<g class="column">') == 600
+
+
+@pytest.mark.parametrize(
+    ("certificate", "compensated", "claims"),
+    [
+        (Certificate(0.0, "outputs"), (), "<p>The pruned model computes what the original computes with the removed"),
+        (Certificate(0.0, "structure"), ("ridge",), "<p>Compensation changed the weights after pruning. So this"),
+        (Certificate(0.0, "structure"), (), "either training changed them, or that original has other weights than"),
+        (Certificate(0.0, "structure", "rebuilt"), (), "built again by its name, with random weights, and the weights"),
+        (Certificate(0.0, "structure", "rebuilt"), ("ridge",), "weights of the pruned model were not compared. So"),
+        (None, (), "There is none: it needs the original"),
+    ],
+)
+def test_a_certificate_says_what_was_compared_with_what(
+    made: fxprune.Report, certificate: Certificate | None, compensated: tuple[str, ...], claims: str
+) -> None:
+    content = replace(made, certificate=certificate, compensated=compensated).to_html()
+    assert claims in content
+    assert ("changed the weights after pruning" in content) == ("changed the weights after pruning" in claims)
+    assert ("original rebuilt" in content) == (certificate is not None and certificate.against == "rebuilt")

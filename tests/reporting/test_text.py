@@ -32,3 +32,7 @@ def test_the_facts_say_what_is_compared(made: fxprune.Report) -> None:
         "DIFFERS FROM the zero-masked original (structure, with slices of its weights)"
     )
     assert "latency" not in said
+    again = replace(made, certificate=Certificate(0.0, "structure", "rebuilt"))
+    assert dict(facts(again))["certificate"].startswith(
+        "equals the zero-masked original (structure, with slices of its weights, rebuilt with random weights)"
+    )
