@@ -23,7 +23,7 @@ from torch.nn.utils.spectral_norm import SpectralNorm
 from fxprune.running.eager import running_eagerly, source_of_scripted
 from fxprune.tracing.context_calls import READERS, context_patches
 from fxprune.tracing.module_calls import ModuleCalls
-from fxprune.tracing.number_functions import BUILTINS, MATH_FUNCTIONS, NUMPY_FUNCTIONS, index
+from fxprune.tracing.number_functions import BUILTINS, MATH_FUNCTIONS, NUMPY_FUNCTIONS, Size, index
 from fxprune.tracing.recorder import Recorder
 
 __all__ = ["packages_of", "patched", "uncached"]
@@ -191,6 +191,7 @@ def patched(recorder: Recorder, modules: ModuleCalls, *, own_types: bool = False
         for name in _TENSOR_TYPES:
             replace(torch, name, _TensorType(getattr(torch, name), recorder))
         replace(operator, "index", index)
+        replace(torch, "Size", Size)
         # It reads the values of a mask to choose a faster way to the same result.
         replace(
             torch.nn.modules.transformer,
