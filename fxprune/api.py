@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import Literal
 
@@ -28,7 +28,7 @@ from fxprune.progress import Progress, shown
 from fxprune.rewriting import rewrite
 from fxprune.running.copies import copy_module
 from fxprune.running.eval_mode import in_eval_without_grad
-from fxprune.scoring.criteria import FROM_DATA, check_method, scores
+from fxprune.scoring.criteria import FROM_DATA, Method, check_method, scores
 from fxprune.tracing.aliasing import written_attributes
 from fxprune.tracing.tracer import trace
 
@@ -45,7 +45,7 @@ def prune(
     latency: float | None = None,
     example_inputs: Inputs | None = None,
     data: Data | None = None,
-    method: str | Callable[[ChannelGraph], Scores] | None = None,
+    method: Method | None = None,
     compensate: bool = True,
     samples: int = 128,
     ignore: str | Iterable[str] = (),
@@ -115,7 +115,7 @@ def prune(
             _check_data(graph, batch)
         check_reachable(graph, request)
         if latency is not None:
-            graph = time_channels(graph)
+            graph = time_channels(graph, progress=show)
             check_reachable(graph, request)
         try:
             if batch is None and (compensate or method == "dagger" or method in FROM_DATA):
@@ -170,9 +170,7 @@ def _check_data(graph: ChannelGraph, batch: Batch) -> None:
         check_labels(batch, number_of_classes(outputs))
 
 
-def _made_samples(
-    graph: ChannelGraph, method: str | Callable[[ChannelGraph], Scores] | None, seed: int, show: Progress
-) -> Batch | None:
+def _made_samples(graph: ChannelGraph, method: Method | None, seed: int, show: Progress) -> Batch | None:
     """Synthetic samples; None if none can be made and the method needs none."""
     made = synthesize(graph, seed=seed, progress=show)
     if made is not None:

@@ -37,6 +37,8 @@ class Trait(Flag):
     SUBTRACTION = auto()
     #: Sums over channels against a weight or another tensor: a convolution, a product of matrices.
     CONTRACTION = auto()
+    #: Computes products that are not counted as FLOPs, since their number is no formula of the sizes, or not known.
+    UNCOUNTED = auto()
     #: A convolution.
     CONVOLUTION = auto()
     #: A transposed convolution: the first dimension of its weight is that of the inputs.
@@ -53,8 +55,6 @@ class Trait(Flag):
     RANDOM = auto()
     #: Sets entries to zero at random, in training.
     DROPOUT = auto()
-    #: Reads how many entries a tensor has, and not the entries.
-    SIZE = auto()
     #: Reads the number of dimensions, the type or the device of a tensor, and neither its size nor its entries.
     LAYOUT = auto()
     #: Reads the entries of its first argument only, and of the others a type, a device or a size.
@@ -95,6 +95,14 @@ _NAMES: dict[Trait, str] = {
         linear bilinear conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d matmul mm bmm mv addmm
         baddbmm einsum scaled_dot_product_attention multi_head_attention_forward
     """,
+    Trait.UNCOUNTED: """
+        fft_fft fft_ifft fft_rfft fft_irfft fft_hfft fft_ihfft fft_fft2 fft_ifft2 fft_rfft2 fft_irfft2 fft_fftn
+        fft_ifftn fft_rfftn fft_irfftn stft istft linalg_multi_dot multi_dot chain_matmul cdist inner outer ger addr
+        kron
+        linalg_vecdot vecdot conv_tbc matrix_exp linalg_matrix_exp matrix_power linalg_matrix_power inverse linalg_inv
+        linalg_pinv pinverse linalg_solve linalg_lstsq linalg_svd svd linalg_eig linalg_eigh linalg_qr qr
+        linalg_cholesky cholesky flex_attention
+    """,
     Trait.CONVOLUTION: "conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d",
     Trait.TRANSPOSED: "conv_transpose1d conv_transpose2d conv_transpose3d",
     Trait.LINEAR: "linear",
@@ -102,7 +110,6 @@ _NAMES: dict[Trait, str] = {
     Trait.EMBEDDING: "embedding",
     Trait.CHANNEL_NORM: "layer_norm group_norm",
     Trait.DROPOUT: "dropout dropout1d dropout2d dropout3d alpha_dropout feature_alpha_dropout feature_dropout",
-    Trait.SIZE: "size numel",
     Trait.LAYOUT: "dim ndimension element_size is_floating_point is_complex is_contiguous get_device type",
     Trait.READS_FIRST: "type_as to view_as reshape_as expand_as",
     Trait.COPY: """

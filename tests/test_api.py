@@ -236,6 +236,6 @@ def test_what_is_wrong_is_said_and_the_model_left_as_it_was(arguments: dict[str,
 
 
 def test_a_budget_of_latency_is_checked_before_it_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fxprune.api.time_channels", lambda *_: pytest.fail("channels were timed"))
+    monkeypatch.setattr("fxprune.api.time_channels", lambda *_, **__: pytest.fail("channels were timed"))
     with pytest.raises(fxprune.UnreachableBudgetError, match="cannot be reached"):
         fxprune.prune(small(), 0.001, latency=0.9, example_inputs=image())

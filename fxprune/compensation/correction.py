@@ -88,7 +88,7 @@ class Correction:
         return walk.chosen
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class _Walk:
     """The values of both models on the way, and what was done so far.
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -69,7 +69,7 @@ class Record:
 
     def to_json(self) -> str:
         """The record as text, for the metadata of the file."""
-        original, source = self.pruning.original, self.trace.source
+        source = self.trace.source
         notes = {
             "compensated": self.pruning.compensated,
             "notes": list(self.trace.remarks),
@@ -80,20 +80,16 @@ class Record:
         value = {
             "format": _FORMAT,
             "versions": self.versions,
-            "source": None if source is None else {"spec": source.spec, "arguments": source.arguments},
-            "original": {
-                "model": original.model,
-                "tensors": original.tensors,
-                "ties": original.ties,
-                "operations": original.operations,
-            },
+            "source": None if source is None else asdict(source),
+            "original": asdict(self.pruning.original),
             "plan": plan_to_json(self.pruning.plan),
+            "stages": [plan_to_json(plan) for plan in self.pruning.stages],
             "inputs": {"structure": self.inputs, "tensors": self.input_kinds},
             "aliases": self.aliases,
             "strides": self.strides,
             "frozen": self.frozen,
             "training": self.training,
-            "meta": {**_plain(self.more), **_plain({key: item for key, item in notes.items() if item})},
+            "meta": _plain({**self.more, **notes}),
         }
         return json.dumps(value, separators=(",", ":"))
 
@@ -129,10 +125,18 @@ class Record:
             tuple(tuple(map(_text, names)) for names in original["ties"]),
             _text(original["operations"]),
         )
-        plan = plan_from_json(value["plan"], {name: shape for name, (shape, _) in kinds.items()})
+        shapes = {name: shape for name, (shape, _) in kinds.items()}
+        plan, stages = plan_from_json(value["plan"], shapes), value.get("stages", [])
+        if not isinstance(stages, list):
+            raise ValueError("the plans of the stages are not a list")
         more = {_text(key): unpack(item, {}) for key, item in value["meta"].items()}
         return cls(
-            pruning=PruningNotes(plan, architecture, tuple(map(_text, more.pop("compensated", ())))),
+            pruning=PruningNotes(
+                plan,
+                architecture,
+                tuple(map(_text, more.pop("compensated", ()))),
+                tuple(plan_from_json(stage, shapes) for stage in stages),
+            ),
             trace=TraceNotes(
                 remarks=tuple(map(_text, more.pop("notes", ()))),
                 source=None if source is None else Source(_text(source["spec"]), dict(source["arguments"])),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -48,34 +48,35 @@ def contraction_of(node: fx.Node, model: fx.GraphModule) -> Contraction | None:
     layer = layer_of(node, model)
     if layer is None or layer.parameters is None or layer.transposed:
         return None
-    shape = find_parameter(model, layer.parameters[0]).shape
     if layer.module is not None and type(layer.module).forward not in _FORWARDS:
         return None
+    weight, bias = layer.parameters
+    shape = find_parameter(model, weight).shape
+    if len(shape) > 2:
+        return _convolution(layer, weight, bias, tuple(shape[2:]))
     # A weight of one dimension gives no output dimension.
-    if len(shape) <= 2:
-        return Contraction(layer.input, *layer.parameters) if len(shape) == 2 else None
-    geometry = _geometry(layer, tuple(shape[2:]))
-    return None if geometry is None else Contraction(layer.input, *layer.parameters, *geometry)
+    return Contraction(layer.input, weight, bias) if len(shape) == 2 else None
 
 
-def find_parameter(module: nn.Module, name: str) -> Any:
+def find_parameter(module: nn.Module, name: str) -> Tensor:
     """A parameter or buffer by its dotted name."""
-    return functools.reduce(getattr, name.split("."), module)
+    return cast(Tensor, functools.reduce(getattr, name.split("."), cast(object, module)))
 
 
-def _geometry(layer: Layer, kernel: tuple[int, ...]) -> tuple[Any, ...] | None:
-    """Kernel, stride, dilation, padding, its mode and conv groups of a convolution; None where one is computed."""
+def _convolution(layer: Layer, weight: str, bias: str | None, kernel: tuple[int, ...]) -> Contraction | None:
+    """A convolution with what it does in space; None where a part of that is computed."""
     if layer.module is not None:
-        conv: Any = layer.module
+        conv = cast(nn.Conv2d, layer.module)
         mode = "constant" if conv.padding_mode == "zeros" else conv.padding_mode
         padding = tuple(conv._reversed_padding_repeated_twice)
-        return kernel, conv.stride, conv.dilation, padding, mode, conv.groups
+        return Contraction(layer.input, weight, bias, kernel, conv.stride, conv.dilation, padding, mode, conv.groups)
     given, rank = layer.arguments, len(kernel)
     stride, dilation = _per_dimension(given.get("stride", 1), rank), _per_dimension(given.get("dilation", 1), rank)
     sides = _per_dimension(given.get("padding", 0), rank)
     if stride is None or dilation is None or sides is None or not isinstance(given.get("groups", 1), int):
         return None
-    return kernel, stride, dilation, tuple(n for n in reversed(sides) for _ in range(2)), "constant", layer.groups
+    padding = tuple(n for n in reversed(sides) for _ in range(2))
+    return Contraction(layer.input, weight, bias, kernel, stride, dilation, padding, "constant", layer.groups)
 
 
 def _per_dimension(value: object, rank: int) -> tuple[int, ...] | None:
@@ -113,7 +114,7 @@ def rows_of(
     where = torch.stack([_some(size, number, random) for _ in range(batch)]).to(x.device)
     sample = torch.arange(batch, device=x.device).repeat_interleave(number)
     at = torch.unravel_index(where.reshape(-1), space)
-    place: Any = (sample, slice(None), *at)
+    place: tuple[Tensor | slice, ...] = (sample, slice(None), *at)
     outputs = y[place].reshape(len(sample), found.groups, -1)
     if any(found.padding):
         x = F.pad(x, found.padding, mode=found.padding_mode)

@@ -1,4 +1,4 @@
-"""New tensors, of equal entries or not filled yet: they are as wide as what they meet."""
+"""New tensors with equal entries, or none yet: they become as wide as what they meet."""
 
 from __future__ import annotations
 

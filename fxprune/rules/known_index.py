@@ -39,7 +39,7 @@ def known_index(op: Op | Rewrite, index: Argument) -> torch.Tensor | None:
 
 
 def _value(op: Op | Rewrite, node: fx.Node, written: set[fx.Node]) -> Any:
-    """The value of a node; None where it is not known, as that of one which is written into."""
+    """The value of a node; None where it is not known, or where the model writes into it."""
     value = node.meta["value"]
     if isinstance(value, (torch.device, torch.dtype)) or (isinstance(value, int) and op.is_static(node)):
         return value

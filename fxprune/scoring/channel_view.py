@@ -88,7 +88,7 @@ class ChannelView:
             name = f"{node.target}.weight" if layer.weight is None else layer.weight.name
             large = bool(weight.isfinite().all())
             entries = "entries that are too large to be squared" if large else "NaN or infinite entries"
-            raise FxpruneError(f"weight {name} has {entries}: it cannot be pruned before that is mended")
+            raise FxpruneError(f"weight {name} has {entries}: repair it before you prune the model")
         # A linear layer's weight of one dimension has one output.
         square = square.view(1, -1) if square.dim() == 1 else square.flatten(2).sum(2) if square.dim() > 2 else square
         fits = self.width(layer.input) == layer.groups * square.shape[1] and self.width(node) == len(square)
@@ -105,10 +105,10 @@ class ChannelView:
         summed = self.graph.contractions.get(node.name, ())
         return any(name == source.name and d % size == axis[0] for name, d in summed)
 
-    def _weight(self, layer: Layer) -> Any:
+    def _weight(self, layer: Layer) -> object:
         return layer.module.weight if layer.module is not None else self._constant(layer.weight)
 
-    def _constant(self, node: fx.Node | None) -> Any:
+    def _constant(self, node: fx.Node | None) -> object:
         """The value of what is computed from parameters alone, as standardised weights are; None for all else."""
         if node not in self._from_parameters:
             return None
@@ -120,7 +120,7 @@ class ChannelView:
         return result_in_eval(node, self.module(node), *with_values(node, made.__getitem__))
 
 
-def result_in_eval(node: fx.Node, module: nn.Module | None, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+def result_in_eval(node: fx.Node, module: nn.Module | None, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> object:
     """The result of a node on other arguments, in eval and without lasting effects; None where it fails."""
     if "mutates" in node.meta:
         args, kwargs = trees.map_tensors(torch.clone, (args, kwargs))

@@ -7,7 +7,6 @@ the graph, every channel a pixel of its own.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import Tensor, fx
@@ -88,7 +87,7 @@ class _Sampler:
         axis = self._view.axis(node)
         assert axis is not None
 
-        def load(argument: fx.Node) -> Any:
+        def load(argument: fx.Node) -> object:
             if not isinstance(argument.meta["value"], Tensor):
                 return argument.meta["value"]
             if argument.op == "get_attr":
@@ -105,5 +104,6 @@ class _Sampler:
             return None
         result = result_in_eval(node, self._view.module(node), args, kwargs)
         size = len(axis[1])
-        fits = isinstance(result, Tensor) and result.numel() == _SAMPLES * size and result.shape[0] == _SAMPLES
-        return result.reshape(_SAMPLES, size) if fits else None
+        if not isinstance(result, Tensor) or result.numel() != _SAMPLES * size or result.shape[0] != _SAMPLES:
+            return None
+        return result.reshape(_SAMPLES, size)

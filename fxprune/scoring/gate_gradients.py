@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import Any
 
 import torch
 from torch import Tensor, fx
@@ -82,14 +81,14 @@ class _GateReader(fx.Interpreter):
             yield total
         self._gates = []
 
-    def _run_gated(self, batch: Batch) -> Any:
+    def _run_gated(self, batch: Batch) -> object:
         self._gates, self._samples = [], batch.size
         with torch.enable_grad(), running_on(batch, CannotScoreError):
             return self.run(initial_env=placeholder_values(self.graph, batch))
 
-    def run_node(self, n: fx.Node) -> Any:
+    def run_node(self, n: fx.Node) -> object:
         """Run one node on gated arguments."""
-        replaced: dict[fx.Node, Any] = {}
+        replaced: dict[fx.Node, Tensor] = {}
         for argument, d in self._places.get(n.name, ()):
             source = next(node for node in n.all_input_nodes if node.name == argument)
             replaced[source] = self._gated(replaced.get(source, self.env[source]), source, d)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +15,7 @@ from fxprune.losses import are_class_labels, class_loss, float_outputs, main_out
 __all__ = ["output_losses"]
 
 
-def output_losses(outputs: Any, labels: Tensor | None, probes: int, random: torch.Generator) -> Iterator[Tensor]:
+def output_losses(outputs: object, labels: Tensor | None, probes: int, random: torch.Generator) -> Iterator[Tensor]:
     """Scalars whose gradients are sums over the samples.
 
     With class labels it is one, the cross-entropy. Labels of another kind are ignored. Without labels, there is one

@@ -17,7 +17,7 @@ from fxprune.layers.contraction import Contraction
 
 __all__ = ["Change", "Reader", "Refit"]
 
-# In the place of the variance of an input that is removed: its cost is zero.
+# On the diagonal of the inverse, where inputs are removed: they cost nothing.
 _REMOVED = 1e30
 
 

@@ -22,6 +22,7 @@ from torch.nn.utils.spectral_norm import SpectralNorm
 
 from fxprune.running.eager import running_eagerly, source_of_scripted
 from fxprune.tracing.context_calls import READERS, context_patches
+from fxprune.tracing.facts import asking_for_grad_mode
 from fxprune.tracing.module_calls import ModuleCalls
 from fxprune.tracing.number_functions import BUILTINS, MATH_FUNCTIONS, NUMPY_FUNCTIONS, Size, index
 from fxprune.tracing.recorder import Recorder
@@ -192,6 +193,7 @@ def patched(recorder: Recorder, modules: ModuleCalls, *, own_types: bool = False
             replace(torch, name, _TensorType(getattr(torch, name), recorder))
         replace(operator, "index", index)
         replace(torch, "Size", Size)
+        replace(torch, "is_grad_enabled", asking_for_grad_mode(recorder.facts, switch))
         # It reads the values of a mask to choose a faster way to the same result.
         replace(
             torch.nn.modules.transformer,

@@ -21,6 +21,7 @@ from fxprune.running import trees
 from fxprune.running.copies import META
 from fxprune.running.randomness import NotesDraws
 from fxprune.tracing.aten import as_function
+from fxprune.tracing.facts import Facts
 from fxprune.tracing.graph_builder import GraphBuilder, Origin
 from fxprune.tracing.lowering import LoweredCall, Lowering
 from fxprune.tracing.meta_results import META_RUNS, call_key, recall, remember
@@ -55,6 +56,7 @@ class Recorder(TorchFunctionMode):
         values: real values of nodes.
         regions: contexts that the model enters, as `torch.autocast`.
         assumes_autocast: whether the model was told that it is in autocast, to see how it leaves that.
+        facts: what the model's code has asked besides sizes and values.
     """
 
     def __init__(
@@ -67,6 +69,8 @@ class Recorder(TorchFunctionMode):
         real_module: Callable[[str], nn.Module],
         earlier_values: Mapping[str, Any],
         special_calls: Mapping[Any, SpecialCall],
+        training: bool = False,
+        other_answer: str | None = None,
     ) -> None:
         """Args:
         root: the model on the meta device.
@@ -76,6 +80,8 @@ class Recorder(TorchFunctionMode):
         real_module: gives a real module for its path.
         earlier_values: what an earlier trace of the model has read of its values.
         special_calls: what is done in place of recording a call, by function.
+        training: whether the model is in training.
+        other_answer: as for `Facts`.
         """
         super().__init__()
         self.device = device
@@ -90,6 +96,7 @@ class Recorder(TorchFunctionMode):
         )  # fmt: skip
         self.regions = Regions(self.builder, self.lowering)
         self.assumes_autocast = False
+        self.facts = Facts(self.builder, other_answer, training)
         self._special_calls = special_calls
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

@@ -84,3 +84,14 @@ def test_progress_shows_every_group() -> None:
     shown = fxprune.scores(graph, "surgeon", data=data, progress=lambda *step: steps.append(step[:3]))
     assert [step for step in steps if step[0] == "refit"] == [("refit", k + 1, 8) for k in range(8)]
     assert np.array_equal(shown, fxprune.scores(graph, "surgeon", data=data, progress=True))
+
+
+def test_layers_that_cannot_be_refitted_are_an_error_with_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    def singular(*_: object) -> None:
+        torch.linalg.inv(torch.zeros(2, 2))
+
+    monkeypatch.setattr("fxprune.scoring.refitting.Refit.remove", singular)
+    model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+    graph = fxprune.analyze(fxprune.trace(model, torch.zeros(1, 4)))
+    with pytest.raises(fxprune.CannotScoreError, match=r"cannot be refitted to these samples .*: give more samples"):
+        surgeon_scores(graph, [torch.randn(8, 4)])

@@ -30,8 +30,8 @@ def test_weights_and_the_batch_are_no_part_of_it() -> None:
         ([nn.Conv2d(3, 5, 1)], "0.weight has shape [5, 3, 1, 1] in it, not [4, 3, 1, 1]"),
         ([nn.Conv2d(3, 4, 1, bias=False)], "it has no 0.bias"),
         ([nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)], "it has 1.weight (and 4 more) besides"),
-        ([nn.Conv2d(3, 4, 1, padding=1)], "its tensors fit, but its operations or their settings are others"),
-        ([nn.Conv2d(3, 4, 1), nn.ReLU()], "its tensors fit, but its operations or their settings are others"),
+        ([nn.Conv2d(3, 4, 1, padding=1)], "its tensors fit, but its operations or their settings differ"),
+        ([nn.Conv2d(3, 4, 1), nn.ReLU()], "its tensors fit, but its operations or their settings differ"),
     ],
 )
 def test_the_first_difference_is_said(layers: list[nn.Module], message: str) -> None:

@@ -23,12 +23,6 @@ from fxprune.tracing.notes import trace_notes
 Forward = Callable[[Any, Tensor], Any]
 
 
-@pytest.fixture(autouse=True)
-def _seed() -> None:
-    torch.manual_seed(0)
-    torch.set_num_threads(1)
-
-
 def by_range(self: Any, x: Tensor) -> Tensor:
     return torch.stack([self.f(x[i]) for i in range(x.size(0))])
 
