@@ -9,6 +9,7 @@ from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, fx
+from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 
 from fxprune.errors import FxpruneError
 from fxprune.running import trees
@@ -48,6 +49,10 @@ def check_as_traced(value: Any, traced: Any, what: str, where: str) -> None:
         value = plain(value)
     if isinstance(value, Tensor):
         value = _item(value)
+    if isinstance(value, torch.SymInt) and free_unbacked_symbols(value):
+        # A number from a tensor in `torch.export`, whose program gets the check.
+        torch._check(value == traced)
+        return
     # A size may be symbolic, and comparing its truth with True fails then.
     if (not value if traced else value) if isinstance(traced, bool) else value != traced:
         now = bool(value) if isinstance(traced, bool) else value

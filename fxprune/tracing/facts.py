@@ -69,12 +69,14 @@ class Facts:
         asked: in their order.
         types: the reads of dtypes that the code compares.
         other_answer: what is asked in questions that get the other answer.
+        told_grad_mode: what the model was told last of the grad mode; None if it did not ask.
     """
 
     def __init__(self, builder: GraphBuilder, other_answer: str | None, training: bool) -> None:
         self.asked: list[Fact] = []
         self.types: list[TypeRead] = []
         self.other_answer = other_answer
+        self.told_grad_mode: bool | None = None
         self._builder = builder
         self._training = training
 
@@ -84,7 +86,8 @@ class Facts:
 
     def grad_mode(self) -> bool:
         """Whether gradients are computed, so far as the model is to know: in training only."""
-        return self._answer(GRAD_MODE, None, self._training, {})
+        self.told_grad_mode = self._answer(GRAD_MODE, None, self._training, {})
+        return self.told_grad_mode
 
     def readers(self) -> set[str]:
         """The modules that ask for the grad mode, and with it for training."""

@@ -94,11 +94,15 @@ _PLAIN = frozenset({
 })  # fmt: skip
 
 
+# The model's code sees another class as `torch.Size`.
+_SEQUENCES = frozenset({tuple, list, torch.Size})
+
+
 def _keyed(value: Any) -> Any:
     kind = type(value)
     if isinstance(value, Tensor):
         return kind, value.size(), value.stride(), value.dtype
-    if kind in (tuple, list, torch.Size):
+    if kind in _SEQUENCES:
         return kind, tuple(map(_keyed, value))
     if kind is slice:
         return kind, _keyed(value.start), _keyed(value.stop), _keyed(value.step)
@@ -116,7 +120,9 @@ def leaf_key(module: nn.Module, names: tuple[str, ...], inputs: tuple[Any, ...])
 
 
 # Entries that every module has, and caches of what else is in the key.
-_NO_SETTINGS = frozenset({*vars(nn.Module()), "_flat_weights", "_flat_weight_refs", "_is_full_backward_hook"})
+_NO_SETTINGS = frozenset(
+    {*vars(nn.Module())} - {"training"} | {"_flat_weights", "_flat_weight_refs", "_is_full_backward_hook"}
+)
 
 
 def _parts_of(module: nn.Module) -> Any:
@@ -129,10 +135,11 @@ def _parts_of(module: nn.Module) -> Any:
     children = [_parts_of(child) for child in module._modules.values() if child is not None]
     if None in children:
         return None
+    # Not as an attribute: the recorder would take the reading of the mode for the model's.
     settings = {name: value for name, value in vars(module).items() if name not in _NO_SETTINGS}
     tensors = [*module._parameters.values(), *module._buffers.values()]
     kind = type(module)
-    return f"{kind.__module__}.{kind.__qualname__}", id(kind), module.training, settings, tensors, children
+    return f"{kind.__module__}.{kind.__qualname__}", id(kind), settings, tensors, children
 
 
 # --- functions that need a stand-in -----------------------------------------------------------------------------------

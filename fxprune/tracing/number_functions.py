@@ -17,7 +17,7 @@ import torch
 from fxprune.tracing.sizes import StandIn, TracedFloat, TracedInt, TracedNumber, TracedPieces, TracedSize
 from fxprune.tracing.sizes import call_with_numbers as _call
 
-__all__ = ["BUILTINS", "MATH_FUNCTIONS", "NUMPY_FUNCTIONS", "index", "is_refused_type"]
+__all__ = ["BUILTINS", "MATH_FUNCTIONS", "NUMPY_FUNCTIONS", "Size", "index", "is_refused_type"]
 
 
 class _Int(int, metaclass=StandIn):
@@ -27,6 +27,7 @@ class _Int(int, metaclass=StandIn):
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Any:
         """`int(*args, **kwargs)`, traced."""
+        args = _with_items(args)
         if len(args) == 1 and isinstance(args[0], TracedNumber):
             return args[0] if isinstance(args[0], TracedInt) else _call(int, args)
         return int(*args, **kwargs)
@@ -39,9 +40,30 @@ class _Float(float, metaclass=StandIn):
 
     def __new__(cls, *args: Any) -> Any:
         """`float(*args)`, traced."""
+        args = _with_items(args)
         if len(args) == 1 and isinstance(args[0], TracedNumber):
             return args[0] if isinstance(args[0], TracedFloat) else _call(float, args)
         return float(*args)
+
+
+def _with_items(args: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The numbers in tensors, which may be traced ones."""
+    return tuple(arg.item() if isinstance(arg, torch.Tensor) else arg for arg in args)
+
+
+class Size(metaclass=StandIn):
+    """Stands for the name `torch.Size`: of a tensor of sizes, it would be plain numbers."""
+
+    builtin = torch.Size
+
+    def __new__(cls, sizes: Any = ()) -> Any:
+        """`torch.Size(sizes)`, traced."""
+        sizes = tuple(sizes.tolist() if isinstance(sizes, torch.Tensor) else sizes)
+        sizes = _with_items(sizes)
+        return TracedSize(sizes) if any(isinstance(size, TracedNumber) for size in sizes) else _SIZE(sizes)
+
+
+_SIZE = torch.Size
 
 
 class _Range(metaclass=StandIn):

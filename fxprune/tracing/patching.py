@@ -24,7 +24,7 @@ from fxprune.running.eager import running_eagerly, source_of_scripted
 from fxprune.tracing.context_calls import READERS, context_patches
 from fxprune.tracing.facts import asking_for_grad_mode
 from fxprune.tracing.module_calls import ModuleCalls
-from fxprune.tracing.number_functions import BUILTINS, MATH_FUNCTIONS, NUMPY_FUNCTIONS, index
+from fxprune.tracing.number_functions import BUILTINS, MATH_FUNCTIONS, NUMPY_FUNCTIONS, Size, index
 from fxprune.tracing.recorder import Recorder
 
 __all__ = ["packages_of", "patched", "uncached"]
@@ -192,6 +192,7 @@ def patched(recorder: Recorder, modules: ModuleCalls, *, own_types: bool = False
         for name in _TENSOR_TYPES:
             replace(torch, name, _TensorType(getattr(torch, name), recorder))
         replace(operator, "index", index)
+        replace(torch, "Size", Size)
         replace(torch, "is_grad_enabled", asking_for_grad_mode(recorder.facts, switch))
         # It reads the values of a mask to choose a faster way to the same result.
         replace(

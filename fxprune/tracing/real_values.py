@@ -8,6 +8,7 @@ the trace can be repeated without them.
 from __future__ import annotations
 
 import hashlib
+import operator
 from collections.abc import Callable, Mapping
 from typing import Any, cast
 
@@ -17,6 +18,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from fxprune.errors import FxpruneError
 from fxprune.running import trees
+from fxprune.running.copies import META
 from fxprune.running.one_node import run_node, with_values
 from fxprune.tracing.graph_builder import GraphBuilder, Origin, reads_layout
 from fxprune.tracing.scopes import Switch
@@ -27,6 +29,8 @@ __all__ = ["DataDependentError", "RealValues"]
 
 # A model asks for numbers, not for its weights. Not tuned.
 _MOST_ENTRIES = 10_000
+# In `tensor.tolist()`: more are a table, which is made for the sizes of the trace.
+_MOST_NUMBERS = 64
 
 
 class DataDependentError(FxpruneError):
@@ -109,6 +113,8 @@ class RealValues:
                 f"`{func.__name__}` asks for the value of a tensor that depends on the model's input"
                 f" (node `{node.name}`, shape {tuple(tensor.shape)})"
             )
+        if origin == Origin.PARAMETERS and _reads_sizes(node):
+            return self._of_sizes(func, node, args)
         if origin == Origin.PARAMETERS:
             self._builder.remarks.append(f"`{func.__name__}` of `{node.name}` in {where} was taken as a constant.")
         with torch._C.DisableTorchFunction():
@@ -124,6 +130,45 @@ class RealValues:
         )
         item = self._builder.create_node("call_method", "item", (node,), {}, value, Origin.INPUTS)
         return self._sizes.number_of(item, value)
+
+    def _of_sizes(self, func: Any, node: fx.Node, args: tuple[Any, ...]) -> Any:
+        """What only the sizes of the input decide is computed by the graph, or guarded where Python needs to know."""
+        with torch._C.DisableTorchFunction():
+            value = self.of(node)
+            if func is Tensor.tolist and value.numel() <= _MOST_NUMBERS:
+                return self._numbers_in(node, value)
+            if value.numel() != 1 or func in (Tensor.tolist, Tensor.numpy, Tensor.__contains__) or value.is_complex():
+                self._guard_sizes(node)
+                return func(value, *args)
+            number = self._number_in(node, value)
+            return number if func is Tensor.item else func(value)
+
+    def _numbers_in(self, node: fx.Node, value: Tensor) -> Any:
+        """`tensor.tolist()`."""
+        if not value.dim():
+            return self._number_in(node, value)
+        parts = (
+            (self._builder.create_part(operator.getitem, node, i, part.to(META)), part) for i, part in enumerate(value)
+        )
+        return [self._numbers_in(part, entries) for part, entries in parts]
+
+    def _number_in(self, node: fx.Node, value: Tensor) -> Any:
+        """`tensor.item()`; a truth is a plain one, for which the graph has a guard."""
+        truth = value.dtype is torch.bool
+        if truth:
+            meta = node.meta["value"].int()
+            node = self._builder.create_node("call_method", "int", (node,), {}, meta, self._builder.origin[node])
+            value = value.int()
+        origin = self._builder.origin[node]
+        item = self._builder.create_node("call_method", "item", (node,), {}, value.item(), origin)
+        number = self._sizes.number_of(item, value.item())
+        return bool(number.as_traced()) if truth else number
+
+    def _guard_sizes(self, node: fx.Node) -> None:
+        """From here on the graph relies on the sizes that a node is computed from."""
+        for size in _size_nodes(node):
+            number = self._sizes.number_of(size, size.meta["value"])
+            number.as_traced()
 
     def _compute(self, node: fx.Node) -> Any:
         needed: set[fx.Node] = set()
@@ -158,6 +203,25 @@ class RealValues:
         if tensor.is_meta:
             raise FxpruneError(f"The value of `{name}` is needed, but the model is on the meta device.")
         return tensor
+
+
+def _size_nodes(node: fx.Node) -> list[fx.Node]:
+    """The nodes that read the size of a tensor, among those that a node is computed from."""
+    found: dict[fx.Node, None] = {}
+    seen: set[fx.Node] = set()
+    stack = [node]
+    while stack:
+        current = stack.pop()
+        if current not in seen:
+            seen.add(current)
+            if current.op == "call_method" and current.target in ("size", "numel"):
+                found[current] = None
+            stack.extend(() if reads_layout(current) else current.all_input_nodes)
+    return list(found)
+
+
+def _reads_sizes(node: fx.Node) -> bool:
+    return bool(_size_nodes(node))
 
 
 def _is_count(node: fx.Node) -> bool:

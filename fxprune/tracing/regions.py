@@ -30,6 +30,7 @@ class _Region:
         work: how many nodes there were that it could have changed.
         enabled: whether gradients are, for a region that is about them.
         before: whether they were before it.
+        told: what the model has been told of that, if it asked.
     """
 
     owner: Any
@@ -37,6 +38,7 @@ class _Region:
     work: int
     enabled: bool | None
     before: bool
+    told: bool | None = None
 
 
 class Regions:
@@ -85,17 +87,23 @@ class Regions:
                 self._leave_open(self._open.pop())
             self._end(self._open.pop())
 
-    def set_grad(self, enabled: bool) -> None:
-        """`torch.set_grad_enabled(enabled)`: what puts back the mode from before is the end of a region."""
+    def set_grad(self, enabled: bool, told: bool | None) -> None:
+        """`torch.set_grad_enabled(enabled)`: what puts back the mode from before is the end of a region.
+
+        Args:
+            enabled: the mode.
+            told: the mode that the model has been told, where that is not the one in force.
+        """
         before = torch.is_grad_enabled()
         torch._C._set_grad_enabled(enabled)
         if self.inlined:
             return
         last = self._open[-1] if self._open else None
-        if last is not None and last.owner is None and last.before == enabled:
+        if last is not None and last.owner is None and enabled == (last.before if last.told is None else last.told):
+            torch._C._set_grad_enabled(last.before)
             self._end(self._open.pop())
         elif enabled != before:
-            self._start(None, "grad", (enabled,), {}, enabled, before)
+            self._start(None, "grad", (enabled,), {}, enabled, before, told)
 
     def finish(self) -> None:
         """The run has ended; a mode of gradients that the code has set stays set."""
@@ -129,13 +137,14 @@ class Regions:
         return next((each.enabled for each in reversed(self._open) if each.enabled is not None), None)
 
     def _start(
-        self, owner: Any, kind: str, args: Any, kwargs: dict[str, Any], enabled: Any, before: bool = True
+        self, owner: Any, kind: str, args: Any, kwargs: dict[str, Any], enabled: Any, before: bool = True,
+        told: bool | None = None,
     ) -> None:  # fmt: skip
         with torch._C.DisableTorchFunction():
             lowered = self._lowering.lower_call(args, kwargs)
         made = self._create(region, (kind, *lowered.args), lowered.kwargs)
         entered = self._create(enter_region, (made,))
-        self._open.append(_Region(owner, [made, entered], self._work(enabled), enabled, before))
+        self._open.append(_Region(owner, [made, entered], self._work(enabled), enabled, before, told))
 
     def _end(self, ended: _Region) -> None:
         """The end of a region, which goes again where there is nothing in it that it could have changed."""

@@ -208,13 +208,17 @@ for _class in (TracedInt, TracedFloat):
         setattr(_class, f"__{_name}__", _method)
 
 
+# The model's code sees another class under this name.
+_SIZE = torch.Size
+
+
 class TracedSize(tuple[int, ...]):
     """What `x.shape` is while a model is traced: `torch.Size` has no subclasses, and its `numel()` is a plain int."""
 
     @property  # type: ignore[misc]
     def __class__(self) -> Any:
         """For `isinstance`."""
-        return torch.Size
+        return _SIZE
 
     def numel(self) -> int:
         """The product of the sizes, as a traced number."""

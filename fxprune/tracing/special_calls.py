@@ -106,7 +106,7 @@ def _detach(recorder: Recorder, func: Any, tensor: Tensor) -> Any:
 
 
 def _set_grad_enabled(recorder: Recorder, func: Any, enabled: bool) -> None:
-    recorder.regions.set_grad(enabled)
+    recorder.regions.set_grad(enabled, recorder.facts.told_grad_mode)
 
 
 def _answer(recorder: Recorder, func: Any, tensor: Tensor, *args: Any) -> Any:

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
+import pytest
 import torch
+from invariant import check_invariant, net
 from same_model import assert_same
 from torch import Tensor, nn
 
+from fxprune.errors import FxpruneError
 from fxprune.tracing.notes import trace_notes
 from fxprune.tracing.tracer import trace
 
@@ -16,10 +22,10 @@ class CausalByValue(nn.Module):
         return x * 2 if bool((mask == mask.tril()).all()) else x
 
 
-def test_control_flow_on_what_only_the_sizes_of_the_input_tell_is_taken_as_a_constant() -> None:
+def test_control_flow_on_what_only_the_sizes_of_the_input_tell_is_checked() -> None:
     traced = trace(CausalByValue(), torch.randn(2, 3))
-    assert_same(CausalByValue(), traced, torch.randn(2, 3))
-    assert any("was taken as a constant" in note for note in trace_notes(traced).remarks)
+    assert_same(CausalByValue(), traced, torch.randn(2, 5))
+    assert any("Loops and branches that follow sizes" in note for note in trace_notes(traced).remarks)
 
 
 class UpToTheLongest(nn.Module):
@@ -35,3 +41,60 @@ def test_a_length_that_the_input_gives_is_computed_by_the_graph() -> None:
         assert torch.equal(traced(x, lengths), UpToTheLongest()(x, lengths))
     (note,) = trace_notes(traced).remarks
     assert note.endswith("control flow that depends on it is that of the example input.")
+
+
+def _reshaped_by_a_tensor(sizes: Tensor, x: Tensor) -> Tensor:
+    return x.reshape(torch.Size(torch.cat([sizes[:1] * sizes[1:2], sizes[2:]])))
+
+
+def _reshaped_by_a_list(sizes: Tensor, x: Tensor) -> Tensor:
+    batch, length, width = sizes.tolist()
+    return x.reshape(batch * length, width)
+
+
+def _reshaped_by_integers(sizes: Tensor, x: Tensor) -> Tensor:
+    return x.reshape(int(sizes[0]) * int(sizes[1]), sizes[2].item())  # type: ignore[call-overload, no-any-return]
+
+
+def _reshaped_by_entries(sizes: Tensor, x: Tensor) -> Tensor:
+    batch, length, width = sizes
+    return x.reshape(batch * length, width)  # type: ignore[call-overload, no-any-return]
+
+
+def _expanded(sizes: Tensor, x: Tensor) -> Tensor:
+    return torch.ones(1, 1, 1).to(x).expand(torch.Size(sizes)) + x
+
+
+def _scaled(sizes: Tensor, x: Tensor) -> Tensor:
+    return x * (sizes.double()[1] / 2).item() * float(sizes[0])
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        _reshaped_by_a_tensor, _reshaped_by_a_list, _reshaped_by_integers, _reshaped_by_entries, _expanded, _scaled,
+    ],
+)  # fmt: skip
+def test_sizes_that_are_read_through_tensors_are_those_of_the_input(use: Callable[[Tensor, Tensor], Tensor]) -> None:
+    def forward(self: Any, x: Tensor) -> Tensor:
+        y = self.b(self.a(x).relu())
+        return use(torch.tensor(y.shape), y)
+
+    model = net(forward, a=nn.Linear(4, 8), b=nn.Linear(8, 4))
+    check_invariant(model, torch.randn(2, 5, 4), 8)
+    traced = trace(model, torch.randn(2, 5, 4, dtype=torch.float64))
+    for shape in ((3, 5, 4), (1, 7, 4)):
+        x = torch.randn(shape, dtype=torch.float64)
+        assert torch.equal(traced(x), model(x))
+
+
+@pytest.mark.parametrize(
+    "read", [lambda sizes: sizes[0] > 1, lambda sizes: sizes.tolist()[0] > 1, lambda s: s.numpy()[0]]
+)
+def test_control_flow_on_sizes_in_tensors_is_checked(read: Callable[[Tensor], Any]) -> None:
+    def forward(self: Any, x: Tensor) -> Tensor:
+        return self.a(x) if read(torch.tensor(x.shape)) > 0 else x
+
+    traced = trace(net(forward, a=nn.Linear(4, 4)), torch.randn(2, 5, 4))
+    with pytest.raises(FxpruneError, match="when the model was traced"):
+        traced(torch.randn(1, 5, 4))

@@ -289,3 +289,39 @@ def test_models_with_contexts_are_scored_compensated_and_given_gates(method: str
         assert pruned(x).dtype == torch.float32
     gated = fxprune.insert_gates(fxprune.analyze(trace(model, x)))
     assert sum(node.target is exit_region for node in gated.graph.nodes) == 3
+
+
+class Square(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return x * x
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        return grads[0] * 3 * ctx.saved_tensors[0]
+
+
+class CustomGradient(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            detached = self.scale * 2
+        return Square.apply(x * self.scale) * detached  # type: ignore[no-any-return]
+
+
+def test_custom_gradients_and_no_grad_regions_are_those_of_the_model() -> None:
+    model, x = CustomGradient(), torch.randn(2, 3)
+    traced = trace(model, x)
+    for candidate in (model, traced, copy.deepcopy(traced)):
+        candidate.zero_grad()
+        candidate(x).sum().backward()
+        gradient = candidate.scale.grad
+        assert isinstance(gradient, Tensor)
+        assert torch.equal(gradient, model.scale.grad)  # type: ignore[arg-type]
+    with torch.no_grad():
+        traced(x)
+        assert not torch.is_grad_enabled()
