@@ -8,7 +8,8 @@ forward puts the size of a tensor in the key's place. Elsewhere the key is left 
 from __future__ import annotations
 
 import dis
-from collections.abc import Iterator
+import functools
+from collections.abc import Hashable, Iterator
 from types import FunctionType
 from typing import Any, TypeAlias
 
@@ -32,7 +33,9 @@ def forget_keys(model: nn.Module, kept: set[Key]) -> dict[Key, Any]:
             continue
         candidates = {name for name, value in vars(module).items() if _may_be_key(value) and (path, name) not in kept}
         if candidates:
-            for name in sorted(candidates & _changed_by_forward(type(module))):
+            assigned, entered = _changed_by_forward(type(module))
+            entered = {name for name in entered if isinstance(vars(module).get(name), dict)}
+            for name in sorted(candidates & (assigned | entered)):
                 forgotten[path, name] = vars(module)[name] = _stale(vars(module)[name])
     return forgotten
 
@@ -85,9 +88,11 @@ def _leaves(value: Any) -> Iterator[Any]:
         yield value
 
 
-def _changed_by_forward(kind: type) -> set[str]:
-    """The attributes that `forward` of a class, or a method that it calls, may assign or change the entries of."""
-    changed: set[str] = set()
+@functools.lru_cache(maxsize=10_000)
+def _changed_by_forward(kind: Hashable) -> tuple[set[str], set[str]]:
+    """The attributes that `forward` of a class, or a method that it calls, assigns; and may change the entries of."""
+    assigned: set[str] = set()
+    entered: set[str] = set()
     seen: set[str] = set()
     stack = ["forward"]
     while stack:
@@ -98,7 +103,7 @@ def _changed_by_forward(kind: type) -> set[str]:
         seen.add(name)
         stack.extend(function.__code__.co_names)
         instructions = list(dis.get_instructions(function))
-        changed.update(each.argval for each in instructions if each.opname == "STORE_ATTR")
+        assigned.update(each.argval for each in instructions if each.opname == "STORE_ATTR")
         if any(each.opname == "STORE_SUBSCR" for each in instructions):
-            changed.update(function.__code__.co_names)
-    return changed
+            entered.update(function.__code__.co_names)
+    return assigned, entered
