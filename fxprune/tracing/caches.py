@@ -11,7 +11,7 @@ import dis
 import functools
 from collections.abc import Hashable, Iterator
 from types import FunctionType
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 import torch
 from torch import nn
@@ -33,7 +33,7 @@ def forget_keys(model: nn.Module, kept: set[Key]) -> dict[Key, Any]:
             continue
         candidates = {name for name, value in vars(module).items() if _may_be_key(value) and (path, name) not in kept}
         if candidates:
-            assigned, entered = _changed_by_forward(type(module))
+            assigned, entered = _changed_by_forward(cast(Hashable, type(module)))
             entered = {name for name in entered if isinstance(vars(module).get(name), dict)}
             for name in sorted(candidates & (assigned | entered)):
                 forgotten[path, name] = vars(module)[name] = _stale(vars(module)[name])
