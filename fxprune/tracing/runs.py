@@ -16,6 +16,7 @@ from fxprune.errors import FxpruneError
 from fxprune.running import trees
 from fxprune.running.copies import DeepcopyTensorsWith, copy_module, meta_copy, meta_like
 from fxprune.tracing.arguments import Arguments
+from fxprune.tracing.caches import Key, forget_keys, keys_to_keep
 from fxprune.tracing.facts import Facts
 from fxprune.tracing.graph_builder import GraphBuilder, Origin
 from fxprune.tracing.library_modules import is_library_module
@@ -73,6 +74,7 @@ class Runner:
         numbers: numbers of modules that the run starts with, where they are not the model's.
         other_answer: what is answered otherwise than it is, as in `Facts`.
         dtype: of the floating-point tensors, where it is not that of the model.
+        kept_keys: attributes that look like keys of caches, and are none.
     """
 
     model: nn.Module
@@ -85,6 +87,7 @@ class Runner:
     numbers: Numbers = field(default_factory=dict)
     other_answer: str | None = None
     dtype: torch.dtype | None = None
+    kept_keys: set[Key] = field(default_factory=set)
 
     def record(self, leaves: Leaves, kept: set[str], *, training: bool = False) -> Recording:
         """Run the model.
@@ -98,12 +101,12 @@ class Runner:
             FxpruneError: the model cannot be traced.
         """
         try:
-            return self._record(leaves, kept, training)
+            return self._record_without_keys(leaves, kept, training)
         except FxpruneError as error:
             if self.own_types or not is_refused_type(error.__cause__):
                 raise
             self.own_types = True
-            return self._record(leaves, kept, training)
+            return self._record_without_keys(leaves, kept, training)
 
     def record_training(self, leaves: Leaves, kept: set[str]) -> Recording:
         """Run the model in training; on two samples where one is too few.
@@ -129,8 +132,26 @@ class Runner:
             return nn.Parameter(tensor.detach().clone(), tensor.requires_grad)
         return tensor.detach().clone().requires_grad_(tensor.requires_grad and tensor.is_leaf)
 
-    def _record(self, leaves: Leaves, kept: set[str], training: bool) -> Recording:
-        twin, real = self._twin(training)
+    def _record_without_keys(self, leaves: Leaves, kept: set[str], training: bool) -> Recording:
+        """Record a run that finds no keys of caches, but for those that it needs."""
+        while True:
+            twin, real = self._twin(training)
+            forgotten = forget_keys(twin, self.kept_keys)
+            try:
+                recording = self._record(twin, real, leaves, kept, training)
+            except FxpruneError:
+                if not forgotten:
+                    raise
+                self.kept_keys.update(forgotten)
+                continue
+            needed = keys_to_keep(twin, forgotten)
+            if not needed:
+                return recording
+            self.kept_keys.update(needed)
+
+    def _record(
+        self, twin: nn.Module, real: dict[int, Tensor], leaves: Leaves, kept: set[str], training: bool
+    ) -> Recording:
         types = tuple(leaf for leaf in leaves if isinstance(leaf, type))
 
         def is_leaf(module: nn.Module, path: str) -> bool:

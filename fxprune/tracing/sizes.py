@@ -17,7 +17,7 @@ import torch
 from torch import fx
 
 __all__ = [
-    "NumberNodes", "StandIn", "TracedFloat", "TracedInt", "TracedNumber", "TracedPieces", "TracedSize",
+    "NumberNodes", "StaleSize", "StandIn", "TracedFloat", "TracedInt", "TracedNumber", "TracedPieces", "TracedSize",
     "call_with_numbers", "plain", "read_size", "traced_number", "untraced_type",
 ]  # fmt: skip
 
@@ -89,6 +89,43 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) or (isinstance(value, np.generic) and isinstance(value.item(), (int, float)))
 
 
+class StaleSize(int):
+    """A size that no tensor has, in place of the one that a model remembers; it notes what it is used for.
+
+    Attributes:
+        compared: whether it was compared with the size of a tensor.
+        computed_with: whether something was computed from it.
+    """
+
+    compared: bool
+    computed_with: bool
+
+    def __new__(cls) -> StaleSize:
+        """A new one."""
+        # As a size, torch refuses it.
+        made = super().__new__(cls, -(2**40))
+        made.compared = made.computed_with = False
+        return made
+
+    __hash__ = int.__hash__
+
+
+def _noting(name: str, mark: str) -> Callable[..., Any]:
+    method = getattr(int, name)
+
+    def noting(self: Any, *others: Any) -> Any:
+        setattr(self, mark, True)
+        return method(self, *others)
+
+    return noting
+
+
+for _name in ("eq", "ne", "lt", "le", "gt", "ge"):
+    setattr(StaleSize, f"__{_name}__", _noting(f"__{_name}__", "compared"))
+for _name in ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "neg", "radd", "rsub", "rmul", "rfloordiv"):
+    setattr(StaleSize, f"__{_name}__", _noting(f"__{_name}__", "computed_with"))
+
+
 class TracedInt(TracedNumber, int):
     """An int that depends on the size of a tensor."""
 
@@ -149,6 +186,9 @@ def traced_number(nodes: NumberNodes, function: Callable[..., Any], operands: tu
 def call_with_numbers(function: Callable[..., Any], operands: tuple[Any, ...]) -> Any:
     """`function(*operands)`, as a traced number where an operand is one."""
     value = function(*(_plain_nested(operand) for operand in operands))
+    for stale in operands:
+        if isinstance(stale, StaleSize):
+            stale.computed_with = True
     for operand in operands:
         for number in operand if isinstance(operand, (tuple, list)) else (operand,):
             if isinstance(number, TracedNumber) and number.nodes.active:
@@ -179,6 +219,9 @@ def _comparison(function: Callable[..., Any]) -> Callable[[Any, Any], Any]:
         if not isinstance(other, (int, float)):
             return NotImplemented
         outcome = function(plain(self), plain(other))
+        if isinstance(other, StaleSize):
+            # No size of a tensor changes this.
+            return outcome
         self.nodes.guard(function, (self, other), outcome)
         return outcome
 

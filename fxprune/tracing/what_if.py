@@ -95,4 +95,5 @@ def _first_after(graph: fx.Graph, node: fx.Node | None) -> fx.Node:
     """The first node after another, or of all, that is no placeholder."""
     nodes: list[fx.Node] = list(graph.nodes)
     later = nodes[0 if node is None else nodes.index(node) + 1 :]
-    return next(each for each in later if each.op != "placeholder")
+    found: fx.Node = next(each for each in later if each.op != "placeholder")
+    return found
