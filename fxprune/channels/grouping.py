@@ -24,7 +24,7 @@ def collect(
     labels_of: Mapping[str, LabelTree],
     costs: Mapping[str, Sequence[Term]],
     contractions: Mapping[str, tuple[tuple[str, int], ...]],
-    remarks: tuple[str, ...],
+    remarks: tuple[str, ...] = (),
 ) -> ChannelGraph:
     """Turn ids into channel numbers, and gather the channels on the same dimensions.
 

@@ -43,7 +43,7 @@ def test_sequences_packed_by_given_lengths_are_pruned_and_come_back(tmp_path: Pa
     model.float()
     pruned = fxprune.prune(model, 0.5, example_inputs=inputs, compensate=False)
     fxprune.save(pruned, tmp_path / "model.safetensors")
-    loaded = fxprune.load(tmp_path / "model.safetensors", model)
+    loaded = fxprune.load(tmp_path / "model.safetensors", original=model)
     others = torch.randn(2, 4, 9), torch.tensor([8, 3])
     assert torch.equal(loaded(*others), pruned(*others))
     assert fxprune.verify(model, pruned, others) < 1e-9
