@@ -21,6 +21,7 @@ from fxprune.ops import Trait, traits
 from fxprune.rules import UnsupportedCall, find_rule
 from fxprune.rules.indexing import getitem
 from fxprune.rules.op import Op, map_values
+from fxprune.rules.other_sizes import OtherSizes
 from fxprune.rules.probe import probe
 from fxprune.rules.registry import Rule
 from fxprune.rules.size import attribute, size
@@ -29,6 +30,7 @@ from fxprune.running import trees
 from fxprune.running.one_node import run_node, with_values
 from fxprune.tracing.aliasing import used_nodes
 from fxprune.tracing.notes import trace_notes
+from fxprune.tracing.spelling import first_few
 
 __all__ = ["analyze"]
 
@@ -51,21 +53,23 @@ def analyze(traced: fx.GraphModule) -> ChannelGraph:
     """
     # Ops without a rule are run, and some of them draw random numbers.
     with torch.random.fork_rng(devices=[]):
-        graph, stuck = _analyze(traced, Splits())
+        sizes = OtherSizes(traced.graph, dict(traced.named_modules()))
+        graph, stuck = _analyze(traced, Splits(), sizes)
         if stuck:
             # Where the width of attention heads cannot be pruned, whole heads may be.
-            other, _ = _analyze(traced, Splits(avoided=stuck))
+            other, _ = _analyze(traced, Splits(avoided=stuck), sizes)
             if _prunable_indices(other) > _prunable_indices(graph):
                 return other
     return graph
 
 
-def _analyze(traced: fx.GraphModule, splits: Splits) -> tuple[ChannelGraph, frozenset[Split]]:
+def _analyze(traced: fx.GraphModule, splits: Splits, sizes: OtherSizes) -> tuple[ChannelGraph, frozenset[Split]]:
     """The channels, and the splits that gained nothing: all channels of the chosen factor are frozen."""
     modules = dict(traced.named_modules())
-    state = State.of(traced, modules, splits)
+    state = State.of(traced, modules, splits, sizes)
     used = used_nodes(traced.graph, modules)
     costs: dict[str, list[Term]] = {}
+    uncounted: list[str] = []
     for node in traced.graph.nodes:
         if "value" not in node.meta:
             raise FxpruneError(f"node {node.name} has no value: pass what fxprune.trace returned, not another graph")
@@ -77,6 +81,8 @@ def _analyze(traced: fx.GraphModule, splits: Splits) -> tuple[ChannelGraph, froz
         # fvcore does not count what the output does not depend on.
         if cost and node in used:
             costs[node.name] = cost
+        elif node in used and not cost and _computes_products(op):
+            uncounted.append(f"{op.name} (`{node.name}`)")
     resolved = state.ids.resolve()
     graph = collect(
         traced,
@@ -85,9 +91,25 @@ def _analyze(traced: fx.GraphModule, splits: Splits) -> tuple[ChannelGraph, froz
         state.labels,
         costs,
         state.contractions,
-        trace_notes(traced).remarks,
+        (*trace_notes(traced).remarks, *_not_counted(uncounted)),
+        state.held,
     )
     return graph, _fully_frozen_splits(state, resolved)
+
+
+def _computes_products(op: Op) -> bool:
+    """Whether a node without FLOPs has something to multiply: by its name, or since it gets matrices of weights."""
+    if op.module is not None:
+        looks_up = isinstance(op.module, (nn.Embedding, nn.EmbeddingBag))
+        return not looks_up and any(parameter.ndim > 1 for parameter in op.module.parameters())
+    foreign = isinstance(op.node.target, (torch._ops.OpOverload, torch._ops.OpOverloadPacket))
+    given = op.node.all_input_nodes if foreign and not str(op.node.target).startswith(("aten.", "prims.")) else ()
+    weights = [n for n in given if n.op == "get_attr" and str(n.target) in op.state.parameters]
+    return Trait.UNCOUNTED in traits(op.node) or any(n.meta["value"].ndim > 1 for n in weights)
+
+
+def _not_counted(what: list[str]) -> list[str]:
+    return [f"not counted as FLOPs: {first_few(what, 4)}"] if what else []
 
 
 def _reads_input(node: fx.Node, state: State) -> bool:

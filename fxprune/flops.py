@@ -4,20 +4,27 @@ The convention is fvcore's, in eval mode, and one multiply-add is 1. Convolution
 count their multiply-adds: a product ``a @ b`` counts ``prod(a.shape) * b.shape[-1]``. Norms count operations per
 element: batch norm 2, layer, group and instance norm 5, each 1 less without affine parameters. Nearest upsampling
 counts 1 and bilinear upsampling 4 per output element, adaptive average pooling 1 per input element. Everything else is
-free: activations, additions, softmax, other pooling and upsampling, RMS norm, recurrent layers.
+free: activations, additions, softmax, other pooling and upsampling, RMS norm, lookups in tables.
 
 fxprune departs from fvcore where fvcore has no number, or none that a formula could give:
 
 - *Scaled dot-product attention* counts as the two matrix products that it computes. fvcore gives it 0.
 - *Products whose second operand is a vector*, and norms of more than five dimensions, follow the same formulas. fvcore
   stops with an error.
+- *Recurrent layers* count the products of each step with all their matrices, as fvcore counts cells: for a packed
+  sequence the steps that there are. fvcore gives layers 0.
+- *Mixtures of experts* that multiply by `grouped_mm` count the product of each token with the matrix of one expert.
+- *mv, dot, vdot, addmv, addbmm, tensordot and bilinear* count as the products that they are. fvcore gives them 0.
 - *baddbmm, the string-padded and the deformable convolution* count as the product and the convolutions that they are.
 - *einsum* of two operands counts the product of the sizes of all its distinct letters. Longer ones are contracted from
   left to right, as torch does. fvcore halves numpy's estimate, which rounds, and which differs for sums within an
   operand.
 - A fused ``nn.MultiheadAttention`` counts as the unfused one.
 
-The rules use the same formulas of products (`matmul_factors` and the two after it), so that the polynomial of a model
+What neither counts although it computes products, such as Fourier transforms, matrix inverses or foreign operators with
+weights, is named in the remarks of the channel graph and in the report ("not counted").
+
+The rules use the same formulas of products (`matmul_factors` and those after it), so that the polynomial of a model
 agrees with the count of the pruned model. The tests compare both with numbers that were worked out by hand.
 """
 
@@ -46,7 +53,17 @@ with warnings.catch_warnings():
     warnings.filterwarnings("ignore", ".*torch.jit", category=DeprecationWarning)
     from fvcore.nn import FlopCountAnalysis
 
-__all__ = ["attention_factors", "count_flops", "einsum_factors", "einsum_letters", "matmul_factors"]
+__all__ = [
+    "attention_factors",
+    "bilinear_factors",
+    "count_flops",
+    "einsum_factors",
+    "einsum_letters",
+    "grouped_factors",
+    "matmul_factors",
+    "recurrent_factors",
+    "tensordot_factors",
+]
 
 Inputs: TypeAlias = Tensor | Sequence[Any] | Mapping[str, Any]
 # Each product is of dimensions: their sizes, or the ids of those with channels.
@@ -92,6 +109,31 @@ def matmul_factors(left: Sequence[Dim], right: Sequence[Dim]) -> Products:
 def attention_factors(query: Sequence[Dim], key: Sequence[Dim], value: Sequence[Dim]) -> Products:
     """The products that scaled dot-product attention costs; the operands have dimensions (..., tokens, width)."""
     return [(*query, key[-2]), (*query[:-1], key[-2], value[-1])]
+
+
+def grouped_factors(left: Sequence[Dim], right: Sequence[Dim]) -> Products:
+    """The products that `grouped_mm` costs: rows of `left` meet one matrix of `right` each.
+
+    Where both are matrices, so do groups of their inner dimension, and where both have three dimensions, it is `bmm`.
+    """
+    batch = left[:1] if len(left) == len(right) == 3 else ()
+    return [(*batch, *left[-2:], right[-1])]
+
+
+def recurrent_factors(positions: Sequence[Dim], weights: Sequence[Sequence[Dim]]) -> Products:
+    """The products that a recurrent layer costs: each step of each sample meets all matrices."""
+    return [(*positions, *weight) for weight in weights]
+
+
+def bilinear_factors(left: Sequence[Dim], weight: Sequence[Dim]) -> Products:
+    """The products that a bilinear layer costs."""
+    return [(*left[:-1], *weight)]
+
+
+def tensordot_factors(left: Sequence[Dim], right: Sequence[Dim], summed: Sequence[int]) -> Products:
+    """The products that a tensordot costs; `summed` are the dimensions of `right` that are summed over."""
+    gone = {d % len(right) for d in summed}
+    return [(*left, *(dim for d, dim in enumerate(right) if d not in gone))]
 
 
 def einsum_factors(equation: str, operands: Sequence[Sequence[Dim]]) -> Products:
@@ -271,6 +313,26 @@ def _einsum_handle(inputs: list[Any], outputs: list[Any]) -> int:
     return _sum(einsum_factors(inputs[0].toIValue(), shapes))
 
 
+def _grouped_handle(inputs: list[Any], outputs: list[Any]) -> int:
+    return _sum(grouped_factors(_shape(inputs[0]), _shape(inputs[1])))
+
+
+def _recurrent_handle(inputs: list[Any], outputs: list[Any]) -> int:
+    # The weights are the last of the lists; before them may be the states, and the sizes of packed batches.
+    lists = [value for value in inputs if value.node().kind() == "prim::ListConstruct"]
+    weights = [shape for shape in map(_shape, lists[-1].node().inputs()) if len(shape) == 2]
+    return _sum(recurrent_factors(_shape(inputs[0])[:-1], weights))
+
+
+def _bilinear_handle(inputs: list[Any], outputs: list[Any]) -> int:
+    return _sum(bilinear_factors(_shape(inputs[0]), _shape(inputs[2])))
+
+
+def _tensordot_handle(inputs: list[Any], outputs: list[Any]) -> int:
+    summed = [dim.toIValue() for dim in inputs[3].node().inputs()]
+    return _sum(tensordot_factors(_shape(inputs[0]), _shape(inputs[1]), summed))
+
+
 def _norm_handle(weight: int) -> Handle:
     def count(inputs: list[Any], outputs: list[Any]) -> int:
         return math.prod(_shape(inputs[0])) * (5 if inputs[weight].isCompleteTensor() else 4)
@@ -294,7 +356,12 @@ def _convolution_handle(inputs: list[Any], outputs: list[Any]) -> int:
 _HANDLES: dict[str, Handle] = {
     "aten::scaled_dot_product_attention": _attention_handle,
     "aten::matmul": _matmul_handle(0),
-    "aten::baddbmm": _matmul_handle(1),
+    **dict.fromkeys(("aten::mv", "aten::dot", "aten::vdot"), _matmul_handle(0)),
+    **dict.fromkeys(("aten::addmv", "aten::addbmm", "aten::baddbmm"), _matmul_handle(1)),
+    **dict.fromkeys(("aten::_grouped_mm", "transformers::grouped_mm_fallback"), _grouped_handle),
+    **dict.fromkeys(("aten::lstm", "aten::gru", "aten::rnn_tanh", "aten::rnn_relu"), _recurrent_handle),
+    "aten::bilinear": _bilinear_handle,
+    "aten::tensordot": _tensordot_handle,
     "aten::einsum": _einsum_handle,
     "aten::batch_norm": _batch_norm_handle,
     "aten::group_norm": _norm_handle(2),

@@ -37,6 +37,8 @@ class Trait(Flag):
     SUBTRACTION = auto()
     #: Sums over channels against a weight or another tensor: a convolution, a product of matrices.
     CONTRACTION = auto()
+    #: Computes products that are not counted as FLOPs, since their number is no formula of the sizes, or not known.
+    UNCOUNTED = auto()
     #: A convolution.
     CONVOLUTION = auto()
     #: A transposed convolution: the first dimension of its weight is that of the inputs.
@@ -49,7 +51,7 @@ class Trait(Flag):
     EMBEDDING = auto()
     #: Normalises over channels, or over channels and positions, in evaluation too.
     CHANNEL_NORM = auto()
-    #: Draws random numbers, at least in training.
+    #: A module that draws random numbers in training. The node of a function that does so has `meta["random"]`.
     RANDOM = auto()
     #: Sets entries to zero at random, in training.
     DROPOUT = auto()
@@ -93,17 +95,20 @@ _NAMES: dict[Trait, str] = {
         linear bilinear conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d matmul mm bmm mv addmm
         baddbmm einsum scaled_dot_product_attention multi_head_attention_forward
     """,
+    Trait.UNCOUNTED: """
+        fft_fft fft_ifft fft_rfft fft_irfft fft_hfft fft_ihfft fft_fft2 fft_ifft2 fft_rfft2 fft_irfft2 fft_fftn
+        fft_ifftn fft_rfftn fft_irfftn stft istft linalg_multi_dot multi_dot chain_matmul cdist inner outer ger addr
+        kron
+        linalg_vecdot vecdot conv_tbc matrix_exp linalg_matrix_exp matrix_power linalg_matrix_power inverse linalg_inv
+        linalg_pinv pinverse linalg_solve linalg_lstsq linalg_svd svd linalg_eig linalg_eigh linalg_qr qr
+        linalg_cholesky cholesky flex_attention
+    """,
     Trait.CONVOLUTION: "conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d",
     Trait.TRANSPOSED: "conv_transpose1d conv_transpose2d conv_transpose3d",
     Trait.LINEAR: "linear",
     Trait.MATRIX_PRODUCT: "matmul mm bmm addmm baddbmm",
     Trait.EMBEDDING: "embedding",
     Trait.CHANNEL_NORM: "layer_norm group_norm",
-    Trait.RANDOM: """
-        rand randn randint randperm rand_like randn_like randint_like bernoulli multinomial normal uniform exponential
-        random dropout dropout1d dropout2d dropout3d alpha_dropout feature_alpha_dropout feature_dropout gumbel_softmax
-        poisson rrelu scaled_dot_product_attention
-    """,
     Trait.DROPOUT: "dropout dropout1d dropout2d dropout3d alpha_dropout feature_alpha_dropout feature_dropout",
     Trait.LAYOUT: "dim ndimension element_size is_floating_point is_complex is_contiguous get_device type",
     Trait.READS_FIRST: "type_as to view_as reshape_as expand_as",

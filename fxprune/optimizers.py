@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from fxprune.errors import FxpruneError, called_as
 from fxprune.planning.plan import Plan
-from fxprune.rewriting import check_order, pruning_notes
+from fxprune.rewriting import check_order, earlier_stage, plan_from, pruning_notes
 from fxprune.running.copies import named_tensors
 
 __all__ = ["prune_optimizer"]
@@ -32,7 +32,7 @@ def prune_optimizer(original: nn.Module, pruned: nn.Module, optimizer: Optimizer
     the old optimizer: make a new one, with ``last_epoch``.
 
     Args:
-        original: the model before pruning.
+        original: the model before pruning; of a model that was pruned several times, before any of them.
         pruned: what `fxprune.prune` or `fxprune.rewrite` made of it.
         optimizer: trains parameters of `original`; not changed.
 
@@ -46,12 +46,13 @@ def prune_optimizer(original: nn.Module, pruned: nn.Module, optimizer: Optimizer
     check_order(_CALL, original, pruned)
     if not isinstance(optimizer, torch.optim.Optimizer):
         raise FxpruneError(f"optimizer (a {type(optimizer).__name__}) is not a torch.optim.Optimizer: call {_CALL}")
-    notes = pruning_notes(pruned)
-    misfit = notes.original.misfit(named_tensors(original))
+    architecture = pruning_notes(pruned).original
+    misfit = "" if earlier_stage(original, pruned) else architecture.misfit(named_tensors(original))
     if misfit:
         raise FxpruneError(
             f"the {type(original).__name__} given as original is not what was pruned, but another model: {misfit}"
         )
+    plan = plan_from(original, pruned)
     names = {id(parameter): name for name, parameter in reversed(list(_parameters(original).items()))}
     small = _parameters(pruned)
     partners: dict[Tensor, nn.Parameter] = {}
@@ -63,14 +64,14 @@ def prune_optimizer(original: nn.Module, pruned: nn.Module, optimizer: Optimizer
                     f"parameter {position} of group {number} of the optimizer (shape {list(parameter.shape)}) is not "
                     f"one of the {type(original).__name__} given as original: give the model that the optimizer trains"
                 )
-            partners[parameter] = _partner(name, parameter, small, notes.plan)
+            partners[parameter] = _partner(name, parameter, small, plan)
     result = _like(optimizer, partners)
     for parameter, entries in optimizer.state.items():
         if parameter not in partners:
             raise FxpruneError(f"{type(optimizer).__name__} keeps state for {parameter!r:.60}, which is no parameter")
         name, partner = names[id(parameter)], partners[parameter]
         result.state[partner] = {
-            key: _cut(key, value, name, parameter, notes.plan, partner) for key, value in entries.items()
+            key: _cut(key, value, name, parameter, plan, partner) for key, value in entries.items()
         }
     return result
 

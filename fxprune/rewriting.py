@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import copy
 import operator
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -16,24 +17,27 @@ from torch import fx, nn
 from fxprune.analysis import analyze
 from fxprune.channels import ChannelGraph, Ids, Labels, Size
 from fxprune.errors import FxpruneError
-from fxprune.planning.plan import Plan
+from fxprune.planning.plan import Plan, composed, plan_since
 from fxprune.rules import find_rule
 from fxprune.rules.known_index import computes_indices
 from fxprune.rules.rewrite import Rewrite
 from fxprune.running.copies import copy_module, named_tensors
 from fxprune.tracing.checks import check_as_traced
 from fxprune.tracing.fingerprint import Fingerprint, fingerprint
-from fxprune.tracing.notes import example_of, trace_notes
+from fxprune.tracing.notes import example_of, notes_in, set_trace_notes, trace_notes
 from fxprune.tracing.tracer import trace
 
 __all__ = [
     "PruningNotes",
     "alive_channels",
     "check_order",
+    "earlier_stage",
     "original_graph",
+    "plan_from",
     "plan_of",
     "pruning_notes",
     "rewrite",
+    "rewrite_in_stages",
     "set_pruning_notes",
 ]
 
@@ -47,6 +51,8 @@ def rewrite(graph: ChannelGraph, plan: Plan) -> fx.GraphModule:
 
     Returns:
         A GraphModule with the original's `state_dict` keys and mode; its weights are slices, in memory of their own.
+        If the graph is of a model that was pruned before, `plan_of` the result is the composed plan: for the model
+        before the first pruning.
 
     Raises:
         FxpruneError: the plan is not for this model, or keeps a channel in one place and removes it in another.
@@ -56,7 +62,7 @@ def rewrite(graph: ChannelGraph, plan: Plan) -> fx.GraphModule:
     _rewrite_nodes(pruned, graph, alive)
     pruned.graph.lint()
     pruned.recompile()
-    set_pruning_notes(pruned, PruningNotes(plan, fingerprint(graph.module)))
+    _take_notes(graph.module, pruned, plan)
     return pruned
 
 
@@ -70,14 +76,16 @@ class PruningNotes:
     """What a pruned model knows of its pruning.
 
     Attributes:
-        plan: what was kept.
-        original: the architecture that was pruned.
+        plan: what was kept of the original.
+        original: the architecture that was pruned; of a model that was pruned several times, before the first time.
         compensated: the corrections that `fxprune.compensate` made to the weights.
+        stages: of a model that was pruned several times, the plans before the last, each for the original.
     """
 
     plan: Plan
     original: Fingerprint
     compensated: tuple[str, ...] = ()
+    stages: tuple[Plan, ...] = ()
 
 
 def pruning_notes(pruned: nn.Module) -> PruningNotes:
@@ -99,6 +107,34 @@ def _notes_in(model: object) -> PruningNotes | None:
     return notes if isinstance(notes, PruningNotes) else None
 
 
+def _earlier_notes(model: nn.Module) -> PruningNotes | None:
+    """The notes of a pruned model or of a trace of one; None for any other model."""
+    own = _notes_in(model)
+    earlier = trace_notes(model).traced_from.get(_KEY)
+    return own or (earlier if isinstance(earlier, PruningNotes) else None)
+
+
+def _take_notes(traced: fx.GraphModule, pruned: fx.GraphModule, plan: Plan) -> None:
+    """Give a pruned model its notes: those of the model before the first pruning, where that is known."""
+    architecture, trace, first = fingerprint(traced), trace_notes(traced), _earlier_notes(traced)
+    if first is not None and _is_made_by(first, architecture):
+        set_trace_notes(pruned, trace.after(notes_in(trace.traced_from)))
+        set_pruning_notes(pruned, replace(first, plan=composed(first.plan, plan), stages=(*first.stages, first.plan)))
+    else:
+        set_trace_notes(pruned, replace(trace, traced_from={}))
+        set_pruning_notes(pruned, PruningNotes(plan, architecture))
+
+
+def _is_made_by(notes: PruningNotes, architecture: Fingerprint) -> bool:
+    """Whether an architecture is what the plan makes of the original, and was not changed in other ways since."""
+    for name, (shape, _) in notes.original.tensors.items():
+        kept = notes.plan.kept.get(name, {})
+        expected = tuple(n if n == 1 else len(kept.get(d, range(n))) for d, n in enumerate(shape))
+        if name not in architecture.tensors or architecture.tensors[name][0] != expected:
+            return False
+    return True
+
+
 def set_pruning_notes(pruned: fx.GraphModule, notes: PruningNotes) -> None:
     """Give a pruned model its notes."""
     pruned.meta[_KEY] = notes
@@ -111,6 +147,63 @@ def plan_of(pruned: nn.Module) -> Plan:
         FxpruneError: the model was not made by `fxprune.prune` or `fxprune.rewrite`.
     """
     return pruning_notes(pruned).plan
+
+
+def earlier_stage(original: nn.Module, pruned: nn.Module) -> PruningNotes | None:
+    """The notes of a model given as original, if that was pruned from the same one; None if it is no pruned model."""
+    notes = _earlier_notes(original)
+    return notes if notes is not None and notes.original == pruning_notes(pruned).original else None
+
+
+def plan_from(original: nn.Module, pruned: nn.Module) -> Plan:
+    """The plan by which a pruned model was made from this one.
+
+    Args:
+        original: the model before pruning; of a model that was pruned several times, before any of them.
+        pruned: what was made of it.
+
+    Raises:
+        FxpruneError: it was made from another model.
+    """
+    notes, earlier = pruning_notes(pruned), earlier_stage(original, pruned)
+    if earlier is not None:
+        try:
+            return plan_since(earlier.plan, notes.plan)
+        except ValueError:
+            raise FxpruneError(
+                f"the {type(original).__name__} given as original was pruned itself, and this model was not made from "
+                "it: it keeps what is missing there. Give the model that was pruned"
+            ) from None
+    for name, parameter in original.named_parameters(remove_duplicate=False):
+        shape = notes.original.tensors.get(name, (tuple(parameter.shape), ""))[0]
+        if name in notes.plan.kept and tuple(parameter.shape) != shape:
+            raise FxpruneError(
+                f"{name} has shape {tuple(parameter.shape)}, and had {shape} when the plan was made: this is not the "
+                "model that was pruned"
+            )
+    return notes.plan
+
+
+def rewrite_in_stages(
+    graph: ChannelGraph, notes: PruningNotes, trace_again: Callable[[fx.GraphModule], fx.GraphModule]
+) -> fx.GraphModule:
+    """Prune a model as often as one with these notes was pruned.
+
+    A model that was pruned may tie fewer channels to each other than its original, so that the composed plan need not
+    be one that `rewrite` can follow.
+
+    Args:
+        graph: of the original, or of an earlier stage of the model with the notes.
+        notes: of the pruned model.
+        trace_again: traces what comes out of a stage.
+    """
+    earlier, plans = _earlier_notes(graph.module), [*notes.stages, notes.plan]
+    if earlier is not None and earlier.original == notes.original:
+        plans = [plan_since(earlier.plan, plan) for plan in plans[len(earlier.stages) + 1 :] or plans[-1:]]
+    pruned = rewrite(graph, plans[0])
+    for before, after in pairwise(plans):
+        pruned = rewrite(analyze(trace_again(pruned)), plan_since(before, after))
+    return pruned
 
 
 def check_order(call: str, original: object, pruned: object) -> None:
@@ -216,6 +309,7 @@ def _rewrite_nodes(pruned: fx.GraphModule, graph: ChannelGraph, alive: npt.NDArr
         found = find_rule(node, module, overridden=True)
         if found is None or found.rewrite_of is None or not _touches(node, labels_of, alive):
             continue
+        _hold_sizes(node, graph.held.get(node.name, ()))
         call = found.rewrite_of(Rewrite(node, alive, module, original, labels_of), *node.args, **node.kwargs)
         if call is not None:
             node.args, node.kwargs = call.args, call.kwargs
@@ -223,6 +317,18 @@ def _rewrite_nodes(pruned: fx.GraphModule, graph: ChannelGraph, alive: npt.NDArr
                 node.op = "call_method" if isinstance(call.target, str) else "call_function"
                 node.target = call.target
     _tidy(pruned.graph)
+
+
+def _hold_sizes(node: fx.Node, held: Sequence[tuple[str, int]]) -> None:
+    """Check in front of a node that sizes are those of the example."""
+    given = {source.name: source for source in node.all_input_nodes}
+    for name, d in held:
+        traced = given[name].meta["value"].shape[d]
+        with node.graph.inserting_before(node):
+            size = node.graph.call_method("size", (given[name], d))
+            what, where = f"{name}.size({d})", f"the reshape `{node.name}`"
+            check = node.graph.call_function(check_as_traced, (size, traced, what, where))
+        size.meta["value"], check.meta["value"] = traced, None
 
 
 def _touches(node: fx.Node, labels_of: dict[str, Any], alive: npt.NDArray[np.bool_]) -> bool:

@@ -12,13 +12,14 @@ from torch import Tensor, fx, nn
 
 from fxprune.errors import FxpruneError, called_as
 from fxprune.planning.plan import Plan
-from fxprune.rewriting import check_order, original_graph, plan_of, pruning_notes, rewrite
+from fxprune.rewriting import check_order, original_graph, plan_from, pruning_notes, rewrite_in_stages
 from fxprune.running.copies import copy_module, named_tensors
 from fxprune.running.double import outputs_in_double
 from fxprune.tracing.aliasing import written_attributes
 from fxprune.tracing.constants import tensor_at
 from fxprune.tracing.notes import call_of, trace_notes
 from fxprune.tracing.patching import packages_of, uncached
+from fxprune.tracing.tracer import trace
 
 __all__ = ["TOLERANCE", "largest_error", "mask", "relative_error", "verify", "verify_structure"]
 
@@ -36,13 +37,14 @@ def verify(original: nn.Module, pruned: nn.Module, example_inputs: Any = None) -
     structure: it compares with slices in place of the weights, which must be finite.
 
     Args:
-        original: the model before pruning; not changed.
+        original: the model before pruning; not changed. Of a model that was pruned several times, the model before any
+            of them.
         pruned: what `fxprune.prune` or `fxprune.rewrite` made of it; not changed.
         example_inputs: a tensor, a tuple of arguments or a dict of keyword arguments; default: those of the pruning.
 
     Returns:
         The largest difference of any output entry, divided by the largest entry of that output; at most 1e-9 when
-        right.
+        right. Infinities and NaN must be the same in both; where they are not, the error is infinite.
 
     Raises:
         FxpruneError: `pruned` has no plan, its outputs have other shapes, its weights are not those of its plan, or
@@ -51,15 +53,20 @@ def verify(original: nn.Module, pruned: nn.Module, example_inputs: Any = None) -
     check_order(_CALL, original, pruned)
     if pruning_notes(pruned).compensated:
         return verify_structure(original, pruned, example_inputs)
-    return _error(original, pruned, plan_of(pruned), *call_of(pruned, example_inputs))
+    return _error(original, pruned, plan_from(original, pruned), *call_of(pruned, example_inputs))
 
 
 def verify_structure(original: nn.Module, pruned: nn.Module, example_inputs: Any = None) -> float:
     """As `verify`, with slices of the original's weights in place of those that `pruned` has; these must be finite."""
     if not _all_finite(pruned.state_dict().values()):
         return float("inf")
-    plan, (args, kwargs) = plan_of(pruned), call_of(pruned, example_inputs)
-    bare = rewrite(original_graph(original, pruned, kwargs or args), plan)
+    plan, (args, kwargs) = plan_from(original, pruned), call_of(pruned, example_inputs)
+    leaves = trace_notes(pruned).leaves
+    bare = rewrite_in_stages(
+        original_graph(original, pruned, kwargs or args),
+        pruning_notes(pruned),
+        lambda stage: trace(stage, kwargs or args, copy=False, leaves=leaves),
+    )
     structure = copy_module(pruned)
     try:
         structure.load_state_dict(bare.state_dict())
@@ -83,15 +90,26 @@ def _error(original: nn.Module, pruned: nn.Module, plan: Plan, args: tuple[Any, 
                 f"{name} does not run on these inputs in float64, which verify needs: {error}"
             ) from error
         got = outputs_in_double(_in_state_of(original, pruned, plan), args, kwargs)
-        if not _all_finite(expected) and _all_finite(got):
+        if missing := _undefined(expected, got):
             # A norm that was removed as a whole, as weight_norm divides by it, gives 0 / 0: take the limit.
-            expected = outputs_in_double(mask(copy_module(original).double(), plan, fill=_ALMOST_ZERO), args, kwargs)
-        if not _all_finite(expected) and _all_finite(got):
+            limit = mask(copy_module(original).double(), plan, fill=_ALMOST_ZERO)
             # Splines divide by differences of a buffer, their grid: mask the weights alone.
             weights = {name for name, _ in original.named_parameters(remove_duplicate=False)}
             of_weights = {name: by_dim for name, by_dim in plan.kept.items() if name in weights}
-            expected = outputs_in_double(mask(original, replace(plan, kept=of_weights)), args, kwargs)
+            for masked in (limit, mask(original, replace(plan, kept=of_weights))):
+                outputs = outputs_in_double(masked, args, kwargs)
+                # NaN and infinity may also be what the original computes: then they stay.
+                if (fewer := _undefined(outputs, got)) < missing:
+                    expected, missing = outputs, fewer
     return largest_error(expected, got)
+
+
+def _undefined(expected: Sequence[Tensor], got: Sequence[Tensor]) -> int:
+    """How many entries are NaN in `expected`, or are infinite there alone."""
+    return sum(
+        int((a.isnan() | ~a.isfinite() & b.isfinite()).sum()) if a.shape == b.shape else 0
+        for a, b in zip(expected, got, strict=True)
+    )
 
 
 # Its square is still above zero, and no sum with it differs from one with zero.
@@ -120,7 +138,9 @@ def _in_state_of(original: nn.Module, pruned: nn.Module, plan: Plan) -> nn.Modul
     tensors, places, present = named_tensors(original), trace_notes(pruned).constant_places, named_tensors(copied)
     parameters = {name for name, _ in original.named_parameters(remove_duplicate=False)}
     for name in written_attributes(pruned) - parameters if isinstance(pruned, fx.GraphModule) else ():
-        state, own = tensor_at(original, places[name]) if name in places else tensors.get(name), present[name]
+        state, own = tensors.get(name), present[name]
+        if state is None and name in places:
+            state = tensor_at(original, places[name])
         # Before the first call a state may have another shape.
         with suppress(FxpruneError):
             if state is not None and (cut := plan.cut(name, state)).shape == own.shape:
@@ -138,7 +158,11 @@ def largest_error(expected: Sequence[Tensor], got: Sequence[Tensor]) -> float:
 
 
 def relative_error(expected: Tensor, got: Tensor) -> float:
-    """The largest difference of any entry, divided by the largest entry; infinite where that is not a number.
+    """The largest difference of any entry, divided by the largest entry.
+
+    What is finite is compared. Infinities must be equal and NaN must be in the same places, or the error is infinite.
+    Entries beyond 1e30 stand for infinity, as `torch.finfo(dtype).min` in a mask does: they have a scale of their own,
+    so that they do not hide the errors of the others.
 
     Raises:
         FxpruneError: the shapes differ.
@@ -146,6 +170,8 @@ def relative_error(expected: Tensor, got: Tensor) -> float:
     Examples:
         >>> relative_error(torch.tensor([1.0, -4.0]), torch.tensor([2.0, -4.0]))
         0.25
+        >>> relative_error(torch.tensor([1.0, -torch.inf]), torch.tensor([1.0, -torch.inf]))
+        0.0
     """
     if expected.shape != got.shape:
         raise FxpruneError(f"output has shape {tuple(got.shape)}, the original's has {tuple(expected.shape)}")
@@ -153,9 +179,29 @@ def relative_error(expected: Tensor, got: Tensor) -> float:
         return 0.0
     wide = torch.complex128 if expected.is_complex() or got.is_complex() else torch.float64
     expected, got = expected.to(wide), got.to(expected.device, wide)
-    scale = expected.abs().max().clamp_min(torch.finfo(torch.float64).tiny)
-    error = float((expected - got).abs().max() / scale)
-    return error if error == error else float("inf")
+    if wide is torch.complex128:
+        expected, got = torch.view_as_real(expected), torch.view_as_real(got)
+    finite = expected.isfinite() & got.isfinite()
+    if not bool((finite | (expected == got) | (expected.isnan() & got.isnan())).all()):
+        return float("inf")
+    huge = expected.abs() >= _HUGE
+    errors = [_scaled(expected, got, finite & ~huge, wide)]
+    if bool((finite & huge).any()):
+        errors.append(_scaled(expected, got, finite & huge, wide))
+    return max(errors)
+
+
+# Beyond what networks compute, and below the largest numbers of float32 and bfloat16.
+_HUGE = 1e30
+
+
+def _scaled(expected: Tensor, got: Tensor, where: Tensor, dtype: torch.dtype) -> float:
+    """The largest difference, divided by the largest entry, of the entries marked in `where`."""
+    difference, size = (expected - got).where(where, 0.0), expected.where(where, 0.0)
+    if dtype.is_complex:
+        difference, size = torch.view_as_complex(difference), torch.view_as_complex(size)
+    error = difference.abs().max() / size.abs().max().clamp_min(torch.finfo(torch.float64).tiny)
+    return float(error)
 
 
 def _all_finite(tensors: Iterable[Tensor]) -> bool:

@@ -198,3 +198,18 @@ def test_an_op_without_a_rule_is_frozen_and_reported() -> None:
     model = net(lambda self, x: torch.linalg.qr(self.a(x))[0], a=nn.Linear(4, 6))
     graph = fxprune.analyze(fxprune.trace(model, tokens()))
     assert "linalg_qr mixes channels (linalg_qr): 6 channels" in str(graph)
+
+
+def test_products_that_nothing_counts_are_named_in_the_remarks() -> None:
+    def forward(self: Any, x: Tensor) -> Tensor:
+        return self.b(torch.fft.rfft(self.a(x)).real) + torch.cdist(x, x).sum()
+
+    graph = fxprune.analyze(fxprune.trace(net(forward, a=nn.Linear(4, 8), b=nn.Linear(5, 2)), torch.zeros(2, 5, 4)))
+    [remark] = graph.remarks
+    assert remark == "not counted as FLOPs: fft_rfft (`fft_rfft`), cdist (`cdist`)"
+    assert f"note: {remark}" in str(graph)
+
+
+def test_lookups_and_layers_that_are_counted_are_in_no_remark() -> None:
+    model = nn.Sequential(nn.Embedding(9, 4), nn.LSTM(4, 5))
+    assert not fxprune.analyze(fxprune.trace(model, torch.zeros(2, 5, dtype=torch.long))).remarks

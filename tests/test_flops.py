@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from invariant import check_invariant, net, parameter
 from torch import Tensor, nn
+from torch.nn.utils import rnn
 from torchvision.ops import deform_conv2d
 
 import fxprune
@@ -63,7 +64,18 @@ MODULES = {
     "instance norm": (nn.InstanceNorm2d(3), [(2, 3, 4, 4)], 4 * 96),
     "rms norm is free": (nn.RMSNorm(4), [(2, 4)], 0),
     "relu is free": (nn.ReLU(), [(2, 4)], 0),
-    "lstm is free": (nn.LSTM(3, 4), [(2, 1, 3)], 0),
+    # steps x (gates x width) x (inputs and states)
+    "lstm": (nn.LSTM(3, 4), [(2, 1, 3)], 2 * 16 * (3 + 4)),
+    "lstm of two layers": (nn.LSTM(3, 4, 2), [(5, 2, 3)], 10 * 16 * (3 + 4 + 4 + 4)),
+    "lstm in both directions": (nn.LSTM(3, 4, 2, bidirectional=True), [(5, 2, 3)], 10 * 2 * 16 * (3 + 4 + 8 + 4)),
+    "lstm with a projection": (nn.LSTM(3, 4, proj_size=2), [(5, 2, 3)], 10 * (16 * (3 + 2) + 2 * 4)),
+    "lstm of one sequence": (nn.LSTM(3, 4), [(5, 3)], 5 * 16 * (3 + 4)),
+    "gru without bias": (nn.GRU(3, 4, bias=False), [(5, 2, 3)], 10 * 12 * (3 + 4)),
+    "rnn": (nn.RNN(3, 4), [(5, 2, 3)], 10 * 4 * (3 + 4)),
+    "rnn with relu": (nn.RNN(3, 4, nonlinearity="relu"), [(5, 2, 3)], 10 * 4 * (3 + 4)),
+    "lstm cell": (nn.LSTMCell(3, 4), [(2, 3)], 2 * 16 * (3 + 4)),
+    "gru cell": (nn.GRUCell(3, 4), [(2, 3)], 2 * 12 * (3 + 4)),
+    "bilinear": (nn.Bilinear(3, 4, 5), [(2, 3), (2, 4)], 2 * 5 * 3 * 4),
     "average pooling is free": (nn.AvgPool2d(2), [(1, 3, 4, 4)], 0),
     "adaptive average pooling": (nn.AdaptiveAvgPool2d(1), [(1, 3, 4, 4)], 48),
     "nearest upsampling": (nn.Upsample(scale_factor=2), [(1, 3, 4, 4)], 192),
@@ -88,6 +100,12 @@ FUNCTIONS = {
     "mm": (torch.mm, [(2, 3), (3, 4)], 24),
     "addmm": (torch.addmm, [(2, 4), (2, 3), (3, 4)], 24),
     "baddbmm": (torch.baddbmm, [(2, 4, 3), (2, 4, 5), (2, 5, 3)], 120),
+    "addbmm": (torch.addbmm, [(4, 3), (2, 4, 5), (2, 5, 3)], 120),
+    "mv": (torch.mv, [(4, 5), (5,)], 20),
+    "dot": (torch.dot, [(5,), (5,)], 5),
+    "addmv": (torch.addmv, [(4,), (4, 5), (5,)], 20),
+    "tensordot": (lambda a, b: torch.tensordot(a, b, dims=([0], [1])), [(4, 5), (3, 4)], 4 * 5 * 3),
+    "tensordot over two": (torch.tensordot, [(2, 4, 5), (4, 5, 3)], 2 * 4 * 5 * 3),
     # queries (1, 2, 5, 8), keys (1, 2, 7, 8), values (1, 2, 7, 6): 10 queries meet 7 keys of 8 and 7 values of 6
     "attention": (F.scaled_dot_product_attention, [(1, 2, 5, 8), (1, 2, 7, 8), (1, 2, 7, 6)], 10 * 7 * 8 + 10 * 7 * 6),
     "attention with fewer key heads": (
@@ -141,10 +159,13 @@ PRODUCTS = {
     "matmul with a vector": (lambda self, x: self.a(x) @ self.v[:, 0], TOKENS + 2 * 5 * 6),
     "addmm": (lambda self, x: torch.addmm(self.u, self.a(x)[0], self.v), TOKENS + 5 * 6 * 3),
     "baddbmm": (lambda self, x: torch.baddbmm(x[:, :, :3], self.a(x), self.v.expand(2, 6, 3)), TOKENS + 2 * 5 * 6 * 3),
-    "addmv is free, since fvcore does not know it": (
+    "addmv": (
         lambda self, x: torch.addmv(self.a(x)[0, :, 0], self.a(x)[0], self.v[:, 0]),
-        2 * TOKENS,
+        2 * TOKENS + 5 * 6,
     ),
+    "mv": (lambda self, x: torch.mv(self.a(x)[0], self.v[:, 0]), TOKENS + 5 * 6),
+    "tensordot": (lambda self, x: torch.tensordot(self.a(x), self.v, dims=1), TOKENS + 2 * 5 * 6 * 3),
+    "bilinear": (lambda self, x: F.bilinear(self.a(x), self.b(x), self.t), 2 * TOKENS + 2 * 5 * 6 * 6 * 3),
     "einsum": (lambda self, x: torch.einsum("bnc,cd->bnd", self.a(x), self.v), TOKENS + 2 * 5 * 6 * 3),
     "einsum with dots": (lambda self, x: torch.einsum("...c,cd->...d", self.a(x), self.v), TOKENS + 2 * 5 * 6 * 3),
     "einsum of three": (
@@ -161,7 +182,7 @@ PRODUCTS = {
 @pytest.mark.parametrize("name", PRODUCTS)
 def test_fvcore_and_the_polynomial_count_products_as_worked_out_by_hand(name: str) -> None:
     function, flops = PRODUCTS[name]
-    model = net(function, a=nn.Linear(4, 6), b=nn.Linear(4, 6), u=parameter(3), v=parameter(6, 3))
+    model = net(function, a=nn.Linear(4, 6), b=nn.Linear(4, 6), u=parameter(3), v=parameter(6, 3), t=parameter(3, 6, 6))
     x = torch.randn(2, 5, 4)
     assert count_flops(model, x) == flops
     assert fxprune.analyze(fxprune.trace(model, x)).flops.total == flops
@@ -326,3 +347,36 @@ def test_counting_leaves_weights_that_forward_writes_into_as_they_were() -> None
     for name, value in model.state_dict().items():
         assert value.data_ptr() == before[name][0]
         assert torch.equal(value, before[name][1]), name
+
+
+def test_a_packed_sequence_counts_the_steps_that_there_are() -> None:
+    def forward(self: Any, x: Tensor) -> Tensor:
+        steps = rnn.pack_padded_sequence(self.a(x), torch.tensor([5, 3]), batch_first=True)
+        return self.out(rnn.pad_packed_sequence(self.layer(steps)[0], batch_first=True)[0])
+
+    model = net(forward, a=nn.Linear(4, 6), layer=nn.GRU(6, 5, batch_first=True), out=nn.Linear(5, 2))
+    graph = check_invariant(model, torch.randn(2, 5, 4), 11, other_batch=False)
+    assert graph.flops.total == 10 * 4 * 6 + 8 * 15 * (6 + 5) + 10 * 5 * 2
+
+
+def _grouped(x: Tensor, weight: Tensor, offs: Tensor) -> Tensor:
+    rows = torch.arange(len(x)).unsqueeze(1) >= offs
+    return torch.einsum("tk,tkn->tn", x, weight[rows.sum(1)])
+
+
+def _experts(self: Any, x: Tensor) -> Tensor:
+    tokens = self.a(x).flatten(0, 1)
+    offsets = torch.tensor([4, 10])
+    product = torch.ops.transformers.grouped_mm_fallback
+    return product(product(tokens, self.up.transpose(-2, -1), offsets).relu(), self.down.transpose(-2, -1), offsets)
+
+
+def test_experts_are_counted_once_for_each_token_and_pruned() -> None:
+    """The operator with which transformers multiplies where `torch.grouped_mm` does not run."""
+    with torch.library._scoped_library("transformers", "FRAGMENT") as library:
+        library.define("grouped_mm_fallback(Tensor input, Tensor weight, Tensor offs) -> Tensor")
+        library.impl("grouped_mm_fallback", _grouped, "CPU")
+        library.impl("grouped_mm_fallback", lambda x, w, _: x.new_empty(len(x), w.shape[-1]), "Meta")
+        model = net(_experts, a=nn.Linear(4, 8), up=parameter(2, 6, 8), down=parameter(2, 3, 6))
+        graph = check_invariant(model, torch.randn(2, 5, 4), 8 + 6, other_batch=False)
+    assert graph.flops.total == 10 * (4 * 8 + 8 * 6 + 6 * 3)

@@ -60,7 +60,7 @@ def call(name: str) -> tuple[Callable[..., Any], tuple[Any, ...]]:
 
 @pytest.mark.parametrize("trait", list(Trait))
 def test_every_trait_belongs_to_an_op_and_names_have_one_spelling(trait: Trait) -> None:
-    assert names_with(trait)
+    assert names_with(trait) or modules_with(trait)
     assert all(name_of_op(name) == name for name in names_with(trait))
     assert len(set(names_with(trait))) == len(names_with(trait))
 
@@ -108,21 +108,6 @@ def test_a_view_may_share_the_memory_of_its_first_argument(name: str) -> None:
     result = function(*arguments)
     first = result[0] if isinstance(result, (tuple, list)) else result
     assert first.untyped_storage().data_ptr() == arguments[0].untyped_storage().data_ptr()
-
-
-@pytest.mark.parametrize("name", names_with(Trait.RANDOM))
-def test_a_random_op_gives_something_else_each_time(name: str) -> None:
-    if name in names_with(Trait.DROPOUT):
-        x = torch.ones(9, 9, 2, 2)[(..., *(0,) * ("1d" in name))]
-        function, arguments = (
-            getattr(torch, name, None) or getattr(F, name),
-            (x[..., None] if "3d" in name else x, 0.5, True),
-        )
-    else:
-        function, arguments = call(name)
-    torch.manual_seed(0)
-    results = [function(*(x.clone() if isinstance(x, Tensor) else x for x in arguments)) for _ in range(4)]
-    assert not all(torch.equal(results[0], other) for other in results[1:])
 
 
 @pytest.mark.parametrize("name", names_with(Trait.LAYOUT))

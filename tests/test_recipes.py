@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from torchvision.models import resnet18
+from torchvision.models import shufflenet_v2_x0_5
 
 RECIPES = Path(__file__).resolve().parents[1] / "docs" / "recipes"
 QUICK = ["--epochs", "1", "--gate-epochs", "1"]
@@ -52,9 +52,9 @@ def test_the_imagenet_recipe_reads_folders_of_images(tmp_path, monkeypatch, caps
             folder.mkdir(parents=True)
             for k in range(4):
                 Image.fromarray(random.integers(0, 256, (40, 48, 3), np.uint8)).save(folder / f"{k}.png")
-    weights = {name: value.contiguous() for name, value in resnet18().state_dict().items()}
+    weights = {name: value.contiguous() for name, value in shufflenet_v2_x0_5().state_dict().items()}
     save_file(weights, tmp_path / "base.safetensors")
-    given = ["--model", "torchvision:resnet18", "--weights", tmp_path / "base.safetensors", "--size", "32"]
+    given = ["--model", "torchvision:shufflenet_v2_x0_5", "--weights", tmp_path / "base.safetensors", "--size", "32"]
     given += ["--data", tmp_path, "--out", tmp_path / "out", "--batch-size", "4", "--workers", "0", *QUICK]
     run("imagenet_resnet50", monkeypatch, *given)
     assert "fine-tuned: test accuracy" in capsys.readouterr().out

@@ -254,6 +254,63 @@ def test_errors_are_relative_to_the_largest_entry() -> None:
     assert largest_error([torch.ones(1), torch.ones(2)], [torch.ones(1), torch.tensor([1.0, 1.5])]) == 0.5
 
 
+def test_infinities_and_nan_must_be_the_same_and_the_rest_is_compared() -> None:
+    inf, nan = float("inf"), float("nan")
+    entries = torch.tensor([2.0, -inf, inf, nan, -8.0])
+    assert relative_error(entries, entries.clone()) == 0.0
+    assert relative_error(entries, torch.tensor([1.0, -inf, inf, nan, -8.0])) == 0.125
+    for place, other in ((1, inf), (1, nan), (1, -8.0), (3, 0.0), (3, inf), (0, inf), (0, nan)):
+        changed = entries.clone()
+        changed[place] = other
+        assert relative_error(entries, changed) == inf
+        assert relative_error(changed, entries) == inf
+    for value in (inf, -inf, nan):
+        assert relative_error(torch.full((3,), value), torch.full((3,), value)) == 0.0
+    assert relative_error(torch.tensor([complex(3, inf), 4j]), torch.tensor([complex(2, inf), 4j])) == 0.25
+    assert relative_error(torch.tensor([complex(3, inf), 4j]), torch.tensor([complex(3, -inf), 4j])) == inf
+
+
+def test_the_fill_of_a_mask_does_not_hide_errors() -> None:
+    low = torch.finfo(torch.float32).min
+    assert relative_error(torch.tensor([2.0, low]), torch.tensor([1.0, low])) == 0.5
+    assert relative_error(torch.tensor([2.0, low]), torch.tensor([2.0, low / 2])) == 0.5
+    assert relative_error(torch.tensor([2.0, low]), torch.tensor([2.0, 3.0])) == 1.0
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        lambda x: x.masked_fill(torch.ones_like(x).tril() == 0, -torch.inf),
+        lambda x: x.masked_fill(torch.ones_like(x).tril() == 0, torch.finfo(torch.float32).min),
+        lambda x: x.relu().log(),
+        lambda x: x.relu().log() * 0 + x,
+        lambda x: {"all": x.abs() / 0, "none": x},
+        lambda x: (x.masked_fill(x < x.amax(), torch.inf), x / x.relu()),
+    ],
+    ids=["mask", "lowest", "log", "nan", "all", "max"],
+)
+def test_outputs_with_infinities_are_compared_where_they_are_finite(head: Any) -> None:
+    model = net(lambda self, x: head(self.b(self.a(x))), a=nn.Linear(4, 8), b=nn.Linear(8, 5))
+    pruned = fxprune.prune(randomise(model), 0.5, example_inputs=tokens().double(), compensate=False)
+    assert fxprune.verify(model, pruned) <= 1e-12
+    with torch.no_grad():
+        pruned.get_parameter("b.weight")[:, 0] += 1e-2
+    assert fxprune.verify(model, pruned) > 1e-6
+
+
+def test_a_limit_is_taken_only_of_what_the_mask_leaves_undefined() -> None:
+    def forward(self: Any, x: Tensor) -> Tensor:
+        return self.b(self.a(x)).masked_fill(torch.eye(2, dtype=torch.bool), -torch.inf)
+
+    model = net(forward, a=nn.utils.parametrizations.weight_norm(nn.Linear(4, 8)), b=nn.Linear(8, 2))
+    x = torch.randn(2, 4)
+    pruned = fxprune.prune(model, 0.5, example_inputs=x, compensate=False)
+    assert fxprune.verify(model, pruned, x) <= 1e-12
+    with torch.no_grad():
+        pruned.get_parameter("b.bias").fill_(float("nan"))
+    assert fxprune.verify(model, pruned, x) == float("inf")
+
+
 def test_inputs_may_have_been_computed_with_gradients() -> None:
     model = small()
     computed = image().requires_grad_() * 1.0

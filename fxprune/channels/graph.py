@@ -82,6 +82,8 @@ class ChannelGraph:
         num_channels: the number of channels, frozen ones included.
         contractions: by node name, the arguments (node name, dimension) whose channels are summed over there. A gate
             that is zero at these places removes its channel exactly.
+        held: by node name of a reshape, the sizes (node name, dimension) that must be those of the example if channels
+            are pruned there; at others the model mixes samples, and channels with positions.
         remarks: what the tracer decided and a user should know.
         latency: time as a polynomial in the kept channels, in femtoseconds, where `fxprune.time_channels` measured it.
     """
@@ -95,6 +97,7 @@ class ChannelGraph:
     costs: Mapping[str, tuple[Term, ...]]
     num_channels: int
     contractions: Mapping[str, tuple[tuple[str, int], ...]] = field(default_factory=dict)
+    held: Mapping[str, tuple[tuple[str, int], ...]] = field(default_factory=dict)
     remarks: tuple[str, ...] = field(default=())
     latency: Polynomial | None = None
 

@@ -25,6 +25,7 @@ def collect(
     costs: Mapping[str, Sequence[Term]],
     contractions: Mapping[str, tuple[tuple[str, int], ...]],
     remarks: tuple[str, ...] = (),
+    held: Mapping[str, tuple[tuple[str, int], ...]] | None = None,
 ) -> ChannelGraph:
     """Turn ids into channel numbers, and gather the channels on the same dimensions.
 
@@ -35,6 +36,8 @@ def collect(
         labels_of: what the value of every node carries, by node name.
         costs: the FLOPs of every node that has any, by node name.
         contractions: as in `ChannelGraph`.
+        remarks: as in `ChannelGraph`.
+        held: as in `ChannelGraph`.
     """
     channel_of = resolved.channel_of
     num_channels = int(channel_of.max()) + 1 if len(channel_of) else 0
@@ -70,6 +73,7 @@ def collect(
         num_channels=num_channels,
         contractions=contractions,
         remarks=remarks,
+        held=held or {},
     )
 
 

@@ -25,7 +25,9 @@ __all__ = [
     "Input",
     "Model",
     "OriginalModel",
+    "Output",
     "Pretrained",
+    "Seed",
     "Stages",
     "Weights",
     "check_output",
@@ -62,6 +64,10 @@ Weights = Annotated[
 Pretrained = Annotated[
     bool, typer.Option("--pretrained", help="use trained weights from timm or torchvision (downloads them)")
 ]
+Output = Annotated[
+    Path, typer.Option("-o", "--output", metavar="FILE", help="file for the result, a .safetensors file")
+]
+Seed = Annotated[int, typer.Option(help="random seed")]
 AsJson = Annotated[bool, typer.Option("--json", help="print the result as JSON and nothing else")]
 # Read by `fxprune.cli.usage.Verb`.
 Debug = Annotated[bool, typer.Option("--debug", help="show the traceback of errors")]

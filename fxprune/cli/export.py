@@ -17,15 +17,13 @@ __all__ = ["export"]
 def export(
     file: common.File,
     output: Annotated[Path, typer.Option("-o", "--output", metavar="FILE", help="a .onnx or .pt2 file")],
-    model: common.OriginalModel = None,
-    arguments: common.Arguments = None,
+    model: common.OriginalModel = None, arguments: common.Arguments = None,
     dynamic_batch: Annotated[
         bool,
         typer.Option("--dynamic-batch/--static-batch", help="whether the exported model takes any number of samples"),
     ] = True,
-    as_json: common.AsJson = False,
-    debug: common.Debug = False,
-) -> None:
+    as_json: common.AsJson = False, debug: common.Debug = False,
+) -> None:  # fmt: skip
     """Export a pruned model to ONNX or to a torch.export archive, which run without the model's code.
 
     The file is written only if the exported model gives the outputs of the pruned model.

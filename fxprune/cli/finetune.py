@@ -32,9 +32,7 @@ def finetune(
             help="images to train on: imagefolder:DIR (one folder for each class) or torchvision:NAME:ROOT",
         ),
     ],
-    output: Annotated[
-        Path, typer.Option("-o", "--output", metavar="FILE", help="file for the result, a .safetensors file")
-    ],
+    output: common.Output,
     eval_data: Annotated[
         str | None, typer.Option(metavar="SOURCE", help="images to measure the accuracy on after each epoch")
     ] = None,
@@ -52,18 +50,12 @@ def finetune(
             metavar="FILE", help="file for the state of the run after each epoch; an interrupted run resumes from it"
         ),
     ] = None,
-    model: common.OriginalModel = None,
-    arguments: common.Arguments = None,
-    weights: common.Weights = None,
-    pretrained: common.Pretrained = False,
-    mean: Mean = None,
-    std: Std = None,
-    download: Download = False,
+    model: common.OriginalModel = None, arguments: common.Arguments = None,
+    weights: common.Weights = None, pretrained: common.Pretrained = False,
+    mean: Mean = None, std: Std = None, download: Download = False,
     workers: Annotated[int, typer.Option(min=0, help="number of processes that read images")] = 0,
-    seed: Annotated[int, typer.Option(help="random seed")] = 0,
-    as_json: common.AsJson = False,
-    debug: common.Debug = False,
-) -> None:
+    seed: common.Seed = 0, as_json: common.AsJson = False, debug: common.Debug = False,
+) -> None:  # fmt: skip
     """Fine-tune a pruned model for a few epochs.
 
     With the weights of the original, from `--weights` or `--pretrained`, the original is the teacher: the pruned model
@@ -93,7 +85,7 @@ def finetune(
     if before is not None and not as_json:
         typer.echo(f"accuracy before: {before:.2%}")
 
-    def tell(epoch: Epoch) -> None:
+    def on_epoch(epoch: Epoch) -> None:
         history.append(epoch)
         if not as_json:
             accuracy = "" if epoch.evaluation is None else f", accuracy {epoch.evaluation:.2%}"
@@ -101,19 +93,10 @@ def finetune(
 
     with stages("finetune") as show:
         tuned = finetune_model(
-            pruned,
-            loader,
-            teacher=original if taught else None,
-            epochs=epochs,
-            lr=lr,
-            optimizer=optimizer,
-            mixed_precision=mixed_precision,
-            checkpoint=checkpoint,
-            seed=seed,
-            progress=show,
+            pruned, loader, teacher=original if taught else None, epochs=epochs, lr=lr, optimizer=optimizer,
+            mixed_precision=mixed_precision, checkpoint=checkpoint, seed=seed, progress=show, on_epoch=on_epoch,
             evaluate=None if held_out is None else lambda model: _accuracy(model, held_out),
-            on_epoch=tell,
-        )
+        )  # fmt: skip
     save(tuned, output)
     if as_json:
         epochs_run = [asdict(epoch) for epoch in history]

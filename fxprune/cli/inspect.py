@@ -14,13 +14,9 @@ __all__ = ["inspect"]
 
 
 def inspect(
-    model: common.Model,
-    arguments: common.Arguments = None,
-    weights: common.Weights = None,
-    input_shape: common.Input = None,
-    as_json: common.AsJson = False,
-    debug: common.Debug = False,
-) -> None:
+    model: common.Model, arguments: common.Arguments = None, weights: common.Weights = None,
+    input_shape: common.Input = None, as_json: common.AsJson = False, debug: common.Debug = False,
+) -> None:  # fmt: skip
     """Show a model's channels: which are pruned together, which cannot be pruned, and why."""
     stages = common.Stages()
     given = inputs_of(input_shape)

@@ -36,9 +36,7 @@ def _multiple(text: str) -> int | Literal["auto"]:
 
 def prune(
     model: common.Model,
-    output: Annotated[
-        Path, typer.Option("-o", "--output", metavar="FILE", help="file for the result, a .safetensors file")
-    ],
+    output: common.Output,
     flops: Annotated[
         float | None,
         typer.Option(help="budget: a fraction of the FLOPs in (0, 1], or a count above 1", show_default="0.5"),
@@ -66,23 +64,17 @@ def prune(
     ignore: Annotated[
         list[str] | None, typer.Option(metavar="PATTERN", help="name or glob of modules to leave whole; repeatable")
     ] = None,
-    weights: common.Weights = None,
-    pretrained: common.Pretrained = False,
-    arguments: common.Arguments = None,
-    input_shape: common.Input = None,
-    mean: Mean = None,
-    std: Std = None,
-    download: Download = False,
-    seed: Annotated[int, typer.Option(help="random seed")] = 0,
+    weights: common.Weights = None, pretrained: common.Pretrained = False,
+    arguments: common.Arguments = None, input_shape: common.Input = None,
+    mean: Mean = None, std: Std = None, download: Download = False, seed: common.Seed = 0,
     code: Annotated[
         Path | None, typer.Option(metavar="FILE", help="write the forward pass as Python code, a .py file")
     ] = None,
     verify: Annotated[
         bool, typer.Option("--verify/--no-verify", help="whether to compare with the zero-masked original first")
     ] = True,
-    as_json: common.AsJson = False,
-    debug: common.Debug = False,
-) -> None:
+    as_json: common.AsJson = False, debug: common.Debug = False,
+) -> None:  # fmt: skip
     """Prune a model to a budget of FLOPs or time, and save it.
 
     Data is optional, but a hundred images, with or without labels, give a much better model. Without data, images are
@@ -102,19 +94,9 @@ def prune(
             batches = _batches(data, network, inputs, how, samples, seed, download)
     with stages("prune") as show:
         small = prune_model(
-            network,
-            flops,
-            latency=latency,
-            example_inputs=inputs,
-            data=batches,
-            method=method,
-            compensate=compensate,
-            samples=samples,
-            ignore=tuple(ignore or ()),
-            round_to=round_to,
-            seed=seed,
-            progress=show,
-        )
+            network, flops, latency=latency, example_inputs=inputs, data=batches, method=method, compensate=compensate,
+            samples=samples, ignore=ignore or (), round_to=round_to, seed=seed, progress=show,
+        )  # fmt: skip
     certificate = None
     if verify:
         with stages("verify"):

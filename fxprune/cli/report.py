@@ -20,19 +20,13 @@ def report(
     output: Annotated[
         Path | None, typer.Option("-o", "--output", metavar="FILE", help="write the report as a web page, a .html file")
     ] = None,
-    model: common.OriginalModel = None,
-    arguments: common.Arguments = None,
-    weights: common.Weights = None,
-    pretrained: common.Pretrained = False,
+    model: common.OriginalModel = None, arguments: common.Arguments = None,
+    weights: common.Weights = None, pretrained: common.Pretrained = False,
     measure: Annotated[
-        bool,
-        typer.Option(
-            "--measure/--no-measure", help="whether to run the models for the certificate, latency and memory"
-        ),
+        bool, typer.Option("--measure/--no-measure", help="whether to run the models: certificate, latency, memory")
     ] = True,
-    as_json: common.AsJson = False,
-    debug: common.Debug = False,
-) -> None:
+    as_json: common.AsJson = False, debug: common.Debug = False,
+) -> None:  # fmt: skip
     """Report what was pruned where, what the model costs now, and whether it is correct."""
     if output is not None:
         common.check_output(output, ".html")

@@ -16,17 +16,13 @@ __all__ = ["verify"]
 
 def verify(
     file: common.File,
-    model: common.OriginalModel = None,
-    arguments: common.Arguments = None,
-    weights: common.Weights = None,
-    pretrained: common.Pretrained = False,
     exact: Annotated[
-        bool,
-        typer.Option("--exact", help="fail if the weights are not slices of the original's any more"),
+        bool, typer.Option("--exact", help="fail if the weights are not slices of the original's any more")
     ] = False,
-    as_json: common.AsJson = False,
-    debug: common.Debug = False,
-) -> None:
+    model: common.OriginalModel = None, arguments: common.Arguments = None,
+    weights: common.Weights = None, pretrained: common.Pretrained = False,
+    as_json: common.AsJson = False, debug: common.Debug = False,
+) -> None:  # fmt: skip
     """Check that a pruned model equals its original with the removed channels set to zero.
 
     The outputs are compared if the weights are still slices of the original's. After compensation or training, or
@@ -47,7 +43,9 @@ def verify(
     elif holds:
         typer.echo(f"verified: {certificate.of}, largest relative difference {certificate.error:.1e}")
     if not holds:
-        why = "its weights have changed since" if certificate.holds else "another model, or damaged weights"
+        why = (
+            "its weights are not slices of the original's" if certificate.holds else "another model, or damaged weights"
+        )
         typer.echo(
             f"fxprune: {file} does not equal its zero-masked original: {why} (compared: {certificate.of}, largest "
             f"relative difference {certificate.error:.1e})",

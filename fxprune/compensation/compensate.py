@@ -28,7 +28,7 @@ from fxprune.rewriting import (
     alive_channels,
     check_order,
     original_graph,
-    plan_of,
+    plan_from,
     pruning_notes,
     set_pruning_notes,
 )
@@ -90,7 +90,7 @@ def compensate(
     samples = calibration_batch(data, sys.maxsize, model)
     graph = original if isinstance(original, ChannelGraph) else original_graph(original, pruned, samples.example)
     fit, judge = ([] if side is None else side.split() for side in split_apart(graph.module, samples, holdout, seed))
-    alive = alive_channels(graph, plan_of(pruned))
+    alive = alive_channels(graph, plan_from(graph.module, pruned))
     best, kept = copy.deepcopy(pruned), tuple[str, ...]()
     with shown(progress) as show:
         correction = Correction(graph, alive, positions, seed, show)
@@ -107,7 +107,8 @@ def compensate(
                 correction.apply(fitted, parts, [*fit, *judge], [], chosen.__getitem__)
             best, kept = fitted, parts
             break
-    set_pruning_notes(best, replace(pruning_notes(best), compensated=kept))
+    notes = pruning_notes(best)
+    set_pruning_notes(best, replace(notes, compensated=tuple(dict.fromkeys((*notes.compensated, *kept)))))
     return best
 
 

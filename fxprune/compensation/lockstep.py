@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -13,6 +15,7 @@ from fxprune.errors import CannotScoreError, FxpruneError
 from fxprune.layers.contraction import find_parameter
 from fxprune.running import trees
 from fxprune.running.one_node import run_node, with_values
+from fxprune.running.regions import is_boundary, region, regions_around
 
 __all__ = ["Lockstep", "Runner"]
 
@@ -37,6 +40,7 @@ class Runner:
         self.values: dict[fx.Node, list[Any]] = {}
         self._batches = batches
         self._modules = dict(module.named_modules())
+        self._around = regions_around(module.graph)
         self._last_of: dict[fx.Node, list[fx.Node]] = {}
         seen: set[fx.Node] = set()
         for node in reversed(list(module.graph.nodes)):
@@ -73,7 +77,13 @@ class Runner:
         args, kwargs = with_values(node, lambda source: self.values[source][number])
         if node.op == "output":
             return args[0]
-        return run_node(node, args, kwargs, self._modules.get(str(node.target)))
+        if is_boundary(node):
+            # The batches and the other graph are in the same thread: each node enters the regions around it anew.
+            return functools.partial(region, *args, **kwargs) if node.target is region else None
+        with ExitStack() as stack:
+            for around in self._around[node]:
+                stack.enter_context(self.values[around][number]())
+            return run_node(node, args, kwargs, self._modules.get(str(node.target)))
 
 
 class Lockstep:

@@ -16,6 +16,7 @@ from fxprune.layers.batch_norm import has_statistics
 from fxprune.progress import Progress, shown
 from fxprune.running.allocator import keep_freed_memory
 from fxprune.running.eval_mode import in_eval_without_grad
+from fxprune.running.regions import leaving_regions
 from fxprune.tracing.notes import call_of
 
 __all__ = ["pink_noise", "synthesize"]
@@ -221,7 +222,8 @@ class _StatisticsReader(fx.Interpreter):
         """Squared differences of mean and deviation, in units of the running deviation: the mean over BatchNorms."""
         self._found = []
         # Models may write into their inputs.
-        self.run(batch.clone())
+        with leaving_regions():
+            self.run(batch.clone())
         return torch.stack(self._found).mean()
 
     def call_module(self, target: Target, args: tuple[Argument, ...], kwargs: dict[str, Argument]) -> object:

@@ -18,7 +18,7 @@ from fxprune.files.record import damaged
 from fxprune.files.sources import trusted_source
 from fxprune.files.tensors import Checkpoint
 from fxprune.models import load_model
-from fxprune.rewriting import rewrite
+from fxprune.rewriting import rewrite_in_stages
 from fxprune.running.calls import Call
 from fxprune.running.copies import copy_module, named_tensors
 from fxprune.tracing.constants import forget, put
@@ -55,7 +55,7 @@ def pruned_original(checkpoint: Checkpoint, original: nn.Module | None, inputs: 
 
 
 def _pruned(checkpoint: Checkpoint, model: nn.Module, name: str, inputs: Call, strict: bool) -> fx.GraphModule:
-    record, path = checkpoint.record, str(checkpoint.path)
+    record, path, (args, kwargs) = checkpoint.record, str(checkpoint.path), inputs
     traced, difference = _traced(checkpoint, model, inputs, strict)
     if difference and record.trace.constant_places:
         # The original had run before it was pruned, and kept what this one does not have yet.
@@ -70,7 +70,13 @@ def _pruned(checkpoint: Checkpoint, model: nn.Module, name: str, inputs: Call, s
             f"original, built as it was, as original=; the file was written with {written_with}"
         )
     try:
-        return rewrite(analyze(traced), record.pruning.plan)
+        return rewrite_in_stages(
+            analyze(traced),
+            record.pruning,
+            lambda stage: trace_knowing(
+                stage, kwargs or args, record.trace.values_read, copy=False, leaves=record.trace.leaves
+            ),
+        )
     except FxpruneError as error:
         raise FxpruneError(f"{path!r}: its plan does not fit the model: {error}") from error
 

@@ -83,6 +83,7 @@ class Record:
             "source": None if source is None else asdict(source),
             "original": asdict(self.pruning.original),
             "plan": plan_to_json(self.pruning.plan),
+            "stages": [plan_to_json(plan) for plan in self.pruning.stages],
             "inputs": {"structure": self.inputs, "tensors": self.input_kinds},
             "aliases": self.aliases,
             "strides": self.strides,
@@ -124,10 +125,18 @@ class Record:
             tuple(tuple(map(_text, names)) for names in original["ties"]),
             _text(original["operations"]),
         )
-        plan = plan_from_json(value["plan"], {name: shape for name, (shape, _) in kinds.items()})
+        shapes = {name: shape for name, (shape, _) in kinds.items()}
+        plan, stages = plan_from_json(value["plan"], shapes), value.get("stages", [])
+        if not isinstance(stages, list):
+            raise ValueError("the plans of the stages are not a list")
         more = {_text(key): unpack(item, {}) for key, item in value["meta"].items()}
         return cls(
-            pruning=PruningNotes(plan, architecture, tuple(map(_text, more.pop("compensated", ())))),
+            pruning=PruningNotes(
+                plan,
+                architecture,
+                tuple(map(_text, more.pop("compensated", ()))),
+                tuple(plan_from_json(stage, shapes) for stage in stages),
+            ),
             trace=TraceNotes(
                 remarks=tuple(map(_text, more.pop("notes", ()))),
                 source=None if source is None else Source(_text(source["spec"]), dict(source["arguments"])),

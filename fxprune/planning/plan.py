@@ -15,7 +15,7 @@ from torch import Tensor
 from fxprune.channels import ChannelGraph
 from fxprune.errors import FxpruneError
 
-__all__ = ["Plan", "kept_indices", "plan_from_json", "plan_to_json"]
+__all__ = ["Plan", "composed", "kept_indices", "plan_from_json", "plan_since", "plan_to_json"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,6 +99,44 @@ class Plan:
                     f"{d}: this is not the model that was pruned"
                 )
         return {d: stays for d, stays in kept.items() if tensor.shape[d] != 1}
+
+
+def composed(first: Plan, second: Plan) -> Plan:
+    """The plan for a model that was pruned by one plan, and then again by a second one.
+
+    If the two count FLOPs for inputs of different sizes, the FLOPs before are scaled from the first plan's.
+    """
+    kept = {name: dict(by_dim) for name, by_dim in first.kept.items()}
+    for name, by_dim in second.kept.items():
+        for d, stays in by_dim.items():
+            left = kept.setdefault(name, {}).get(d)
+            kept[name][d] = stays if left is None else [left[k] for k in stays]
+    same = second.flops_before == first.flops
+    before = first.flops_before if same else round(first.flops_before * second.flops_before / max(first.flops, 1))
+    latency = first.latency_target * second.latency_target
+    return Plan(kept, second.flops, before, second.flops_target, latency)
+
+
+def plan_since(first: Plan, both: Plan) -> Plan:
+    """The second plan, of the first and of what `composed` makes of the two.
+
+    Raises:
+        ValueError: `both` keeps what the first plan removes.
+    """
+    kept: dict[str, dict[int, list[int]]] = {}
+    if any(by_dim.keys() - both.kept.get(name, {}).keys() for name, by_dim in first.kept.items()):
+        raise ValueError("the first plan removes what both keep")
+    for name, by_dim in both.kept.items():
+        for d, stays in by_dim.items():
+            left = first.kept.get(name, {}).get(d)
+            if left is not None:
+                place = {index: k for k, index in enumerate(left)}
+                if not place.keys() >= set(stays):
+                    raise ValueError(f"the first plan removes what both keep of {name}")
+                stays = [place[index] for index in stays]
+            if left is None or len(stays) < len(left):
+                kept.setdefault(name, {})[d] = stays
+    return Plan(kept, both.flops, first.flops, both.flops_target, both.latency_target / first.latency_target)
 
 
 def _as_tensor(indices: list[int]) -> Tensor:

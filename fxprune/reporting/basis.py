@@ -82,9 +82,13 @@ def make_basis(pruned: nn.Module, original: nn.Module | None) -> Basis:
     """
     notes, tensors = pruning_notes(pruned), named_tensors(pruned)
     architecture = notes.original
-    if original is None:
+
+    def of_pruned() -> Basis:
         graph = original_graph(pruned, pruned)
         return Basis(graph, np.ones(graph.num_channels, dtype=bool), tensors, architecture, whole=False)
+
+    if original is None:
+        return of_pruned()
     difference = architecture.misfit(named_tensors(original))
     if not difference:
         graph = original_graph(original, pruned)
@@ -94,4 +98,11 @@ def make_basis(pruned: nn.Module, original: nn.Module | None) -> Basis:
             f"original (a {type(original).__name__}) is not what this {architecture.model} was pruned from: "
             f"{difference}"
         )
-    return Basis(graph, alive_channels(graph, notes.plan), tensors, architecture, whole=True)
+    try:
+        alive = alive_channels(graph, notes.plan)
+    except FxpruneError:
+        if notes.stages:
+            # After the first pruning, channels may have been free of each other that the original ties.
+            return of_pruned()
+        raise
+    return Basis(graph, alive, tensors, architecture, whole=True)

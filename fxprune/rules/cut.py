@@ -10,7 +10,7 @@ from torch import fx
 from torch.fx.node import Argument
 
 from fxprune.channels import Dim, Labels, labels_in
-from fxprune.rules.op import Op, axis
+from fxprune.rules.op import BY_SIZE, Op, axis
 from fxprune.rules.registry import rule
 from fxprune.rules.rewrite import Call, Rewrite
 
@@ -24,7 +24,7 @@ def _unmoved(op: Op, dim: Dim) -> Dim:
     """
     if isinstance(dim, int) or all(map(op.is_static, op.node.all_input_nodes[1:])):
         return dim
-    op.freeze(dim, "cut at a place that is computed from the batch or the resolution")
+    op.freeze(dim, BY_SIZE)
     return len(dim)
 
 

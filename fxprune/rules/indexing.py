@@ -13,7 +13,7 @@ from torch.fx.node import Argument
 
 from fxprune.channels import Dim, Labels, is_labelled, size_of
 from fxprune.rules.known_index import known_index, places, renumbered
-from fxprune.rules.op import Op, UnsupportedCall, axis
+from fxprune.rules.op import BY_SIZE, Op, UnsupportedCall, axis
 from fxprune.rules.registry import rule
 from fxprune.rules.rewrite import Call, Rewrite
 
@@ -59,6 +59,8 @@ def _index_tensor(op: Op, x: Labels, index: Any) -> Labels:
             dims.append(part)
             zero.append(x.zero[d] and not moves)
         elif not isinstance(dim, int):
+            if not op.is_static(given):
+                op.freeze(dim, BY_SIZE)
             op.freeze(dim[[entry]], "selected by number")
         d += 1
     return Labels(tuple(dims), tuple(zero))
@@ -84,7 +86,7 @@ def _cut(op: Op, dim: Dim, entry: slice, given: Argument) -> tuple[Dim, bool]:
     if any(isinstance(bound, Labels) for bound in (entry.start, entry.stop, entry.step)):
         raise UnsupportedCall("a slice whose bounds are tensors")
     if not isinstance(dim, int) and not _is_whole(entry) and not all(map(op.is_static, bounds)):
-        op.freeze(dim, "cut at a place that is computed from the batch or the resolution")
+        op.freeze(dim, BY_SIZE)
         return len(dim[entry]), True
     _unite_steps(op, dim, entry)
     return op.part(dim, entry), False

@@ -18,7 +18,7 @@ from torch.fx.node import Argument
 from fxprune.channels import Labels, size_of
 from fxprune.channels.polynomial import Term, term
 from fxprune.rules.batch_norm import NORMALISED_OVER, is_zero, per_channel
-from fxprune.rules.op import Op
+from fxprune.rules.op import BY_SIZE, Op
 from fxprune.rules.registry import rule
 from fxprune.rules.rewrite import Call, Rewrite
 from fxprune.rules.stand_in import append_removed, sum_over_appended
@@ -223,6 +223,8 @@ def _(op: Rewrite, input: fx.Node) -> Call | None:
 def group_norm(
     op: Op, input: Labels, num_groups: int, weight: Labels | None = None, bias: Labels | None = None, eps: object = None
 ) -> Labels:
+    if not op.is_static(op.argument(1, "num_groups")):
+        op.freeze(input.dims[1], BY_SIZE)
     return _by_norm_groups(op, input, num_groups, [weight, bias])
 
 

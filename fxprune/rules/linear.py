@@ -10,7 +10,14 @@ from torch.fx.node import Argument
 
 from fxprune.channels import Dim, Labels, size_of
 from fxprune.channels.polynomial import Term, term
-from fxprune.flops import einsum_factors, einsum_letters, matmul_factors
+from fxprune.flops import (
+    bilinear_factors,
+    einsum_factors,
+    einsum_letters,
+    grouped_factors,
+    matmul_factors,
+    tensordot_factors,
+)
 from fxprune.rules.op import Op, UnsupportedCall
 from fxprune.rules.registry import rule
 from fxprune.rules.rewrite import Call, Rewrite
@@ -65,13 +72,7 @@ def _(op: Op, out: Labels, input: Labels, weight: Labels, bias: Labels | None = 
     return [term(*input.dims, weight.dims[0])]
 
 
-@rule("mv", "dot", "vdot")
-def product_with_vector(op: Op, input: Labels, other: Labels) -> Labels:
-    """As `matmul`, but fvcore does not count it."""
-    return _product(op, input, other)
-
-
-@rule("matmul", "bmm", "mm")
+@rule("matmul", "bmm", "mm", "mv", "dot", "vdot")
 def matmul(op: Op, input: Labels, other: Labels) -> Labels:
     return _product(op, input, other)
 
@@ -122,20 +123,48 @@ def _add(op: Op, input: Labels, product: Labels) -> Labels:
     return Labels(tuple(dims), tuple(zero))
 
 
-@rule("addmm", "baddbmm")
+@rule("addmm", "baddbmm", "addmv")
 def addmm(op: Op, input: Labels, left: Labels, right: Labels, **scales: object) -> Labels:
     return _add(op, input, _product(op, left, right))
 
 
+@rule("addbmm")
+def addbmm(op: Op, input: Labels, left: Labels, right: Labels, **scales: object) -> Labels:
+    """As `baddbmm`, summed over the batch."""
+    for batch in (left, right):
+        op.freeze(batch.dims[0], "summed over by addbmm")
+    return _add(op, input, _product(op, left, right).take((1, 2)))
+
+
+@addbmm.flops
 @addmm.flops
 def _(op: Op, out: Labels, input: Labels, left: Labels, right: Labels, **scales: object) -> list[Term]:
     return [term(*factors) for factors in matmul_factors(left.dims, right.dims)]
 
 
-@rule("addmv")
-def addmv(op: Op, input: Labels, left: Labels, right: Labels, **scales: object) -> Labels:
-    """As `addmm`, but fvcore does not count it."""
-    return _add(op, input, _product(op, left, right))
+@rule("transformers.grouped_mm_fallback")
+def grouped_product(op: Op, input: Labels, weight: Labels, offs: Labels) -> Labels:
+    """Tokens, sorted by expert, times the matrix of their expert."""
+    op.freeze((offs, weight.take([0])), "experts")
+    contract(op, input, -1, weight, -2)
+    return Labels((input.dims[0], weight.dims[-1]), (False, weight.zero[-1]))
+
+
+@grouped_product.flops
+def _(op: Op, out: Labels, input: Labels, weight: Labels, offs: Labels) -> list[Term]:
+    return [term(*factors) for factors in grouped_factors(input.dims, weight.dims)]
+
+
+@rule("grouped_mm", "_grouped_mm")
+def fused_grouped_product(op: Op, mat_a: Labels, mat_b: Labels, **options: Any) -> Labels:
+    """As `grouped_product`, but the kernel takes no widths that are not multiples of 16 bytes, so all channels stay."""
+    op.freeze((mat_a, mat_b, options), "multiplied by grouped_mm, which needs widths in multiples of 16 bytes")
+    return Labels.plain(op.shape)
+
+
+@fused_grouped_product.flops
+def _(op: Op, out: Labels, mat_a: Labels, mat_b: Labels, **options: Any) -> list[Term]:
+    return [term(*factors) for factors in grouped_factors(mat_a.dims, mat_b.dims)]
 
 
 def _operands(equation: object, operands: tuple[Any, ...]) -> tuple[str, tuple[Labels, ...]]:
@@ -184,13 +213,22 @@ def _bilinear(op: Op, left: Labels, right: Labels, weight: Labels, bias: Labels 
 
 @rule("bilinear")
 def bilinear(op: Op, input1: Labels, input2: Labels, weight: Labels, bias: Labels | None = None) -> Labels:
-    """fvcore does not count it."""
     return _bilinear(op, input1, input2, weight, bias)
+
+
+@bilinear.flops
+def _(op: Op, out: Labels, input1: Labels, input2: Labels, weight: Labels, bias: Labels | None = None) -> list[Term]:
+    return [term(*factors) for factors in bilinear_factors(input1.dims, weight.dims)]
 
 
 @rule(nn.Bilinear)
 def bilinear_module(op: Op, input1: Labels, input2: Labels) -> Labels:
     return _bilinear(op, input1, input2, op.weight("weight"), op.find_weight("bias"))
+
+
+@bilinear_module.flops
+def _(op: Op, out: Labels, input1: Labels, input2: Labels) -> list[Term]:
+    return [term(*factors) for factors in bilinear_factors(input1.dims, op.weight("weight").dims)]
 
 
 @bilinear_module.rewrite
@@ -200,12 +238,15 @@ def _(op: Rewrite, input1: fx.Node, input2: fx.Node) -> Call | None:
     return None
 
 
+def _summed(dims: Any, rank: int) -> Any:
+    """The dimensions of both operands of a tensordot that are summed over."""
+    return (range(rank - dims, rank), range(dims)) if isinstance(dims, int) else dims
+
+
 @rule("tensordot")
 def tensordot(op: Op, input: Labels, other: Labels, dims: Any = 2, **options: object) -> Labels:
-    """fvcore does not count it."""
     rank = len(input.dims)
-    if isinstance(dims, int):
-        dims = (range(rank - dims, rank), range(dims))
+    dims = _summed(dims, rank)
     left, right = ([d % len(x.dims) for d in given] for x, given in zip((input, other), dims, strict=True))
     for d, e in zip(left, right, strict=True):
         contract(op, input, d, other, e)
@@ -214,6 +255,12 @@ def tensordot(op: Op, input: Labels, other: Labels, dims: Any = 2, **options: ob
         other.take(d for d in range(len(other.dims)) if d not in right),
     )
     return Labels((*rest[0].dims, *rest[1].dims), (*rest[0].zero, *rest[1].zero))
+
+
+@tensordot.flops
+def _(op: Op, out: Labels, input: Labels, other: Labels, dims: Any = 2, **options: object) -> list[Term]:
+    factors = tensordot_factors(input.dims, other.dims, _summed(dims, len(input.dims))[1])
+    return [term(*product) for product in factors]
 
 
 @rule(nn.Embedding, nn.EmbeddingBag)

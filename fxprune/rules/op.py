@@ -17,7 +17,11 @@ from fxprune.channels.polynomial import Term, term
 from fxprune.errors import FxpruneError
 from fxprune.rules.state import State
 
-__all__ = ["Op", "UnsupportedCall", "axis", "elements", "is_static", "map_values"]
+__all__ = ["BY_SIZE", "Op", "UnsupportedCall", "axis", "elements", "is_static", "map_values"]
+
+
+# Why channels stay that a number selects, cuts or groups which is another one for other inputs.
+BY_SIZE = "cut at a place that is computed from the batch or the resolution"
 
 
 class UnsupportedCall(FxpruneError):  # noqa: N818
@@ -142,6 +146,10 @@ class Op:
         if moved.shape[1] > 1:
             self.ids.unite(np.repeat(first, moved.shape[1] - 1), moved[:, 1:].ravel())
         return first
+
+    def argument(self, position: int, name: str) -> Argument:
+        """An argument of the node as it is in the graph, given by position or by name."""
+        return self.node.args[position] if position < len(self.node.args) else self.node.kwargs[name]
 
     def is_static(self, argument: Argument) -> bool:
         """Whether a size argument does not depend on the batch or the resolution."""

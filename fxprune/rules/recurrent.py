@@ -13,8 +13,9 @@ import numpy as np
 from torch import fx, nn
 from torch.fx.node import Argument
 
-from fxprune.channels import Dim, Labels, LabelTree, is_labelled, size_of
+from fxprune.channels import Dim, Labels, LabelTree, is_labelled, labels_in, size_of
 from fxprune.channels.polynomial import Term, term
+from fxprune.flops import recurrent_factors
 from fxprune.rules.linear import contract
 from fxprune.rules.op import Op, UnsupportedCall, map_values
 from fxprune.rules.registry import rule
@@ -147,6 +148,14 @@ def recurrent(op: Op, input: LabelTree, hx: LabelTree = None) -> LabelTree:
     return outer, _shaped(dims[0], last.shape)
 
 
+@recurrent.flops
+def _(op: Op, out: LabelTree, input: LabelTree, hx: LabelTree = None) -> list[Term]:
+    module: Any = op.module
+    data = next(labels_in(input))
+    weights = [op.weight(name) for name, tensor in module.named_parameters(recurse=False) if tensor.ndim == 2]
+    return [term(*factors) for factors in recurrent_factors(data.dims[:-1], [weight.dims for weight in weights])]
+
+
 @rule(nn.LSTMCell, nn.GRUCell, nn.RNNCell)
 def cell(op: Op, input: Labels, hx: LabelTree = None) -> LabelTree:
     dims = _hidden(op, [""], 1)
@@ -158,9 +167,8 @@ def cell(op: Op, input: Labels, hx: LabelTree = None) -> LabelTree:
 
 @cell.flops
 def _(op: Op, out: LabelTree, input: Labels, hx: LabelTree = None) -> list[Term]:
-    """fvcore counts cells, as the linear layers that they call, but no other recurrent layers."""
-    of_input, recurrent = op.weight("weight_ih"), op.weight("weight_hh")
-    return [term(*input.dims, of_input.dims[0]), term(*input.dims[:-1], recurrent.dims[1], recurrent.dims[0])]
+    weights = [op.weight(name).dims for name in ("weight_ih", "weight_hh")]
+    return [term(*factors) for factors in recurrent_factors(input.dims[:-1], weights)]
 
 
 @recurrent.rewrite

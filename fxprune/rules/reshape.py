@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -13,83 +13,44 @@ from torch import fx, nn
 from torch.fx.node import Argument
 
 from fxprune.channels import Dim, Ids, Labels, size_of
-from fxprune.rules.op import Op, UnsupportedCall
+from fxprune.rules.matching import blocks, match_is_fixed, refine
+from fxprune.rules.op import BY_SIZE, Op
+from fxprune.rules.other_sizes import Sizes
 from fxprune.rules.registry import rule
 from fxprune.rules.rewrite import Call, Rewrite
 
 __all__ = ["flat", "reshape_labels", "resized", "size_entries"]
 
 
-def _blocks(before: Sequence[int], after: Sequence[int]) -> Iterator[tuple[range, range]]:
-    """The smallest runs of dimensions, in the old and in the new shape, that hold the same elements."""
-    i = j = 0
-    while i < len(before) or j < len(after):
-        start, other = i, j
-        left = right = 1
-        if i < len(before):
-            left, i = before[i], i + 1
-        if j < len(after) and (left != 1 or i == start or after[j] == 1):
-            right, j = after[j], j + 1
-        while left != right:
-            if (left < right and i == len(before)) or (left > right and j == len(after)):
-                raise UnsupportedCall("a reshape of a tensor without elements")
-            if left < right:
-                left, i = left * before[i], i + 1
-            else:
-                right, j = right * after[j], j + 1
-        yield range(start, i), range(other, j)
-
-
-def _refine(before: Sequence[int], after: Sequence[int]) -> tuple[list[int], list[list[int]], list[list[int]]] | None:
-    """Factors such that every old and every new dimension is a product of consecutive factors.
-
-    Returns:
-        The factors, and for each old and each new dimension the positions of its factors; None if there are no such
-        factors.
-    """
-    if 0 in (*before, *after):
-        return None
-    factors: list[int] = []
-    old: list[list[int]] = [[] for _ in before]
-    new: list[list[int]] = [[] for _ in after]
-    i = j = 0
-    left = right = 1
-    while True:
-        while left == 1 and i < len(before):
-            left, i = before[i], i + 1
-        while right == 1 and j < len(after):
-            right, j = after[j], j + 1
-        if left == right == 1:
-            return factors, old, new
-        if left % right and right % left:
-            return None
-        factor = min(left, right)
-        old[i - 1].append(len(factors))
-        new[j - 1].append(len(factors))
-        factors.append(factor)
-        left, right = left // factor, right // factor
-
-
-def reshape_labels(op: Op, x: Labels, shape: Sequence[int]) -> Labels:
+def reshape_labels(op: Op, x: Labels, shape: Sequence[int], others: Sequence[tuple[Sequence[int], ...]] = ()) -> Labels:
     """The labels of `x` in a new shape of as many elements.
 
     Where a channel dimension is split, the kept channels must stay a rectangle. So the factor with the most units
     carries the channels, and they are united across the other factors. Where dimensions are merged, ids repeat.
+
+    Args:
+        op: the node.
+        x: what is reshaped.
+        shape: the new shape.
+        others: the old and the new shape for inputs of other sizes, if the match of dimensions depends on sizes.
+            Channels that do not stay in line at all of them are frozen.
     """
+    before, after = _at_all_sizes(x.shape, shape, others)
     dims: list[Dim] = list(shape)
     zero = [False] * len(shape)
-    for old, new in _blocks(x.shape, shape):
+    for old, new in blocks(before, after):
         part = x.take(old)
         if not part.labelled:
             continue
-        labels = _reshape_block(op, part, [shape[d] for d in new])
+        labels = _reshape_block(op, part, [before[d] for d in old], [after[d] for d in new])
         for d, dim, is_zero in zip(new, labels.dims, labels.zero, strict=True):
             dims[d], zero[d] = dim, is_zero
     return Labels(tuple(dims), tuple(zero))
 
 
-def _reshape_block(op: Op, x: Labels, shape: Sequence[int]) -> Labels:
-    refined = _refine(x.shape, shape)
+def _reshape_block(op: Op, x: Labels, before: Sequence[Sizes], after: Sequence[Sizes]) -> Labels:
+    shape = [sizes[0] for sizes in after]
+    refined = refine(before, after)
     if refined is None:
         op.freeze(x, "reshaped so that channels do not stay in line")
         return Labels.plain(shape)
@@ -98,9 +59,12 @@ def _reshape_block(op: Op, x: Labels, shape: Sequence[int]) -> Labels:
     for d, (dim, is_zero, positions) in enumerate(zip(x.dims, x.zero, old, strict=True)):
         if isinstance(dim, int) or not positions:
             continue
-        ids = dim.reshape([factors[k] for k in positions])
-        axis = _carrying_axis(op, ids, tuple(factors), d)
-        carried[positions[axis]] = (op.unite_axis(ids, axis), is_zero)
+        ids = dim.reshape([factors[k][0] for k in positions])
+        axis = _carrying_axis(op, ids, tuple(sizes[0] for sizes in factors), d)
+        if _same_split(op, dim, ids, axis, before[d], [factors[k] for k in positions]):
+            carried[positions[axis]] = (op.unite_axis(ids, axis), is_zero)
+        else:
+            op.freeze(dim, "reshaped so that channels do not stay in line at every size")
     dims: list[Dim] = list(shape)
     zero = [False] * len(shape)
     for d, positions in enumerate(new):
@@ -110,10 +74,40 @@ def _reshape_block(op: Op, x: Labels, shape: Sequence[int]) -> Labels:
         if labelled:
             k = labelled[-1]
             ids, zero[d] = carried[k]
-            before = math.prod(factors[p] for p in positions if p < k)
-            after = math.prod(factors[p] for p in positions if p > k)
-            dims[d] = np.tile(np.repeat(ids, after), before)
+            left = math.prod(factors[p][0] for p in positions if p < k)
+            right = math.prod(factors[p][0] for p in positions if p > k)
+            merged = dims[d] = np.tile(np.repeat(ids, right), left)
+            op.state.merged[id(merged)] = merged, [factors[p] for p in positions], positions.index(k)
     return Labels(tuple(dims), tuple(zero))
+
+
+def _same_split(op: Op, dim: Ids, ids: Ids, axis: int, sizes: Sizes, factors: Sequence[Sizes]) -> bool:
+    """Whether the channels of a dimension that is split are split alike at every size.
+
+    Args:
+        op: the node.
+        dim: the channels of the dimension.
+        ids: the same in the shape of the factors.
+        axis: that of the factor that carries the channels.
+        sizes: those of the dimension.
+        factors: those of the dimension.
+    """
+    fixed = [len(set(factor)) == 1 for factor in factors]
+    if len(factors) == 1 or all(fixed):
+        return True
+    if len(set(sizes)) == 1 or not fixed[axis]:
+        return False
+    # The dimension repeats its channels as often as a size says. The split is right if it undoes the repetition.
+    _, merged, carrying = op.state.merged.get(id(dim), (dim, (), 0))
+    if merged and len(merged[0]) == len(sizes):
+        return merged[carrying] == factors[axis] and _product(merged[:carrying]) == _product(factors[:axis])
+    # Of a single repetition the ids do not tell whether it is inside or outside of the channels.
+    others = [k for k in range(len(factors)) if k != axis]
+    return all(_units(ids, k) == 1 and (fixed[k] or factors[k][0] > 1) for k in others)
+
+
+def _product(sizes: Sequence[Sizes]) -> Sizes:
+    return tuple(map(math.prod, zip(*sizes, strict=True)))
 
 
 def _carrying_axis(op: Op, ids: Ids, factors: tuple[int, ...], d: int) -> int:
@@ -170,12 +164,45 @@ def size_entries(op: Rewrite, arguments: Sequence[Argument]) -> list[Argument]:
     return list(flat(arguments))
 
 
+def _reshaped(op: Op, x: Labels) -> Labels:
+    """The labels of a tensor whose new sizes are given one by one, so that what matches may depend on the sizes."""
+    sizes = op.state.sizes
+    source = next((node for node in op.node.all_input_nodes if op.labels_of[node.name] is x), None)
+    if source is None or not x.labelled or match_is_fixed(op.node, source, x.labelled, sizes.fixed):
+        return reshape_labels(op, x, op.shape)
+    pairs = sizes.shapes(source, op.node)
+    mixing = sizes.shapes(source, op.node, mixing=True)
+    if mixing and _matches(x, op.shape, pairs) != _matches(x, op.shape, [*pairs, *mixing]):
+        op.state.held[op.node.name] = tuple(
+            (source.name, d)
+            for d, is_fixed in enumerate(sizes.fixed[source])
+            if not is_fixed and any(old[d] != x.shape[d] for old, _ in mixing)
+        )
+    return reshape_labels(op, x, op.shape, pairs)
+
+
+def _matches(x: Labels, shape: Sequence[int], others: Sequence[tuple[Sequence[int], ...]]) -> list[Any]:
+    """The dimensions with channels and what they match, with the factors, where there are any."""
+    before, after = _at_all_sizes(x.shape, shape, others)
+    matching = [(old, new) for old, new in blocks(before, after) if x.take(old).labelled]
+    return [(old, new, refine([before[d] for d in old], [after[d] for d in new]) is None) for old, new in matching]
+
+
+def _at_all_sizes(
+    before: Sequence[int], after: Sequence[int], others: Sequence[tuple[Sequence[int], ...]]
+) -> tuple[list[Sizes], list[Sizes]]:
+    """For each dimension its size at the example's and at the other sizes; these are pairs of shapes."""
+    old = list(zip(before, *(pair[0] for pair in others), strict=True))
+    new = list(zip(after, *(pair[1] for pair in others), strict=True))
+    return old, new
+
+
 @rule("reshape", "view")
 def reshape(op: Op, input: Labels, *shape: object, **options: object) -> Labels:
     if shape and isinstance(shape[0], torch.dtype):
         op.freeze(input, "viewed as another type")
         return Labels.plain(op.shape)
-    return reshape_labels(op, input, op.shape)
+    return _reshaped(op, input)
 
 
 @reshape.rewrite
@@ -188,7 +215,7 @@ def _(op: Rewrite, input: fx.Node, *shape: Argument, **options: Argument) -> Cal
 
 @rule("reshape_as", "view_as")
 def reshape_as(op: Op, input: Labels, other: Labels) -> Labels:
-    out = reshape_labels(op, input, op.shape)
+    out = _reshaped(op, input)
     dims = tuple(op.unite(a, b) if size_of(a) > 1 else 1 for a, b in zip(out.dims, other.dims, strict=True))
     return Labels(dims, out.zero)
 
@@ -200,7 +227,7 @@ def flatten(op: Op, input: Labels, start_dim: int = 0, end_dim: int = -1) -> Lab
 
 @rule("unflatten")
 def unflatten(op: Op, input: Labels, dim: int, sizes: object) -> Labels:
-    return reshape_labels(op, input, op.shape)
+    return _reshaped(op, input)
 
 
 @unflatten.rewrite
@@ -215,7 +242,7 @@ def _(op: Rewrite, input: fx.Node, dim: Argument, sizes: Argument) -> Call | Non
 
 @rule(nn.Unflatten)
 def unflatten_module(op: Op, input: Labels) -> Labels:
-    return reshape_labels(op, input, op.shape)
+    return _reshaped(op, input)
 
 
 @unflatten_module.rewrite
@@ -243,6 +270,8 @@ def _groups_left(op: Rewrite, groups: int) -> int:
 
 @rule("channel_shuffle", "native_channel_shuffle")
 def channel_shuffle(op: Op, input: Labels, groups: int) -> Labels:
+    if not op.is_static(op.argument(1, "groups")):
+        op.freeze(input.dims[1], BY_SIZE)
     return _shuffled(op, input, groups)
 
 

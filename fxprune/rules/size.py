@@ -10,7 +10,15 @@ from torch import fx
 from fxprune.channels import Dim, Labels, LabelTree, Size
 from fxprune.rules.op import Op, map_values
 from fxprune.rules.registry import rule
-from fxprune.tracing.checks import check_as_traced
+from fxprune.running.regions import enter_region, exit_region, region
+from fxprune.tracing.checks import (
+    check_argument,
+    check_as_traced,
+    check_dtype,
+    check_fact,
+    check_grad_mode,
+    check_setting,
+)
 
 __all__ = ["attribute", "size"]
 
@@ -61,6 +69,10 @@ def factory(op: Op, *arguments: object, **options: object) -> LabelTree:
     return map_values(op.value)
 
 
-@rule(check_as_traced)
-def check(op: Op, *arguments: object) -> None:
-    """A guard reads a size and returns nothing."""
+@rule(
+    check_argument, check_as_traced, check_dtype, check_fact, check_grad_mode, check_setting, region, enter_region,
+    exit_region, torch._C._set_grad_enabled, torch.manual_seed, torch.set_default_dtype, torch.is_autocast_enabled,
+    torch.is_autocast_cpu_enabled, torch.get_autocast_dtype, torch.get_autocast_gpu_dtype, torch.get_autocast_cpu_dtype,
+)  # fmt: skip
+def setting(op: Op, *arguments: object, **options: object) -> None:
+    """A guard reads a size, a setting or what is not a tensor, and returns nothing; a region changes a setting."""

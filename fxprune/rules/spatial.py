@@ -12,7 +12,7 @@ from torch.fx.node import Argument
 
 from fxprune.channels import Dim, Labels, LabelTree, is_labelled, labels_in, size_of
 from fxprune.channels.polynomial import Term
-from fxprune.rules.op import Op, UnsupportedCall, axis, elements
+from fxprune.rules.op import BY_SIZE, Op, UnsupportedCall, axis, elements
 from fxprune.rules.registry import rule
 from fxprune.rules.rewrite import Call, Rewrite
 
@@ -113,6 +113,14 @@ def _pairs(pad: Any, rank: int) -> dict[int, tuple[int, int]]:
     return {rank - 1 - k: (int(pad[2 * k]), int(pad[2 * k + 1])) for k in range(len(pad) // 2)}
 
 
+def _padded_by_size(op: Op, pad: Any, rank: int) -> list[int]:
+    """The dimensions that are padded by amounts that are not static."""
+    given: Any = op.argument(1, "pad")
+    if isinstance(given, fx.Node):
+        return [] if op.is_static(given) else list(_pairs(pad, rank))
+    return [rank - 1 - k // 2 for k, amount in enumerate(given) if not op.is_static(amount)]
+
+
 @rule("pad")
 def pad(op: Op, input: Labels, pad: Any, mode: str = "constant", value: object = None) -> Labels:
     if any(labels_in(pad)):
@@ -122,9 +130,13 @@ def pad(op: Op, input: Labels, pad: Any, mode: str = "constant", value: object =
     padded = {d for d, amounts in pairs.items() if any(amounts)}
     # Padding along the dimension itself adds no entries to its channels; padding along another dimension does.
     zero = [z and mode == "constant" and (not value or padded <= {d}) for d, z in enumerate(input.zero)]
+    moving = _padded_by_size(op, pad, len(dims))
     for d, (front, back) in pairs.items():
         dim = dims[d]
-        if isinstance(dim, int) or (front == 0 and back == 0):
+        if d in moving:
+            op.freeze(dim, BY_SIZE)
+            dims[d] = size_of(dim) + front + back
+        elif isinstance(dim, int) or (front == 0 and back == 0):
             dims[d] = size_of(dim) + front + back if isinstance(dim, int) else dim
         elif mode == "constant" and front >= 0 and back >= 0:
             ends = op.ids.fresh(front), op.ids.fresh(back)

@@ -88,8 +88,7 @@ def _made_of(x: fx.Node, d: int, labels_of: Mapping[str, LabelTree]) -> _Made | 
 def _is_elementwise(node: fx.Node) -> bool:
     """Whether each entry of a node is computed from those in its place, with the same result each time."""
     module = node.graph.owning_module.get_submodule(str(node.target)) if node.op == "call_module" else None  # type: ignore[union-attr]
-    # A function that draws random numbers is marked in the graph; see `_unwritten`.
-    random = module is not None and Trait.RANDOM in traits(node, module)
+    random = "random" in node.meta or (module is not None and Trait.RANDOM in traits(node, module))
     return find_rule(node, module) in (activation, elementwise, unchanged) and not random
 
 
@@ -102,12 +101,12 @@ def _per_channel(x: fx.Node, d: int, labels_of: Mapping[str, LabelTree]) -> Iter
 
 
 def _unwritten(end: fx.Node, ops: list[fx.Node | None]) -> bool:
-    """Whether nothing is written in place or drawn at random between the first of some ops and `end`."""
+    """Whether nothing is written in place between the first of some ops and `end`."""
     waiting = {node for node in ops if node is not None}
     node = end
     while waiting:
         node = node.prev
-        if "mutates" in node.meta or (node in waiting and "random" in node.meta):
+        if "mutates" in node.meta:
             return False
         waiting.discard(node)
     return True

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
@@ -11,6 +11,7 @@ import numpy as np
 from torch import fx, nn
 
 from fxprune.channels import Ids, IdTable, Labels, LabelTree, Size, labels_in, map_labels
+from fxprune.rules.other_sizes import OtherSizes, Sizes
 from fxprune.rules.parameters import Parameters
 from fxprune.tracing.aliasing import alias_roots
 
@@ -43,8 +44,12 @@ class State:
         nodes: the nodes of the graph, by name.
         roots: for every node the first one that shares its memory.
         splits: the choices where dimensions are split.
+        sizes: the sizes of tensors for other inputs.
         labels: what the values of the nodes so far carry, by node name.
         contractions: as in `ChannelGraph`.
+        held: as in `ChannelGraph`.
+        merged: by the identity of the ids of a merged dimension: the ids, the sizes of the dimensions that were merged,
+            and the number of the one with the channels.
         input_dependent: the nodes that are computed from entries of the model's input, not only from its size.
     """
 
@@ -53,23 +58,30 @@ class State:
     nodes: Mapping[str, fx.Node]
     roots: Mapping[fx.Node, fx.Node]
     splits: Splits
+    sizes: OtherSizes
     labels: dict[str, LabelTree] = field(default_factory=dict)
     contractions: dict[str, tuple[tuple[str, int], ...]] = field(default_factory=dict)
+    held: dict[str, tuple[tuple[str, int], ...]] = field(default_factory=dict)
+    merged: dict[int, tuple[Ids, Sequence[Sizes], int]] = field(default_factory=dict)
     input_dependent: set[fx.Node] = field(default_factory=set)
     _sharing: dict[fx.Node, list[fx.Node]] = field(default_factory=dict)
 
     @staticmethod
-    def of(traced: fx.GraphModule, modules: dict[str, nn.Module], splits: Splits) -> State:
+    def of(
+        traced: fx.GraphModule, modules: dict[str, nn.Module], splits: Splits, sizes: OtherSizes | None = None
+    ) -> State:
         """The state before the first node.
 
         Args:
             traced: the traced model.
             modules: its modules, by path.
             splits: the choices to avoid.
+            sizes: those that an earlier analysis of this model has found.
         """
+        sizes = sizes or OtherSizes(traced.graph, modules)
         ids = IdTable()
         nodes = {node.name: node for node in traced.graph.nodes}
-        return State(ids, Parameters(traced, ids), nodes, alias_roots(traced.graph, modules), splits)
+        return State(ids, Parameters(traced, ids), nodes, alias_roots(traced.graph, modules), splits, sizes)
 
     def add_contraction(self, node: fx.Node, argument: fx.Node, d: int) -> None:
         """The channels in dimension `d` of an argument are summed over at a node."""

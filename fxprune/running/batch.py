@@ -13,6 +13,7 @@ from torch import Tensor, fx, nn
 from fxprune.errors import FxpruneError
 from fxprune.running import trees
 from fxprune.running.devices import on_device_of
+from fxprune.running.regions import leaving_regions
 
 __all__ = ["BATCH_DIM", "SAMPLES_PER_PASS", "Batch", "Inputs", "placeholder_values", "run_model", "running_on"]
 
@@ -117,7 +118,9 @@ def run_model(model: nn.Module, batch: Batch, raises: type[FxpruneError] = Fxpru
 def running_on(batch: Batch, raises: type[FxpruneError] = FxpruneError) -> Iterator[None]:
     """Within it, errors of a model that does not take the batch become errors of the class `raises`."""
     try:
-        yield
+        # Regions that are open when a node fails.
+        with leaving_regions():
+            yield
     except (raises, torch.OutOfMemoryError):
         raise
     except FxpruneError as error:

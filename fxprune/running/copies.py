@@ -44,19 +44,25 @@ def named_tensors(module: nn.Module) -> dict[str, Tensor]:
     return {**dict(parameters), **dict(module.named_buffers(remove_duplicate=False))}
 
 
-def meta_like(tensor: Tensor) -> Tensor:
-    """An empty tensor of the same size, strides and type on the meta device."""
-    return torch.empty_strided(tensor.size(), tensor.stride(), dtype=tensor.dtype, device=META)
+def meta_like(tensor: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """An empty tensor of the same size, strides and type on the meta device; `dtype` is for floating-point ones."""
+    own = tensor.dtype if dtype is None or not tensor.is_floating_point() else dtype
+    return torch.empty_strided(tensor.size(), tensor.stride(), dtype=own, device=META)
 
 
-def meta_copy(model: nn.Module) -> tuple[nn.Module, dict[int, Tensor]]:
-    """A copy of the model on the meta device; and the original of each of the copy's tensors, by the copy's id."""
+def meta_copy(model: nn.Module, dtype: torch.dtype | None = None) -> tuple[nn.Module, dict[int, Tensor]]:
+    """A copy of the model on the meta device; and the original of each of the copy's tensors, by the copy's id.
+
+    Args:
+        model: not changed.
+        dtype: of the floating-point tensors of the copy; default: as they are.
+    """
     real: dict[int, Tensor] = {}
 
     def convert(tensor: Tensor) -> Tensor:
         if isinstance(tensor, (nn.UninitializedParameter, nn.UninitializedBuffer)):
             raise FxpruneError("The model has lazy modules: run it once on an input before tracing it.")
-        meta = meta_like(tensor)
+        meta = meta_like(tensor, dtype)
         if isinstance(tensor, nn.Parameter):
             meta = nn.Parameter(meta, tensor.requires_grad)
         real[id(meta)] = tensor

@@ -16,7 +16,7 @@ from fxprune.running import trees
 from fxprune.running.devices import on_device_of
 from fxprune.running.eager import running_eagerly
 
-__all__ = ["outputs_in_double"]
+__all__ = ["is_in_double", "outputs_in_double"]
 
 
 def outputs_in_double(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[Tensor]:
@@ -68,15 +68,26 @@ def _widened(value: Any, of_tensors: bool) -> Any:
     return _to_double(value) if of_tensors and type(value) is Tensor else value
 
 
+_depth = 0
+
+
+def is_in_double() -> bool:
+    """Whether models are run in float64 now, to be compared: checks of types are for other runs."""
+    return _depth > 0
+
+
 @contextmanager
 def _in_double() -> Iterator[None]:
+    global _depth
     default, types = torch.get_default_dtype(), {name: getattr(torch, name) for name in _NARROW_TYPES}
     try:
+        _depth += 1
         torch.set_default_dtype(torch.float64)
         vars(torch).update(dict.fromkeys(types, torch.DoubleTensor))
         with _WideCasts():
             yield
     finally:
+        _depth -= 1
         vars(torch).update(types)
         torch.set_default_dtype(default)
 

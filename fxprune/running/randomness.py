@@ -5,11 +5,29 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
-__all__ = ["derive_seed", "preserve_rng_state", "reseed"]
+__all__ = ["NotesDraws", "derive_seed", "preserve_rng_state", "reseed"]
+
+
+class NotesDraws(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Notes whether an operator inside it draws random numbers, which works on the meta device too.
+
+    Attributes:
+        drawn: whether one did.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.drawn = False
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.drawn = self.drawn or torch.Tag.nondeterministic_seeded in func.tags
+        return func(*args, **(kwargs or {}))
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Which nodes share memory, and which nodes the output depends on."""
+"""Which nodes share memory, and which nodes fvcore counts."""
 
 from __future__ import annotations
 
@@ -41,7 +41,10 @@ def _written_by(graph: fx.Graph, root: dict[fx.Node, fx.Node]) -> dict[fx.Node, 
 
 
 def used_nodes(graph: fx.Graph, modules: dict[str, nn.Module]) -> set[fx.Node]:
-    """The nodes that the output depends on. fvcore counts no others: they only update a state."""
+    """The nodes that the output depends on, or that write into tensors of the model or its caller.
+
+    fvcore counts no others. It does not see what is written into `x.data`.
+    """
     root = alias_roots(graph, modules, follow_data=False)
     written = _written_by(graph, root)
     used: set[fx.Node] = set()

@@ -1,4 +1,4 @@
-"""The recorded graph and the modules that it needs, put together: those it calls, and all that has state."""
+"""The recorded graph, the modules that it calls, all that has state, and the model's attributes, put together."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any, cast
 from torch import Tensor, nn
 
 from fxprune.running.copies import DeepcopyTensorsWith, copy_module, parameters_and_buffers
+from fxprune.tracing.attributes import plain_attributes
 from fxprune.tracing.graph_builder import GraphBuilder
 from fxprune.tracing.library_modules import is_library_module
 from fxprune.tracing.traced_module import TracedModule
@@ -16,7 +17,7 @@ __all__ = ["assemble"]
 
 
 def assemble(model: nn.Module, builder: GraphBuilder, convert: Callable[[Tensor], Tensor]) -> TracedModule:
-    """The traced model: it has the parameters and buffers of `model`, under the same names.
+    """The traced model: it has the parameters, buffers and plain attributes of `model`, under the same names.
 
     Args:
         model: the original; not changed.
@@ -59,7 +60,10 @@ def assemble(model: nn.Module, builder: GraphBuilder, convert: Callable[[Tensor]
         root.register_buffer(name, convert(tensor), persistent=False)
     for path, module in builder.added_modules.items():
         _install(root, path, module, model)
-    return TracedModule.assemble(root, builder.graph, type(model).__name__)
+    traced = TracedModule.assemble(root, builder.graph, type(model).__name__)
+    tables = traced._parameters.keys() | traced._buffers.keys() | traced._modules.keys()
+    vars(traced).update({name: value for name, value in plain_attributes(model).items() if name not in tables})
+    return traced
 
 
 def _install(root: nn.Module, path: str, module: nn.Module, model: nn.Module) -> None:

@@ -1,17 +1,32 @@
-"""The check in a graph that a size is the traced one, where the model's code followed it."""
+"""The checks in a graph that sizes and arguments are the traced ones, where the model's code followed them."""
 
 from __future__ import annotations
 
+import enum
 import operator
 import warnings
-from typing import Any
+from typing import Any, TypeAlias
 
+import torch
 from torch import Tensor, fx
 
 from fxprune.errors import FxpruneError
+from fxprune.running import trees
+from fxprune.running.double import is_in_double
 from fxprune.tracing.sizes import TracedNumber, plain
 
-__all__ = ["check_as_traced"]
+__all__ = [
+    "check_argument",
+    "check_as_traced",
+    "check_dtype",
+    "check_fact",
+    "check_grad_mode",
+    "check_setting",
+    "expected_of",
+]
+
+# What is expected of an argument, as a graph can hold it: a kind, and the value or the parts.
+Expected: TypeAlias = tuple[Any, ...]
 
 
 @fx.node.has_side_effect
@@ -33,14 +48,198 @@ def check_as_traced(value: Any, traced: Any, what: str, where: str) -> None:
         value = plain(value)
     if isinstance(value, Tensor):
         value = _item(value)
-    if isinstance(traced, bool):
-        value = bool(value)
-    if value != traced:
+    # A size may be symbolic, and comparing its truth with True fails then.
+    if (not value if traced else value) if isinstance(traced, bool) else value != traced:
+        now = bool(value) if isinstance(traced, bool) else value
         raise FxpruneError(
-            f"`{what}` is {value} here, and was {traced} when the model was traced. The code of {where} follows it in "
+            f"`{what}` is {now} here, and was {traced} when the model was traced. The code of {where} follows it in "
             "a loop or a branch, and the graph has what the code did then. Trace or prune the model with an example of "
             "this size, or write that code with operations on whole tensors"
         )
+
+
+@fx.node.has_side_effect
+def check_setting(value: Any, traced: Any, what: str, where: str) -> None:
+    """Check that a setting of torch, such as autocast, is the one of the trace.
+
+    Args:
+        value: what it is now.
+        traced: what it was in the trace.
+        what: how it is read, for the message.
+        where: the module whose code follows it, for the message.
+
+    Raises:
+        FxpruneError: it has changed.
+    """
+    if value != traced:
+        raise FxpruneError(
+            f"`{what}` is {value} here, and was {traced} when the model was traced. The code of {where} follows it, "
+            "and the graph has what the code did then. Trace or prune the model in the context that it runs in"
+        )
+
+
+# --- facts ------------------------------------------------------------------------------------------------------------
+
+
+@fx.node.has_side_effect
+def check_fact(tensor: Tensor, asked: str, arguments: dict[str, Any], traced: bool, what: str, where: str) -> None:
+    """Check that a tensor answers a question, as `is_contiguous`, as it did in the trace.
+
+    Args:
+        tensor: asked.
+        asked: the name of its method or attribute.
+        arguments: of the method.
+        traced: the answer in the trace.
+        what: the name of the tensor, for the message.
+        where: the module whose code follows the answer, for the message.
+
+    Raises:
+        FxpruneError: it answers otherwise.
+    """
+    found = getattr(tensor, asked)
+    found = found(**arguments) if callable(found) else found
+    if found != traced:
+        raise FxpruneError(
+            f"`{what}.{asked}` is {found} here, and was {traced} when the model was traced. The code of {where} "
+            "follows it in a branch, and the graph has what the code did then"
+        )
+
+
+@fx.node.has_side_effect
+def check_dtype(tensor: Tensor, refused: list[torch.dtype], what: str, where: str) -> None:
+    """Check that a tensor is of no type for which the model's code does something else.
+
+    Args:
+        tensor: checked.
+        refused: these types.
+        what: the name of the tensor, for the message.
+        where: the module whose code follows the type, for the message.
+
+    Raises:
+        FxpruneError: it is of one of them.
+    """
+    if tensor.dtype in refused and not is_in_double():
+        raise FxpruneError(
+            f"`{what}.dtype` is {tensor.dtype} here. The code of {where} does something else for this type than for "
+            "the one that the model was traced with. Trace or prune the model in this type: `prune(model.half(), ...)`"
+        )
+
+
+@fx.node.has_side_effect
+def check_grad_mode(traced: bool | None, where: str) -> None:
+    """Check that gradients are computed, or not, as the model was told in the trace.
+
+    Args:
+        traced: as it was; None for either.
+        where: the module whose code follows it, for the message.
+
+    Raises:
+        FxpruneError: it is otherwise.
+    """
+    if traced is not None and torch.is_grad_enabled() != traced:
+        raise FxpruneError(
+            f"`torch.is_grad_enabled()` is {not traced} here, and was {traced} when the model was traced. The code of "
+            f"{where} follows it in a branch. In eval, call the model under `torch.no_grad()`"
+        )
+
+
+# --- arguments --------------------------------------------------------------------------------------------------------
+
+# What a graph can hold and compare.
+_COMPARED = (bool, int, float, complex, str, enum.Enum, torch.dtype, torch.device, torch.memory_format, torch.layout)
+
+
+def expected_of(value: Any, *, is_computed_with: bool) -> Expected:
+    """What a graph has to expect of an argument that was `value` in the trace, for `check_argument`.
+
+    Args:
+        value: the argument.
+        is_computed_with: whether the graph computes with it; a number may then be any other.
+    """
+    if isinstance(value, Tensor):
+        return ("tensor",)
+    if isinstance(value, (tuple, list)):
+        # Only numbers beside tensors are inputs of the graph.
+        traced = is_computed_with and type(value) in (tuple, list) and trees.has_tensor(value)
+        return ("items", [expected_of(item, is_computed_with=traced) for item in value])
+    if isinstance(value, dict):
+        return ("entries", [(key, expected_of(item, is_computed_with=False)) for key, item in value.items()])
+    if value is None:
+        return ("value", None)
+    if is_computed_with and type(value) in (int, float):
+        return ("number",)
+    return ("value", value) if isinstance(value, _COMPARED) else ("type", type(value).__qualname__)
+
+
+@fx.node.has_side_effect
+def check_argument(value: Any, expected: Expected, name: str, where: str) -> None:
+    """Check that an argument is as in the trace, so far as the graph was made for it.
+
+    Args:
+        value: the argument.
+        expected: of `expected_of`.
+        name: of the argument, for the message.
+        where: whose code follows it, for the message.
+
+    Raises:
+        FxpruneError: it is not.
+    """
+    found = _difference(value, expected, name)
+    if found is not None:
+        place, now, then = found
+        raise FxpruneError(
+            f"argument `{place}` is {now} here, and was {then} when the model was traced. The code of {where} can "
+            "follow it, and the graph has what the code did then. Call the model with the same, or trace or prune it "
+            "with an example that has this one"
+        )
+
+
+def _difference(value: Any, expected: Expected, name: str) -> tuple[str, str, str] | None:
+    """The first part of an argument that is not as expected: its name, what it is, and what it was."""
+    kind = expected[0]
+    if kind == "tensor":
+        return None if isinstance(value, Tensor) else (name, _shown(value), "a tensor")
+    if kind == "number":
+        number = isinstance(value, (int, float, torch.SymInt, torch.SymFloat)) and not isinstance(value, bool)
+        return None if number else (name, _shown(value), "a number")
+    if kind == "items":
+        items = expected[1]
+        if not isinstance(value, (tuple, list)) or len(value) != len(items):
+            return name, _shown(value), f"a sequence of {len(items)}"
+        for k in range(len(items)):
+            found = _difference(value[k], items[k], f"{name}[{k}]")
+            if found is not None:
+                return found
+        return None
+    if kind == "entries":
+        keys = [key for key, _ in expected[1]]
+        # An `fx.Interpreter` gives a list of none for **keywords.
+        given = value if isinstance(value, dict) else {} if not value and isinstance(value, list) else None
+        if given is None or len(given) != len(keys) or any(key not in given for key in keys):
+            return name, _shown(value if given is None else list(given)), _shown(keys)
+        for key, part in expected[1]:
+            found = _difference(given[key], part, f"{name}[{key!r}]")
+            if found is not None:
+                return found
+        return None
+    if kind == "type":
+        now = type(value).__qualname__
+        return None if now == expected[1] else (name, f"a {now}", f"a {expected[1]}")
+    then = expected[1]
+    if isinstance(value, TracedNumber):
+        # A traced graph that is traced again.
+        value = value.as_traced()
+    # Not a number is not equal to itself.
+    same = value is then or (type(value) is type(then) and (value == then or (value != value and then != then)))
+    return None if same else (name, _shown(value), repr(then))
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, Tensor):
+        return "a tensor"
+    if isinstance(value, (tuple, list)) and not all(isinstance(item, str) for item in value):
+        return f"a sequence of {len(value)}"
+    return repr(value) if value is None or isinstance(value, (*_COMPARED, list)) else f"a {type(value).__qualname__}"
 
 
 def _item(size: Tensor) -> Any:

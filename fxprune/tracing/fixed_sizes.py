@@ -6,14 +6,13 @@ An op that is not understood here counts as not fixed; then a size that is fixed
 from __future__ import annotations
 
 import operator
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias
 
 from torch import Tensor, fx, nn
 
 from fxprune.ops import Trait, name_of_op, traits
 from fxprune.running import trees
-from fxprune.tracing.graph_builder import GraphBuilder
 from fxprune.tracing.results import dimension_cut
 
 __all__ = ["Fixed", "all_fixed", "fixed_sizes"]
@@ -22,11 +21,16 @@ __all__ = ["Fixed", "all_fixed", "fixed_sizes"]
 Fixed: TypeAlias = "bool | tuple[Fixed, ...]"
 
 
-def fixed_sizes(builder: GraphBuilder) -> dict[fx.Node, Fixed]:
-    """For each node, which of its sizes are fixed."""
+def fixed_sizes(graph: fx.Graph, module_of: Callable[[str], nn.Module]) -> dict[fx.Node, Fixed]:
+    """For each node, which of its sizes are fixed.
+
+    Args:
+        graph: of nodes whose example values are in their `meta`.
+        module_of: gives the module of a path.
+    """
     fixed: dict[fx.Node, Any] = {}
-    for node in builder.graph.nodes:
-        module = builder.module(str(node.target)) if node.op == "call_module" else None
+    for node in graph.nodes:
+        module = module_of(str(node.target)) if node.op == "call_module" else None
         fixed[node] = _fixed(node, module, fixed)
     return fixed
 
@@ -85,6 +89,10 @@ def _of_call(node: fx.Node, name: str, first: Any, fixed: Mapping[fx.Node, Any])
         return tuple(first)
     if Trait.LINEAR in what:
         return (*first[:-1], True)
+    if name == "scaled_dot_product_attention":
+        return (*first[:-1], fixed[args[2]][-1])  # type: ignore[index]
+    if name in ("matmul", "bmm") and value.ndim > 1:
+        return (*(_of_broadcast(node, d, fixed) for d in range(-value.ndim, -2)), first[-2], fixed[args[1]][-1])  # type: ignore[index]
     if name in ("view", "reshape"):
         sizes = args[1] if len(args) == 2 and isinstance(args[1], (tuple, list)) else args[1:]
         known = [n >= 0 if isinstance(n, int) else isinstance(n, fx.Node) and fixed[n] for n in sizes]

@@ -32,7 +32,7 @@ def insert_guards(builder: GraphBuilder, sizes: SizeNodes) -> list[str]:
     """
     if not sizes.guards:
         return []
-    fixed = fixed_sizes(builder)
+    fixed = fixed_sizes(builder.graph, builder.module)
     inserted: dict[str, str] = {}
     for guard in sizes.guards:
         what = _spell(guard.function, guard.operands)

@@ -16,6 +16,7 @@ from fxprune.errors import FxpruneError
 from fxprune.running.copies import META
 from fxprune.tracing.graph_builder import GraphBuilder, Origin
 from fxprune.tracing.sizes import TracedNumber, TracedPieces, plain, untraced_type
+from fxprune.tracing.unknown import Unknown
 from fxprune.tracing.user_code import user_frame
 
 __all__ = ["Lowered", "LoweredCall", "Lowering"]
@@ -95,6 +96,8 @@ class Lowering:
         if isinstance(arg, TracedNumber):
             node = arg.node()
             return node, plain(arg), self._builder.origin[node]
+        if kind is Unknown:
+            raise arg.error
         if kind is torch.device:
             known = self._builder.find(arg)
             return (arg, META, Origin.CONSTANTS) if known is None else (known, META, self._builder.origin[known])

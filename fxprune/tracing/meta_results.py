@@ -7,7 +7,7 @@ different layouts of arguments. (torch's own `FakeTensorMode` takes twice as lon
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -30,11 +30,13 @@ class Recalled:
         value: what it returned, unless that is one of its tensors.
         same_as: the number of that tensor, in the order of the arguments.
         written: the numbers of the tensors that it wrote into.
+        random: whether it drew random numbers.
     """
 
     value: Any
     same_as: int | None
     written: tuple[int, ...]
+    random: bool
 
 
 _results: dict[Any, Recalled] = {}
@@ -43,10 +45,10 @@ _results: dict[Any, Recalled] = {}
 def recall(key: Any) -> Recalled | None:
     """What a call with this key has done, with new tensors in its value; None if there was none."""
     known = None if key is None else _results.get(key)
-    return known and Recalled(None if known.value is None else _empty(known.value), known.same_as, known.written)
+    return known and replace(known, value=None if known.value is None else _empty(known.value))
 
 
-def remember(key: Any, value: Any, tensors: Sequence[Tensor], written: Sequence[Tensor]) -> None:
+def remember(key: Any, value: Any, tensors: Sequence[Tensor], written: Sequence[Tensor], random: bool) -> None:
     """Keep the layout of the value of a call on `tensors`, which wrote into those that are `written`."""
     if key is None or len(_results) >= _MOST_RESULTS:
         return
@@ -54,7 +56,7 @@ def remember(key: Any, value: Any, tensors: Sequence[Tensor], written: Sequence[
     same_as = positions.get(id(value))
     layout = None if same_as is not None else _layout(value)
     if layout is not None or same_as is not None:
-        _results[key] = Recalled(layout, same_as, tuple(positions[id(tensor)] for tensor in written))
+        _results[key] = Recalled(layout, same_as, tuple(positions[id(tensor)] for tensor in written), random)
 
 
 def _layout(value: Any) -> Any:
@@ -74,48 +76,63 @@ def _empty(layout: Any) -> Any:
     return torch.empty_strided(size, stride, dtype=dtype, device=META)
 
 
-def call_key(value: Any) -> Any:
-    """What the layout of a result depends on, as a hashable value; None where it cannot be hashed."""
+def call_key(function: Any, arguments: tuple[Any, ...]) -> Any:
+    """All that the layout of a result depends on, as a hashable value; None where an argument may hold more."""
     try:
-        key = _keyed(value)
-        hash(key)
-    except TypeError:
+        return function, torch.get_default_dtype(), _keyed(arguments)
+    except _UnknownTypeError:
         return None
-    return key
+
+
+class _UnknownTypeError(Exception):
+    """An object that may change, or hold values of which a layout depends."""
+
+
+# What is the same whenever it is equal and of the same type.
+_PLAIN = frozenset({
+    int, float, bool, complex, str, type(None), type(...), torch.dtype, torch.device, torch.layout, torch.memory_format,
+})  # fmt: skip
 
 
 def _keyed(value: Any) -> Any:
-    if isinstance(value, Tensor):
-        return value.size(), value.stride(), value.dtype
     kind = type(value)
+    if isinstance(value, Tensor):
+        return kind, value.size(), value.stride(), value.dtype
     if kind in (tuple, list, torch.Size):
         return kind, tuple(map(_keyed, value))
     if kind is slice:
         return kind, _keyed(value.start), _keyed(value.stop), _keyed(value.step)
-    if kind in (int, float, bool):
+    if kind is dict:
+        return kind, tuple((name, _keyed(entry)) for name, entry in value.items())
+    if kind in _PLAIN or (isinstance(value, type) and value.__module__ == "builtins"):
         return kind, value
-    return value
+    raise _UnknownTypeError
 
 
 def leaf_key(module: nn.Module, names: tuple[str, ...], inputs: tuple[Any, ...]) -> Any:
     """What the layout of a leaf's result depends on; None where it may depend on more than torch's modules do."""
-    parts = _module_key(module)
-    return None if parts is None else call_key((names, *inputs, parts))
+    parts = _parts_of(module)
+    return None if parts is None else call_key(type(module), (names, *inputs, parts))
 
 
-def _module_key(module: nn.Module) -> Any:
-    """Type, settings and tensors of a module and all modules in it; None if one is not torch's."""
+# Entries that every module has, and caches of what else is in the key.
+_NO_SETTINGS = frozenset({*vars(nn.Module()), "_flat_weights", "_flat_weight_refs", "_is_full_backward_hook"})
+
+
+def _parts_of(module: nn.Module) -> Any:
+    """Names of types, settings and tensors of a module and all modules in it; None if one is not torch's."""
     known = type(module).__module__.startswith("torch.nn.modules.") or isinstance(
         module, nn.modules.batchnorm._BatchNorm
     )
     if not known or module._forward_hooks or module._forward_pre_hooks:
         return None
-    children = [_module_key(child) for child in module._modules.values() if child is not None]
+    children = [_parts_of(child) for child in module._modules.values() if child is not None]
     if None in children:
         return None
-    settings = [item for item in vars(module).items() if isinstance(item[1], (int, float, str, tuple))]
+    settings = {name: value for name, value in vars(module).items() if name not in _NO_SETTINGS}
     tensors = [*module._parameters.values(), *module._buffers.values()]
-    return type(module), tuple(settings), tuple(tensors), tuple(children)
+    kind = type(module)
+    return f"{kind.__module__}.{kind.__qualname__}", id(kind), module.training, settings, tensors, children
 
 
 # --- functions that need a stand-in -----------------------------------------------------------------------------------

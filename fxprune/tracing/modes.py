@@ -50,9 +50,17 @@ class Differences:
     literals: list[_Literal]
 
 
-def compare(in_eval: GraphBuilder, in_training: GraphBuilder) -> Differences:
-    """How the graph of a model in training differs from that in eval, module call by module call."""
-    calls = [_nodes_by_call(builder) for builder in (in_eval, in_training)]
+def compare(
+    in_eval: GraphBuilder, in_training: GraphBuilder, *, ignored: AbstractSet[str] = frozenset()
+) -> Differences:
+    """How the graph of a model in training differs from that in eval, module call by module call.
+
+    Args:
+        in_eval: of the one graph.
+        in_training: of the other.
+        ignored: methods of tensors whose calls do not matter: they give what they are called on.
+    """
+    calls = [_nodes_by_call(builder, ignored) for builder in (in_eval, in_training)]
     calls_differ: set[str] = set()
     partner: dict[fx.Node, fx.Node] = {}
     for call in calls[0].keys() | calls[1].keys():
@@ -63,21 +71,39 @@ def compare(in_eval: GraphBuilder, in_training: GraphBuilder) -> Differences:
             calls_differ.add(call[0])
     differences = Differences(set(calls_differ), calls_differ, [])
     for node, other in partner.items():
+        if "random" in other.meta:
+            node.meta["random"] = True
         found: list[_Literal] = []
-        if _arguments_differ(node, (node.args, node.kwargs), (other.args, other.kwargs), (), partner, found):
+        ours, theirs = (_without_ignored((n.args, n.kwargs), ignored) for n in (node, other))
+        if _arguments_differ(node, ours, theirs, (), partner, found):
             differences.scopes.add(node.meta["module"])
         else:
             differences.literals.extend(found)
     return differences
 
 
-def _nodes_by_call(builder: GraphBuilder) -> dict[ModuleCall, list[fx.Node]]:
+def _nodes_by_call(builder: GraphBuilder, ignored: AbstractSet[str]) -> dict[ModuleCall, list[fx.Node]]:
     by_call: dict[ModuleCall, list[fx.Node]] = {}
     for node in builder.graph.nodes:
         # Parameters are read where they are first used, which says nothing about the mode.
-        if node.op != "get_attr":
+        if node.op != "get_attr" and not _is_ignored(node, ignored):
             by_call.setdefault(builder.calls[node], []).append(node)
     return by_call
+
+
+def _is_ignored(node: fx.Node, ignored: AbstractSet[str]) -> bool:
+    return node.op == "call_method" and node.target in ignored
+
+
+def _without_ignored(arguments: Any, ignored: AbstractSet[str]) -> Any:
+    """Arguments in which the results of ignored calls are what these were called on."""
+
+    def source(node: fx.Node) -> fx.Node:
+        while _is_ignored(node, ignored):
+            node = cast(fx.Node, node.args[0])
+        return node
+
+    return fx.node.map_arg(arguments, source) if ignored else arguments
 
 
 def _arguments_differ(

@@ -80,7 +80,7 @@ class ModuleCalls:
             f"`{function.__name__}` in {self._recorder.scopes.described} runs modules: the graph has what it computes, "
             "and their gradients are those of autograd, not of its own `backward`."
         )
-        with self._recorder.grad.inlining():
+        with self._recorder.regions.inlining():
             return run_forward(function, args)
 
     def divide_by_spectral_norm(self, hook: SpectralNorm, owner: nn.Module, path: str, training: bool) -> Any:

@@ -13,7 +13,7 @@ from fxprune.running.calls import Call, given_call
 from fxprune.running.devices import on_device_of
 from fxprune.tracing.constants import Place
 
-__all__ = ["TraceNotes", "call_of", "example_of", "set_trace_notes", "trace_notes"]
+__all__ = ["TraceNotes", "call_of", "example_of", "notes_in", "set_trace_notes", "trace_notes"]
 
 _KEY = "fxprune.trace"
 
@@ -29,6 +29,7 @@ class TraceNotes:
         values_read: values of tensors that the model's code has read; None for one too large to be saved.
         leaves: paths of the modules that the caller wanted as one node each.
         constant_places: where the model keeps each tensor that is a constant of the graph, by its name there.
+        traced_from: the `meta` of the traced model, if that was a GraphModule: it may have been pruned before.
     """
 
     example_inputs: Call | None = None
@@ -37,12 +38,29 @@ class TraceNotes:
     values_read: Mapping[str, Any] = field(default_factory=dict)
     leaves: tuple[str, ...] = ()
     constant_places: Mapping[str, Place] = field(default_factory=dict)
+    traced_from: Mapping[str, Any] = field(default_factory=dict)
+
+    def after(self, first: TraceNotes) -> TraceNotes:
+        """The notes of a model that was traced again, after a first trace whose notes these are, and pruning."""
+        return TraceNotes(
+            example_inputs=self.example_inputs,
+            remarks=tuple(dict.fromkeys((*first.remarks, *self.remarks))),
+            source=first.source,
+            values_read={**self.values_read, **first.values_read},
+            leaves=tuple(dict.fromkeys((*first.leaves, *self.leaves))),
+            constant_places={**self.constant_places, **first.constant_places},
+        )
 
 
 def trace_notes(model: nn.Module) -> TraceNotes:
     """The notes of a traced model, or of a model made from one; empty ones for any other model."""
     meta = getattr(model, "meta", None)
-    notes = meta.get(_KEY) if isinstance(meta, dict) else None
+    return notes_in(meta if isinstance(meta, dict) else {})
+
+
+def notes_in(meta: Mapping[str, Any]) -> TraceNotes:
+    """The notes in the `meta` of a traced model; empty ones if there are none."""
+    notes = meta.get(_KEY)
     return notes if isinstance(notes, TraceNotes) else TraceNotes()
 
 

@@ -21,12 +21,15 @@ from torch import Tensor, nn
 from torch.nn.utils.spectral_norm import SpectralNorm
 
 from fxprune.running.eager import running_eagerly, source_of_scripted
+from fxprune.tracing.context_calls import READERS, context_patches
+from fxprune.tracing.facts import asking_for_grad_mode
 from fxprune.tracing.module_calls import ModuleCalls
 from fxprune.tracing.number_functions import BUILTINS, MATH_FUNCTIONS, NUMPY_FUNCTIONS, index
 from fxprune.tracing.recorder import Recorder
 
 __all__ = ["packages_of", "patched", "uncached"]
 
+_FUNCTIONS: dict[Any, Any] = {**MATH_FUNCTIONS, **READERS}
 _patches_of_module: dict[int, tuple[ModuleType, dict[str, Any]]] = {}
 _cached_of_module: dict[int, tuple[ModuleType, list[tuple[Any, str, Any, Any]]]] = {}
 
@@ -38,8 +41,8 @@ def _patches(module: ModuleType) -> dict[str, Any]:
         return known[1]
     patches: dict[str, Any] = {}
     for name, value in vars(module).items():
-        if type(value) is type(math.sqrt) and value in MATH_FUNCTIONS:
-            patches[name] = MATH_FUNCTIONS[value]
+        if type(value) is type(math.sqrt) and value in _FUNCTIONS:
+            patches[name] = _FUNCTIONS[value]
     for name, replacement in BUILTINS.items():
         if name not in vars(module):
             patches[name] = replacement
@@ -184,9 +187,12 @@ def patched(recorder: Recorder, modules: ModuleCalls, *, own_types: bool = False
             replace(math, function.__name__, replacement)
         for name, replacement in NUMPY_FUNCTIONS.items():
             replace(np, name, replacement)
+        for owner, name, replacement in context_patches():
+            replace(owner, name, replacement)
         for name in _TENSOR_TYPES:
             replace(torch, name, _TensorType(getattr(torch, name), recorder))
         replace(operator, "index", index)
+        replace(torch, "is_grad_enabled", asking_for_grad_mode(recorder.facts, switch))
         # It reads the values of a mask to choose a faster way to the same result.
         replace(
             torch.nn.modules.transformer,

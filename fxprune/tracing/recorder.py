@@ -16,19 +16,22 @@ from torch.fx.node import Target
 from torch.overrides import TorchFunctionMode
 from torch.utils._device import _device_constructors
 
-from fxprune.ops import Trait, name_of_op, names_with, traits
+from fxprune.ops import Trait, name_of_op, names_with
 from fxprune.running import trees
 from fxprune.running.copies import META
+from fxprune.running.randomness import NotesDraws
 from fxprune.tracing.aten import as_function
-from fxprune.tracing.grad_regions import GradRegions
+from fxprune.tracing.facts import Facts
 from fxprune.tracing.graph_builder import GraphBuilder, Origin
 from fxprune.tracing.lowering import LoweredCall, Lowering
 from fxprune.tracing.meta_results import META_RUNS, call_key, recall, remember
 from fxprune.tracing.node_targets import is_reflected, node_target
 from fxprune.tracing.real_values import DataDependentError, RealValues
+from fxprune.tracing.regions import Regions
 from fxprune.tracing.results import Results
 from fxprune.tracing.scopes import Scopes, Switch
 from fxprune.tracing.size_nodes import SizeNodes
+from fxprune.tracing.unknown import Unknown
 
 __all__ = ["Recorder", "SpecialCall"]
 
@@ -51,7 +54,9 @@ class Recorder(TorchFunctionMode):
         lowering: arguments, made ready for the graph.
         results: what the model gets back.
         values: real values of nodes.
-        grad: regions without gradients.
+        regions: contexts that the model enters, as `torch.autocast`.
+        assumes_autocast: whether the model was told that it is in autocast, to see how it leaves that.
+        facts: what the model's code has asked besides sizes and values.
     """
 
     def __init__(
@@ -64,6 +69,8 @@ class Recorder(TorchFunctionMode):
         real_module: Callable[[str], nn.Module],
         earlier_values: Mapping[str, Any],
         special_calls: Mapping[Any, SpecialCall],
+        training: bool = False,
+        other_answer: str | None = None,
     ) -> None:
         """Args:
         root: the model on the meta device.
@@ -73,6 +80,8 @@ class Recorder(TorchFunctionMode):
         real_module: gives a real module for its path.
         earlier_values: what an earlier trace of the model has read of its values.
         special_calls: what is done in place of recording a call, by function.
+        training: whether the model is in training.
+        other_answer: as for `Facts`.
         """
         super().__init__()
         self.device = device
@@ -85,7 +94,9 @@ class Recorder(TorchFunctionMode):
         self.values = RealValues(
             self.builder, self.sizes, self.switch, real, inputs, real_module, earlier_values
         )  # fmt: skip
-        self.grad = GradRegions(self.builder)
+        self.regions = Regions(self.builder, self.lowering)
+        self.assumes_autocast = False
+        self.facts = Facts(self.builder, other_answer, training)
         self._special_calls = special_calls
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -105,6 +116,10 @@ class Recorder(TorchFunctionMode):
         """Record the call of a torch function or tensor method."""
         try:
             return self._call(func, args, kwargs)
+        except DataDependentError as error:
+            if func not in _MAY_BE_UNKNOWN:
+                raise
+            return Unknown(error)
         except RuntimeError as error:
             if "cannot be called on meta tensors" not in str(error):
                 raise
@@ -132,7 +147,7 @@ class Recorder(TorchFunctionMode):
         if func is Tensor.to and len(values) > 1 and isinstance(values[1], str):
             values = [values[0], META, *values[2:]]
         run = target if is_reflected(func, target) else META_RUNS.get(func, func)
-        key = call_key((func, tuple(kwargs), *values, *named.values()))
+        key = call_key(func, (tuple(kwargs), *values, *named.values()))
         return self.record(op, target, lowered, lambda: run(*values, **named), key)
 
     def record(self, op: str, target: Target, call: LoweredCall, run: Callable[[], Any], key: Any = None) -> Any:
@@ -141,47 +156,62 @@ class Recorder(TorchFunctionMode):
         recalled = recall(key)
         if recalled is not None:
             value = recalled.value if recalled.same_as is None else tensors[recalled.same_as]
-            node = self._create_node(op, target, call, value, [tensors[position] for position in recalled.written])
+            written = [tensors[position] for position in recalled.written]
+            node = self._create_node(op, target, call, value, written, recalled.random)
             return self.results.adopt(value, node)
         versions = [tensor._version for tensor in tensors]
-        value = self._run(op, target, call, run)
+        value, draws = self._run(op, target, call, run)
+        if draws is None:
+            # Computed from real values, and others may give another layout.
+            key = None
+        random = draws is not None and draws.drawn
         written = [tensor for tensor, version in zip(tensors, versions, strict=True) if tensor._version != version]
         if not written and op != "call_module" and value is not None and not trees.has_tensor(value):
             if call.origin < Origin.INPUTS and tensors and isinstance(value, (bool, int, float)):
                 return self.values.of(self._create_node(op, target, call, value, []))
             return value
-        node = self._create_node(op, target, call, value, written)
+        node = self._create_node(op, target, call, value, written, random)
         if any(tensor is value for tensor in written):
             # From here on the tensor is what this node made of it.
-            remember(key, value, tensors, written)
+            remember(key, value, tensors, written, random)
         elif isinstance(value, Tensor) and self.builder.is_taken(value):
             # The very tensor that came in: under its own identity the input would be taken for this node's output.
             value = node.meta["value"] = value.detach()
         elif not written or type(value) is Tensor:
-            remember(key, value, tensors, written)
+            remember(key, value, tensors, written, random)
         return self.results.adopt(value, node)
 
-    def _create_node(self, op: str, target: Target, call: LoweredCall, value: Any, written: list[Tensor]) -> fx.Node:
+    def _create_node(
+        self, op: str, target: Target, call: LoweredCall, value: Any, written: list[Tensor], random: bool = False
+    ) -> fx.Node:
         node = self.builder.create_node(op, target, call.args, call.kwargs, value, call.origin)
         if written:
             node.meta["mutates"] = tuple(self.builder.node_of(tensor).name for tensor in written)
             for tensor in written:
                 self.builder.mark_written(tensor)
             self.builder.origin[node] = Origin.INPUTS
-        if Trait.RANDOM in traits(node):
+        if random:
             node.meta["random"] = True
             self.builder.origin[node] = Origin.INPUTS
         return node
 
-    def _run(self, op: str, target: Target, call: LoweredCall, run: Callable[[], Any]) -> Any:
-        """What a call gives on the meta device, computed with real values where it does not run there."""
+    def _run(self, op: str, target: Target, call: LoweredCall, run: Callable[[], Any]) -> tuple[Any, NotesDraws | None]:
+        """What a call gives on the meta device, computed with real values where it does not run there.
+
+        Returns:
+            That, and whether a function drew random numbers; None where it was computed with real values. What a module
+            draws is known by its class.
+        """
         grad = torch.is_grad_enabled()
         torch._C._set_grad_enabled(False)
         try:
-            return run()
+            if op == "call_module":
+                return run(), NotesDraws()
+            with NotesDraws() as draws:
+                return run(), draws
         except (NotImplementedError, RuntimeError) as error:
             if op == "call_module" or call.origin < Origin.INPUTS or target in _PACKING:
-                return self._run_for_real(op, target, call)
+                return self._run_for_real(op, target, call), None
             if not _has_unknown_size(error):
                 raise
             raise DataDependentError(
@@ -199,6 +229,11 @@ class Recorder(TorchFunctionMode):
         return trees.map_tensors(lambda tensor: tensor.detach().to(META), value)
 
 
+# What is sized by values, and comparisons with a size that is: a check of it is traced past.
+_MAY_BE_UNKNOWN = frozenset({
+    Tensor.__getitem__, torch.masked_select, Tensor.masked_select, Tensor.__eq__, Tensor.__ne__, Tensor.__lt__,
+    Tensor.__le__, Tensor.__gt__, Tensor.__ge__, Tensor.eq, Tensor.ne, Tensor.lt, Tensor.le, Tensor.gt, Tensor.ge,
+})  # fmt: skip
 _SIZED_BY_VALUES = ("DynamicOutputShape", "nonzero", "masked_select", "unique", "bincount", "repeat_interleave", "nms")
 
 

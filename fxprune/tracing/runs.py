@@ -10,11 +10,13 @@ from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from fxprune.errors import FxpruneError
 from fxprune.running import trees
 from fxprune.running.copies import DeepcopyTensorsWith, copy_module, meta_copy, meta_like
+from fxprune.tracing.arguments import Arguments
+from fxprune.tracing.facts import Facts
 from fxprune.tracing.graph_builder import GraphBuilder, Origin
 from fxprune.tracing.library_modules import is_library_module
 from fxprune.tracing.module_calls import ModuleCalls
@@ -22,6 +24,7 @@ from fxprune.tracing.number_functions import is_refused_type
 from fxprune.tracing.patching import patched
 from fxprune.tracing.recorder import Recorder
 from fxprune.tracing.refusals import explained
+from fxprune.tracing.signature import SignatureCodeGen
 from fxprune.tracing.size_nodes import SizeNodes
 from fxprune.tracing.special_calls import SPECIAL_CALLS
 from fxprune.tracing.state import Numbers, changed_numbers, kept_numbers, kept_tensors, put_numbers, write_state
@@ -40,8 +43,10 @@ class Recording:
         builder: of the graph.
         sizes: the graph's sizes, with the guards that it needs.
         values_read: what was read of the model's values, in plain types.
-        training_readers: the paths of the modules that read whether they are in training.
+        training_readers: the paths of the modules that read whether they are in training, or gradients are computed.
         changed_numbers: the numbers of modules that forward changed.
+        arguments: what the model was called with.
+        facts: what else its code has asked.
     """
 
     builder: GraphBuilder
@@ -49,6 +54,8 @@ class Recording:
     values_read: Mapping[str, Any]
     training_readers: frozenset[str]
     changed_numbers: Numbers
+    arguments: Arguments
+    facts: Facts
 
 
 @dataclass
@@ -64,6 +71,8 @@ class Runner:
         exporting: whether the model's code sees that it is exported.
         own_types: whether `int` and `float` are Python's own in the model's files.
         numbers: numbers of modules that the run starts with, where they are not the model's.
+        other_answer: what is answered otherwise than it is, as in `Facts`.
+        dtype: of the floating-point tensors, where it is not that of the model.
     """
 
     model: nn.Module
@@ -74,6 +83,8 @@ class Runner:
     exporting: bool = False
     own_types: bool = False
     numbers: Numbers = field(default_factory=dict)
+    other_answer: str | None = None
+    dtype: torch.dtype | None = None
 
     def record(self, leaves: Leaves, kept: set[str], *, training: bool = False) -> Recording:
         """Run the model.
@@ -125,26 +136,32 @@ class Runner:
         def is_leaf(module: nn.Module, path: str) -> bool:
             return path in kept or path in leaves or isinstance(module, types) or is_library_module(module)
 
-        bound, signature = self._bind(twin)
+        arguments = self._bind(twin)
+        bound = arguments.values
         recorder = Recorder(
             twin, real, bound,
             device=next((tensor.device for tensor in trees.tensors((self.args, self.kwargs))), torch.device("cpu")),
             real_module=functools.partial(self._real_module, {}, training),
             earlier_values=self.earlier_values,
             special_calls=SPECIAL_CALLS,
+            training=training,
+            other_answer=self.other_answer,
         )  # fmt: skip
-        placeholders = {
-            name: (recorder.builder.create_node("placeholder", name, (), {}, meta, Origin.INPUTS), meta)
-            for name, meta in ((name, trees.map_tensors(meta_like, value)) for name, value in bound.items())
-        }
+        recorder.builder.graph.set_codegen(SignatureCodeGen(arguments.signature))
+        placeholders = {name: self._placeholder(recorder, arguments, name) for name in bound}
         modules = ModuleCalls(recorder, is_leaf)
         try:
             with patched(recorder, modules, own_types=self.own_types) as readers, _exporting(self.exporting):
-                given = {name: recorder.results.adopt(meta, node) for name, (node, meta) in placeholders.items()}
-                positional, named = _call_arguments(given, signature)
+                given = {
+                    name: recorder.results.adopt(node.meta["value"], node)
+                    for name, node in placeholders.items()
+                    if name in arguments.given
+                }
+                positional, named = _call_arguments(given, arguments.signature)
                 tensors, numbers = kept_tensors(twin), kept_numbers(twin)
                 output = twin(*positional, **named)
                 changed = changed_numbers(twin, numbers)
+                recorder.regions.finish()
                 with torch._C.DisableTorchFunction():
                     write_state(recorder, twin, tensors, output)
                     result, values, origin = recorder.lowering.lower_output(output)
@@ -152,11 +169,13 @@ class Runner:
         except Exception as error:
             shapes = [tuple(tensor.shape) for tensor in trees.tensors(list(bound.values()))]
             raise explained(self.model, recorder.scopes.failed_in or "", shapes, error) from error
-        return Recording(recorder.builder, recorder.sizes, recorder.values.read, frozenset(readers), changed)
+        seen = frozenset(readers | recorder.facts.readers())
+        builder, sizes, read = recorder.builder, recorder.sizes, recorder.values.read
+        return Recording(builder, sizes, read, seen, changed, arguments, recorder.facts)
 
     def _twin(self, training: bool) -> tuple[nn.Module, dict[int, Tensor]]:
         """The model on the meta device, and the real tensor for the identity of each of its tensors."""
-        twin, real = meta_copy(self.model)
+        twin, real = meta_copy(self.model, self.dtype)
         for module in twin.modules():
             if isinstance(module, nn.TransformerEncoder):
                 # Nested tensors are a faster way to the same result, with sizes that depend on the values of the mask.
@@ -167,17 +186,19 @@ class Runner:
         put_numbers(twin, self.numbers)
         return twin, real
 
-    def _bind(self, twin: nn.Module) -> tuple[dict[str, Any], inspect.Signature]:
-        """What the model is called with, by the names of the placeholders, and the signature of its forward."""
+    def _placeholder(self, recorder: Recorder, arguments: Arguments, name: str) -> fx.Node:
+        value = trees.map_tensors(lambda tensor: meta_like(tensor, self.dtype), arguments.values[name])
+        return recorder.builder.create_node("placeholder", name, arguments.default(name), {}, value, Origin.INPUTS)
+
+    def _bind(self, twin: nn.Module) -> Arguments:
         signature = inspect.signature(twin.forward)
         try:
-            arguments = signature.bind(*self.args, **self.kwargs).arguments
+            bound = signature.bind(*self.args, **self.kwargs)
         except TypeError as error:
             raise FxpruneError(
                 f"The example inputs do not fit `{type(self.model).__name__}.forward{signature}`: {error}."
             ) from error
-        stars: dict[Any, str] = {inspect.Parameter.VAR_POSITIONAL: "*", inspect.Parameter.VAR_KEYWORD: "**"}
-        return {stars.get(signature.parameters[name].kind, "") + name: x for name, x in arguments.items()}, signature
+        return Arguments.of(signature, bound)
 
     def _real_module(self, memo: dict[int, Any], training: bool, path: str) -> nn.Module:
         with DeepcopyTensorsWith(self.convert):

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from fxprune.errors import FxpruneError
+from fxprune.tracing.context_calls import CONTEXT_CALLS
 from fxprune.tracing.recorder import Recorder, SpecialCall
 from fxprune.tracing.sizes import TracedSize
 
@@ -38,7 +39,17 @@ def _unrecorded(recorder: Recorder, func: Any, *args: Any, **kwargs: Any) -> Any
 def _dtype(recorder: Recorder, func: Any, tensor: Tensor, *_: Any) -> Any:
     dtype = func(tensor)
     recorder.lowering.note_dtype(dtype, tensor)
+    recorder.facts.note_dtype(dtype, tensor)
     return dtype
+
+
+def _requires_grad(recorder: Recorder, func: Any, tensor: Tensor, *_: Any) -> bool:
+    return recorder.facts.answer("requires_grad", tensor, func(tensor))
+
+
+def _is_contiguous(recorder: Recorder, func: Any, tensor: Tensor, *args: Any, **kwargs: Any) -> bool:
+    named = dict(zip(["memory_format"], args, strict=False)) | kwargs
+    return recorder.facts.answer("is_contiguous", tensor, func(tensor, **named), **named)
 
 
 def _device(recorder: Recorder, func: Any, tensor: Tensor, *_: Any) -> Any:
@@ -46,6 +57,7 @@ def _device(recorder: Recorder, func: Any, tensor: Tensor, *_: Any) -> Any:
     device = torch.device(recorder.device.type, recorder.device.index)
     builder = recorder.builder
     builder.bind(device, builder.create_part(getattr, builder.node_of(tensor), "device", device))
+    recorder.regions.note_device(device)
     return device
 
 
@@ -90,11 +102,11 @@ def _set_data(recorder: Recorder, func: Any, tensor: Tensor, value: Tensor) -> N
 
 def _detach(recorder: Recorder, func: Any, tensor: Tensor) -> Any:
     """Where an autograd.Function is recorded as what it computes, autograd is to see all of it."""
-    return tensor if recorder.grad.inlined else recorder.call(func, (tensor,), {})
+    return tensor if recorder.regions.inlined else recorder.call(func, (tensor,), {})
 
 
 def _set_grad_enabled(recorder: Recorder, func: Any, enabled: bool) -> None:
-    recorder.grad.set_enabled(func, enabled)
+    recorder.regions.set_grad(enabled)
 
 
 def _answer(recorder: Recorder, func: Any, tensor: Tensor, *args: Any) -> Any:
@@ -145,19 +157,21 @@ def _getter(name: str) -> Any:
 
 
 SPECIAL_CALLS: dict[Any, SpecialCall] = {
+    **CONTEXT_CALLS,
     _getter("shape"): _shape, Tensor.size: _size,
     **dict.fromkeys([Tensor.numel, Tensor.nelement, torch.numel], _numel),
     _getter("dtype"): _dtype, _getter("device"): _device,
+    _getter("requires_grad"): _requires_grad, Tensor.is_contiguous: _is_contiguous,
     torch._C._set_grad_enabled: _set_grad_enabled,
     vars(torch._C.TensorBase)["data"].__set__: _set_data,
     nn.functional.multi_head_attention_forward: _inline_attention, Tensor.__getitem__: _getitem,
     Tensor.detach: _detach, Tensor.new: _new, Tensor.type: _type,
     **dict.fromkeys([_getter(name) for name in (
-        "ndim", "is_cuda", "is_meta", "requires_grad", "layout", "is_sparse", "is_quantized", "grad", "grad_fn",
+        "ndim", "is_cuda", "is_meta", "layout", "is_sparse", "is_quantized", "grad", "grad_fn",
         "is_leaf", "is_cpu", "is_mps", "is_nested", "itemsize", "_version",
     )], _unrecorded),
     **dict.fromkeys([
-        Tensor.dim, Tensor.is_contiguous, Tensor.is_floating_point, Tensor.is_complex, Tensor.requires_grad_,
+        Tensor.dim, Tensor.is_floating_point, Tensor.is_complex, Tensor.requires_grad_,
         torch.is_floating_point,
     ], _unrecorded),
     **dict.fromkeys([

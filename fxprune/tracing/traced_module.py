@@ -5,15 +5,19 @@ from __future__ import annotations
 import copy
 import functools
 import importlib
+import inspect
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, fx, nn
 from torch.nn.utils.spectral_norm import SpectralNorm
+
+from fxprune.running.regions import write_regions_as_blocks
+from fxprune.tracing.signature import SignatureCodeGen, signature_of
 
 __all__ = ["ApplyFunction", "ByMode", "DivideBySpectralNorm", "TracedModule"]
 
@@ -114,6 +118,11 @@ class TracedModule(fx.GraphModule):
         traced.graph = graph
         return traced
 
+    def recompile(self) -> Any:
+        """Make the code of the graph again, with its regions as `with` blocks."""
+        write_regions_as_blocks(self._graph)
+        return super().recompile()
+
     def _attributes(self) -> dict[str, Any]:
         # Assigning the graph generates the code again.
         return {name: value for name, value in self.__dict__.items() if name not in ("_graph", "_code")}
@@ -129,27 +138,35 @@ class TracedModule(fx.GraphModule):
         return _rebuild, (type(self).__name__, self._attributes(), _dump_graph(self.graph))
 
 
-def _rebuild(class_name: str, attributes: dict[str, Any], nodes: list[tuple[Any, ...]]) -> TracedModule:
+def _rebuild(class_name: str, attributes: dict[str, Any], dumped: _Dumped) -> TracedModule:
     traced = TracedModule(nn.Module(), fx.Graph(), class_name)
     traced.__dict__.update(attributes)
-    traced.graph = _load_graph(nodes)
+    traced.graph = _load_graph(dumped)
     return traced
 
 
-def _dump_graph(graph: fx.Graph) -> list[tuple[Any, ...]]:
+# The signature of the graph's forward, and its nodes.
+_Dumped: TypeAlias = "tuple[inspect.Signature | None, list[tuple[Any, ...]]]"
+
+
+def _dump_graph(graph: fx.Graph) -> _Dumped:
     index = {node: i for i, node in enumerate(graph.nodes)}
 
     def refer(arg: Any) -> Any:
         return fx.node.map_aggregate(arg, lambda leaf: _Ref(index[leaf]) if isinstance(leaf, fx.Node) else leaf)  # type: ignore[arg-type, return-value]
 
-    return [
+    rows = [
         (node.op, _named(node.target), refer(node.args), refer(node.kwargs), node.name, node.type, dict(node.meta))
         for node in graph.nodes
     ]
+    return signature_of(graph), rows
 
 
-def _load_graph(rows: list[tuple[Any, ...]]) -> fx.Graph:
+def _load_graph(dumped: _Dumped) -> fx.Graph:
     graph = fx.Graph()
+    signature, rows = dumped
+    if signature is not None:
+        graph.set_codegen(SignatureCodeGen(signature))
     nodes: list[fx.Node] = []
 
     def restore(leaf: Any) -> Any:

@@ -17,6 +17,7 @@ from fxprune.models import source_of
 from fxprune.ops import Trait, traits
 from fxprune.running.calls import given_call
 from fxprune.running.copies import meta_copy
+from fxprune.tracing.arguments import insert_argument_checks
 from fxprune.tracing.assembly import assemble
 from fxprune.tracing.graph_builder import GraphBuilder
 from fxprune.tracing.guards import insert_guards
@@ -29,6 +30,7 @@ from fxprune.tracing.runs import Leaves, Recording, Runner
 from fxprune.tracing.spelling import first_few
 from fxprune.tracing.state import STATE_IS_LOST, numbers_are_lost
 from fxprune.tracing.traced_module import ApplyFunction, ByMode, TracedModule
+from fxprune.tracing.what_if import followed, insert_fact_checks
 
 __all__ = ["TracedModule", "trace", "trace_knowing"]
 
@@ -86,6 +88,7 @@ def trace_knowing(
         recorded, values_read, kept, remarks = _record_in_both_modes(runner, leaves)
     builder = recorded.builder
     remarks.extend(insert_guards(builder, recorded.sizes))
+    insert_argument_checks(builder, recorded.arguments, model)
     remarks.extend(
         f"`train()` of `{path or type(model).__name__}` leaves a part as it is; the traced model has the usual one."
         for path in _with_unusual_train(model)
@@ -102,6 +105,7 @@ def trace_knowing(
         values_read=values_read,
         leaves=tuple(whole),
         constant_places=builder.constant_places,
+        traced_from=trace_notes(model).traced_from or (dict(model.meta) if isinstance(model, fx.GraphModule) else {}),
     )
     set_trace_notes(traced, known)
     return traced
@@ -118,6 +122,7 @@ def _record_in_both_modes(
     remarks: list[str] = []
     values_read: dict[str, Any] = {}
     kept: set[str] = set()
+    literals: list[Any] = []
     while True:
         in_eval = _record_in_eval(runner, leaves, kept, remarks)
         builder = in_eval.builder
@@ -135,11 +140,14 @@ def _record_in_both_modes(
         readers = in_eval.training_readers | in_training.training_readers
         small = small_readers(runner.model, readers, differences, builder)
         if small <= kept:
-            insert_modes(builder, differences.literals)
+            literals = differences.literals
             if of_eval := sorted(differences.scopes & readers or (differences.scopes and {""})):
                 remarks.append(_only_eval(runner.model, of_eval))
             break
         kept |= small
+    facts = followed(runner, in_eval, leaves, kept)
+    insert_modes(builder, literals)
+    insert_fact_checks(builder, facts)
     return in_eval, values_read, kept, [*remarks, *builder.remarks, *state]
 
 
@@ -208,17 +216,14 @@ _EFFECTS = frozenset({"mutates", "random", "check"})
 
 
 def _tidy(builder: GraphBuilder) -> None:
-    """Remove nodes without users and arguments that are defaults, and what only the tracer needs in `node.meta`."""
+    """Remove nodes without users, arguments that are defaults, and the mark of checks in `node.meta`."""
     for node in reversed(builder.graph.nodes):
         if node.users or node.op in ("placeholder", "output") or node.meta.keys() & _EFFECTS:
             continue
         if node.op == "call_module" and not _is_pure(node, builder.module(str(node.target))):
             continue
-        if node.target is torch._C._set_grad_enabled:
-            continue
         builder.graph.erase_node(node)
     for node in builder.graph.nodes:
-        node.meta.pop("random", None)
         node.meta.pop("check", None)
         if node.kwargs and inspect.isfunction(node.target) and node.target.__module__.startswith("torch."):
             # Functions of torch that are written in Python pass on all their arguments.

@@ -10,10 +10,16 @@ from types import FrameType
 
 import torch
 
-__all__ = ["place_of", "user_frame"]
+__all__ = ["asked_by_model", "is_library_file", "is_of_model", "place_of", "user_frame"]
 
 # The names of files that are not the user's code start like this; "<" is for generated code.
 _LIBRARY_FILES = (str(Path(torch.__file__).parent / "_")[:-1], str(Path(__file__).parent.parent / "_")[:-1], "<")
+_CHECKS = str(Path(__file__).parent / "checks.py")
+
+
+def is_library_file(name: str) -> bool:
+    """Whether code in a file of this name is torch's or fxprune's."""
+    return name.startswith(_LIBRARY_FILES)
 
 
 def user_frame() -> FrameType | None:
@@ -35,3 +41,19 @@ def place_of(error: BaseException) -> tuple[str, str]:
         return "", ""
     line = linecache.getline(frames[-1].filename, frames[-1].lineno or 0)
     return f"{frames[-1].filename}:{frames[-1].lineno}", line.strip()
+
+
+def asked_by_model() -> bool:
+    """Whether it is the model's own code that has called fxprune, and not a function of torch."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None and frame.f_code.co_filename.startswith(_LIBRARY_FILES[1]):
+        if is_of_model(frame):
+            return True
+        frame = frame.f_back
+    return frame is not None and is_of_model(frame)
+
+
+def is_of_model(frame: FrameType) -> bool:
+    """Whether a frame runs code of the model; of a traced graph that is traced again, these are its checks."""
+    file = frame.f_code.co_filename
+    return file == _CHECKS or not file.startswith(_LIBRARY_FILES)

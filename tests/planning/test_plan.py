@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import fxprune
-from fxprune.planning.plan import Plan, plan_from_json, plan_to_json
+from fxprune.planning.plan import Plan, composed, plan_from_json, plan_since, plan_to_json
 
 PLAN = Plan({"a.weight": {0: [0, 2], 1: [1]}, "b.weight": {1: [0, 2]}}, 30, 100, 33)
 SHAPES = {"a.weight": (3, 2), "b.weight": (4, 3)}
@@ -60,3 +60,17 @@ def test_json_that_is_no_plan_for_the_model_is_refused(change: dict[str, Any], m
         plan_from_json({**plan_to_json(PLAN), **change}, SHAPES)
     with pytest.raises(ValueError, match="a list, not an object"):
         plan_from_json([], SHAPES)
+
+
+def test_plans_are_composed_and_taken_apart() -> None:
+    first = Plan({"a": {0: [1, 3, 5]}, "b": {1: [0, 2]}}, 60, 100, 60, 0.5)
+    second = Plan({"a": {0: [0, 2], 1: [4]}, "c": {0: [7]}}, 30, 60, 40)
+    both = composed(first, second)
+    assert both.kept == {"a": {0: [1, 5], 1: [4]}, "b": {1: [0, 2]}, "c": {0: [7]}}
+    assert (both.flops, both.flops_before, both.flops_target, both.latency_target) == (30, 100, 40, 0.5)
+    assert plan_since(first, both) == second
+    assert plan_since(both, both).kept == {}
+    assert composed(first, Plan({}, 30, 30, 30)).flops_before == 50, "counted for half the input"
+    for other in (second, Plan({"a": {0: [1, 2]}, "b": {1: [0]}}, 1, 100, 1), Plan({}, 1, 100, 1)):
+        with pytest.raises(ValueError, match="the first plan removes"):
+            plan_since(first, other)

@@ -216,8 +216,8 @@ NETS = {
 test_matrix_products_keep_the_invariant = invariant_test(NETS)
 
 
-def test_a_product_without_a_rule_is_probed() -> None:
+def test_products_that_are_summed_over_a_batch_keep_the_invariant() -> None:
     check_invariant(
         net(lambda self, x: torch.addbmm(x[0, :, :1], self.a(x), self.b(x).mT), a=nn.Linear(4, 6), b=nn.Linear(4, 6)),
-        tokens(), other_batch=False,
+        tokens(), 6, other_batch=False,
     )  # fmt: skip

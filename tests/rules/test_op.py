@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
-from invariant import net, tokens
+import torch.nn.functional as F
+from invariant import image, masks, net, plan_for, randomise, tokens
+from layer_nets import images
 from torch import Tensor, fx, nn
 
 import fxprune
 from fxprune.channels import Labels, Size
 from fxprune.rules.op import Op, UnsupportedCall, axis, elements, is_static, map_values
 from fxprune.rules.state import Splits, State
+from fxprune.verification import TOLERANCE
 
 
 def op_of(model: nn.Module, name: str, inputs: Tensor | None = None) -> Op:
@@ -127,3 +132,22 @@ def test_a_call_of_the_wrong_kind_is_refused_where_a_single_tensor_is_needed() -
     graph = fxprune.analyze(fxprune.trace(net(lambda self, x: self.a(x).chunk(2, -1)[0], a=nn.Linear(4, 6)), tokens()))
     with pytest.raises(fxprune.FxpruneError, match="does not give one tensor"):
         graph.labels_of("chunk")
+
+
+BY_SIZE: dict[str, Any] = {
+    "select": lambda self, x: x * x.select(1, x.shape[2]).mean((1, 2), keepdim=True).unsqueeze(1),
+    "index": lambda self, x: x * x[:, x.shape[2]].mean((1, 2), keepdim=True).unsqueeze(1),
+    "narrow": lambda self, x: x * x.narrow(1, 0, x.shape[2]).mean((1, 2, 3), keepdim=True),
+    "padding": lambda self, x: F.pad(x, (0, 0, 0, 0, x.shape[2] - 4, 0))[:, :16],
+    "norm groups": lambda self, x: F.group_norm(x, x.shape[2]),
+    "shuffled groups": lambda self, x: F.channel_shuffle(x, x.shape[2] // 2),
+}
+
+
+@pytest.mark.parametrize("name", BY_SIZE)
+def test_channels_that_a_size_selects_pads_or_groups_stay(name: str) -> None:
+    model = randomise(images(BY_SIZE[name], 16, 16))
+    graph = fxprune.analyze(fxprune.trace(model, image(3, 4).double()))
+    assert not any("a.weight" in str(group.dimensions) for group in graph.groups)
+    pruned = fxprune.rewrite(graph, plan_for(graph, next(masks(graph, 1))))
+    assert fxprune.verify(model, pruned, image(3, 8).double()) <= TOLERANCE

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
-from invariant import check_invariant, image
+import pytest
+import torch
+import torch.nn.functional as F
+from invariant import check_invariant, image, prunable
 from layer_nets import WRITTEN_OUT, images, invariant_test
 from torch import Tensor
+
+import fxprune
 
 NETS = {
     **{name: (make, image(), 8) for name, make in WRITTEN_OUT.items()},
@@ -39,3 +45,34 @@ def test_what_stands_in_is_made_once_however_often_it_is_used() -> None:
         return x - y.mean(1, keepdim=True)
 
     check_invariant(images(grown), image(), 8, plans=1)
+
+
+DRAWS: dict[str, Callable[[Tensor], Tensor]] = {
+    "dropout": lambda x: F.dropout(x, 0.5, True),
+    "torch.dropout": lambda x: torch.dropout(x, 0.5, True),
+    "dropout in place": lambda x: F.dropout(x, 0.5, True, inplace=True),
+    "dropout of channels": lambda x: F.dropout2d(x, 0.5, True),
+    "torch.feature_dropout": lambda x: torch.feature_dropout(x, 0.5, True),
+    "alpha_dropout": lambda x: F.alpha_dropout(x, 0.5, True),
+    "rrelu": lambda x: torch.rrelu(x - 0.7, 0.1, 0.9, True),
+    "bernoulli": torch.bernoulli,
+    "the method bernoulli": lambda x: x.bernoulli(),
+    "poisson": torch.poisson,
+    "gumbel_softmax": F.gumbel_softmax,
+    "normal": lambda x: torch.normal(x, 0.1),
+    "noise": lambda x: x + torch.rand_like(x),
+    "noise in place": lambda x: x.uniform_(),
+}
+
+
+@pytest.mark.parametrize("name", DRAWS)
+def test_random_entries_before_a_mean_over_channels_are_not_made_once_for_all_of_them(name: str) -> None:
+    def forward(self: Any, x: Tensor) -> Tensor:
+        return x - DRAWS[name](x.sigmoid()).mean(1, keepdim=True)
+
+    def plain(self: Any, x: Tensor) -> Tensor:
+        return x - x.sigmoid().mean(1, keepdim=True)
+
+    for _ in range(2):  # the second trace knows the results of the first
+        assert prunable(fxprune.analyze(fxprune.trace(images(forward), image()))) == 0
+    assert prunable(fxprune.analyze(fxprune.trace(images(plain), image()))) == 8

@@ -23,12 +23,6 @@ from fxprune.tracing.notes import trace_notes
 Forward = Callable[[Any, Tensor], Any]
 
 
-@pytest.fixture(autouse=True)
-def _seed() -> None:
-    torch.manual_seed(0)
-    torch.set_num_threads(1)
-
-
 def by_range(self: Any, x: Tensor) -> Tensor:
     return torch.stack([self.f(x[i]) for i in range(x.size(0))])
 
@@ -283,6 +277,39 @@ def test_a_guarded_model_is_compiled() -> None:
     assert torch.equal(compiled(x), traced(x))
     with pytest.raises(Exception, match=r"size\(0\) > 4"):
         compiled(torch.randn(5, 8))
+
+
+def _followed(self: Any, x: Tensor) -> Tensor:
+    if x.size(1) > 3:
+        x = x * 2
+    if x.size(1) % 2 == 1 or x.size(0) > 100:
+        x = x + 1
+    return self.h(self.f(x).relu())[:, : x.size(1) // 2]  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("dynamic", [None, True])
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+def test_a_guarded_model_is_compiled_for_sizes_that_change(backend: str, dynamic: bool | None) -> None:
+    torch._dynamo.reset()
+    pruned = fxprune.prune(net(_followed, f=nn.Linear(8, 8), h=nn.Linear(8, 3)), example_inputs=torch.randn(2, 5, 8))
+    compiled = torch.compile(pruned, backend=backend, dynamic=dynamic)
+    for batch, length in ((2, 5), (2, 7), (3, 9), (4, 5)):
+        x = torch.randn(batch, length, 8)
+        torch.testing.assert_close(compiled(x), pruned(x))
+    with pytest.raises(FxpruneError, match=r"`x.size\(1\) > 3` is False here, and was True"):
+        compiled(torch.randn(2, 3, 8))
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_a_guarded_model_is_exported_with_free_sizes_where_its_guards_hold(strict: bool) -> None:
+    def forward(self: Any, x: Tensor) -> Tensor:
+        return self.f(x * 2 if x.size(1) > 3 else x)  # type: ignore[no-any-return]
+
+    traced = trace(net(forward, f=nn.Linear(8, 8)), torch.randn(2, 5, 8))
+    sizes = {"x": {0: torch.export.Dim("batch"), 1: torch.export.Dim("length", min=4)}}
+    program = torch.export.export(traced, (torch.randn(2, 5, 8),), dynamic_shapes=sizes, strict=strict)
+    x = torch.randn(3, 7, 8)
+    assert torch.equal(program.module()(x), traced(x))
 
 
 def test_types_of_python_as_dtypes_leave_no_size_unchecked() -> None:

@@ -1,9 +1,4 @@
-"""Tests mirror the package: fxprune/planning/budgets.py is tested in tests/planning/test_budgets.py.
-
-    python tests/mirror.py        prints the modules without a test file of their name
-
-pytest does not collect this file; as tests/test_mirror.py it would be a test.
-"""
+"""Tests mirror the package: fxprune/planning/budgets.py is tested in tests/planning/test_budgets.py."""
 
 from __future__ import annotations
 
@@ -28,7 +23,3 @@ def test_each_module_has_a_test_file_of_its_name() -> None:
 
 def test_each_exception_is_a_module() -> None:
     assert [name for name in EXCEPTIONS if not (PACKAGE / name).exists()] == []
-
-
-if __name__ == "__main__":
-    print("\n".join(untested()))

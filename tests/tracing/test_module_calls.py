@@ -1,18 +1,102 @@
-"""Hooks and other functions that a model keeps: what they compute is in the graph; they write into no other model."""
+"""Calls of modules with hooks, and of autograd Functions."""
 
 from __future__ import annotations
 
 import copy
+import pickle
 import types
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
+from invariant import check_invariant, net
+from same_model import assert_same, targets
 from torch import Tensor, nn
 
 import fxprune
 from fxprune.running.copies import copy_module
+from fxprune.tracing.tracer import trace
+
+
+def test_hooks_and_parametrisations_of_leaves_go_on_working() -> None:
+    model = nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(4, 4)), nn.ReLU(), nn.Linear(4, 2))
+    model[2].register_forward_hook(lambda module, args, output: output * 2)
+    assert_same(model, trace(model, torch.randn(2, 4)), torch.randn(3, 4))
+
+
+@pytest.mark.parametrize("norm", [nn.utils.spectral_norm, nn.utils.parametrizations.spectral_norm])
+def test_spectral_norm_learns_in_training_as_in_the_model(norm: Any) -> None:
+    model = nn.Sequential(norm(nn.Conv2d(3, 4, 3)), nn.ReLU(), norm(nn.ConvTranspose2d(4, 2, 3))).eval()
+    x = torch.randn(2, 3, 6, 6)
+    before = copy.deepcopy(model.state_dict())
+    traced = pickle.loads(pickle.dumps(trace(model, x)))
+    assert torch.equal(traced(x), model(x))
+    for _ in range(2):
+        assert torch.equal(traced.train()(x), model.train()(x))
+    assert list(traced.state_dict()) == list(before)
+    assert all(torch.equal(tensor, model.state_dict()[name]) for name, tensor in traced.state_dict().items())
+    assert any(not torch.equal(tensor, before[name]) for name, tensor in traced.state_dict().items())
+
+
+class Reversible(torch.autograd.Function):
+    """The inputs of each pair of modules are computed back from the outputs, as in a RevNet."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, pairs: Any) -> Tensor:
+        left, right = x.chunk(2, -1)
+        with torch.no_grad():
+            for f, g in pairs:
+                left = left + f(right)
+                right = right + g(left)
+        ctx.outputs, ctx.pairs = (left.detach(), right.detach()), pairs
+        return torch.cat([left.detach(), right.detach()], -1)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:  # type: ignore[override]
+        left, right = ctx.outputs
+        of_left, of_right = grad.chunk(2, -1)
+        for f, g in reversed(ctx.pairs):
+            right, of_left = Reversible.back(g, left, right, of_left, of_right)
+            left, of_right = Reversible.back(f, right, left, of_right, of_left)
+        return torch.cat([of_left, of_right], -1), None
+
+    @staticmethod
+    def back(
+        module: nn.Module, given: Tensor, made: Tensor, of_given: Tensor, of_made: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        given = given.detach().requires_grad_()
+        with torch.enable_grad():
+            added = module(given)
+        torch.autograd.backward(added, of_made)
+        assert given.grad is not None
+        return made - added.detach(), of_given + given.grad
+
+
+class ReversibleNet(nn.Module):
+    def __init__(self, wrapped: bool) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(3, 8), nn.Linear(8, 2)
+        wide = [nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 4)) for _ in range(4)]
+        self.pairs = nn.ModuleList(nn.ModuleList(wide[i : i + 2]) for i in (0, 2))
+        self.wrapped = wrapped
+
+    def forward(self, x: Tensor) -> Tensor:
+        pairs = [[f.__call__, lambda y, g=g: g(y)] for f, g in self.pairs] if self.wrapped else self.pairs  # type: ignore[misc]
+        return self.b(Reversible.apply(self.a(x), pairs))
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_a_function_that_is_given_modules_is_traced_as_what_it_computes(wrapped: bool) -> None:
+    model, x = ReversibleNet(wrapped), torch.randn(5, 3)
+    graph = check_invariant(model, x, 8 + 4 * 6)
+    assert any("`Reversible` in the model itself runs modules" in remark for remark in graph.remarks)
+    traced = trace(model, x.double())
+    for candidate in (model, traced):
+        candidate(x.double()).square().sum().backward()
+    for (name, parameter), twin in zip(model.named_parameters(), traced.parameters(), strict=True):
+        torch.testing.assert_close(twin.grad, parameter.grad, msg=name)
+
 
 X = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(1))
 
@@ -167,3 +251,25 @@ def test_a_copy_of_a_model_uses_its_own_weights(make: type[Net]) -> None:
         for parameter in model.parameters():
             parameter.zero_()
     assert torch.equal(clone(X), expected)
+
+
+def _function(factor: float) -> type[torch.autograd.Function]:
+    class Scale(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, x: Tensor) -> Tensor:
+            return x * factor
+
+        @staticmethod
+        def backward(ctx: Any, *grads: Any) -> Any:
+            return grads[0] * factor
+
+    return Scale
+
+
+def test_functions_of_the_same_name_stay_apart() -> None:
+    twice, thrice = _function(2.0), _function(3.0)
+    model = net(lambda self, x: thrice.apply(twice.apply(twice.apply(x))))
+    traced = trace(model, torch.randn(2))
+    assert_same(model, traced, torch.randn(2))
+    assert len(targets(traced, "call_module")) == 3
+    assert len(set(targets(traced, "call_module"))) == 2

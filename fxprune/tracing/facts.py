@@ -1,0 +1,147 @@
+"""What a model's code asks that is neither a size nor a value: gradients, contiguity, and types that it compares.
+
+Python shows nobody whether a branch follows the answer. So the model is recorded again with the other answer: where
+that gives the same graph, nothing follows it; elsewhere the graph gets a check.
+"""
+
+from __future__ import annotations
+
+import dis
+import functools
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import CodeType, FrameType
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from fxprune.tracing.checks import check_dtype
+from fxprune.tracing.graph_builder import GraphBuilder
+from fxprune.tracing.scopes import ModuleCall, Switch
+from fxprune.tracing.user_code import asked_by_model, is_of_model, user_frame
+
+__all__ = ["GRAD_MODE", "Fact", "Facts", "TypeRead", "asking_for_grad_mode"]
+
+# What is asked when `torch.is_grad_enabled()` is.
+GRAD_MODE = "torch.is_grad_enabled()"
+_DTYPES: dict[str, torch.dtype] = {
+    "float16": torch.float16, "half": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32,
+    "float": torch.float32, "float64": torch.float64, "double": torch.float64,
+}  # fmt: skip
+
+
+@dataclass(frozen=True, eq=False)
+class Fact:
+    """A question of the model's code that is answered by yes or no.
+
+    Attributes:
+        asked: a method or attribute of tensors, or `GRAD_MODE`.
+        node: of the tensor; None for `GRAD_MODE`.
+        arguments: of the method, by name.
+        answer: what the code was told.
+        call: the module call that asked.
+    """
+
+    asked: str
+    node: fx.Node | None
+    arguments: Mapping[str, Any]
+    answer: bool
+    call: ModuleCall
+
+
+@dataclass(frozen=True, eq=False)
+class TypeRead:
+    """A dtype that was read from a tensor by code that compares dtypes with those of `compared`."""
+
+    node: fx.Node
+    dtype: torch.dtype
+    compared: frozenset[torch.dtype]
+    call: ModuleCall
+
+
+class Facts:
+    """Answers the questions, and keeps them.
+
+    Attributes:
+        asked: in their order.
+        types: the reads of dtypes that the code compares.
+        other_answer: what is asked in questions that get the other answer.
+    """
+
+    def __init__(self, builder: GraphBuilder, other_answer: str | None, training: bool) -> None:
+        self.asked: list[Fact] = []
+        self.types: list[TypeRead] = []
+        self.other_answer = other_answer
+        self._builder = builder
+        self._training = training
+
+    def answer(self, asked: str, tensor: Tensor, found: bool, **arguments: Any) -> bool:
+        """The answer to a question about a tensor."""
+        return self._answer(asked, tensor, found, arguments) if asked_by_model() else found
+
+    def grad_mode(self) -> bool:
+        """Whether gradients are computed, so far as the model is to know: in training only."""
+        return self._answer(GRAD_MODE, None, self._training, {})
+
+    def readers(self) -> set[str]:
+        """The modules that ask for the grad mode, and with it for training."""
+        return {fact.call[0] for fact in self.asked if fact.asked == GRAD_MODE}
+
+    def _answer(self, asked: str, tensor: Tensor | None, found: bool, arguments: dict[str, Any]) -> bool:
+        answer = found != (asked == self.other_answer)
+        node = None if tensor is None else self._builder.node_of(tensor)
+        self.asked.append(Fact(asked, node, arguments, answer, self._builder.scopes.current))
+        return answer
+
+    def note_dtype(self, dtype: torch.dtype, tensor: Tensor) -> None:
+        """The model's code has read a dtype from a tensor."""
+        if dtype.is_floating_point and (compared := _compared_here()):
+            self.types.append(TypeRead(self._builder.node_of(tensor), dtype, compared, self._builder.scopes.current))
+
+
+def _compared_here() -> frozenset[torch.dtype]:
+    """The dtypes that the code which reads one now compares with."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None and frame.f_code.co_filename.startswith(str(Path(__file__).parent)):
+        if frame.f_code is check_dtype.__code__:
+            # A traced graph that is traced again.
+            return frozenset(frame.f_locals["refused"])
+        frame = frame.f_back
+    frame = user_frame()
+    return frozenset() if frame is None else _compared_dtypes(frame.f_code)
+
+
+_COMPARISONS = ("COMPARE_OP", "IS_OP", "CONTAINS_OP")
+_OPERANDS = ("LOAD_", "BUILD_TUPLE", "BUILD_LIST", "BUILD_SET", "CACHE", "PRECALL", "EXTENDED_ARG", "PUSH_NULL")
+
+
+@functools.lru_cache(maxsize=10_000)
+def _compared_dtypes(code: CodeType) -> frozenset[torch.dtype]:
+    """The dtypes that a function compares with, as in `x.dtype == torch.float16`."""
+    if not _DTYPES.keys() & {*code.co_names}:
+        return frozenset()
+    instructions: list[dis.Instruction] = list(dis.get_instructions(code))
+    found = set()
+    for position, instruction in enumerate(instructions):
+        dtype = _DTYPES.get(instruction.argval) if isinstance(instruction.argval, str) else None
+        if dtype is None or not instruction.opname.startswith("LOAD_"):
+            continue
+        after = (later.opname for later in instructions[position + 1 :])
+        if next((name for name in after if not name.startswith(_OPERANDS)), "") in _COMPARISONS:
+            found.add(dtype)
+    return frozenset(found)
+
+
+def asking_for_grad_mode(facts: Facts, switch: Switch) -> Callable[[], bool]:
+    """`torch.is_grad_enabled` while a model is traced: other answers for the model's code than for torch."""
+    original = torch.is_grad_enabled
+
+    def is_grad_enabled() -> bool:
+        enabled = original()
+        # Not within the model's own `torch.no_grad()`.
+        return facts.grad_mode() if enabled and switch.on and is_of_model(sys._getframe(1)) else enabled
+
+    return is_grad_enabled

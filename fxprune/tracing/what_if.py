@@ -1,0 +1,98 @@
+"""What the graph would be if the model's code were told something else: where it differs, the graph gets checks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import TypeAlias
+
+import torch
+from torch import fx
+
+from fxprune.errors import FxpruneError
+from fxprune.tracing.checks import check_dtype, check_fact, check_grad_mode
+from fxprune.tracing.facts import GRAD_MODE, Fact, TypeRead
+from fxprune.tracing.graph_builder import GraphBuilder
+from fxprune.tracing.modes import compare
+from fxprune.tracing.runs import Leaves, Recording, Runner
+from fxprune.tracing.traced_module import ByMode
+
+__all__ = ["followed", "insert_fact_checks"]
+
+# They give the same entries in another layout.
+_LAYOUTS = frozenset({"contiguous"})
+# A fact, or the read of a dtype with the dtypes for which the code goes another way.
+Followed: TypeAlias = "Fact | tuple[TypeRead, list[torch.dtype]]"
+_FLOATS = frozenset({torch.float16, torch.bfloat16, torch.float32, torch.float64})
+
+
+def followed(runner: Runner, recorded: Recording, leaves: Leaves, kept: set[str]) -> list[Followed]:
+    """What the model's code follows, of all that it has asked; dtypes with those for which it goes another way.
+
+    The model is recorded once more for each kind of question, if its code asks any.
+    """
+    facts = recorded.facts
+    found: list[Followed] = []
+    for asked in dict.fromkeys(fact.asked for fact in facts.asked):
+        if _differs(replace(runner, other_answer=asked), recorded, leaves, kept, literals=True):
+            found.extend(fact for fact in facts.asked if fact.asked == asked)
+    refused: dict[torch.dtype, bool] = {}
+    for dtypes in _alike(facts.types):
+        differs = _differs(replace(runner, dtype=dtypes[0]), recorded, leaves, kept, literals=False)
+        refused |= dict.fromkeys(dtypes, differs)
+    for read in facts.types:
+        if others := [dtype for dtype, differs in refused.items() if differs and dtype != read.dtype]:
+            found.append((read, others))
+    return found
+
+
+def _differs(runner: Runner, recorded: Recording, leaves: Leaves, kept: set[str], *, literals: bool) -> bool:
+    try:
+        other = runner.record(leaves, kept)
+    except FxpruneError:
+        # It refuses this, or depends on values then.
+        return True
+    differences = compare(recorded.builder, other.builder, ignored=_LAYOUTS)
+    return bool(differences.scopes or (literals and differences.literals))
+
+
+def _alike(reads: list[TypeRead]) -> Iterator[list[torch.dtype]]:
+    """The dtypes to try, in lists of those for which all comparisons give the same."""
+    traced = {read.dtype for read in reads}
+    compared = frozenset[torch.dtype]().union(*(read.compared for read in reads))
+    yield from ([dtype] for dtype in sorted(compared - traced, key=str))
+    if traced & compared:
+        yield sorted(_FLOATS - compared - traced, key=str)
+
+
+def insert_fact_checks(builder: GraphBuilder, facts: list[Followed]) -> None:
+    """Put checks into the graph that these facts are as in the trace."""
+    done = set()
+    for found in facts:
+        fact = found if isinstance(found, Fact) else found[0]
+        call, node = fact.call, fact.node
+        where = f"`{call[0] or type(builder.root).__name__}`"
+        key = (node, fact.asked if isinstance(fact, Fact) else "dtype", str(getattr(fact, "arguments", "")))
+        if key in done:
+            continue
+        done.add(key)
+        with builder.scopes.within(call), builder.graph.inserting_before(_first_after(builder.graph, node)):
+            if isinstance(found, tuple):
+                read, refused = found
+                builder.create_check(check_dtype, (read.node, refused, read.node.name, where))
+            elif found.asked == GRAD_MODE or node is None:
+                path = builder.add_module("grad_mode_by_mode", ByMode(None, False))
+                by_mode = builder.graph.create_node("call_module", path)
+                by_mode.meta.update(value=False, module=call[0])
+                builder.create_check(check_grad_mode, (by_mode, where))
+            else:
+                builder.create_check(
+                    check_fact, (node, found.asked, dict(found.arguments), found.answer, node.name, where)
+                )
+
+
+def _first_after(graph: fx.Graph, node: fx.Node | None) -> fx.Node:
+    """The first node after another, or of all, that is no placeholder."""
+    nodes: list[fx.Node] = list(graph.nodes)
+    later = nodes[0 if node is None else nodes.index(node) + 1 :]
+    return next(each for each in later if each.op != "placeholder")

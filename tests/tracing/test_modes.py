@@ -1,0 +1,129 @@
+"""What a model does in training alone, or otherwise than in eval."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import torchvision
+from invariant import check_invariant, net
+from same_model import assert_same, targets
+from torch import Tensor, nn
+from torch.nn import functional
+
+from fxprune.errors import FxpruneWarning
+from fxprune.tracing.notes import trace_notes
+from fxprune.tracing.tracer import trace
+
+
+class Modes(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = functional.dropout(self.inner(x), 0.5, self.training)
+        q = x.view(1, 1, -1, 4)
+        x = functional.scaled_dot_product_attention(q, q, q, dropout_p=0.5 if self.training else 0.0)
+        return functional.dropout2d(x, p=0.5, training=self.training) * (3.0 if self.training else 1.0)
+
+
+def test_what_depends_on_the_mode_follows_the_mode() -> None:
+    traced = trace(Modes(), torch.randn(5, 4))
+    assert isinstance(traced.functional_dropout, nn.Dropout)
+    assert trace_notes(traced).remarks == ()
+    model = Modes()
+    assert_same(model, trace(model, torch.randn(5, 4)), torch.randn(6, 4))
+
+
+def test_auxiliary_heads_keep_their_keys_and_their_loss_is_warned_of() -> None:
+    model = torchvision.models.googlenet(weights=None, aux_logits=True, init_weights=False).eval()
+    x = torch.randn(1, 3, 64, 64)
+    with pytest.warns(FxpruneWarning, match="Only the code of eval is in the graph for `GoogLeNet`"):
+        traced = trace(model, x)
+    assert list(traced.state_dict()) == list(model.state_dict())
+    with torch.no_grad():
+        assert torch.equal(traced(x), model(x))
+    (note,) = trace_notes(traced).remarks
+    assert "further outputs) is missing when the result is trained" in note
+
+
+class Averaging(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("average", torch.zeros(8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            with torch.no_grad():
+                self.average.mul_(0.9).add_(x.mean(0), alpha=0.1)
+        return x + torch.randn_like(x) if self.training else x - self.average
+
+
+def noisy(self: Any, x: Tensor) -> Tensor:
+    x = self.layer(x)
+    return x + torch.randn_like(x) if self.training else x
+
+
+def needs_targets(self: Any, x: Tensor) -> Tensor:
+    if self.training:
+        raise ValueError("no targets")
+    return self.layer(x)  # type: ignore[no-any-return]
+
+
+class Noisy(nn.Module):
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(outputs, inputs))
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = self.weight + torch.randn_like(self.weight) if self.training else self.weight
+        return nn.functional.linear(x, weight)
+
+
+class NoisyProduct(Noisy):
+    def forward(self, x: Tensor) -> Tensor:
+        return x @ (self.weight + torch.randn_like(self.weight) if self.training else self.weight).T
+
+
+@pytest.mark.parametrize("layer", [Noisy, NoisyProduct])
+def test_a_layer_of_weights_of_its_own_that_runs_other_code_in_training_is_pruned_with_a_warning(layer: Any) -> None:
+    model = nn.Sequential(nn.Linear(4, 8), layer(8, 6), layer(6, 2))
+    with pytest.warns(FxpruneWarning, match="in the graph for `1`, `2`: other code runs there in training"):
+        check_invariant(model, torch.randn(3, 4), 14)
+
+
+def test_code_for_training_alone_is_kept_in_a_module_of_its_own_and_warned_of_elsewhere() -> None:
+    kept = nn.Sequential(nn.Linear(8, 8), Averaging(), nn.Linear(8, 3))
+    traced = trace(kept, torch.randn(4, 8))
+    assert trace_notes(traced).remarks == ()
+    assert_same(kept, traced, torch.randn(5, 8))
+    for forward, said in ((noisy, "for `Net`: other code runs there"), (needs_targets, "cannot be traced.*no targets")):
+        with pytest.warns(FxpruneWarning, match=said):
+            trace(net(forward, layer=nn.Linear(8, 8)), torch.randn(4, 8))
+
+
+@pytest.mark.parametrize("product", [torch.mm, torch.matmul, functional.linear])
+def test_a_product_with_a_weight_is_a_layer_and_one_with_a_vector_is_none(product: Any) -> None:
+    class Product(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.randn(4, 4))
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = product(x, self.weight)
+            return x * torch.rand(1) if self.training else x
+
+    class Iteration(Product):
+        def forward(self, x: Tensor) -> Tensor:
+            u = torch.mv(self.weight, torch.ones(4))
+            return x / (torch.mv(self.weight, u) if self.training else u).norm()
+
+    x = torch.randn(3, 4)
+    with pytest.warns(FxpruneWarning, match="in the graph for `0`: other code runs there in training"):
+        trace(nn.Sequential(Product()), x)
+    model = nn.Sequential(Iteration())
+    traced = trace(model, x)
+    assert targets(traced, "call_module") == ["0"]
+    assert_same(model, traced, x)

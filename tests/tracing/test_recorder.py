@@ -1,0 +1,96 @@
+"""Calls that write in place, give sizes by values, or do not run on the meta device."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from invariant import net
+from same_model import assert_same, targets
+from torch import Tensor, nn
+from torch.nn import functional
+
+from fxprune.errors import FxpruneError
+from fxprune.tracing.checks import check_as_traced
+from fxprune.tracing.tracer import trace
+
+
+class InPlace(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.zeros_like(x)
+        y[:, 1:] = x[:, :-1]
+        y[..., 0].add_(1)
+        z = x * 2
+        z.relu_()
+        torch.add(y, 1, out=y)
+        z += 1
+        return y + z
+
+
+def test_changes_in_place_are_kept() -> None:
+    traced = trace(InPlace(), torch.randn(2, 4))
+    assert_same(InPlace(), traced, torch.randn(3, 4))
+
+
+class Selecting(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x[x > 0]
+
+
+def test_sizes_that_depend_on_the_values_of_the_input_are_an_error_that_says_so() -> None:
+    with pytest.raises(FxpruneError, match=r"size of what `getitem` gives depends on the values.*backbone"):
+        trace(Selecting(), torch.randn(2, 3))
+
+
+class PaddedByTensors(nn.Module):
+    """Computes its padding with buffers, as audio codecs do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv1d(3, 4, 4, 2)
+        self.register_buffer("kernel", torch.tensor(4))
+        self.register_buffer("stride", torch.tensor(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        frames = torch.ceil((x.shape[-1] - self.kernel) / self.stride + 1).to(torch.int64) - 1
+        missing = frames * self.stride + self.kernel - x.shape[-1]
+        return self.conv(functional.pad(x, (self.kernel - self.stride, missing)))
+
+
+def test_whole_numbers_in_tensors_are_computed_by_the_graph_where_torch_takes_numbers() -> None:
+    model = PaddedByTensors()
+    traced = trace(model, torch.randn(2, 3, 33))
+    for length in (33, 34, 35, 50):
+        assert_same(model, traced, torch.randn(2, 3, length))
+
+
+class SoftmaxWithoutMeta(torch.autograd.Function):
+    """Mixes devices where the model is not on the CPU."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.masked_fill(torch.zeros(x.shape, dtype=torch.bool, device="cpu"), 0.0).softmax(-1)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return gradient
+
+
+def test_a_function_that_does_not_run_on_the_meta_device_is_run_on_the_example() -> None:
+    model = net(lambda self, x: SoftmaxWithoutMeta.apply(self.a(x)) * 2, a=nn.Linear(3, 4))
+    assert_same(model, trace(model, torch.randn(2, 3)), torch.randn(5, 3))
+
+
+def test_a_slice_ends_where_a_tensor_says_that_a_size_gave() -> None:
+    model = net(lambda self, x: x[..., : torch.ceil(torch.as_tensor(x.shape[-1] * 2 / 3)).long()] + x[:, 0, None, :1])
+    assert_same(model, trace(model, torch.randn(2, 3, 7)), torch.randn(4, 3, 11))
+
+
+@pytest.mark.parametrize("join", [torch.cat, torch.stack, torch.hstack, torch.vstack, torch.dstack])
+def test_all_pieces_of_a_tensor_are_joined_at_any_size(join: Callable[..., Tensor]) -> None:
+    model = net(lambda self, x: join(x.split(2)))
+    traced = trace(model, torch.randn(4, 3))
+    assert check_as_traced not in targets(traced)
+    assert_same(model, traced, torch.randn(8, 3))

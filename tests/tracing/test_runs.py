@@ -1,0 +1,59 @@
+"""How the model is called, and what it sees while it is recorded."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from same_model import make
+from torch import Tensor, nn
+
+from fxprune.errors import FxpruneError
+from fxprune.tracing.notes import trace_notes
+from fxprune.tracing.tracer import trace
+
+
+class Positional(nn.Module):
+    def forward(self, first: Tensor, *tensors: Tensor) -> Tensor:
+        for tensor in tensors:
+            first = first * tensor
+        return first
+
+
+def test_variadic_arguments() -> None:
+    traced = trace(Positional(), (torch.ones(2), torch.ones(2)))
+    x, y = torch.randn(2), torch.randn(2)
+    assert torch.equal(traced(x, y), x * y)
+
+
+def test_inputs_that_do_not_fit_are_an_error() -> None:
+    with pytest.raises(FxpruneError, match="do not fit"):
+        trace(nn.Sequential(nn.ReLU()), (torch.randn(2), torch.randn(2)))
+    with pytest.raises(FxpruneError, match="conv1"):
+        trace(make("test_resnet"), torch.randn(1, 7, 64, 64))
+
+
+class AsksWhetherItIsCompiled(nn.Module):
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        if not torch.compiler.is_compiling() and (0.0 in mask[[-1]] or mask.all()):
+            return x.relu() if mask.all() else (x * mask[:, None]).relu()
+        return (x * mask[:, None]).relu()
+
+
+def test_a_way_that_a_model_has_for_export_is_taken_where_the_other_depends_on_values() -> None:
+    x, masks = torch.randn(2, 3), (torch.ones(2), torch.tensor([1.0, 0.0]))
+    traced = trace(AsksWhetherItIsCompiled(), (x, masks[0]))
+    for given in masks:
+        assert torch.equal(traced(x, given), AsksWhetherItIsCompiled()(x, given))
+    assert list(trace_notes(traced).remarks) == [
+        "Traced as for torch.export: otherwise the model's control flow depends on the values of its input."
+    ]
+    assert not torch.compiler.is_compiling()
+
+
+def test_a_model_without_a_way_for_export_is_refused_for_its_own_reason() -> None:
+    class Asks(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.relu() if x.sum() > 0 else x
+
+    with pytest.raises(FxpruneError, match="asks for the value of a tensor that depends on the model's input"):
+        trace(Asks(), torch.randn(2, 3))

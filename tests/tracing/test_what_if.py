@@ -1,0 +1,154 @@
+"""Branches on types, contiguity and gradients hold as long as they go the same way; else the graph refuses."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from typing import Any
+
+import pytest
+import torch
+from invariant import check_invariant, net
+from torch import Tensor, nn
+
+import fxprune
+from fxprune import FxpruneError, trace
+from fxprune.tracing.checks import check_dtype, check_fact, check_grad_mode
+
+CHECKS = (check_dtype, check_fact, check_grad_mode)
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)
+
+
+def parts() -> dict[str, nn.Module]:
+    return {"f": nn.Linear(8, 8), "h": nn.Linear(8, 3)}
+
+
+def checks_of(traced: Any) -> list[Any]:
+    return [node.target for node in traced.graph.nodes if node.target in CHECKS]
+
+
+def clamped_in_half(self: Any, x: Tensor) -> Tensor:
+    y = self.f(x)
+    if y.dtype == torch.float16:
+        y = y.clamp(-1, 1)
+    return self.h(y)  # type: ignore[no-any-return]
+
+
+def in_low_precision(self: Any, x: Tensor) -> Tensor:
+    y = self.f(x)
+    return self.h(y.tanh() if y.dtype in (torch.float16, torch.bfloat16) else y)  # type: ignore[no-any-return]
+
+
+def only_in_single(self: Any, x: Tensor) -> Tensor:
+    kind = x.dtype
+    return self.h(self.f(x).tanh() if kind is torch.float32 else self.f(x))  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize(
+    ("forward", "refused", "taken"),
+    [
+        (clamped_in_half, (torch.float16,), (torch.float64, torch.bfloat16)),
+        (in_low_precision, (torch.float16, torch.bfloat16), (torch.float64,)),
+        (only_in_single, (torch.float16, torch.bfloat16, torch.float64), ()),
+    ],
+)
+def test_a_type_for_which_the_code_does_something_else_is_refused(forward: Any, refused: Any, taken: Any) -> None:
+    model, x = net(forward, **parts()).eval(), torch.randn(4, 8)
+    pruned = fxprune.prune(model, 0.5, example_inputs=x, compensate=False)
+    for made in (trace(model, x), pruned, copy.deepcopy(pruned), pickle.loads(pickle.dumps(pruned)), trace(pruned, x)):
+        made(x)
+        for dtype in refused:
+            with pytest.raises(FxpruneError, match=r"\.dtype` is torch.*`Net` does something else"):
+                copy.deepcopy(made).to(dtype)(x.to(dtype))
+        for dtype in taken:
+            copy.deepcopy(made).to(dtype)(x.to(dtype))
+    if forward is not only_in_single:
+        assert fxprune.verify(model, pruned) < 1e-9
+
+
+def harmless(self: Any, x: Tensor) -> Tensor:
+    y = self.f(x)
+    if y.dtype != self.h.weight.dtype:
+        y = y.to(self.h.weight.dtype)
+    if not y.is_contiguous():
+        y = y.contiguous()
+    if y.requires_grad or torch.is_grad_enabled():
+        assert y.dtype != torch.int64
+    return self.h(y)  # type: ignore[no-any-return]
+
+
+def test_questions_that_change_nothing_give_no_checks() -> None:
+    check_invariant(net(harmless, **parts()), torch.randn(4, 8))
+    traced = trace(net(harmless, **parts()), torch.randn(4, 8))
+    assert checks_of(traced) == []
+    for dtype in (torch.float64, torch.bfloat16):
+        copy.deepcopy(traced).to(dtype)(torch.randn(4, 8, dtype=dtype))
+
+
+def by_layout(self: Any, x: Tensor) -> Tensor:
+    return self.h(self.f(x if x.is_contiguous() else x * 2))  # type: ignore[no-any-return]
+
+
+def test_another_layout_is_refused_where_the_code_follows_it() -> None:
+    model, x = net(by_layout, **parts()).eval(), torch.randn(4, 8)
+    pruned = fxprune.prune(model, 0.5, example_inputs=x, compensate=False)
+    for made in (trace(model, x), pruned, trace(pruned, x)):
+        assert made(x).shape == (4, 3)
+        with pytest.raises(FxpruneError, match=r"`x.is_contiguous` is False here, and was True.*`Net`"):
+            made(torch.randn(8, 4).t())
+
+
+def by_gradient(self: Any, x: Tensor) -> Tensor:
+    y = self.f(x)
+    return self.h(y.tanh() if x.requires_grad else y)  # type: ignore[no-any-return]
+
+
+def test_an_input_with_gradients_is_refused_where_the_code_follows_them() -> None:
+    model, x = net(by_gradient, **parts()).eval(), torch.randn(4, 8)
+    traced = trace(model, x)
+    assert torch.equal(traced(x), model(x))
+    with pytest.raises(FxpruneError, match=r"`x.requires_grad` is True here"):
+        traced(x.clone().requires_grad_())
+
+
+def by_grad_mode(self: Any, x: Tensor) -> Tensor:
+    y = self.f(x)
+    return self.h(y.tanh() if torch.is_grad_enabled() else y)  # type: ignore[no-any-return]
+
+
+def test_eval_with_gradients_is_refused_where_the_code_follows_the_mode() -> None:
+    model, x = net(by_grad_mode, **parts()).eval(), torch.randn(4, 8)
+    with pytest.warns(fxprune.errors.FxpruneWarning, match="Only the code of eval"):
+        traced = trace(model, x)
+    for made in (traced, copy.deepcopy(traced), trace(traced, x)):
+        with torch.no_grad():
+            assert torch.equal(made(x), model(x))
+        with pytest.raises(FxpruneError, match=r"is_grad_enabled\(\)` is True here.*`Net`"):
+            made(x)
+
+
+class Noise(nn.Module):
+    """Without layers, so that it stays whole: it is right in all modes."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.tanh() if torch.is_grad_enabled() else x
+
+
+def test_a_module_without_layers_that_follows_the_grad_mode_stays_whole() -> None:
+    model, x = nn.Sequential(nn.Linear(8, 8), Noise(), nn.Linear(8, 3)).eval(), torch.randn(4, 8)
+    traced = trace(model, x)
+    assert torch.equal(traced(x), model(x))
+    with torch.no_grad():
+        assert torch.equal(traced(x), model(x))
+
+
+def test_checks_of_facts_are_compiled_and_exported() -> None:
+    for forward in (clamped_in_half, by_layout, by_gradient):
+        traced, x = trace(net(forward, **parts()).eval(), torch.randn(4, 8)), torch.randn(4, 8)
+        assert checks_of(traced)
+        torch.testing.assert_close(torch.compile(traced, backend="eager", fullgraph=True)(x), traced(x))
+        torch.testing.assert_close(torch.export.export(traced, (x,)).module()(x), traced(x))
