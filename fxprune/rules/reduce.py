@@ -203,11 +203,12 @@ def cosine_similarity(op: Op, x1: Labels, x2: Labels, dim: int = 1, eps: float =
     """Three sums along `dim`; a removed channel must be zero in both operands."""
     dims = broadcast(op, [x1, x2])
     out = Labels(dims, (False,) * len(dims))
+    dim = axis(out, dim)
     for x in (x1, x2):
-        reached = dim % len(dims) - len(dims) + len(x.dims)
+        reached = dim - len(dims) + len(x.dims)
         if reached >= 0:
             _reduce(op, x, reached, False, additive=True)
-    return out.take(d for d in range(len(dims)) if d != dim % len(dims))
+    return out.take(d for d in range(len(dims)) if d != dim)
 
 
 @rule("cdist")

@@ -36,8 +36,11 @@ def attribute(op: Op, container: object, name: str) -> LabelTree:
         return label.get(name) if isinstance(label, Mapping) else map_values(op.value)
     if name == "shape":
         return tuple(_size_label(dim) for dim in container.dims)
-    if name in ("T", "mT"):
-        return container.take([*range(len(container.dims) - 2), -1, -2])
+    rank = len(container.dims)
+    if name == "T":
+        return container.take(reversed(range(rank)))
+    if name == "mT":
+        return container.take([*range(rank - 2), -1, -2])
     if name in ("data", "real", "imag"):
         return container
     if isinstance(op.value, torch.Tensor):

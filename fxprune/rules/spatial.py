@@ -12,7 +12,7 @@ from torch.fx.node import Argument
 
 from fxprune.channels import Dim, Labels, LabelTree, is_labelled, labels_in, size_of
 from fxprune.channels.polynomial import Term
-from fxprune.rules.op import BY_SIZE, Op, UnsupportedCall, elements
+from fxprune.rules.op import BY_SIZE, Op, UnsupportedCall, axis, elements
 from fxprune.rules.registry import rule
 from fxprune.rules.rewrite import Call, Rewrite
 
@@ -168,7 +168,7 @@ def _(op: Rewrite, input: fx.Node, pad: Argument, mode: Argument = "constant", v
 def unfold(op: Op, input: Labels, *arguments: Any, **options: Any) -> Labels:
     """`F.unfold` (im2col) repeats each channel for every kernel position; `Tensor.unfold` adds a dimension."""
     if op.node.op == "call_method":
-        dimension = (arguments[0] if arguments else options["dimension"]) % len(input.dims)
+        dimension = axis(input, arguments[0] if arguments else options["dimension"])
         op.freeze(input.dims[dimension], "unfolded")
         return Labels(
             (*input.dims[:dimension], op.shape[dimension], *input.dims[dimension + 1 :], op.shape[-1]),
