@@ -13,7 +13,7 @@ PUBLIC = {
     "Batch": "args, kwargs, labels, clusters, checked",
     "CannotScoreError": "FxpruneError",
     "ChannelGraph": (
-        "module, labels, parameters, groups, frozen, flops, costs, num_channels, contractions, remarks, latency"
+        "module, labels, parameters, groups, frozen, flops, costs, num_channels, contractions, held, remarks, latency"
     ),
     "Dimension": "parameter, dim",
     "DivergenceError": "FxpruneError",
