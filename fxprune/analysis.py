@@ -114,7 +114,9 @@ def _not_counted(what: list[str]) -> list[str]:
 
 def _reads_input(node: fx.Node, state: State) -> bool:
     """Whether a node is computed from entries of the model's input, and not only from its size."""
-    read = node.all_input_nodes[:1] if Trait.READS_FIRST in traits(node) else node.all_input_nodes
+    read = node.all_input_nodes
+    if len(read) > 1 and Trait.READS_FIRST in traits(node):
+        read = read[:1]
     return node.op == "placeholder" or any(
         x in state.input_dependent and trees.has_tensor(x.meta["value"]) for x in read
     )

@@ -181,7 +181,8 @@ def traits(node: fx.Node, module: nn.Module | None = None) -> Trait:
         True
     """
     if node.op == "call_module":
-        return _of_module(module)
+        kind: Any = type(module)
+        return _of_class(kind)
     return _of_name(name_of_op(node.target)) if node.op in ("call_function", "call_method") else Trait.NONE
 
 
@@ -190,5 +191,7 @@ def _of_name(name: str) -> Trait:
     return functools.reduce(operator.or_, (trait for trait in _NAMES if name in names_with(trait)), Trait.NONE)
 
 
-def _of_module(module: nn.Module | None) -> Trait:
-    return functools.reduce(operator.or_, (t for t, kinds in _MODULES.items() if isinstance(module, kinds)), Trait.NONE)
+# Bounded, since models make classes too.
+@functools.lru_cache(maxsize=1024)
+def _of_class(kind: Any) -> Trait:
+    return functools.reduce(operator.or_, (t for t, kinds in _MODULES.items() if issubclass(kind, kinds)), Trait.NONE)

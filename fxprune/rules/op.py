@@ -91,9 +91,12 @@ class Op:
 
         The node's name is added to the reason.
         """
-        dims = (what,) if isinstance(what, np.ndarray) else (dim for labels in labels_in(what) for dim in labels.dims)
-        for dim in dims:
-            self.ids.freeze(dim, f"{reason} ({self.node.name})")
+        if isinstance(what, (int, np.ndarray)):
+            self.ids.freeze(what, f"{reason} ({self.node.name})")
+        else:
+            for labels in labels_in(what):
+                for dim in labels.dims:
+                    self.freeze(dim, reason)
 
     def mark_last_resort(self, dim: Dim, reason: str) -> None:
         """The channels of a dimension are pruned only if the budget cannot be met without them."""
