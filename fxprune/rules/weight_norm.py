@@ -8,6 +8,7 @@ import numpy as np
 from torch.nn.utils.parametrizations import _SpectralNorm
 
 from fxprune.channels import Labels, size_of
+from fxprune.channels.polynomial import Term, term
 from fxprune.rules.batch_norm import NORMALISED_OVER
 from fxprune.rules.op import Op, UnsupportedCall
 from fxprune.rules.registry import rule
@@ -51,7 +52,24 @@ def divide_by_spectral_norm(op: Op, weight: Labels, u: Labels, v: Labels) -> Lab
     return _over_spectral_norm(op, weight, u, v, module.hook.dim)
 
 
+@divide_by_spectral_norm.flops
+def _(op: Op, out: Labels, weight: Labels, u: Labels, v: Labels) -> list[Term]:
+    module: Any = op.module
+    return _flops_of_spectral_norm(out, module.hook.dim)
+
+
+def _flops_of_spectral_norm(out: Labels, dim: int) -> list[Term]:
+    """The matrix times `v`, and `u` times the result; the iterations of training do not count."""
+    return [term(*out.dims), term(out.dims[dim])]
+
+
 @rule(_SpectralNorm)
 def spectral_norm(op: Op, weight: Labels) -> Labels:
     module: Any = op.module
     return _over_spectral_norm(op, weight, op.weight("_u"), op.weight("_v"), module.dim)
+
+
+@spectral_norm.flops
+def _(op: Op, out: Labels, weight: Labels) -> list[Term]:
+    module: Any = op.module
+    return _flops_of_spectral_norm(out, module.dim)
