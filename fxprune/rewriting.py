@@ -28,18 +28,9 @@ from fxprune.tracing.notes import example_of, notes_in, set_trace_notes, trace_n
 from fxprune.tracing.tracer import trace
 
 __all__ = [
-    "PruningNotes",
-    "alive_channels",
-    "check_order",
-    "earlier_stage",
-    "original_graph",
-    "plan_from",
-    "plan_of",
-    "pruning_notes",
-    "rewrite",
-    "rewrite_in_stages",
-    "set_pruning_notes",
-]
+    "PruningNotes", "alive_channels", "check_order", "earlier_stage", "original_graph", "plan_from", "plan_of",
+    "pruning_notes", "rewrite", "rewrite_in_stages", "set_pruning_notes",
+]  # fmt: skip
 
 
 def rewrite(graph: ChannelGraph, plan: Plan) -> fx.GraphModule:
