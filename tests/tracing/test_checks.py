@@ -1,7 +1,8 @@
-"""The check that a size is the one of the trace."""
+"""The checks that sizes and arguments are those of the trace."""
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 from torch import fx
 
 from fxprune import FxpruneError
-from fxprune.tracing.checks import check_as_traced
+from fxprune.tracing.checks import check_argument, check_as_traced, expected_of
 
 
 @pytest.mark.parametrize(("value", "traced"), [(3, 3), (torch.tensor(3), 3), (2, True), (True, True), (0, False)])
@@ -30,3 +31,42 @@ def test_the_check_is_no_dead_code() -> None:
     graph.output(x)
     graph.eliminate_dead_code()
     assert check_as_traced in [node.target for node in graph.nodes]
+
+
+# --- arguments ---
+
+X = torch.zeros(2)
+
+
+@pytest.mark.parametrize(
+    ("traced", "same"),
+    [
+        (None, None), ("a", "a"), (True, True), (X, torch.ones(3)), ([X, None], (X, None)), ({"a": X}, {"a": X}),
+        (math.nan, float("nan")), (torch.float16, torch.float16), (3, 3),
+    ],
+)  # fmt: skip
+def test_what_is_as_in_the_trace_passes(traced: Any, same: Any) -> None:
+    check_argument(same, expected_of(traced, is_computed_with=False), "x", "`Net`")
+
+
+@pytest.mark.parametrize(
+    ("traced", "other", "message"),
+    [
+        (None, X, "`x` is a tensor here, and was None"),
+        (True, 1, "`x` is 1 here, and was True"),
+        ([X, None], [X, X], r"`x\[1\]` is a tensor here, and was None"),
+        ({"a": [1]}, {"a": [2]}, r"`x\['a'\]\[0\]` is 2 here, and was 1"),
+        ({"a": X}, {"a": X, "b": X}, r"`x` is \['a', 'b'\] here, and was \['a'\]"),
+        (object(), 3, "`x` is a int here, and was a object"),
+    ],
+)
+def test_the_first_difference_is_named(traced: Any, other: Any, message: str) -> None:
+    with pytest.raises(FxpruneError, match=message):
+        check_argument(other, expected_of(traced, is_computed_with=False), "x", "`Net`")
+
+
+def test_a_number_that_is_computed_with_may_be_any_other() -> None:
+    expected = expected_of(2.0, is_computed_with=True)
+    check_argument(0.5, expected, "x", "`Net`")
+    with pytest.raises(FxpruneError, match="was a number"):
+        check_argument(None, expected, "x", "`Net`")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 from fxprune import trace
 from fxprune.errors import FxpruneError
+from fxprune.tracing.facts import _compared_dtypes
 
 
 def by_grad_mode(self: Any, x: Tensor) -> Tensor:
@@ -41,3 +43,40 @@ def test_an_answer_that_nothing_follows_is_not_checked() -> None:
         return self.a(x)
 
     trace(net(forward, a=nn.Linear(4, 4)), torch.zeros(4, 4))(torch.ones(4, 4).t())
+
+
+def equal(x: Any) -> Any:
+    return x.dtype == torch.float16
+
+
+def reversed_(x: Any) -> Any:
+    return torch.half != x.dtype
+
+
+def among(x: Any) -> Any:
+    return x.dtype in (torch.float16, torch.bfloat16)
+
+
+def by_identity(x: Any) -> Any:
+    kind = x.dtype
+    return 1 if kind is torch.float64 else 2
+
+
+def only_used(x: Any) -> Any:
+    kind = x.dtype
+    y = x.to(torch.float32)
+    return y.to(kind) if x is not None else torch.zeros(2, dtype=torch.float16)
+
+
+@pytest.mark.parametrize(
+    ("function", "compared"),
+    [
+        (equal, {torch.float16}),
+        (reversed_, {torch.float16}),
+        (among, {torch.float16, torch.bfloat16}),
+        (by_identity, {torch.float64}),
+        (only_used, set()),
+    ],
+)
+def test_comparisons_are_told_from_other_uses(function: Callable[..., Any], compared: set[torch.dtype]) -> None:
+    assert _compared_dtypes(function.__code__) == compared
