@@ -23,6 +23,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+import library_checks
 import library_transformers  # noqa: F401 (adds its models)
 import many
 import torch
@@ -98,6 +99,7 @@ OWN_CHECKS = {
     **{name: CHECKS[name] for name in ("untouched", "shape", "flops", "predicted", "verify")},
     "backward": _backward,
     "own class": _own_class,
+    **library_checks.CHECKS,
 }
 
 

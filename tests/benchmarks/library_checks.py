@@ -1,0 +1,237 @@
+"""What `libraries.py` checks at other inputs than those of the pruning: other sizes, training, compiled, exported.
+
+Each check leaves its verdict in `result["elsewhere"]`: "same", "refused: ..." where the pruned model raises an
+FxpruneError, "differs: ..." or "fails: ..."; what the original does not do itself is left out.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from coverage import call
+from many import Result
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+import fxprune
+from fxprune.errors import FxpruneError
+from fxprune.running import trees
+from fxprune.running.calls import call_arguments
+from fxprune.running.double import outputs_in_double
+from fxprune.tracing.notes import trace_notes
+from fxprune.verification import TOLERANCE, largest_error, mask
+
+__all__ = ["CHECKS", "SAME"]
+
+SAME = "same"
+# More than rounding, whatever a model does with it in float32.
+_SINGLE = 1e-3
+
+
+def _twice(inputs: Any) -> Any:
+    """The inputs with each sample twice, the second one turned round."""
+    return trees.map_tensors(lambda x: torch.cat([x, x.flip(-1) if x.dim() > 1 else x]) if x.dim() else x, inputs)
+
+
+def _first(inputs: Any) -> Any:
+    return trees.map_tensors(lambda x: x[:1] if x.dim() else x, inputs)
+
+
+def _larger_images(x: Tensor) -> Tensor:
+    if x.dim() not in (4, 5) or not x.is_floating_point() or min(x.shape[-2:]) < 16:
+        return x
+    # A multiple of 32 where the example is one; by half where that is one, too.
+    grown = [size + size // 2 if size % 64 == 0 else size * 2 for size in x.shape[-2:]]
+    return torch.randn(*x.shape[:-2], *grown)
+
+
+def _longer(x: Tensor, dim: int) -> Tensor:
+    return torch.cat([x, x.narrow(dim, 0, max(1, x.shape[dim] // 2))], dim)
+
+
+def _longer_text(x: Tensor) -> Tensor:
+    return _longer(x, 1) if x.dim() in (2, 3) and not x.is_floating_point() else x
+
+
+def _longer_sound(x: Tensor) -> Tensor:
+    return _longer(x, x.dim() - 1) if x.dim() in (2, 3) and x.is_floating_point() and x.shape[-1] >= 128 else x
+
+
+def _longer_states(x: Tensor) -> Tensor:
+    return _longer(x, 1) if x.dim() == 3 and x.is_floating_point() else x
+
+
+def _padded(inputs: Any) -> Any:
+    """The inputs with more padding, if they have a mask."""
+    if not isinstance(inputs, dict) or not isinstance(inputs.get("attention_mask"), Tensor):
+        return inputs
+    padded = inputs["attention_mask"].flip(0).clone()
+    padded[..., padded.shape[-1] - 1 :] = 0
+    return {**inputs, "attention_mask": padded}
+
+
+OTHERS: dict[str, Callable[[Any], Any]] = {
+    "batch": _twice,
+    "one sample": _first,
+    "size": lambda inputs: trees.map_tensors(_larger_images, inputs),
+    "length": lambda inputs: trees.map_tensors(_longer_text, inputs),
+    "sound": lambda inputs: trees.map_tensors(_longer_sound, inputs),
+    "states": lambda inputs: trees.map_tensors(_longer_states, inputs),
+    "padding": _padded,
+}
+
+
+def _verdict(error: float) -> str:
+    return SAME if error <= TOLERANCE else f"differs: {error:.3g}"
+
+
+def _say(result: Result, name: str, run: Callable[[], str]) -> None:
+    """Keep the verdict of a check."""
+    try:
+        verdict = run()
+    except Exception as error:
+        refused = isinstance(error, FxpruneError) or "FxpruneError" in str(error)
+        text = " ".join(str(error).split())[:300]
+        verdict = f"refused: {text}" if refused else f"fails: {type(error).__name__}: {text}"
+    result.setdefault("elsewhere", {})[name] = verdict
+
+
+def _runs(model: nn.Module, inputs: Any) -> bool:
+    try:
+        with torch.no_grad():
+            return all(bool(x.isfinite().any()) for x in trees.tensors(call(model, inputs)) if x.numel())
+    except Exception:
+        return False
+
+
+def other_inputs(state: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Inputs of other sizes at which the original runs, by name."""
+    same = _shapes(state["inputs"])
+    for name, change in OTHERS.items():
+        try:
+            inputs = change(state["inputs"])
+        except Exception:
+            continue
+        # Dropping samples changes nothing where there is one.
+        changed = _shapes(inputs) != same or (name == "padding" and inputs is not state["inputs"])
+        if changed and _runs(copy.deepcopy(state["model"]).eval(), inputs):
+            yield name, inputs
+
+
+def _shapes(inputs: Any) -> list[torch.Size]:
+    return [x.shape for x in trees.tensors(inputs)]
+
+
+def _check_sizes(spec: str, state: dict[str, Any], result: Result) -> None:
+    for name, inputs in other_inputs(state):
+        _say(result, name, lambda i=inputs: _verdict(fxprune.verify(state["model"], state["pruned"], i)))  # type: ignore[misc]
+
+
+class _InTraining(nn.Module):
+    """A model in training mode, without dropout, whatever mode the outer one is set to."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        self.model.train()
+        torch.manual_seed(0)
+        with _NoDropout():
+            return self.model(*args, **kwargs)
+
+
+class _NoDropout(TorchFunctionMode):
+    """Dropout draws for each channel: a pruned model draws other numbers."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if "dropout" in getattr(func, "__name__", "") and func is not F.scaled_dot_product_attention:
+            return kwargs["input"] if "input" in kwargs else args[0]
+        if func is F.scaled_dot_product_attention:
+            kwargs = {**kwargs, "dropout_p": 0.0}
+            args = args[:4] + (0.0,) + args[5:] if len(args) > 4 else args
+        return func(*args, **kwargs)
+
+
+def _check_training(spec: str, state: dict[str, Any], result: Result) -> None:
+    inputs = _twice(state["inputs"])
+    if not _runs(_InTraining(copy.deepcopy(state["model"])), inputs):
+        return
+    remarks = [note for note in trace_notes(state["pruned"]).remarks if "train" in note]
+    result["training_remarks"] = remarks[:3]
+
+    def compare() -> str:
+        args, kwargs = call_arguments(inputs)
+        plan = fxprune.plan_of(state["pruned"])
+        masked = _InTraining(mask(copy.deepcopy(state["model"]), plan))
+        pruned = _InTraining(copy.deepcopy(state["pruned"]))
+        error = largest_error(*(outputs_in_double(net, args, kwargs) for net in (masked, pruned)))
+        return _verdict(error)
+
+    _say(result, "training", compare)
+
+    def step() -> str:
+        net = copy.deepcopy(state["pruned"]).train()
+        loss = torch.stack([x.float().square().mean() for x in trees.tensors(call(net, inputs)) if x.numel()]).sum()
+        if loss.requires_grad:
+            loss.backward()
+        return SAME
+
+    _say(result, "step", step)
+
+
+def _differs(state: dict[str, Any], net: Callable[..., Any], inputs: Any) -> str:
+    args, kwargs = call_arguments(inputs)
+    with torch.no_grad():
+        expected = trees.tensors(call(state["pruned"].eval(), inputs))
+        got = trees.tensors(net(*copy.deepcopy(args), **copy.deepcopy(kwargs)))
+    error = largest_error(expected, got)
+    return SAME if error <= _SINGLE else f"differs: {error:.3g}"
+
+
+def _check_compile(spec: str, state: dict[str, Any], result: Result) -> None:
+    torch._dynamo.reset()
+    compiled = torch.compile(copy.deepcopy(state["pruned"]).eval(), backend="eager")
+    _say(result, "compile", lambda: _differs(state, compiled, state["inputs"]))
+    for name, inputs in other_inputs(state):
+        if result["elsewhere"].get(name) == SAME and name in ("size", "length", "batch"):
+            _say(result, f"compile, {name}", lambda i=inputs: _differs(state, compiled, i))  # type: ignore[misc]
+            break
+
+
+def _check_export(spec: str, state: dict[str, Any], result: Result) -> None:
+    args, kwargs = call_arguments(state["inputs"])
+
+    def run() -> str:
+        program = torch.export.export(copy.deepcopy(state["pruned"]).eval(), args, kwargs)
+        return _differs(state, program.module(), state["inputs"])
+
+    try:
+        with torch.no_grad():
+            torch.export.export(copy.deepcopy(state["model"]).eval(), args, kwargs)
+    except Exception as error:
+        result["no_export"] = f"{type(error).__name__}"
+        try:
+            run()
+        except Exception:
+            return
+    _say(result, "export", run)
+
+
+def _check_elsewhere(spec: str, state: dict[str, Any], result: Result) -> None:
+    wrong = {name: verdict for name, verdict in result.get("elsewhere", {}).items() if verdict != SAME}
+    assert not wrong, "; ".join(f"{name} {verdict}" for name, verdict in wrong.items())
+
+
+CHECKS = {
+    "sizes": _check_sizes,
+    "training": _check_training,
+    "compile": _check_compile,
+    "export": _check_export,
+    "elsewhere": _check_elsewhere,
+}
