@@ -15,6 +15,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, fx, nn
 
+from fxprune.ops import Trait, traits
 from fxprune.running import trees
 from fxprune.running.copies import META, meta_like, named_tensors
 from fxprune.running.one_node import run_node, with_values
@@ -35,6 +36,8 @@ _TRIED: tuple[Callable[[int], int], ...] = (
     *(lambda n, k=k: n * k for k in (2, 3, 5)),
     *(lambda n, k=k: n + k for k in (1, 2, 32, 64, -1)),
 )
+# Where one node stops all of these, it takes the one size.
+_PROBES: tuple[Callable[[int], int], ...] = (lambda n: n * 2, lambda n: n + 1, lambda n: n - 1)
 
 
 def _all_at_once(batch: int, first: int, second: int) -> _Change:
@@ -50,10 +53,6 @@ def _all_at_once(batch: int, first: int, second: int) -> _Change:
     return change
 
 
-_KEEP_SHAPE = (
-    *(nn.ReLU, nn.ReLU6, nn.GELU, nn.SiLU, nn.Hardswish, nn.Sigmoid, nn.Identity),
-    nn.modules.batchnorm._BatchNorm,
-)
 # Pairs of changes, tried before each dimension is tried alone: images of any sides, and square ones.
 _GUESSES = tuple((_all_at_once(5, 2, k), _all_at_once(2, 3, 5 - k)) for k in (3, 2))
 
@@ -66,6 +65,8 @@ class OtherSizes:
         self._modules = modules
         # Nodes that do not run on the meta device at the example's size; their values are those of the example.
         self._kept: set[fx.Node] = set()
+        # By the shapes of the inputs that were tried, those of all tensors, or the node that does not take them.
+        self._tried: dict[tuple[torch.Size, ...], _Shapes | fx.Node] = {}
 
     def shapes(self, *nodes: fx.Node, mixing: bool = False) -> list[tuple[tuple[int, ...], ...]]:
         """For inputs of each of the other sizes that the model takes, the shape of the tensor of each node.
@@ -116,30 +117,44 @@ class OtherSizes:
 
     def _vary(self, size: int, dims: range) -> _Shapes | None:
         """The first run that succeeds with another size in those of the dimensions that have this one."""
-        for function in _TRIED:
+
+        def run(new: int) -> _Shapes | fx.Node:
+            return self._try(lambda tensor, d: new if d in dims and tensor.shape[d] == size else tensor.shape[d])
+
+        for position, function in enumerate(_TRIED):
             new = function(size)
-
-            def change(tensor: Tensor, d: int, new: int = new) -> int:
-                return new if d in dims and tensor.shape[d] == size else tensor.shape[d]
-
-            run = self._run(change) if new else None
-            if run is not None:
-                return run
+            found = run(new) if new else None
+            if isinstance(found, dict):
+                return found
+            if position == 0 and all(run(probe(size)) is found for probe in _PROBES if probe(size)):
+                return None
         return None
 
     def _run(self, change: _Change) -> _Shapes | None:
         """The shapes of all tensors; None where the model does not take the sizes."""
+        found = self._try(change)
+        return found if isinstance(found, dict) else None
+
+    def _try(self, change: _Change) -> _Shapes | fx.Node:
+        """The shapes of all tensors, or the node that does not take the sizes."""
 
         def resized(tensor: Tensor) -> Tensor:
             return torch.empty([change(tensor, d) for d in range(tensor.ndim)], dtype=tensor.dtype, device=META)
 
-        values: dict[fx.Node, Any] = {}
+        inputs = {node: trees.map_tensors(resized, node.meta["value"]) for node in self._inputs}
+        key = tuple(tensor.shape for tensor in trees.tensors(list(inputs.values())))
+        if key not in self._tried:
+            self._tried[key] = self._run_on(inputs)
+        return self._tried[key]
+
+    def _run_on(self, inputs: Mapping[fx.Node, Any]) -> _Shapes | fx.Node:
+        values: dict[fx.Node, Any] = dict(inputs)
         with torch.no_grad(), META, warnings.catch_warnings():
             warnings.simplefilter("ignore")
             for node in self._graph.nodes:
                 if node.op == "placeholder":
-                    values[node] = trees.map_tensors(resized, node.meta["value"])
-                elif node.op == "get_attr" or node in self._kept:
+                    continue
+                if node.op == "get_attr" or node in self._kept:
                     values[node] = _example(node)
                 elif node.meta["value"] is None and node.target is not check_as_traced:
                     # It changes a setting, or checks something else than a size.
@@ -149,7 +164,7 @@ class OtherSizes:
                         values[node] = self._call(node, values)
                     except Exception:
                         if self._runs_as_traced(node):
-                            return None
+                            return node
                         self._kept.add(node)
                         values[node] = _example(node)
         return {node: tuple(value.shape) for node, value in values.items() if isinstance(value, Tensor)}
@@ -164,11 +179,15 @@ class OtherSizes:
 
     def _call(self, node: fx.Node, values: Mapping[fx.Node, Any]) -> Any:
         args, kwargs = fx.node.map_aggregate(with_values(node, values.__getitem__), _on_meta)
-        if node.op == "call_module":
-            module = self._modules[str(node.target)]
-            if isinstance(module, _KEEP_SHAPE):
-                # Torch runs them in Python, which takes long.
-                return torch.empty_like(trees.tensors(args)[0])
+        module = self._modules[str(node.target)] if node.op == "call_module" else None
+        what, example = traits(node, module), node.meta["value"]
+        if isinstance(example, Tensor) and (
+            Trait.ELEMENTWISE in what or isinstance(module, nn.modules.batchnorm._BatchNorm)
+        ):
+            # Torch runs them in Python, which takes long.
+            shape = torch.broadcast_shapes(*(tensor.shape for tensor in trees.tensors((args, kwargs))))
+            return torch.empty(shape, dtype=example.dtype, device=META)
+        if module is not None:
             state = {name: meta_like(tensor) for name, tensor in named_tensors(module).items()}
             return torch.func.functional_call(module, state, args, dict(kwargs))
         stand_in = META_RUNS.get(getattr(Tensor, str(node.target), None) if node.op == "call_method" else node.target)

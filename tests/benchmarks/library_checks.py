@@ -153,8 +153,10 @@ class _NoDropout(TorchFunctionMode):
         if "dropout" in getattr(func, "__name__", "") and func is not F.scaled_dot_product_attention:
             return kwargs["input"] if "input" in kwargs else args[0]
         if func is F.scaled_dot_product_attention:
-            kwargs = {**kwargs, "dropout_p": 0.0}
-            args = args[:4] + (0.0,) + args[5:] if len(args) > 4 else args
+            if len(args) > 4:
+                args = (*args[:4], 0.0, *args[5:])
+            else:
+                kwargs = {**kwargs, "dropout_p": 0.0}
         return func(*args, **kwargs)
 
 

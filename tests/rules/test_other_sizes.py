@@ -35,6 +35,18 @@ def test_of_a_model_that_takes_one_resolution_the_batch_is_varied() -> None:
     assert shapes_of(model, image(), "a") == {(4, 8, 6, 6)}
 
 
+def test_a_node_that_takes_one_size_alone_ends_the_tries() -> None:
+    model = net(
+        lambda self, x: self.a(x) + self.table, a=nn.Conv2d(3, 8, 1), table=nn.Parameter(torch.zeros(8, 40, 40))
+    )
+    traced = fxprune.trace(model, image(3, 40))
+    sizes = OtherSizes(traced.graph, dict(traced.named_modules()))
+    assert {shape for (shape,) in sizes.shapes(next(n for n in traced.graph.nodes if n.name == "a"))} == {
+        (4, 8, 40, 40)
+    }
+    assert len(sizes._tried) < 20
+
+
 def test_lengths_of_several_inputs_vary_together() -> None:
     model = net(lambda self, ids, mask: self.a(ids) * mask.unsqueeze(-1), a=nn.Embedding(9, 4))
     assert shapes_of(model, (torch.zeros(2, 5, dtype=torch.long), torch.ones(2, 5)), "a") == {(2, 10, 4), (4, 5, 4)}
