@@ -114,6 +114,15 @@ def coverage(session: nox.Session) -> None:
 
 
 @nox.session
+def libraries(session: nox.Session) -> None:
+    """Try the models of other libraries and write docs/libraries.md anew (takes two hours)."""
+    install(session, "test")
+    session.install("-r", "tests/benchmarks/libraries.txt")
+    session.run("python", "tests/benchmarks/libraries.py", *session.posargs)
+    session.run("python", "tests/benchmarks/libraries.py", "--report")
+
+
+@nox.session
 def nightly(session: nox.Session) -> None:
     """Prune 1,000 new random networks, or as many as FXPRUNE_FUZZ in the environment says."""
     install(session, "test")

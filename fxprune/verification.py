@@ -13,6 +13,7 @@ from torch import Tensor, fx, nn
 from fxprune.errors import FxpruneError, called_as
 from fxprune.planning.plan import Plan
 from fxprune.rewriting import check_order, original_graph, plan_from, pruning_notes, rewrite_in_stages
+from fxprune.running.calls import Call
 from fxprune.running.copies import copy_module, named_tensors
 from fxprune.running.double import outputs_in_double
 from fxprune.tracing.aliasing import written_attributes
@@ -26,11 +27,11 @@ __all__ = ["TOLERANCE", "largest_error", "mask", "relative_error", "verify", "ve
 TOLERANCE = 1e-9
 """The largest relative error in float64 of two models that compute the same: they differ in the order of sums."""
 
-_CALL = "verify(original, pruned, example_inputs=None)"
+_CALL = "verify(original, pruned, example_inputs=None, *, training=False)"
 
 
 @called_as(_CALL)
-def verify(original: nn.Module, pruned: nn.Module, example_inputs: Any = None) -> float:
+def verify(original: nn.Module, pruned: nn.Module, example_inputs: Any = None, *, training: bool = False) -> float:
     """How far a pruned model is from its zero-masked original, in float64.
 
     The weights of a compensated model are no longer slices of the original's. Of such a model this verifies the
@@ -41,6 +42,8 @@ def verify(original: nn.Module, pruned: nn.Module, example_inputs: Any = None) -
             of them.
         pruned: what `fxprune.prune` or `fxprune.rewrite` made of it; not changed.
         example_inputs: a tensor, a tuple of arguments or a dict of keyword arguments; default: those of the pruning.
+        training: compare what both compute in training, without dropout, whose random numbers differ. BatchNorm then
+            takes the statistics of the batch.
 
     Returns:
         The largest difference of any output entry, divided by the largest entry of that output; at most 1e-9 when
@@ -52,11 +55,14 @@ def verify(original: nn.Module, pruned: nn.Module, example_inputs: Any = None) -
     """
     check_order(_CALL, original, pruned)
     if pruning_notes(pruned).compensated:
-        return verify_structure(original, pruned, example_inputs)
-    return _error(original, pruned, plan_from(original, pruned), *call_of(pruned, example_inputs))
+        return verify_structure(original, pruned, example_inputs, training=training)
+    call = call_of(pruned, example_inputs)
+    return _error(original, pruned, plan_from(original, pruned), call, training)
 
 
-def verify_structure(original: nn.Module, pruned: nn.Module, example_inputs: Any = None) -> float:
+def verify_structure(
+    original: nn.Module, pruned: nn.Module, example_inputs: Any = None, *, training: bool = False
+) -> float:
     """As `verify`, with slices of the original's weights in place of those that `pruned` has; these must be finite."""
     if not _all_finite(pruned.state_dict().values()):
         return float("inf")
@@ -75,13 +81,16 @@ def verify_structure(original: nn.Module, pruned: nn.Module, example_inputs: Any
             f"the compensated model is not what its plan makes of this model: {error}; "
             "verify it with the model that it was pruned from, before it is changed in other ways"
         ) from error
-    return _error(original, structure, plan, args, kwargs)
+    return _error(original, structure, plan, (args, kwargs), training)
 
 
-def _error(original: nn.Module, pruned: nn.Module, plan: Plan, args: tuple[Any, ...], kwargs: dict[str, Any]) -> float:
+def _error(original: nn.Module, pruned: nn.Module, plan: Plan, call: Call, training: bool) -> float:
+    def outputs(model: nn.Module) -> list[Tensor]:
+        return outputs_in_double(model, *call, training=training)
+
     with uncached(packages_of(original)):
         try:
-            expected = outputs_in_double(mask(original, plan), args, kwargs)
+            expected = outputs(mask(original, plan))
         except torch.OutOfMemoryError:
             raise
         except RuntimeError as error:
@@ -89,7 +98,7 @@ def _error(original: nn.Module, pruned: nn.Module, plan: Plan, args: tuple[Any, 
             raise FxpruneError(
                 f"{name} does not run on these inputs in float64, which verify needs: {error}"
             ) from error
-        got = outputs_in_double(_in_state_of(original, pruned, plan), args, kwargs)
+        got = outputs(_in_state_of(original, pruned, plan))
         if missing := _undefined(expected, got):
             # A norm that was removed as a whole, as weight_norm divides by it, gives 0 / 0: take the limit.
             limit = mask(copy_module(original).double(), plan, fill=_ALMOST_ZERO)
@@ -97,10 +106,10 @@ def _error(original: nn.Module, pruned: nn.Module, plan: Plan, args: tuple[Any, 
             weights = {name for name, _ in original.named_parameters(remove_duplicate=False)}
             of_weights = {name: by_dim for name, by_dim in plan.kept.items() if name in weights}
             for masked in (limit, mask(original, replace(plan, kept=of_weights))):
-                outputs = outputs_in_double(masked, args, kwargs)
+                defined = outputs(masked)
                 # NaN and infinity may also be what the original computes: then they stay.
-                if (fewer := _undefined(outputs, got)) < missing:
-                    expected, missing = outputs, fewer
+                if (fewer := _undefined(defined, got)) < missing:
+                    expected, missing = defined, fewer
     return largest_error(expected, got)
 
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["OPS", "Random", "Step", "build"]
+__all__ = ["OPS", "WIDTHS", "Make", "Random", "Run", "Step", "build", "keep", "matched"]
 
 SIZE = 4
 
@@ -25,35 +25,40 @@ class Step:
     number: int
 
 
+Make = Callable[[int, int, int], tuple[dict[str, nn.Module], int]]
+Run = Callable[[dict[str, Any], Tensor, Tensor, int], Tensor]
+
+
 class Random(nn.Module):
     """The network of a list of steps. Its tensors are images (batch, channels, 4, 4)."""
 
+    ops: ClassVar[dict[str, tuple[Make, Run]]] = {}
+
     def __init__(self, steps: list[Step], inputs: int, outputs: int) -> None:
         super().__init__()
-        self.steps, self.outputs = steps, outputs
+        self.steps, self.inputs, self.outputs = steps, inputs, outputs
         self.parts = nn.ModuleDict()
         widths = [3] * inputs
         for k, step in enumerate(steps):
             a, b = widths[-1 - step.first % len(widths)], widths[-1 - step.second % len(widths)]
-            made, width = OPS[step.op][0](a, b, step.number)
+            made, width = self.ops[step.op][0](a, b, step.number)
             for name, part in made.items():
                 self.parts[f"s{k}_{name}"] = part
             widths.append(width)
         self.head = nn.Conv2d(widths[-1], 2, 1)
 
-    def forward(self, *inputs: Tensor) -> list[Tensor]:
+    def forward(self, *inputs: Tensor, **arguments: Any) -> list[Tensor]:
         tensors = list(inputs)
         for k, step in enumerate(self.steps):
             x, y = tensors[-1 - step.first % len(tensors)], tensors[-1 - step.second % len(tensors)]
             prefix = f"s{k}_"
             own = {name.removeprefix(prefix): part for name, part in self.parts.items() if name.startswith(prefix)}
-            tensors.append(OPS[step.op][1](own, x, y, step.number))
-        return [self.head(tensors[-1]), *(t.amax((2, 3)) for t in tensors[len(inputs) :][-self.outputs : -1])]
+            own |= arguments if step.op not in OPS else {}
+            tensors.append(self.ops[step.op][1](own, x, y, step.number))
+        return [self.head(tensors[-1]), *(t.amax((2, 3)) for t in tensors[self.inputs :][-self.outputs : -1])]
 
 
-Make = Callable[[int, int, int], tuple[dict[str, nn.Module], int]]
-Run = Callable[[dict[str, Any], Tensor, Tensor, int], Tensor]
-OPS: dict[str, tuple[Make, Run]] = {}
+OPS = Random.ops
 
 
 def op(make: Make) -> Callable[[Run], Run]:

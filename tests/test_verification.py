@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from invariant import image, net, randomise, tokens
 from refusals import small
 from torch import Tensor, nn
@@ -35,6 +36,28 @@ def test_what_a_model_makes_in_single_precision_whatever_its_own_is_compared_in_
         lambda self, x: self.b(self.a(x) * torch.sqrt(torch.FloatTensor([0.3]))), a=nn.Linear(4, 6), b=nn.Linear(6, 2)
     )
     assert fxprune.verify(model, fxprune.prune(model, 0.5, example_inputs=tokens(width=4), compensate=False)) <= 1e-12
+
+
+def test_in_training_dropout_is_off_and_batch_norm_takes_the_statistics_of_the_batch() -> None:
+    def forward(self: Any, x: Tensor) -> Tensor:
+        attended, _ = self.m(self.d(self.a(x)), self.a(x), self.a(x))
+        return self.o(self.r(F.dropout(attended, 0.5, self.training))[0])
+
+    model = net(
+        forward,
+        a=nn.Linear(4, 8),
+        d=nn.Dropout(),
+        m=nn.MultiheadAttention(8, 2, dropout=0.5, batch_first=True),
+        r=nn.GRU(8, 6, 2, dropout=0.5, batch_first=True),
+        o=nn.Linear(6, 2),
+    )
+    pruned = fxprune.prune(randomise(model), 0.6, example_inputs=tokens().double(), compensate=False)
+    assert fxprune.verify(model, pruned, training=True) <= 1e-12
+    model, pruned = pair()
+    assert fxprune.verify(model, pruned, training=True) <= 1e-12
+    pruned.register_forward_hook(lambda module, inputs, output: output * (2 if module.training else 1))
+    assert fxprune.verify(model, pruned) <= 1e-12
+    assert fxprune.verify(model, pruned, training=True) > 0.1
 
 
 class Cached(nn.Module):
@@ -227,7 +250,7 @@ def test_constants_that_forward_makes_in_a_type_of_their_own_keep_it() -> None:
 
 def test_the_wrong_order_and_other_arguments_are_refused_with_the_call() -> None:
     model, pruned = pair()
-    call = r"call verify\(original, pruned, example_inputs=None\)$"
+    call = r"call verify\(original, pruned, example_inputs=None, \*, training=False\)$"
     with pytest.raises(fxprune.FxpruneError, match=rf"original was pruned and pruned was not.*{call}"):
         fxprune.verify(pruned, model)
     with pytest.raises(fxprune.FxpruneError, match=rf"missing a required argument: 'original': {call}"):

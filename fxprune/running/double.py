@@ -5,10 +5,11 @@ from __future__ import annotations
 import copy
 import functools
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
@@ -19,20 +20,33 @@ from fxprune.running.eager import running_eagerly
 __all__ = ["is_in_double", "outputs_in_double"]
 
 
-def outputs_in_double(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[Tensor]:
-    """The tensors that a model returns in float64 and eval; the model is changed to both: give a copy."""
+def outputs_in_double(
+    model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], *, training: bool = False
+) -> list[Tensor]:
+    """The tensors that a model returns in float64; the model is changed: give a copy.
+
+    Args:
+        model: set to float64, and to eval or training.
+        args: positional arguments.
+        kwargs: keyword arguments.
+        training: whether in training, then without dropout.
+    """
     with torch.no_grad():
         args, kwargs = trees.map_tensors(_to_double, on_device_of(model, (args, kwargs)))
     # Going through training, models forget what they keep from an earlier call in eval.
-    model._apply(_to_double).train().eval()  # type: ignore[no-untyped-call]
+    model._apply(_to_double).train().eval().train(training)  # type: ignore[no-untyped-call]
     for module in model.modules():
         # Tensors that are plain attributes.
         vars(module).update({name: _to_double(value) for name, value in vars(module).items()})
+        if training and isinstance(module, nn.RNNBase):
+            module.dropout = 0.0
     devices = range(torch.cuda.device_count())
-    with torch.no_grad(), running_eagerly(), _in_double(), torch.random.fork_rng(devices):
+    without = _NoDropout() if training else nullcontext()
+    with torch.no_grad(), running_eagerly(), _in_double(), without, torch.random.fork_rng(devices):
         # Any two models draw the same random numbers.
         torch.manual_seed(0)
-        return trees.tensors(model(*copy.deepcopy(args), **copy.deepcopy(kwargs)))
+        # A model may enable gradients.
+        return [tensor.detach() for tensor in trees.tensors(model(*copy.deepcopy(args), **copy.deepcopy(kwargs)))]
 
 
 _WIDE = {
@@ -59,6 +73,22 @@ class _WideCasts(TorchFunctionMode):
         of_tensors = not getattr(func, "__name__", "_").endswith("_") and not (kwargs or {}).keys() & {"out"}
         kwargs = {name: _widened(value, of_tensors) for name, value in (kwargs or {}).items()}
         return func(*(_widened(value, of_tensors) for value in args), **kwargs)
+
+
+class _NoDropout(TorchFunctionMode):
+    """Dropout keeps all: it draws a number for each channel, and a pruned model has fewer."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func is F.scaled_dot_product_attention and len(args) > 4:
+            args = (*args[:4], 0.0, *args[5:])
+        elif func is F.scaled_dot_product_attention:
+            kwargs = {**kwargs, "dropout_p": 0.0}
+        elif func is F.multi_head_attention_forward:
+            kwargs = {**kwargs, "training": False}
+        elif "dropout" in getattr(func, "__name__", ""):
+            return kwargs["input"] if "input" in kwargs else args[0]
+        return func(*args, **kwargs)
 
 
 def _widened(value: Any, of_tensors: bool) -> Any:

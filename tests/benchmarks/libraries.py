@@ -115,6 +115,12 @@ def _wanted(arguments: Sequence[str]) -> list[str]:
     return [name for name in turns if name and (not arguments or {name, name.partition(":")[0]} & set(arguments))]
 
 
+def _warm_up() -> None:
+    """Import what torch imports when it is first needed, before the processes are forked."""
+    net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+    check("", checks=OWN_CHECKS | {"build": lambda spec, state, result: set_up(state, net, torch.randn(3, 4))})
+
+
 def main() -> None:
     """The command line."""
     parser = parser_of(__doc__)
@@ -135,6 +141,7 @@ def main() -> None:
         many.show_one(own_check, options.one)
         return
     specs = _wanted(options.models)
+    _warm_up()
     print(many.table(many.check_all(specs, own_check, options, {spec.partition(":")[0] for spec in specs})))
 
 

@@ -8,14 +8,24 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from library_checks import SAME
 from shared import markdown_table
 
 __all__ = ["write_report"]
 
 Row = dict[str, Any]
 PASSED, REFUSED, FAILED = "passed", "refused", "failed"
-LESS, NOT_RUN = "reached 60 to 90 %", "does not run itself"
-KINDS = (PASSED, LESS, REFUSED, FAILED)
+LESS, NOT_RUN, IN_PART = "reached 60 to 90 %", "does not run itself", "passed in part"
+KINDS = (PASSED, LESS, IN_PART, REFUSED, FAILED)
+# The checks at other inputs that each column counts.
+ELSEWHERE = {
+    "other batches": ("batch", "one sample"),
+    "other sizes": ("size", "length", "sound", "states"),
+    "padding": ("padding",),
+    "training": ("training", "step"),
+    "compiled": ("compile", "compile, size", "compile, length", "compile, batch"),
+    "exported": ("export",),
+}
 HEAD = """# Other libraries
 
 Models of libraries that fxprune does not know by name, pruned to half of their FLOPs with
@@ -27,14 +37,24 @@ timm and torchvision.
 MEANING = """\
 - *passed*: the model was traced; the result has 0.4975 to 0.5 of the FLOPs as fvcore counts them, and the plan
   predicts the same counts; the outputs have the same shapes and equal the zero-masked original's within 1e-9 in
-  float64; the backward pass gives gradients if the original's does.
+  float64; the backward pass gives gradients if the original's does. The same holds for the inputs of the second table.
 - *reached 60 to 90 %*: the same, but too many channels are frozen, so the model was pruned to 0.6, 0.7, 0.8 or 0.9 of
   the FLOPs instead.
+- *passed in part*: the same, but the result refuses, with an `FxpruneError` that says why, some of the inputs of the
+  second table, or its training differs and `prune` warned of that.
 - *refused*: `fxprune.prune` raised an `FxpruneError`.
 - *failed*: anything else, with the reason below. A ratio slightly below 0.4975 meets the budget, but not as closely as
   this check requires: in a small model one channel is a large step.
 - *own class*: how many of those that passed [`fxprune.restore_class`](elsewhere.md#keep-your-class) returns as an
   object of the model's own class, without any settings.
+"""
+
+
+ELSEWHERE_MEANING = """\
+For how many of the pruned models the result does what the zero-masked original does, of those whose original takes
+these inputs: twice the batch and a batch of one; larger images, longer texts, sounds or series; other padding; a
+training step (outputs in training mode, without dropout, and the backward pass), at twice the batch; compiled by
+`torch.compile`, then called with another size or batch; exported by `torch.export`.
 """
 
 
@@ -44,7 +64,8 @@ def write_report(rows: Sequence[Row], listed: int, page: Path) -> None:
     for row in rows:
         of.setdefault(row["model"].partition(":")[0], []).append(row)
     of = dict(sorted(of.items(), key=lambda item: -len(item[1])))
-    page.write_text(f"{HEAD}\n{_table(of)}\n{MEANING}\n{_remarks(rows, listed)}\n{_reasons(rows)}")
+    parts = (HEAD, _table(of), MEANING, _elsewhere(of), ELSEWHERE_MEANING, _remarks(rows, listed), _reasons(rows))
+    page.write_text("\n".join(parts))
     print(f"{page}: {len(rows)} models")
 
 
@@ -62,14 +83,31 @@ def _counts(rows: Sequence[Row]) -> list[str]:
     return [str(count) for count in (tried, *(kinds.count(kind) or "" for kind in KINDS), own)]
 
 
+def _elsewhere(of: dict[str, list[Row]]) -> str:
+    lines = [[library, *(_share(rows, names) for names in ELSEWHERE.values())] for library, rows in of.items()]
+    everything = [row for rows in of.values() for row in rows]
+    lines.append(["all", *(_share(everything, names) for names in ELSEWHERE.values())])
+    return markdown_table(["library", *ELSEWHERE], lines)
+
+
+def _share(rows: Sequence[Row], names: Sequence[str]) -> str:
+    """How many of the rows with one of these checks did what the original does in all of them."""
+    tried = [[verdict for name, verdict in row.get("elsewhere", {}).items() if name in names] for row in rows]
+    same = sum(all(verdict == SAME for verdict in verdicts) for verdicts in tried if verdicts)
+    return f"{same} of {sum(map(bool, tried))}"
+
+
 def _remarks(rows: Sequence[Row], listed: int) -> str:
     errors = [row["error"] for row in rows if "error" in row]
     without = sum("no_backward" in row for row in rows)
+    silent = sum(
+        not _is_said(row, *item) for row in rows for item in row.get("elsewhere", {}).items() if "differs" in item[1]
+    )
     not_run = sum(_kind(row) == NOT_RUN for row in rows)
     today = dt.date.today().isoformat()
     return (
         f"Made on {today} by `python tests/benchmarks/libraries.py`, which lists the models. {len(errors)} models were "
-        f"compared with their\nzero-masked originals; the largest error is {max(errors):.1e}. Models without finite "
+        f"compared with their\nzero-masked originals; the largest error is {max(errors):.1e}. Other results than the original's, without a word: {silent}. Models without finite "
         f"gradients in eval mode, like their originals: {without}.\nModels that do not run themselves with these "
         f"versions, or need the network (not counted): {not_run}. Models not tried yet: {listed - len(rows)}. The\n"
         f"rows come from {len({row['source'] for row in rows})} versions of fxprune's source.\n"
@@ -78,7 +116,7 @@ def _remarks(rows: Sequence[Row], listed: int) -> str:
 
 def _reasons(rows: Sequence[Row]) -> str:
     parts = ["## What did not pass\n"]
-    for kind in (FAILED, REFUSED, LESS):
+    for kind in (FAILED, REFUSED, IN_PART, LESS):
         mine = sorted((row for row in rows if _kind(row) == kind), key=lambda row: str(row["model"]))
         if mine:
             lines = "\n".join(f"- `{row['model']}`: {_why(row)}" for row in mine)
@@ -92,7 +130,16 @@ def _kind(row: Row) -> str:
     check, reason = next(iter(row["failed"].items()))
     if check == "build":
         return NOT_RUN
-    return REFUSED if check in ("analyze", "prune") and reason.startswith("FxpruneError") else FAILED
+    if check in ("analyze", "prune"):
+        return REFUSED if reason.startswith("FxpruneError") else FAILED
+    return (
+        IN_PART if check == "elsewhere" and all(_is_said(row, *item) for item in row["elsewhere"].items()) else FAILED
+    )
+
+
+def _is_said(row: Row, name: str, verdict: str) -> bool:
+    """Whether an input is taken as the original takes it, or the user is told that it is not."""
+    return verdict == SAME or verdict.startswith("refused") or bool(name == "training" and row["training_remarks"])
 
 
 def _why(row: Row) -> str:
@@ -101,7 +148,9 @@ def _why(row: Row) -> str:
         return f"{row['ratio']:.2f} of the FLOPs; {_short(row['limit'])}"
     if kind == REFUSED:
         return _short(next(iter(row["failed"].values())))
-    return "; ".join(f"{check}: {_short(reason)}" for check, reason in row["failed"].items())
+    failed = {check: reason for check, reason in row["failed"].items() if check != "elsewhere"}
+    failed |= {name: verdict for name, verdict in row.get("elsewhere", {}).items() if verdict != SAME}
+    return "; ".join(f"{check}: {_short(reason)}" for check, reason in failed.items())
 
 
 def _short(text: str) -> str:

@@ -11,19 +11,16 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from coverage import call
 from many import Result
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 import fxprune
 from fxprune.errors import FxpruneError
 from fxprune.running import trees
 from fxprune.running.calls import call_arguments
-from fxprune.running.double import outputs_in_double
 from fxprune.tracing.notes import trace_notes
-from fxprune.verification import TOLERANCE, largest_error, mask
+from fxprune.verification import TOLERANCE, largest_error
 
 __all__ = ["CHECKS", "SAME"]
 
@@ -131,51 +128,14 @@ def _check_sizes(spec: str, state: dict[str, Any], result: Result) -> None:
         _say(result, name, lambda i=inputs: _verdict(fxprune.verify(state["model"], state["pruned"], i)))  # type: ignore[misc]
 
 
-class _InTraining(nn.Module):
-    """A model in training mode, without dropout, whatever mode the outer one is set to."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        self.model.train()
-        torch.manual_seed(0)
-        with _NoDropout():
-            return self.model(*args, **kwargs)
-
-
-class _NoDropout(TorchFunctionMode):
-    """Dropout draws for each channel: a pruned model draws other numbers."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if "dropout" in getattr(func, "__name__", "") and func is not F.scaled_dot_product_attention:
-            return kwargs["input"] if "input" in kwargs else args[0]
-        if func is F.scaled_dot_product_attention:
-            if len(args) > 4:
-                args = (*args[:4], 0.0, *args[5:])
-            else:
-                kwargs = {**kwargs, "dropout_p": 0.0}
-        return func(*args, **kwargs)
-
-
 def _check_training(spec: str, state: dict[str, Any], result: Result) -> None:
     inputs = _twice(state["inputs"])
-    if not _runs(_InTraining(copy.deepcopy(state["model"])), inputs):
+    if not _runs(copy.deepcopy(state["model"]).train(), inputs):
         return
     remarks = [note for note in trace_notes(state["pruned"]).remarks if "train" in note]
     result["training_remarks"] = remarks[:3]
 
-    def compare() -> str:
-        args, kwargs = call_arguments(inputs)
-        plan = fxprune.plan_of(state["pruned"])
-        masked = _InTraining(mask(copy.deepcopy(state["model"]), plan))
-        pruned = _InTraining(copy.deepcopy(state["pruned"]))
-        error = largest_error(*(outputs_in_double(net, args, kwargs) for net in (masked, pruned)))
-        return _verdict(error)
-
-    _say(result, "training", compare)
+    _say(result, "training", lambda: _verdict(fxprune.verify(state["model"], state["pruned"], inputs, training=True)))
 
     def step() -> str:
         net = copy.deepcopy(state["pruned"]).train()
