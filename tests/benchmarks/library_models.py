@@ -28,6 +28,23 @@ LIBRARIES = {
     "ultralytics": "ultralytics",
     "segmentation_models_pytorch": "segmentation_models_pytorch",
     "pytorchcv": "pytorchcv",
+    "vit_pytorch": "vit-pytorch",
+    "x_transformers": "x-transformers",
+    "spandrel": "spandrel",
+    "super_image": "super-image",
+    "speechbrain": "speechbrain",
+    "asteroid": "asteroid",
+    "encodec": "encodec",
+    "vocos": "vocos",
+    "pretrainedmodels": "pretrainedmodels",
+    "torchseg": "torchseg",
+    "segment_anything": "segment-anything",
+    "facenet_pytorch": "facenet-pytorch",
+    "resnest": "resnest",
+    "denoising_diffusion_pytorch": "denoising-diffusion-pytorch",
+    "doctr": "python-doctr",
+    "tsai": "tsai",
+    "onnx2torch": "onnx2torch",
 }
 MODELS: dict[str, Callable[[], tuple[nn.Module, Any]]] = {}
 
