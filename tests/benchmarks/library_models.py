@@ -43,7 +43,6 @@ LIBRARIES = {
     "resnest": "resnest",
     "denoising_diffusion_pytorch": "denoising-diffusion-pytorch",
     "doctr": "python-doctr",
-    "tsai": "tsai",
     "onnx2torch": "onnx2torch",
 }
 MODELS: dict[str, Callable[[], tuple[nn.Module, Any]]] = {}
