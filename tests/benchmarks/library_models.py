@@ -43,6 +43,7 @@ LIBRARIES = {
     "resnest": "resnest",
     "denoising_diffusion_pytorch": "denoising-diffusion-pytorch",
     "doctr": "python-doctr",
+    "dynamic_network_architectures": "dynamic-network-architectures",
     "onnx2torch": "onnx2torch",
 }
 MODELS: dict[str, Callable[[], tuple[nn.Module, Any]]] = {}

@@ -46,7 +46,9 @@ def _speechbrain() -> None:
             f"{way}_{key}": n for way in ("intra", "inter") for key, n in (("numlayers", 1), ("nhead", 2), ("dffn", 32))
         },
     )
-    lobe("HifiGAN", "UnitHifiganGenerator", lambda: torch.randint(0, 9, (2, 12)), *HIFI, vocab_size=9, embedding_dim=8)
+    lobe(
+        "HifiGAN", "UnitHifiganGenerator", lambda: torch.randint(0, 9, (2, 12, 1)), *HIFI, vocab_size=9, embedding_dim=8
+    )
     lobe("HifiGAN", "HifiganGenerator", (2, 8, 12), *HIFI)
     lobe("HifiGAN", "MultiPeriodDiscriminator", (1, 1, 4000))
     lobe("RNNLM", "RNNLM", lambda: torch.randint(0, 20, (2, 9)), 20, 16, rnn_neurons=16, dnn_neurons=16)
@@ -61,7 +63,14 @@ def _speechbrain() -> None:
     asr(spoken, 9, 20, **modern, encoder_module="conformer", label=" conformer")
     asr(spoken, 9, 20, **modern, encoder_module="branchformer", csgu_linear_units=32, label=" branchformer")
     asr(spoken, 9, 20, **{**modern, "attention_type": "RoPEMHA"}, encoder_module="conformer", label=" rope")
-    asr(spoken, 9, 20, **{**modern, "attention_type": "hypermixing"}, encoder_module="conformer", label=" hypermixing")
+    asr(
+        spoken,
+        9,
+        20,
+        **{**modern, "attention_type": "hypermixing", "positional_encoding": "fixed_abs_sine"},
+        encoder_module="conformer",
+        label=" hypermixing",
+    )
     lobe("transformer.TransformerSE", "CNNTransformerSE", frames, 20, 20, nhead=4, num_layers=1, d_ffn=32, label="SE")
     lm = {**layers, "num_decoder_layers": 0, "vocab": 20}
     lobe("transformer.TransformerLM", "TransformerLM", lambda: torch.randint(1, 20, (2, 9)), **lm)
