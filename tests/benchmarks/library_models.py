@@ -45,6 +45,8 @@ LIBRARIES = {
     "doctr": "python-doctr",
     "dynamic_network_architectures": "dynamic-network-architectures",
     "onnx2torch": "onnx2torch",
+    "rtdetr": "rtdetr",
+    "mambapy": "mambapy",
 }
 MODELS: dict[str, Callable[[], tuple[nn.Module, Any]]] = {}
 
