@@ -27,6 +27,7 @@ from fxprune.planning.plan import Plan
 from fxprune.progress import Progress, shown
 from fxprune.rewriting import rewrite
 from fxprune.running.copies import copy_module
+from fxprune.running.devices import check_values
 from fxprune.running.eval_mode import in_eval_without_grad
 from fxprune.scoring.criteria import FROM_DATA, Method, check_method, scores
 from fxprune.tracing.aliasing import written_attributes
@@ -105,6 +106,8 @@ def prune(
     request = Request(flops, latency, round_to, as_patterns(ignore))
     if method is not None:
         check_method(method, ("dagger",))
+    if compensate or latency is not None or not (method == "random" or callable(method)):
+        check_values("prune", model)
     with shown(progress) as show:
         if method == "dagger" and hasattr(data, "__next__"):
             # The first pass would use up an iterator.

@@ -25,6 +25,7 @@ __all__ = [
     "meta_like",
     "named_tensors",
     "parameters_and_buffers",
+    "with_zeros",
 ]
 
 META = torch.device("meta")
@@ -69,6 +70,25 @@ def meta_copy(model: nn.Module, dtype: torch.dtype | None = None) -> tuple[nn.Mo
     memo: Memo = {id(tensor): convert(tensor) for tensor in parameters_and_buffers(model)}
     with DeepcopyTensorsWith(convert):
         return copy_module(model, memo), real
+
+
+def with_zeros(model: nn.Module, device: torch.device) -> nn.Module:
+    """The model, or if it has tensors on the meta device, a copy with zeros on a device for them; the rest is shared.
+
+    Parameters of the copy are one zero in memory, whatever their size.
+    """
+    if not any(tensor.is_meta for tensor in parameters_and_buffers(model)):
+        return model
+
+    def convert(tensor: Tensor) -> Tensor:
+        if not tensor.is_meta:
+            return tensor
+        if isinstance(tensor, nn.Parameter):
+            return nn.Parameter(tensor.new_zeros((), device=device).expand(tensor.shape), tensor.requires_grad)
+        return tensor.new_zeros(tensor.shape, device=device)
+
+    with DeepcopyTensorsWith(convert):
+        return copy_module(model, {id(tensor): convert(tensor) for tensor in parameters_and_buffers(model)})
 
 
 class DeepcopyTensorsWith(TorchFunctionMode):

@@ -7,9 +7,10 @@ import itertools
 import torch
 from torch import nn
 
+from fxprune.errors import FxpruneError
 from fxprune.running.trees import Tree, map_tensors
 
-__all__ = ["device_of", "on_device_of"]
+__all__ = ["check_values", "device_of", "on_device_of"]
 
 
 def device_of(model: nn.Module) -> torch.device | None:
@@ -21,6 +22,25 @@ def device_of(model: nn.Module) -> torch.device | None:
     """
     devices = {tensor.device for tensor in itertools.chain(model.parameters(), model.buffers())}
     return devices.pop() if len(devices) == 1 else None
+
+
+def check_values(user: str, *models: nn.Module) -> None:
+    """Check that no parameter or buffer of the models is on the meta device, where it has a size and no values.
+
+    Raises:
+        FxpruneError: one is; `user` is what needs the values.
+    """
+    for model in models:
+        named = itertools.chain(model.named_parameters(), model.named_buffers())
+        missing = [name for name, tensor in named if tensor.is_meta]
+        if missing:
+            more = f" and {len(missing) - 1} more tensors" if len(missing) > 1 else ""
+            raise FxpruneError(
+                f"{type(model).__name__} has {missing[0]}{more} on the meta device, without the values that {user} "
+                "needs: give it its weights (model.to_empty(device='cpu'), then load_state_dict), or build it without "
+                "torch.device('meta'). trace, analyze, count_flops, and prune with method='random' and "
+                "compensate=False need no values"
+            )
 
 
 def on_device_of(model: nn.Module, tree: Tree) -> Tree:
