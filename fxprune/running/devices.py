@@ -46,6 +46,8 @@ def check_values(user: str, *models: nn.Module) -> None:
 def on_device_of(model: nn.Module, tree: Tree) -> Tree:
     """The same values with their tensors on the model's device; as they are if it has none, several or "meta".
 
+    Tensors on the meta device stay there: they have no values to move.
+
     Examples:
         >>> on_device_of(nn.Linear(2, 2), {"x": torch.zeros(1, 2)})["x"].device
         device(type='cpu')
@@ -53,4 +55,4 @@ def on_device_of(model: nn.Module, tree: Tree) -> Tree:
     device = device_of(model)
     if device is None or device.type == "meta":
         return tree
-    return map_tensors(lambda tensor: tensor.to(device), tree)
+    return map_tensors(lambda tensor: tensor if tensor.is_meta else tensor.to(device), tree)

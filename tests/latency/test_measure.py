@@ -124,9 +124,7 @@ def test_a_model_without_weights_is_not_measured() -> None:
     with torch.device("meta"):
         model = nn.Conv2d(3, 4, 1)
     for device in (None, "cpu"):
-        with pytest.raises(
-            FxpruneError, match=r"Conv2d has weight and 1 more .*measuring time needs"
-        ):
+        with pytest.raises(FxpruneError, match=r"Conv2d has weight and 1 more .*measuring time needs"):
             measure_latency(model, torch.zeros(1, 3, 8, 8), device=device)
 
 

@@ -199,7 +199,7 @@ def on_meta(which: str) -> nn.Module:
 EXAMPLE = torch.zeros(2, 3, 8, 8)
 
 
-@pytest.mark.parametrize("which", ["all", "weight", "buffer"])
+@pytest.mark.parametrize("which", ["all", "weight", "buffer", "nothing"])
 @pytest.mark.parametrize("on", ["cpu", "meta"])
 def test_a_model_on_the_meta_device_is_analysed_counted_and_cut_at_random(which: str, on: str) -> None:
     model, x = on_meta(which), EXAMPLE.to(on)
