@@ -106,14 +106,14 @@ def prune(
     request = Request(flops, latency, round_to, as_patterns(ignore))
     if method is not None:
         check_method(method, ("dagger",))
-    if compensate or latency is not None or not (method == "random" or callable(method)):
-        check_values("prune", model)
     with shown(progress) as show:
         if method == "dagger" and hasattr(data, "__next__"):
             # The first pass would use up an iterator.
             data = list(data)  # type: ignore[arg-type]
         batch = None if data is None else calibration_batch(data, samples, model)
         graph = analyze(_traced(model, example_inputs, batch))
+        if compensate or latency is not None or not (method == "random" or callable(method)):
+            check_values("prune", graph.module)
         if batch is not None:
             _check_data(graph, batch)
         check_reachable(graph, request)
