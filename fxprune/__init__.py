@@ -13,6 +13,7 @@ from fxprune.gates import Gates, insert_gates, learn_gates, remove_gates
 from fxprune.latency.channels import time_channels
 from fxprune.latency.measure import Latency, measure_latency
 from fxprune.optimizers import prune_optimizer
+from fxprune.parts import PrunedParts, prune_parts
 from fxprune.planning.make import make_plan
 from fxprune.planning.plan import Plan
 from fxprune.reporting import Report, report
@@ -37,6 +38,7 @@ __all__ = [
     "Group",
     "Latency",
     "Plan",
+    "PrunedParts",
     "Report",
     "UnreachableBudgetError",
     "analyze",
@@ -52,6 +54,7 @@ __all__ = [
     "plan_of",
     "prune",
     "prune_optimizer",
+    "prune_parts",
     "remove_gates",
     "report",
     "restore_class",

@@ -27,6 +27,7 @@ from fxprune.planning.plan import Plan
 from fxprune.progress import Progress, shown
 from fxprune.rewriting import rewrite
 from fxprune.running.copies import copy_module
+from fxprune.running.devices import check_values
 from fxprune.running.eval_mode import in_eval_without_grad
 from fxprune.scoring.criteria import FROM_DATA, Method, check_method, scores
 from fxprune.tracing.aliasing import written_attributes
@@ -111,6 +112,8 @@ def prune(
             data = list(data)  # type: ignore[arg-type]
         batch = None if data is None else calibration_batch(data, samples, model)
         graph = analyze(_traced(model, example_inputs, batch))
+        if compensate or latency is not None or not (method == "random" or callable(method)):
+            check_values("prune", graph.module)
         if batch is not None:
             _check_data(graph, batch)
         check_reachable(graph, request)

@@ -44,6 +44,7 @@ from fxprune.channels import Dim, size_of
 from fxprune.errors import FxpruneError
 from fxprune.running import trees
 from fxprune.running.calls import Call, given_call
+from fxprune.running.copies import parameters_and_buffers, with_zeros
 from fxprune.running.eager import running_eagerly, source_of_scripted
 from fxprune.running.eval_mode import in_eval, preserve_weights
 
@@ -76,7 +77,7 @@ def count_flops(model: nn.Module, example_inputs: Inputs | None = None) -> int:
     """FLOPs of one forward pass in eval mode, as fvcore counts them; `fxprune.flops` states the convention.
 
     Args:
-        model: any module that can be run; it is not changed.
+        model: any module that can be run; it is not changed. What it has on the meta device counts as zeros.
         example_inputs: a tensor, a tuple of positional arguments or a dict of keyword arguments. The count is for their
             size and batch. Default: the standard input of a timm or torchvision model.
 
@@ -89,7 +90,7 @@ def count_flops(model: nn.Module, example_inputs: Inputs | None = None) -> int:
     """
     args, kwargs = given_call(model, example_inputs)
     try:
-        return _count(model, args, kwargs)
+        return _count(*_with_values(model, args, kwargs))
     except Exception as error:
         shapes = [tuple(tensor.shape) for tensor in trees.tensors((args, kwargs))]
         raise FxpruneError(
@@ -220,6 +221,21 @@ def _count(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> i
             # The tracer turns sizes into tensors, and models do with numbers what tensors do not support.
             with _sizes_as_numbers():
                 return total()
+
+
+def _with_values(
+    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[nn.Module, tuple[Any, ...], dict[str, Any]]:
+    """The call with zeros for what is on the meta device, where the jit's tracer misses products."""
+    found = (*trees.tensors((args, kwargs)), *parameters_and_buffers(model))
+    if not any(tensor.is_meta for tensor in found):
+        return model, args, kwargs
+    device = next((tensor.device for tensor in found if not tensor.is_meta), torch.device("cpu"))
+
+    def filled(tensor: Tensor) -> Tensor:
+        return tensor.new_zeros(tensor.shape, device=device) if tensor.is_meta else tensor
+
+    return with_zeros(model, device), *trees.map_tensors(filled, (args, kwargs))
 
 
 @contextmanager

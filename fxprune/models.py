@@ -126,8 +126,8 @@ def example_inputs(model: nn.Module) -> tuple[Tensor, ...]:
     if type(model).__module__.startswith("torchvision.models.detection") and hasattr(model, "backbone"):
         raise FxpruneError(
             f"no example inputs: {type(model).__name__} is a detector: its operations depend on the values of the "
-            "boxes that it finds, so there is no graph of it; prune its backbone: `model.backbone = "
-            "fxprune.prune(model.backbone, example_inputs=torch.randn(1, 3, 320, 320))`"
+            "boxes that it finds, so there is no graph of it; prune its parts: `fxprune.prune_parts(model, 0.5, "
+            "example_inputs=([torch.rand(3, 320, 320)],))`"
         )
     if shapes is None:
         raise FxpruneError(

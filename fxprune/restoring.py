@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from fxprune.errors import FxpruneError, called_as
 from fxprune.rewriting import check_order, plan_of
 from fxprune.running.copies import copy_module, named_tensors
+from fxprune.running.devices import check_values
 from fxprune.running.double import outputs_in_double
 from fxprune.tracing.constants import is_constant, put
 from fxprune.tracing.notes import call_of, trace_notes
@@ -45,6 +46,7 @@ def restore_class(original: nn.Module, pruned: nn.Module, example_inputs: Any = 
         FxpruneError: `pruned` has no plan, the copy does not run, or its outputs differ.
     """
     check_order(_CALL, original, pruned)
+    check_values("restore_class", pruned)
     unknown = plan_of(pruned).kept.keys() - named_tensors(original).keys()
     unknown = {name for name in unknown if not is_constant(name)}
     name = type(original).__name__

@@ -15,6 +15,7 @@ from fxprune.planning.plan import Plan
 from fxprune.rewriting import check_order, original_graph, plan_from, pruning_notes, rewrite_in_stages
 from fxprune.running.calls import Call
 from fxprune.running.copies import copy_module, named_tensors
+from fxprune.running.devices import check_values
 from fxprune.running.double import outputs_in_double
 from fxprune.tracing.aliasing import written_attributes
 from fxprune.tracing.constants import tensor_at
@@ -54,6 +55,7 @@ def verify(original: nn.Module, pruned: nn.Module, example_inputs: Any = None, *
             `original` is not the model that was pruned.
     """
     check_order(_CALL, original, pruned)
+    check_values("verify", original, pruned)
     if pruning_notes(pruned).compensated:
         return verify_structure(original, pruned, example_inputs, training=training)
     call = call_of(pruned, example_inputs)

@@ -25,6 +25,7 @@ PUBLIC = {
     "Group": "name, channels, dimensions, repeats, last_resort",
     "Latency": "seconds, spread, repeats, warmup, batch_size, threads, device, dtype, memory_format",
     "Plan": "kept, flops, flops_before, flops_target, latency_target",
+    "PrunedParts": "model, plans, flops_before, flops, remarks",
     "Report": (
         "model, inputs, flops, flops_target, parameters, groups, frozen, layers, rows, compensated, certificate, "
         "latency, latency_target, memory, remarks, source"
@@ -60,6 +61,10 @@ PUBLIC = {
         "samples=128, ignore=(), round_to=1, seed=0, progress=True)"
     ),
     "prune_optimizer": "(original, pruned, optimizer)",
+    "prune_parts": (
+        "(model, flops=None, *, example_inputs, parts=None, data=None, method=None, compensate=True, samples=128, "
+        "round_to=1, seed=0, progress=True)"
+    ),
     "remove_gates": "(gated)",
     "report": "(pruned, *, original=None, measure=True, repeats=10)",
     "restore_class": "(original, pruned, example_inputs=None)",

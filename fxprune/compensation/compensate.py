@@ -33,6 +33,7 @@ from fxprune.rewriting import (
     set_pruning_notes,
 )
 from fxprune.running.allocator import keep_freed_memory
+from fxprune.running.devices import check_values
 
 __all__ = ["compensate"]
 
@@ -87,6 +88,7 @@ def compensate(
         raise FxpruneError(f"damping (={damping!r}) must be positive")
     model = original.module if isinstance(original, ChannelGraph) else original
     check_order(_CALL, model, pruned)
+    check_values("compensate", model, pruned)
     samples = calibration_batch(data, sys.maxsize, model)
     graph = original if isinstance(original, ChannelGraph) else original_graph(original, pruned, samples.example)
     fit, judge = ([] if side is None else side.split() for side in split_apart(graph.module, samples, holdout, seed))

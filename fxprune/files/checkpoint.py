@@ -23,6 +23,7 @@ from fxprune.files.tensors import opened, put_tensors, read_tensors, storable, u
 from fxprune.files.writing import write_tensors
 from fxprune.rewriting import pruning_notes, set_pruning_notes
 from fxprune.running.copies import named_tensors
+from fxprune.running.devices import check_values
 from fxprune.tracing.notes import set_trace_notes, trace_notes
 
 __all__ = ["load", "save"]
@@ -46,6 +47,7 @@ def save(pruned: nn.Module, path: str | Path, *, source: str | None = None, **ar
         FxpruneError: the model was not made by fxprune, holds what cannot be stored, or the file cannot be written.
     """
     pruning, trace = pruning_notes(pruned), trace_notes(pruned)
+    check_values("save", pruned)
     if None in trace.values_read.values():
         raise FxpruneError(
             f"the code of {pruning.original.model} reads values of its parameters, too many or too special to be saved "

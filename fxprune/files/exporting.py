@@ -20,6 +20,7 @@ from fxprune.errors import FxpruneError
 from fxprune.files.writing import replace_file
 from fxprune.running import trees
 from fxprune.running.calls import Call, batch_size_of, has_batch, with_batch
+from fxprune.running.devices import check_values
 from fxprune.tracing.notes import call_of
 from fxprune.verification import relative_error
 
@@ -63,6 +64,7 @@ def export(
         raise FxpruneError(f"path (={str(path)!r}) must end in .onnx or .pt2: the ending says what to write")
     if path.suffix == ".onnx":
         _need_onnx()
+    check_values("export", model)
     model = copy.deepcopy(model).eval()
     call = call_of(model, example_inputs)
     size = batch_size_of(call)

@@ -19,6 +19,7 @@ from fxprune.planning.budgets import Request, flops_target
 from fxprune.planning.make import check_reachable
 from fxprune.progress import Progress, shown, silent
 from fxprune.running.allocator import keep_freed_memory
+from fxprune.running.devices import check_values
 from fxprune.running.randomness import preserve_rng_state
 from fxprune.scoring.criteria import FROM_DATA, scores
 from fxprune.training.runs import digest, make_accelerator
@@ -92,6 +93,7 @@ def learn_gates(
         FxpruneError: data or settings cannot be used, the budget cannot be met, or the loss became NaN or infinite (the
             last checkpoint is good).
     """
+    check_values("learn_gates", graph.module)
     settings = Settings(
         budget=_budget(graph, flops),
         price="FLOPs" if graph.latency is None else "time",

@@ -18,6 +18,7 @@ from fxprune.running import trees
 from fxprune.running.batch import Inputs
 from fxprune.running.calls import Call, batch_size_of, with_batch
 from fxprune.running.copies import copy_module, parameters_and_buffers
+from fxprune.running.devices import check_values
 from fxprune.running.eval_mode import in_eval
 from fxprune.running.randomness import preserve_rng_state
 from fxprune.tracing.notes import call_of
@@ -155,6 +156,7 @@ class Run:
         stack: ExitStack,
     ) -> Run:
         """Move a model and its inputs to the device; the model is in eval until `stack` is left."""
+        check_values("measuring time", model)
         call = call_of(model, inputs)
         if batch_size is not None:
             size = batch_size_of(call)
@@ -164,11 +166,8 @@ class Run:
         tensors = list(parameters_and_buffers(model))
         here = tensors[0].device if tensors else torch.device("cpu")
         there = here if device is None else _device(device)
-        if "meta" in (here.type, there.type):
-            name = type(model).__name__
-            raise FxpruneError(
-                f"{name} cannot be timed on the meta device, which computes nothing: load weights or give another one"
-            )
+        if there.type == "meta":
+            raise FxpruneError("device (='meta') computes nothing, and nothing can be timed on it: give another")
         if there != here:
             with torch.inference_mode(False):
                 model = copy_module(model).to(there)

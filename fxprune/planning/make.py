@@ -20,7 +20,7 @@ from fxprune.planning.budgets import Budget, Request, as_patterns, budgets_of
 from fxprune.planning.plan import Plan, kept_indices
 from fxprune.planning.selection import choose, fewest, units_of
 
-__all__ = ["check_reachable", "make_plan", "plan_for"]
+__all__ = ["check_reachable", "lowest_flops", "make_plan", "plan_for"]
 
 
 def make_plan(
@@ -99,6 +99,11 @@ def check_reachable(graph: ChannelGraph, request: Request) -> None:
     budgets, left = budgets_of(graph, request), _fewest(graph, request)
     if not all(budget.holds(left) for budget in budgets):
         raise _unreachable(graph, request, budgets)
+
+
+def lowest_flops(graph: ChannelGraph, request: Request) -> int:
+    """The FLOPs of a graph when everything has gone that a request lets go."""
+    return graph.flops(_fewest(graph, request))
 
 
 def _multiples(graph: ChannelGraph, request: Request) -> list[int]:

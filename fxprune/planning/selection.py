@@ -17,6 +17,7 @@ import numpy.typing as npt
 from fxprune.channels import Group, Ids, Scores
 from fxprune.channels.polynomial import Polynomial
 from fxprune.planning.budgets import Budget
+from fxprune.planning.nearby import best_nearby
 
 __all__ = ["Units", "choose", "fewest", "units_of"]
 
@@ -182,6 +183,10 @@ def _choose_one(polynomial: Polynomial, units: Units, target: int) -> npt.NDArra
         best, best_cost = state.alive.copy(), state.cost
     if best_cost < _LEAST_USED * target:
         best = _exchange(state, units, best, target)
+        queues = [
+            [units.of(k) for k in np.flatnonzero(units.group == group).tolist()] for group in np.unique(units.group)
+        ]
+        best = best_nearby(polynomial, queues[:_MOST_GROUPS], best, _LEAST_USED * target, target)
     return best
 
 

@@ -22,6 +22,7 @@ from fxprune.reporting.originals import rebuilt
 from fxprune.reporting.structure import structure
 from fxprune.rewriting import pruning_notes
 from fxprune.running import trees
+from fxprune.running.devices import check_values
 from fxprune.tracing.notes import call_of, example_of, trace_notes
 
 __all__ = ["Report", "report"]
@@ -130,6 +131,8 @@ def report(
     plan = notes.plan
     is_given = original is not None
     original = rebuilt(pruned) if original is None else original
+    if measure:
+        check_values("report with measure=True", pruned, *([] if original is None else [original]))
     basis = make_basis(pruned, original)
     parts = structure(basis)
     source = trace_notes(pruned).source

@@ -7,13 +7,14 @@ import functools
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable
 from types import CellType, FunctionType, MethodType
-from typing import Any, TypeAlias, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from fxprune.errors import FxpruneError
+from fxprune.running.deepcopy import Memo, deepcopy
 from fxprune.running.trees import leaves
 
 __all__ = [
@@ -24,12 +25,10 @@ __all__ = [
     "meta_like",
     "named_tensors",
     "parameters_and_buffers",
+    "with_zeros",
 ]
 
 META = torch.device("meta")
-
-# What `copy.deepcopy` keeps: the copy of each object, by the id of the object.
-Memo: TypeAlias = dict[int, Any]
 
 
 def parameters_and_buffers(model: nn.Module) -> Iterable[Tensor]:
@@ -73,6 +72,25 @@ def meta_copy(model: nn.Module, dtype: torch.dtype | None = None) -> tuple[nn.Mo
         return copy_module(model, memo), real
 
 
+def with_zeros(model: nn.Module, device: torch.device) -> nn.Module:
+    """The model, or if it has tensors on the meta device, a copy with zeros on a device for them; the rest is shared.
+
+    Parameters of the copy are one zero in memory, whatever their size.
+    """
+    if not any(tensor.is_meta for tensor in parameters_and_buffers(model)):
+        return model
+
+    def convert(tensor: Tensor) -> Tensor:
+        if not tensor.is_meta:
+            return tensor
+        if isinstance(tensor, nn.Parameter):
+            return nn.Parameter(tensor.new_zeros((), device=device).expand(tensor.shape), tensor.requires_grad)
+        return tensor.new_zeros(tensor.shape, device=device)
+
+    with DeepcopyTensorsWith(convert):
+        return copy_module(model, {id(tensor): convert(tensor) for tensor in parameters_and_buffers(model)})
+
+
 class DeepcopyTensorsWith(TorchFunctionMode):
     """While it is active, `copy.deepcopy` of a tensor gives what `convert` makes of it."""
 
@@ -103,9 +121,9 @@ def copy_module(module: nn.Module, memo: Memo | None = None, *, hooks: bool = Tr
             if type(value) in _FUNCTIONS:
                 vars(part)[name] = _rebound(value, memo)
             elif isinstance(value, dict) and name not in ("_modules", "_parameters", "_buffers"):
-                value.update({key: _rebound(held, memo) for key, held in value.items() if type(held) in _FUNCTIONS})
+                _rebind_held(value.items(), functools.partial(dict.__setitem__, value), memo)
             elif isinstance(value, list):
-                value[:] = [_rebound(held, memo) if type(held) in _FUNCTIONS else held for held in value]
+                _rebind_held(enumerate(value), functools.partial(list.__setitem__, value), memo)
     return result
 
 
@@ -128,7 +146,7 @@ def _copy_module(module: nn.Module, memo: Memo, hooks: bool = True) -> nn.Module
     kind = type(module)
     own_way = any(getattr(kind, name, None) is not getattr(nn.Module, name, None) for name in _COPY_METHODS)
     if own_way or hasattr(kind, "__deepcopy__"):
-        return cast(nn.Module, _deepcopy(module, memo))
+        return cast(nn.Module, deepcopy(module, memo))
     result = kind.__new__(kind)
     memo[id(module)] = result
     attributes = vars(result)
@@ -154,35 +172,14 @@ def _copy_module(module: nn.Module, memo: Memo, hooks: bool = True) -> nn.Module
         elif type(value) is tuple and all(type(item) in _IMMUTABLE for item in value):
             attributes[name] = value
         else:
-            attributes[name] = _deepcopy(value, memo)
+            attributes[name] = deepcopy(value, memo)
     return result
 
 
 def _copy_tensor(tensor: Tensor | None, memo: Memo) -> Tensor | None:
     if id(tensor) in memo:
         return cast(Tensor, memo[id(tensor)])
-    return copy.deepcopy(tensor, memo) if tensor is None or tensor.is_leaf else _deepcopy(tensor, memo)
-
-
-def _deepcopy(value: Any, memo: Memo) -> Any:
-    with _WithoutHistory():
-        return copy.deepcopy(value, memo)
-
-
-class _WithoutHistory(TorchFunctionMode):
-    """Tensors that were computed from parameters, which torch refuses to copy, are copied as values.
-
-    Hooks and caches keep such tensors on the model; they are computed again before they are used.
-    """
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is Tensor.__deepcopy__ and not args[0].is_leaf:
-            tensor, memo = args
-            try:
-                return func(*args)  # type: ignore[no-untyped-call]
-            except RuntimeError:
-                return memo.setdefault(id(tensor), tensor.detach().clone())
-        return func(*args, **(kwargs or {}))
+    return copy.deepcopy(tensor, memo) if tensor is None or tensor.is_leaf else deepcopy(tensor, memo)
 
 
 # --- functions --------------------------------------------------------------------------------------------------------
@@ -191,6 +188,13 @@ class _WithoutHistory(TorchFunctionMode):
 _FUNCTIONS = frozenset({FunctionType, MethodType})
 # What hooks keep tensors in.
 _CONTAINERS = (dict, list, set, deque)
+
+
+def _rebind_held(items: Iterable[tuple[Any, Any]], put: Callable[[Any, Any], None], memo: Memo) -> None:
+    """Put what `_rebound` makes of the functions among `items`; a class may forbid its own ways to be changed."""
+    for key, held in list(items):
+        if type(held) in _FUNCTIONS:
+            put(key, _rebound(held, memo))
 
 
 def _rebound(function: Any, memo: Memo) -> Any:
@@ -226,7 +230,7 @@ def _copy_of_referred(value: Any, memo: Memo) -> Any:
     if type(value) in _FUNCTIONS:
         return _rebound(value, memo)
     if isinstance(value, _CONTAINERS) and all(_is_of_the_model(item, memo) for item in leaves(value)):
-        return _deepcopy(value, memo)
+        return deepcopy(value, memo)
     return value
 
 

@@ -16,6 +16,7 @@ from fxprune.errors import CannotScoreError, FxpruneError
 from fxprune.layers.batch_norm import is_batch_norm
 from fxprune.progress import Progress, shown
 from fxprune.running.allocator import keep_freed_memory
+from fxprune.running.devices import check_values
 from fxprune.scoring.relevance import relevance_scores
 from fxprune.scoring.sensitivity import check_finite, fisher_scores, taylor_scores
 from fxprune.scoring.surgeon import surgeon_scores
@@ -83,6 +84,8 @@ def scores(
         True
     """
     check_method(method)
+    if not callable(method) and method != "random":
+        check_values(f"method {method!r}", graph.module)
     if callable(method):
         found = method(graph)
     elif method in _FROM_WEIGHTS:

@@ -90,8 +90,9 @@ def explained(model: nn.Module, path: str, shapes: Sequence[tuple[int, ...]], er
         way_out = "Move it into a submodule, which `trace(..., leaves=...)` can keep whole."
     if isinstance(error, DataDependentError):
         cure = (
-            "Control flow that depends on the values of the input cannot be part of a graph. Prune a part of the model "
-            "without it, as a detector's backbone: `model.backbone = prune(model.backbone, example_inputs=x)`."
+            "Control flow that depends on the values of the input cannot be part of a graph. "
+            "`fxprune.prune_parts(model, flops, example_inputs=...)` prunes the parts of the model without it, as a "
+            "detector's backbone and heads; for one: `model.backbone = prune(model.backbone, example_inputs=x)`."
         )
     elif line.startswith(("assert", "raise", "torch._assert", "_assert")):
         given = ", ".join(map(str, shapes))

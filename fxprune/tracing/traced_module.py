@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import functools
 import importlib
 import inspect
@@ -16,6 +15,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.utils.spectral_norm import SpectralNorm
 
+from fxprune.running.deepcopy import deepcopy
 from fxprune.running.regions import write_regions_as_blocks
 from fxprune.tracing.signature import SignatureCodeGen, signature_of
 
@@ -130,7 +130,7 @@ class TracedModule(fx.GraphModule):
     def __deepcopy__(self, memo: dict[int, Any]) -> TracedModule:
         traced = TracedModule(nn.Module(), fx.Graph(), type(self).__name__)
         memo[id(self)] = traced
-        traced.__dict__.update(copy.deepcopy(self._attributes(), memo))
+        traced.__dict__.update(deepcopy(self._attributes(), memo))
         traced.graph = _load_graph(_dump_graph(self.graph))
         return traced
 

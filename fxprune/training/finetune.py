@@ -17,6 +17,7 @@ from fxprune.data import Batch
 from fxprune.errors import FxpruneError
 from fxprune.progress import Progress, shown
 from fxprune.running.allocator import keep_freed_memory
+from fxprune.running.devices import check_values
 from fxprune.running.randomness import preserve_rng_state
 from fxprune.training.runs import digest, frozen, make_accelerator
 from fxprune.training.sharding import Shards
@@ -122,6 +123,7 @@ def finetune(
         FxpruneError: data or settings cannot be used, or the checkpoint is of another run.
         DivergenceError: the loss became NaN or infinite; the error has the last good model.
     """
+    check_values("finetune", pruned, *([] if teacher is None else [teacher]))
     settings = Settings(
         epochs=epochs,
         lr=lr,

@@ -101,7 +101,7 @@ def test_a_pruned_model_knows_its_inputs() -> None:
             r"Linear fails on inputs of shapes \[\[1, 2\]\]: RuntimeError",
         ),
         ({"example_inputs": {"input": torch.tensor(1.0)}, "batch_size": 2}, "the inputs have no first dimension"),
-        ({"device": "meta"}, "cannot be timed on the meta device"),
+        ({"device": "meta"}, "nothing can be timed on it"),
         ({"model": []}, "must be a module or a sequence of modules"),
     ],
 )
@@ -124,7 +124,7 @@ def test_a_model_without_weights_is_not_measured() -> None:
     with torch.device("meta"):
         model = nn.Conv2d(3, 4, 1)
     for device in (None, "cpu"):
-        with pytest.raises(FxpruneError, match="Conv2d cannot be timed on the meta device"):
+        with pytest.raises(FxpruneError, match=r"Conv2d has weight and 1 more .*measuring time needs"):
             measure_latency(model, torch.zeros(1, 3, 8, 8), device=device)
 
 

@@ -12,7 +12,7 @@ from torch import nn
 import fxprune
 from fxprune import FxpruneError, UnreachableBudgetError
 from fxprune.planning.budgets import Request
-from fxprune.planning.make import check_reachable
+from fxprune.planning.make import check_reachable, lowest_flops
 
 
 def convnet(width: int = 48) -> nn.Module:
@@ -165,7 +165,7 @@ def test_a_budget_out_of_reach_says_what_is_the_lowest_and_what_is_frozen(graph:
     assert "Frozen are 3 channels: model input (_0); 2 channels: model output." in message
     assert "Raise flops, or ignore less." in message
     lowest = int(found[1].replace(",", ""))
-    assert fxprune.make_plan(graph, scores, flops=lowest).flops == lowest
+    assert fxprune.make_plan(graph, scores, flops=lowest).flops == lowest == lowest_flops(graph, Request())
     with pytest.raises(UnreachableBudgetError, match="cannot be reached"):
         fxprune.make_plan(graph, scores, flops=lowest - 1)
 

@@ -19,6 +19,7 @@ from fxprune.running.copies import (
     meta_like,
     named_tensors,
     parameters_and_buffers,
+    with_zeros,
 )
 
 
@@ -142,3 +143,13 @@ def test_tensors_are_found_once_or_under_all_their_names() -> None:
     model = Tied()
     assert len(list(parameters_and_buffers(model))) == 4
     assert list(named_tensors(model)) == ["a.weight", "a.bias", "b.weight", "b.bias", "scale"]
+
+
+def test_zeros_stand_for_what_is_on_the_meta_device() -> None:
+    model = nn.Sequential(nn.Linear(300, 300, device="meta"), nn.BatchNorm1d(300, device="meta"), nn.Linear(300, 2))
+    filled = with_zeros(model, torch.device("cpu"))
+    assert filled(torch.randn(4, 300)).shape == (4, 2)
+    assert filled.get_parameter("0.weight").untyped_storage().nbytes() == 4
+    assert filled.get_parameter("2.weight") is model.get_parameter("2.weight")
+    assert model.get_parameter("0.weight").is_meta
+    assert with_zeros(model[2], META) is model[2]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -18,8 +18,9 @@ from torch import Tensor, nn
 
 import fxprune
 from fxprune.compensation.synthesis import synthesize
+from fxprune.errors import FxpruneError
 from fxprune.rewriting import pruning_notes
-from fxprune.running.devices import device_of, on_device_of
+from fxprune.running.devices import check_values, device_of, on_device_of
 
 WITHOUT_DATA = ("relevance", "l1", "l2", "uniform", "batchnorm", "fpgm", "random")
 FROM_DATA = ("surgeon", "fisher", "taylor", "dagger")
@@ -178,3 +179,81 @@ def test_fine_tuned_saved_and_loaded(device: torch.device, tmp_path: Path) -> No
     torch.testing.assert_close(loaded.eval()(inputs), here)
     report = fxprune.report(pruned, original=net, measure=device.type == "cuda")
     assert str(fxprune.plan_of(pruned).flops) in str(report.to_dict())
+
+
+def small_net() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 2, 1)).eval()
+
+
+def on_meta(which: str) -> nn.Module:
+    """The net without values: of all that it has, of a parameter, or of a buffer."""
+    net = small_net()
+    if which == "weight":
+        net[3].weight = nn.Parameter(net[3].weight.to("meta"))
+    elif which == "buffer":
+        net[1].running_mean = net[1].running_mean.to("meta")
+    return net.to("meta") if which == "all" else net
+
+
+EXAMPLE = torch.zeros(2, 3, 8, 8)
+
+
+@pytest.mark.parametrize("which", ["all", "weight", "buffer", "nothing"])
+@pytest.mark.parametrize("on", ["cpu", "meta"])
+def test_a_model_on_the_meta_device_is_analysed_counted_and_cut_at_random(which: str, on: str) -> None:
+    model, x = on_meta(which), EXAMPLE.to(on)
+    expected = fxprune.count_flops(small_net(), EXAMPLE)
+    assert fxprune.count_flops(model, x) == expected
+    assert fxprune.analyze(fxprune.trace(model, x)).flops.total == expected
+    small = fxprune.prune(model, 0.5, example_inputs=x, method="random", compensate=False, progress=False)
+    plan = fxprune.plan_of(small)
+    assert fxprune.count_flops(small, x) == plan.flops <= expected // 2
+    assert [name for name, tensor in small.named_parameters() if tensor.is_meta] == [
+        name for name, tensor in model.named_parameters() if tensor.is_meta
+    ]
+    restored = fxprune.rewrite(fxprune.analyze(fxprune.trace(small_net(), EXAMPLE)), plan)
+    assert fxprune.verify(small_net(), restored) <= 1e-9
+
+
+@pytest.mark.parametrize("which", ["all", "weight", "buffer"])
+def test_what_needs_values_says_so_of_a_model_on_the_meta_device(which: str, tmp_path: Path) -> None:
+    net, model, data = small_net(), on_meta(which), [EXAMPLE]
+    graph = fxprune.analyze(fxprune.trace(model, EXAMPLE))
+    small = fxprune.prune(net, 0.5, example_inputs=EXAMPLE, compensate=False, progress=False)
+    empty = fxprune.rewrite(graph, fxprune.plan_of(small))
+    calls: dict[str, Callable[[], object]] = {
+        "prune": lambda: fxprune.prune(model, 0.5, example_inputs=EXAMPLE),
+        "prune by l2": lambda: fxprune.prune(model, 0.5, example_inputs=EXAMPLE, method="l2", compensate=False),
+        "prune on data": lambda: fxprune.prune(model, 0.5, data=data),
+        "prune to a time": lambda: fxprune.prune(model, latency=0.5, example_inputs=EXAMPLE),
+        **{
+            f"scores by {method}": lambda method=method: fxprune.scores(graph, method, data=data)  # type: ignore[misc]
+            for method in (*WITHOUT_DATA, *FROM_DATA)
+            if method not in ("random", "dagger")
+        },
+        "learn_gates": lambda: fxprune.learn_gates(graph, data, progress=False),
+        "verify": lambda: fxprune.verify(model, small),
+        "verify of an empty one": lambda: fxprune.verify(net, empty),
+        "compensate": lambda: fxprune.compensate(model, small, data),
+        "compensate an empty one": lambda: fxprune.compensate(net, empty, data),
+        "restore_class": lambda: fxprune.restore_class(net, empty),
+        "report": lambda: fxprune.report(small, original=model),
+        "finetune": lambda: fxprune.finetune(empty, data, teacher=net),
+        "finetune after a teacher": lambda: fxprune.finetune(small, data, teacher=model),
+        "save": lambda: fxprune.save(empty, tmp_path / "small.safetensors"),
+        "export": lambda: fxprune.export(empty, tmp_path / "small.pt2"),
+        "measure_latency": lambda: fxprune.measure_latency(empty),
+    }
+    for call in calls.values():
+        with pytest.raises(FxpruneError, match=r"Sequential has \S+ (and \d+ more tensors )?on the meta device"):
+            call()
+    assert fxprune.report(small, original=model, measure=False).flops.after == fxprune.plan_of(small).flops
+
+
+def test_the_first_of_the_tensors_without_values_is_named() -> None:
+    check_values("this", small_net(), nn.ReLU())
+    with pytest.raises(FxpruneError, match=r"Sequential has 3\.weight on the meta device, without .* that this needs"):
+        check_values("this", small_net(), on_meta("weight"))
+    with pytest.raises(FxpruneError, match=r"Sequential has 0\.weight and 8 more tensors on"):
+        check_values("this", on_meta("all"))
