@@ -17,7 +17,7 @@ from fxprune.running.copies import META
 from fxprune.tracing.constants import Place, constant_name, place_of_tensor
 from fxprune.tracing.scopes import ModuleCall, Scopes
 
-__all__ = ["GraphBuilder", "Origin", "reads_layout"]
+__all__ = ["GraphBuilder", "Origin", "reads_layout", "reads_size"]
 
 
 class Origin(IntEnum):
@@ -173,7 +173,12 @@ def reads_layout(node: fx.Node) -> bool:
     """Whether a node reads a size, dtype or device, which is known without the tensor's entries."""
     if node.target is getattr:
         return node.args[1] in ("device", "dtype")
-    return node.op == "call_method" and node.target in ("size", "numel")
+    return reads_size(node)
+
+
+def reads_size(node: fx.Node) -> bool:
+    """Whether a node reads a size of a tensor, or where its entries lie in memory, which its sizes decide."""
+    return node.op == "call_method" and node.target in ("size", "numel", "stride", "storage_offset")
 
 
 def _memory(tensor: Tensor) -> tuple[Any, ...]:

@@ -10,7 +10,7 @@ from torch import fx
 
 from fxprune.tracing.checks import check_as_traced
 from fxprune.tracing.fixed_sizes import Fixed, all_fixed, fixed_sizes
-from fxprune.tracing.graph_builder import GraphBuilder
+from fxprune.tracing.graph_builder import GraphBuilder, reads_size
 from fxprune.tracing.size_nodes import Guard, SizeNodes
 from fxprune.tracing.sizes import TracedNumber, read_size
 from fxprune.tracing.spelling import first_few
@@ -91,7 +91,8 @@ def _name(operand: Any) -> str:
         node, dim = operand.operands
         return f"{node.name}.size({dim})"
     if operand.cached is not None and operand.function not in _SIGNS:
-        return operand.cached.name
+        read = operand.cached
+        return f"{read.args[0]}.{read.target}({', '.join(map(str, read.args[1:]))})" if reads_size(read) else read.name
     return _spell(operand.function, operand.operands)
 
 
