@@ -68,7 +68,7 @@ def floats(**shapes: tuple[int, ...]) -> Inputs:
 LAYERS = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
 ENCODER = {**LAYERS, "vocab_size": 99, "max_position_embeddings": 32}
 DECODER = {**ENCODER, "num_key_value_heads": 2, "use_cache": False, "pad_token_id": 0}
-VIT = {**LAYERS, "image_size": 64, "patch_size": 16}
+VIT = {**LAYERS, "image_size": 64, "patch_size": 8}
 STAGES = {"hidden_sizes": [16, 32, 32, 64], "depths": [1, 1, 1, 1]}
 PYRAMID = {**STAGES, "num_attention_heads": [1, 2, 2, 4]}
 WINDOWS = {"image_size": 64, "embed_dim": 16, "window_size": 4}
