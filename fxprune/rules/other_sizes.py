@@ -20,7 +20,10 @@ from fxprune.running.copies import META, meta_like, named_tensors
 from fxprune.running.one_node import run_node, with_values
 from fxprune.tracing.checks import check_as_traced
 from fxprune.tracing.fixed_sizes import fixed_sizes
+from fxprune.tracing.loops import end_steps, new_list, next_value, steps
 from fxprune.tracing.meta_results import META_RUNS
+from fxprune.tracing.rolling import roll
+from fxprune.tracing.traced_module import copy_graph
 
 __all__ = ["OtherSizes", "Sizes"]
 
@@ -64,6 +67,9 @@ class OtherSizes:
     def __init__(self, graph: fx.Graph, modules: Mapping[str, nn.Module]) -> None:
         self._graph = graph
         self._modules = modules
+        # One step in place of all steps of a loop.
+        self._program = copy_graph(graph)
+        self._in_place = roll(self._program)
         # Nodes that do not run on the meta device at the example's size; their values are those of the example.
         self._kept: set[fx.Node] = set()
 
@@ -134,10 +140,19 @@ class OtherSizes:
             return torch.empty([change(tensor, d) for d in range(tensor.ndim)], dtype=tensor.dtype, device=META)
 
         values: dict[fx.Node, Any] = {}
+        steps_left = 0
         with torch.no_grad(), META, warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            for node in self._graph.nodes:
-                if node.op == "placeholder":
+            for node in self._program.nodes:
+                if node.target is steps:
+                    values[node] = node.args[1]
+                    steps_left = with_values(node, values.__getitem__)[0][0] - node.args[1] - 1
+                elif node.target is next_value:
+                    values[node.args[0]] = values[node.args[1]]
+                elif node.target is end_steps:
+                    for made in (values[given] for given in node.args if given.target is new_list):
+                        made.extend(made * steps_left)
+                elif node.op == "placeholder":
                     values[node] = trees.map_tensors(resized, node.meta["value"])
                 elif node.op == "get_attr" or node in self._kept:
                     values[node] = _example(node)
@@ -152,7 +167,9 @@ class OtherSizes:
                             return None
                         self._kept.add(node)
                         values[node] = _example(node)
-        return {node: tuple(value.shape) for node, value in values.items() if isinstance(value, Tensor)}
+        shapes = {node.name: tuple(value.shape) for node, value in values.items() if isinstance(value, Tensor)}
+        names = {node: self._in_place.get(node.name, node.name) for node in self._graph.nodes}
+        return {node: shapes[name] for node, name in names.items() if name in shapes}
 
     def _runs_as_traced(self, node: fx.Node) -> bool:
         """Whether a node runs on the meta device at the example's size."""
