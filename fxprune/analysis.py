@@ -20,6 +20,7 @@ from fxprune.flops import count_flops
 from fxprune.ops import Trait, traits
 from fxprune.rules import UnsupportedCall, find_rule
 from fxprune.rules.indexing import getitem
+from fxprune.rules.memory import memory_place
 from fxprune.rules.op import Op, map_values
 from fxprune.rules.other_sizes import OtherSizes
 from fxprune.rules.probe import probe
@@ -34,7 +35,7 @@ from fxprune.tracing.spelling import first_few
 
 __all__ = ["analyze"]
 
-_SIZE_RULES = (attribute, getitem, size)
+_SIZE_RULES = (attribute, getitem, memory_place, size)
 # What the value of a node carries, and what the node costs.
 _Outcome: TypeAlias = tuple[LabelTree, list[Term]]
 

@@ -29,7 +29,7 @@ ARGUMENTS: dict[str, tuple[Any, ...]] = {
     "expand": (X[:1], (5, 4)), "expand_as": (X[:1], X), "movedim": (X, 0, 1), "moveaxis": (X, 0, 1),
     "swapaxes": (X, 0, 1), "swapdims": (X, 0, 1), "chunk": (X, 2), "split": (X, 2), "split_with_sizes": (X, [1, 2]),
     "tensor_split": (X, 2), "view_as_real": (torch.complex(X, Y),), "view_as_complex": (torch.stack([X, Y], -1),),
-    "requires_grad": (X.clone(),), "getitem": (X, 0), "getattr": (X, "T"),
+    "as_strided": (X, (2, 2), (1, 1)), "requires_grad": (X.clone(),), "getitem": (X, 0), "getattr": (X, "T"),
     "rand": (9,), "randn": (9,), "randint": (99, (9,)), "randperm": (99,), "randint_like": (X, 99),
     "multinomial": (X, 2), "normal": (X, Y), "exponential": (X.clone(),), "random": (X.clone(),),
     "uniform": (X.clone(),), "gumbel_softmax": (X,), "rrelu": (X - 0.5, 0.1, 0.9, True),

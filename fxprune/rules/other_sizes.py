@@ -21,7 +21,10 @@ from fxprune.running.copies import META, meta_like, named_tensors
 from fxprune.running.one_node import run_node, with_values
 from fxprune.tracing.checks import check_as_traced
 from fxprune.tracing.fixed_sizes import fixed_sizes
+from fxprune.tracing.loops import end_steps, new_list, next_value, steps
 from fxprune.tracing.meta_results import META_RUNS
+from fxprune.tracing.rolling import roll
+from fxprune.tracing.traced_module import copy_graph
 
 __all__ = ["OtherSizes", "Sizes"]
 
@@ -94,6 +97,12 @@ class OtherSizes:
         return fixed_sizes(self._graph, self._modules.__getitem__)
 
     @functools.cached_property
+    def _rolled(self) -> tuple[fx.Graph, Mapping[str, str]]:
+        """The graph with one step in place of all steps of a loop, and the nodes that stand for others, by name."""
+        program = copy_graph(self._graph)
+        return program, roll(program)
+
+    @functools.cached_property
     def _runs(self) -> list[_Shapes]:
         for pair in _GUESSES:
             guessed = [self._run(change) for change in pair]
@@ -141,20 +150,34 @@ class OtherSizes:
         def resized(tensor: Tensor) -> Tensor:
             return torch.empty([change(tensor, d) for d in range(tensor.ndim)], dtype=tensor.dtype, device=META)
 
-        inputs = {node: trees.map_tensors(resized, node.meta["value"]) for node in self._inputs}
+        inputs = {
+            node: trees.map_tensors(resized, node.meta["value"])
+            for node in self._rolled[0].nodes
+            if node.op == "placeholder"
+        }
         key = tuple(tensor.shape for tensor in trees.tensors(list(inputs.values())))
-        if key not in self._tried:
-            self._tried[key] = self._run_on(inputs)
-        return self._tried[key]
+        known = self._tried.get(key)
+        if known is None:
+            known = self._tried[key] = self._run_on(inputs)
+        return known
 
     def _run_on(self, inputs: Mapping[fx.Node, Any]) -> _Shapes | fx.Node:
         values: dict[fx.Node, Any] = dict(inputs)
+        steps_left = 0
         with torch.no_grad(), META, warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            for node in self._graph.nodes:
+            for node in self._rolled[0].nodes:
                 if node.op == "placeholder":
                     continue
-                if node.op == "get_attr" or node in self._kept:
+                if node.target is steps:
+                    values[node] = node.args[1]
+                    steps_left = with_values(node, values.__getitem__)[0][0] - node.args[1] - 1
+                elif node.target is next_value:
+                    values[node.args[0]] = values[node.args[1]]
+                elif node.target is end_steps:
+                    for made in (values[given] for given in node.args if given.target is new_list):
+                        made.extend(made * steps_left)
+                elif node.op == "get_attr" or node in self._kept:
                     values[node] = _example(node)
                 elif node.meta["value"] is None and node.target is not check_as_traced:
                     # It changes a setting, or checks something else than a size.
@@ -164,10 +187,13 @@ class OtherSizes:
                         values[node] = self._call(node, values)
                     except Exception:
                         if self._runs_as_traced(node):
-                            return node
+                            stopped: fx.Node = node
+                            return stopped
                         self._kept.add(node)
                         values[node] = _example(node)
-        return {node: tuple(value.shape) for node, value in values.items() if isinstance(value, Tensor)}
+        shapes = {node.name: tuple(value.shape) for node, value in values.items() if isinstance(value, Tensor)}
+        names = {node: self._rolled[1].get(node.name, node.name) for node in self._graph.nodes}
+        return {node: shapes[name] for node, name in names.items() if name in shapes}
 
     def _runs_as_traced(self, node: fx.Node) -> bool:
         """Whether a node runs on the meta device at the example's size."""
@@ -185,7 +211,9 @@ class OtherSizes:
             Trait.ELEMENTWISE in what or isinstance(module, nn.modules.batchnorm._BatchNorm)
         ):
             # Torch runs them in Python, which takes long.
-            shape = torch.broadcast_shapes(*(tensor.shape for tensor in trees.tensors((args, kwargs))))
+            shape: Any = torch.broadcast_shapes(  # type: ignore[no-untyped-call]
+                *(tensor.shape for tensor in trees.tensors((args, kwargs)))
+            )
             return torch.empty(shape, dtype=example.dtype, device=META)
         if module is not None:
             state = {name: meta_like(tensor) for name, tensor in named_tensors(module).items()}

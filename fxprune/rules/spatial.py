@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import fx, nn
 from torch.fx.node import Argument
 
-from fxprune.channels import Dim, Labels, LabelTree, is_labelled, labels_in, size_of
+from fxprune.channels import Dim, Labels, LabelTree, is_labelled, size_of
 from fxprune.channels.polynomial import Term
 from fxprune.rules.op import BY_SIZE, Op, UnsupportedCall, axis, elements
 from fxprune.rules.registry import rule
@@ -109,8 +109,12 @@ def _(op: Op, out: Labels, *arguments: object, **options: object) -> list[Term]:
 
 
 def _pairs(pad: Any, rank: int) -> dict[int, tuple[int, int]]:
-    """Dimension -> (front, back) of the argument `pad`, which starts with the last dimension."""
-    return {rank - 1 - k: (int(pad[2 * k]), int(pad[2 * k + 1])) for k in range(len(pad) // 2)}
+    """Dimension -> (front, back) of the argument `pad`, which starts with the last dimension.
+
+    An amount in a tensor is not known, and counts as 1.
+    """
+    amounts = [1 if isinstance(n, (Labels, torch.Tensor)) else int(n) for n in pad]
+    return {rank - 1 - k: (amounts[2 * k], amounts[2 * k + 1]) for k in range(len(amounts) // 2)}
 
 
 def _padded_by_size(op: Op, pad: Any, rank: int) -> list[int]:
@@ -123,19 +127,20 @@ def _padded_by_size(op: Op, pad: Any, rank: int) -> list[int]:
 
 @rule("pad")
 def pad(op: Op, input: Labels, pad: Any, mode: str = "constant", value: object = None) -> Labels:
-    if any(labels_in(pad)):
-        raise UnsupportedCall("padding by amounts that are tensors")
+    if isinstance(pad, Labels):
+        raise UnsupportedCall("padding by amounts that are a tensor")
+    op.freeze(pad, "used as an amount of padding")
     dims: list[Dim] = list(input.dims)
     pairs = _pairs(pad, len(dims))
-    padded = {d for d, amounts in pairs.items() if any(amounts)}
+    moving = _padded_by_size(op, pad, len(dims))
+    padded = {d for d, amounts in pairs.items() if any(amounts)} | {*moving}
     # Padding along the dimension itself adds no entries to its channels; padding along another dimension does.
     zero = [z and mode == "constant" and (not value or padded <= {d}) for d, z in enumerate(input.zero)]
-    moving = _padded_by_size(op, pad, len(dims))
     for d, (front, back) in pairs.items():
         dim = dims[d]
         if d in moving:
             op.freeze(dim, BY_SIZE)
-            dims[d] = size_of(dim) + front + back
+            dims[d] = op.shape[d]
         elif isinstance(dim, int) or (front == 0 and back == 0):
             dims[d] = size_of(dim) + front + back if isinstance(dim, int) else dim
         elif mode == "constant" and front >= 0 and back >= 0:

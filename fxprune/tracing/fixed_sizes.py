@@ -128,7 +128,8 @@ def _of_stack(node: fx.Node, fixed: Mapping[fx.Node, Any]) -> Fixed | None:
         return None
     dim = node.kwargs.get("dim", node.args[1] if len(node.args) > 1 else 0)
     known = [all(entries) for entries in zip(*(fixed[item] for item in given), strict=True)]  # type: ignore[index]
-    known.insert(operator.index(dim) % (len(known) + 1), True)  # type: ignore[arg-type]
+    in_loop = any("loop" in item.meta for item in given)  # type: ignore[union-attr]
+    known.insert(operator.index(dim) % (len(known) + 1), not in_loop)  # type: ignore[arg-type]
     return tuple(known)
 
 

@@ -17,7 +17,7 @@ from fxprune.running.copies import META
 from fxprune.tracing.constants import Place, constant_name, place_of_tensor
 from fxprune.tracing.scopes import ModuleCall, Scopes
 
-__all__ = ["GraphBuilder", "Origin", "reads_layout"]
+__all__ = ["GraphBuilder", "Origin", "reads_layout", "reads_size"]
 
 
 class Origin(IntEnum):
@@ -42,6 +42,10 @@ class GraphBuilder:
         added_modules: modules that the graph has in addition to the model's, by path.
         remarks: what was taken as constant, in words.
         differentiable: how many nodes were computed from parameters or inputs.
+        loops: how many loops over sizes were started.
+        step: the number of the loop that the model's code is in, and that of its step; None outside of loops.
+        finished_loops: the numbers of those that came to their end.
+        single_loops: the numbers of those whose further steps may do something else.
     """
 
     def __init__(self, root: nn.Module, real: Mapping[int, Tensor], scopes: Scopes) -> None:
@@ -55,6 +59,10 @@ class GraphBuilder:
         self.added_modules: dict[str, nn.Module] = {}
         self.remarks: list[str] = []
         self.differentiable = 0
+        self.loops = 0
+        self.step: tuple[int, int] | None = None
+        self.finished_loops: set[int] = set()
+        self.single_loops: set[int] = set()
         self._own_paths = frozenset(path for path, _ in root.named_modules(remove_duplicate=False))
         # The real tensor for the identity of each tensor on the meta device.
         self._real = real
@@ -73,6 +81,8 @@ class GraphBuilder:
         self.calls[node] = self.scopes.current
         node.meta["value"] = value
         node.meta["module"] = self.scopes.current[0]
+        if self.step is not None:
+            node.meta["loop"] = self.step
         self.origin[node] = origin
         self.differentiable += origin >= Origin.PARAMETERS
         return node
@@ -84,9 +94,22 @@ class GraphBuilder:
             self.origin[part] = min(self.origin[node], Origin.PARAMETERS)
         return part
 
-    def create_check(self, check: Callable[..., Any], args: tuple[Argument, ...]) -> None:
+    def create_check(self, check: Callable[..., Any], args: tuple[Argument, ...]) -> fx.Node:
         """A node that gives nothing and must stay."""
-        self.create_node("call_function", check, args, {}, None, Origin.INPUTS).meta["check"] = True
+        node = self.create_node("call_function", check, args, {}, None, Origin.INPUTS)
+        node.meta["check"] = True
+        return node
+
+    def repeats(self, loop: int) -> bool:
+        """Whether all steps of a loop may be like those that the model's code has gone through."""
+        return loop in self.finished_loops and loop not in self.single_loops
+
+    def note_length(self, items: Any) -> None:
+        """The model's code has asked how many tensors a list has: as many as steps of a loop that filled it."""
+        for item in items:
+            node = self.find(item) if isinstance(item, Tensor) else None
+            if node is not None and "loop" in node.meta:
+                self.single_loops.add(node.meta["loop"][0])
 
     # -- modules --
 
@@ -173,7 +196,12 @@ def reads_layout(node: fx.Node) -> bool:
     """Whether a node reads a size, dtype or device, which is known without the tensor's entries."""
     if node.target is getattr:
         return node.args[1] in ("device", "dtype")
-    return node.op == "call_method" and node.target in ("size", "numel")
+    return reads_size(node)
+
+
+def reads_size(node: fx.Node) -> bool:
+    """Whether a node reads a size of a tensor, or where its entries lie in memory, which its sizes decide."""
+    return node.op == "call_method" and node.target in ("size", "numel", "stride", "storage_offset")
 
 
 def _memory(tensor: Tensor) -> tuple[Any, ...]:

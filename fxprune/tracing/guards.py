@@ -10,12 +10,14 @@ from torch import fx
 
 from fxprune.tracing.checks import check_as_traced
 from fxprune.tracing.fixed_sizes import Fixed, all_fixed, fixed_sizes
-from fxprune.tracing.graph_builder import GraphBuilder
+from fxprune.tracing.graph_builder import GraphBuilder, reads_size
+from fxprune.tracing.rolling import roll
 from fxprune.tracing.size_nodes import Guard, SizeNodes
 from fxprune.tracing.sizes import TracedNumber, read_size
 from fxprune.tracing.spelling import first_few
+from fxprune.tracing.traced_module import copy_graph
 
-__all__ = ["insert_guards"]
+__all__ = ["insert_guards", "tie_loops"]
 
 _SIGNS: dict[Any, str] = {
     operator.add: "+", operator.sub: "-", operator.mul: "*", operator.truediv: "/", operator.floordiv: "//",
@@ -34,15 +36,27 @@ def insert_guards(builder: GraphBuilder, sizes: SizeNodes) -> list[str]:
         return []
     fixed = fixed_sizes(builder.graph, builder.module)
     inserted: dict[str, str] = {}
-    for guard in sizes.guards:
+    loops: dict[str, list[int]] = {}
+    # Those of loops come last: what else relies on the same number needs the check in any case.
+    repeated = [guard.loop is not None and builder.repeats(guard.loop) for guard in sizes.guards]
+    for repeats, guard in sorted(zip(repeated, sizes.guards, strict=True), key=operator.itemgetter(0)):
+        loop = guard.loop if repeats else None
         what = _spell(guard.function, guard.operands)
+        if what in loops and loop is not None:
+            loops[what].append(loop)
         if what in inserted or all(all_fixed(_fixed_size(leaf, fixed)) for leaf in _leaves(guard.operands)):
             continue
         if len(guard.operands) == 2 and _name(guard.operands[0]) == _name(guard.operands[1]):
             continue
         path, _ = guard.call
         inserted[what] = f"`{path or type(builder.root).__name__}`"
-        _insert(builder, sizes, guard, what, inserted[what])
+        check = _insert(builder, sizes, guard, what, inserted[what])
+        if loop is not None:
+            check.meta["loops"] = loops[what] = [loop]
+    return _remarks({what: where for what, where in inserted.items() if what not in loops})
+
+
+def _remarks(inserted: Mapping[str, str]) -> list[str]:
     if not inserted:
         return []
     named = first_few([f"`{what}` in {where}" for what, where in inserted.items()], 4)
@@ -52,7 +66,22 @@ def insert_guards(builder: GraphBuilder, sizes: SizeNodes) -> list[str]:
     return [f"{remark} would differ: {named}."]
 
 
-def _insert(builder: GraphBuilder, sizes: SizeNodes, guard: Guard, what: str, where: str) -> None:
+def tie_loops(graph: fx.Graph) -> list[str]:
+    """Tie a graph to the sizes of those loops whose steps are not alike.
+
+    Returns:
+        A remark on them; nothing where there are none.
+    """
+    trial = copy_graph(graph)
+    roll(trial)
+    left = {node.name for node in trial.nodes}
+    tied = [node for node in graph.nodes if "loops" in node.meta and node.name in left]
+    for check in tied:
+        del check.meta["loops"]
+    return _remarks({str(check.args[2]): str(check.args[3]) for check in tied})
+
+
+def _insert(builder: GraphBuilder, sizes: SizeNodes, guard: Guard, what: str, where: str) -> fx.Node:
     # As early as possible: what runs at other sizes fails with less helpful messages.
     nodes = {leaf.node() for leaf in _leaves(guard.operands)}
     last = [node for node in builder.graph.nodes if node in nodes][-1]
@@ -61,7 +90,7 @@ def _insert(builder: GraphBuilder, sizes: SizeNodes, guard: Guard, what: str, wh
             value = guard.operands[0].node()
         else:
             value = sizes.number_node(guard.function, guard.operands, guard.traced)
-        builder.create_check(check_as_traced, (value, guard.traced, what, where))
+        return builder.create_check(check_as_traced, (value, guard.traced, what, where))
 
 
 def _leaves(operands: tuple[Any, ...]) -> Iterator[TracedNumber]:
@@ -91,7 +120,8 @@ def _name(operand: Any) -> str:
         node, dim = operand.operands
         return f"{node.name}.size({dim})"
     if operand.cached is not None and operand.function not in _SIGNS:
-        return operand.cached.name
+        read = operand.cached
+        return f"{read.args[0]}.{read.target}({', '.join(map(str, read.args[1:]))})" if reads_size(read) else read.name
     return _spell(operand.function, operand.operands)
 
 

@@ -8,12 +8,14 @@ from __future__ import annotations
 import functools
 import math
 import operator
+import sys
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 
+from fxprune.tracing.loop_watch import is_loop
 from fxprune.tracing.sizes import StandIn, TracedFloat, TracedInt, TracedNumber, TracedPieces, TracedSize
 from fxprune.tracing.sizes import call_with_numbers as _call
 
@@ -67,12 +69,15 @@ _SIZE = torch.Size
 
 
 class _Range(metaclass=StandIn):
-    """Stands for the name `range`: a loop over a size has as many steps in the graph as in the trace."""
+    """Stands for the name `range`: the steps of a loop over a size are noted, all else is tied to the size."""
 
     builtin = range
 
     def __new__(cls, *args: Any) -> Any:
-        """`range(*args)`, which ties the graph to the sizes in it."""
+        """`range(*args)`, or the steps of a loop."""
+        start, count = (0, *args) if len(args) == 1 else args if len(args) == 2 else (None, None)
+        if type(start) is int and isinstance(count, TracedInt) and count.nodes.active and is_loop(sys._getframe(1)):
+            return count.nodes.loop(count, start)
         return range(*map(_as_traced, args))
 
 
@@ -122,7 +127,15 @@ def _length(value: Any) -> int:
     """`len(value)`, traced for a tensor and for the pieces of one."""
     if isinstance(value, TracedPieces):
         return value.number
+    if type(value) in (list, tuple) and (note := _noting_length()):
+        note(value)
     return value.size(0) if isinstance(value, torch.Tensor) and value.dim() else len(value)
+
+
+def _noting_length() -> Callable[[Any], None] | None:
+    """What the mode that records a model does where its code asks for the length of a list."""
+    mode: Any = cast(Any, torch.overrides)._get_current_function_mode()
+    return getattr(mode, "note_length", None)
 
 
 def _product(a: Any, *args: Any, **kwargs: Any) -> Any:

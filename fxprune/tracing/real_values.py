@@ -20,7 +20,7 @@ from fxprune.errors import FxpruneError
 from fxprune.running import trees
 from fxprune.running.copies import META
 from fxprune.running.one_node import run_node, with_values
-from fxprune.tracing.graph_builder import GraphBuilder, Origin, reads_layout
+from fxprune.tracing.graph_builder import GraphBuilder, Origin, reads_layout, reads_size
 from fxprune.tracing.scopes import Switch
 from fxprune.tracing.size_nodes import SizeNodes
 from fxprune.tracing.spelling import name_of, spell
@@ -214,7 +214,7 @@ def _size_nodes(node: fx.Node) -> list[fx.Node]:
         current = stack.pop()
         if current not in seen:
             seen.add(current)
-            if current.op == "call_method" and current.target in ("size", "numel"):
+            if reads_size(current):
                 found[current] = None
             stack.extend(() if reads_layout(current) else current.all_input_nodes)
     return list(found)

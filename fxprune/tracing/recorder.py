@@ -97,6 +97,7 @@ class Recorder(TorchFunctionMode):
         self.regions = Regions(self.builder, self.lowering)
         self.assumes_autocast = False
         self.facts = Facts(self.builder, other_answer, training)
+        self.note_length = self.builder.note_length
         self._special_calls = special_calls
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

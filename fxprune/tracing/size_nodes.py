@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import functools
 import operator
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,20 +13,26 @@ import numpy as np
 from torch import Tensor, fx
 
 from fxprune.tracing.graph_builder import GraphBuilder, Origin
+from fxprune.tracing.loop_watch import Watch
+from fxprune.tracing.loops import loop_index
 from fxprune.tracing.scopes import ModuleCall, Switch
-from fxprune.tracing.sizes import TracedInt, TracedNumber, read_size, traced_number
+from fxprune.tracing.sizes import TracedInt, TracedNumber, plain, read_size, traced_number
 
 __all__ = ["Guard", "SizeNodes"]
 
 
 @dataclass(frozen=True)
 class Guard:
-    """`function(*operands)` was `traced`, and the code went on accordingly; `call` is the module call that did."""
+    """`function(*operands)` was `traced`, and the code went on accordingly; `call` is the module call that did.
+
+    Where it is the number of steps of a loop, `loop` is the number of that.
+    """
 
     function: Callable[..., Any]
     operands: tuple[Any, ...]
     traced: Any
     call: ModuleCall
+    loop: int | None = None
 
 
 class SizeNodes:
@@ -95,7 +102,39 @@ class SizeNodes:
     def guard(self, function: Callable[..., Any], operands: tuple[Any, ...], traced: Any) -> None:
         """From here on the graph relies on `function(*operands)` being `traced`."""
         if self._switch.on:
+            operands = tuple(map(self._without_index, operands))
             self.guards.append(Guard(function, operands, traced, self._builder.scopes.current))
+
+    def _without_index(self, operand: Any) -> Any:
+        """An operand as it is in this step of a loop; the other steps need not be like it."""
+        if isinstance(operand, (tuple, list)):
+            return type(operand)(map(self._without_index, operand))
+        if not isinstance(operand, TracedNumber):
+            return operand
+        if operand.function is loop_index:
+            self._builder.single_loops.add(operand.operands[0])
+            return plain(operand)
+        operands = tuple(map(self._without_index, operand.operands))
+        same = all(map(operator.is_, operands, operand.operands))
+        return operand if same else traced_number(self, operand.function, operands, plain(operand))
+
+    def loop(self, count: TracedInt, start: int) -> Iterator[int]:
+        """The steps of a loop from `start` on; each node remembers the step that it was made in."""
+        builder, outer, watch = self._builder, self._builder.step, Watch()
+        number, end = builder.loops, plain(count)
+        builder.loops += 1
+        if outer is not None:
+            builder.single_loops.add(outer[0])
+        self.guards.append(Guard(operator.pos, (count,), end, builder.scopes.current, number))
+        for k in range(start, end):
+            builder.step = number, k - start
+            if watch.is_open(sys._getframe(1)):
+                builder.single_loops.add(number)
+            try:
+                yield traced_number(self, loop_index, (number, k), k)
+            finally:
+                builder.step = outer
+        builder.finished_loops.add(number)
 
 
 def _in_graph(operand: Any) -> Any:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import math
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
 import numpy as np
@@ -34,6 +34,9 @@ class NumberNodes(Protocol):
 
     def guard(self, function: Callable[..., Any], operands: tuple[Any, ...], traced: Any) -> None:
         """From here on the graph relies on `function(*operands)` being `traced`."""
+
+    def loop(self, count: TracedInt, start: int) -> Iterator[int]:
+        """The steps of a loop from `start` on."""
 
     def from_end(self, node: fx.Node, value: torch.Tensor, index: int) -> torch.Tensor:
         """A piece of what a node gives, by its negative index."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import itertools
 import operator
 from typing import Any
 
@@ -12,8 +13,10 @@ from torch import Tensor, nn
 
 from fxprune.errors import FxpruneError
 from fxprune.tracing.context_calls import CONTEXT_CALLS
+from fxprune.tracing.graph_builder import Origin
 from fxprune.tracing.recorder import Recorder, SpecialCall
 from fxprune.tracing.sizes import TracedSize
+from fxprune.tracing.user_code import asked_by_model
 
 __all__ = ["SPECIAL_CALLS"]
 
@@ -30,6 +33,47 @@ def _size(recorder: Recorder, func: Any, tensor: Tensor, dim: int | None = None)
 
 def _numel(recorder: Recorder, func: Any, tensor: Tensor) -> Any:
     return recorder.sizes.numel(tensor)
+
+
+def _nbytes(recorder: Recorder, func: Any, tensor: Tensor, *_: Any) -> Any:
+    return recorder.sizes.numel(tensor) * tensor.element_size()
+
+
+def _is_same_size(recorder: Recorder, func: Any, tensor: Tensor, other: Tensor) -> bool:
+    return bool(_shape(recorder, func, tensor) == _shape(recorder, func, other))
+
+
+def _stride(recorder: Recorder, func: Any, tensor: Tensor, dim: int | None = None) -> Any:
+    """The graph computes strides: they follow from sizes, and differ between devices. Torch itself reads layouts."""
+    if not asked_by_model():
+        return func(tensor) if dim is None else func(tensor, dim)
+    if dim is None:
+        return tuple(_stride(recorder, func, tensor, d) for d in range(tensor.dim()))
+    return _place(recorder, func, tensor, dim)
+
+
+def _dim_order(recorder: Recorder, func: Any, tensor: Tensor, **options: Any) -> Any:
+    order = func(tensor, **options)
+    strides = [_place(recorder, Tensor.stride, tensor, d) for d in order]
+    # Comparisons of traced numbers are checked in the graph.
+    for outer, inner in itertools.pairwise(strides):
+        outer.__ge__(inner)
+    return order
+
+
+def _place(recorder: Recorder, func: Any, tensor: Tensor, *dim: int) -> Any:
+    value, node = func(tensor, *dim), recorder.builder.node_of(tensor)
+    read = recorder.builder.create_node("call_method", func.__name__, (node, *dim), {}, value, Origin.PARAMETERS)
+    return recorder.sizes.number_of(read, value)
+
+
+def _address(recorder: Recorder, func: Any, tensor: Tensor) -> Any:
+    if asked_by_model():
+        raise FxpruneError(
+            f"`{func.__name__}` asks where a tensor lies in memory, which is another place in each call: "
+            "use the tensor itself, or its sizes and strides"
+        )
+    return func(tensor)
 
 
 def _unrecorded(recorder: Recorder, func: Any, *args: Any, **kwargs: Any) -> Any:
@@ -160,6 +204,9 @@ SPECIAL_CALLS: dict[Any, SpecialCall] = {
     **CONTEXT_CALLS,
     _getter("shape"): _shape, Tensor.size: _size,
     **dict.fromkeys([Tensor.numel, Tensor.nelement, torch.numel], _numel),
+    _getter("nbytes"): _nbytes, **dict.fromkeys([Tensor.is_same_size, torch.is_same_size], _is_same_size),
+    Tensor.stride: _stride, Tensor.storage_offset: _place, Tensor.dim_order: _dim_order,
+    **dict.fromkeys([Tensor.data_ptr, Tensor.storage, Tensor.untyped_storage], _address),
     _getter("dtype"): _dtype, _getter("device"): _device,
     _getter("requires_grad"): _requires_grad, Tensor.is_contiguous: _is_contiguous,
     torch._C._set_grad_enabled: _set_grad_enabled,

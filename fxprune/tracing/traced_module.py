@@ -17,9 +17,11 @@ from torch.nn.utils.spectral_norm import SpectralNorm
 
 from fxprune.running.deepcopy import deepcopy
 from fxprune.running.regions import write_regions_as_blocks
+from fxprune.tracing.loops import write_loops_as_blocks
+from fxprune.tracing.rolling import roll
 from fxprune.tracing.signature import SignatureCodeGen, signature_of
 
-__all__ = ["ApplyFunction", "ByMode", "DivideBySpectralNorm", "TracedModule"]
+__all__ = ["ApplyFunction", "ByMode", "DivideBySpectralNorm", "TracedModule", "copy_graph"]
 
 
 class ByMode(nn.Module):
@@ -119,9 +121,18 @@ class TracedModule(fx.GraphModule):
         return traced
 
     def recompile(self) -> Any:
-        """Make the code of the graph again, with its regions as `with` blocks."""
-        write_regions_as_blocks(self._graph)
-        return super().recompile()
+        """Make the code of the graph again, with its regions as `with` blocks and its loops over sizes as `for`."""
+        graph = self._graph
+        try:
+            if any("loops" in node.meta for node in graph.nodes):
+                self._graph = copy_graph(graph)
+                roll(self._graph)
+            write_regions_as_blocks(self._graph)
+            if self._graph is not graph:
+                write_loops_as_blocks(self._graph)
+            return super().recompile()
+        finally:
+            self._graph = graph
 
     def _attributes(self) -> dict[str, Any]:
         # Assigning the graph generates the code again.
@@ -136,6 +147,11 @@ class TracedModule(fx.GraphModule):
 
     def __reduce__(self) -> tuple[Callable[..., TracedModule], tuple[Any, ...]]:
         return _rebuild, (type(self).__name__, self._attributes(), _dump_graph(self.graph))
+
+
+def copy_graph(graph: fx.Graph) -> fx.Graph:
+    """A copy of a graph, with the names of its nodes and their `meta`."""
+    return _load_graph(_dump_graph(graph))
 
 
 def _rebuild(class_name: str, attributes: dict[str, Any], dumped: _Dumped) -> TracedModule:

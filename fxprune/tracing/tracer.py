@@ -20,12 +20,14 @@ from fxprune.running.copies import meta_copy
 from fxprune.tracing.arguments import insert_argument_checks
 from fxprune.tracing.assembly import assemble
 from fxprune.tracing.graph_builder import GraphBuilder
-from fxprune.tracing.guards import insert_guards
+from fxprune.tracing.guards import insert_guards, tie_loops
 from fxprune.tracing.library_modules import is_library_module
+from fxprune.tracing.loop_trials import unconfirmed_loops
 from fxprune.tracing.modes import compare, insert_modes, small_readers
 from fxprune.tracing.notes import TraceNotes, set_trace_notes, trace_notes
 from fxprune.tracing.real_values import DataDependentError
 from fxprune.tracing.refusals import refuse_what_cannot_be_traced
+from fxprune.tracing.rolling import alike_in_steps
 from fxprune.tracing.runs import Leaves, Recording, Runner
 from fxprune.tracing.spelling import first_few
 from fxprune.tracing.state import STATE_IS_LOST, numbers_are_lost
@@ -95,6 +97,7 @@ def trace_knowing(
         if path not in kept
     )
     _tidy(builder)
+    remarks.extend(tie_loops(builder.graph))
     traced = assemble(model, builder, runner.convert)
     types = tuple(leaf for leaf in leaves if isinstance(leaf, type))
     whole = (path for path, module in model.named_modules() if path in leaves or isinstance(module, types))
@@ -145,6 +148,8 @@ def _record_in_both_modes(
                 remarks.append(_only_eval(runner.model, of_eval))
             break
         kept |= small
+    if builder.loops:
+        builder.single_loops |= unconfirmed_loops(runner, in_eval, leaves, kept)
     facts = followed(runner, in_eval, leaves, kept)
     insert_modes(builder, literals)
     insert_fact_checks(builder, facts)
@@ -216,13 +221,11 @@ _EFFECTS = frozenset({"mutates", "random", "check"})
 
 
 def _tidy(builder: GraphBuilder) -> None:
-    """Remove nodes without users, arguments that are defaults, and the mark of checks in `node.meta`."""
+    """Remove what nobody uses, arguments that are defaults, and the mark of checks in `node.meta`."""
+    used = _used(builder)
     for node in reversed(builder.graph.nodes):
-        if node.users or node.op in ("placeholder", "output") or node.meta.keys() & _EFFECTS:
-            continue
-        if node.op == "call_module" and not _is_pure(node, builder.module(str(node.target))):
-            continue
-        builder.graph.erase_node(node)
+        if node not in used:
+            builder.graph.erase_node(node)
     for node in builder.graph.nodes:
         node.meta.pop("check", None)
         if node.kwargs and inspect.isfunction(node.target) and node.target.__module__.startswith("torch."):
@@ -233,6 +236,25 @@ def _tidy(builder: GraphBuilder) -> None:
                 for name, value in node.kwargs.items()
                 if name != "_stacklevel" and not (name in defaults and _is_default(value, defaults[name]))
             }
+
+
+def _used(builder: GraphBuilder) -> set[fx.Node]:
+    """The nodes with an effect, and those that they are computed from; of a loop, the same in all steps."""
+    alike = alike_in_steps(builder.graph)
+    used: set[fx.Node] = set()
+    stack = [node for node in builder.graph.nodes if _has_effect(builder, node)]
+    while stack:
+        node = stack.pop()
+        if node not in used:
+            used.add(node)
+            stack.extend((*node.all_input_nodes, *alike.get(node, ())))
+    return used
+
+
+def _has_effect(builder: GraphBuilder, node: fx.Node) -> bool:
+    if node.op == "call_module" and not _is_pure(node, builder.module(str(node.target))):
+        return True
+    return node.op in ("placeholder", "output") or bool(node.meta.keys() & _EFFECTS)
 
 
 @functools.cache

@@ -1,7 +1,6 @@
-"""Which models of ten libraries that fxprune does not know it prunes to half of their FLOPs.
+"""Which models of libraries that fxprune does not know it prunes to half of their FLOPs.
 
-    pip install transformers diffusers torchaudio open_clip_torch monai einops kornia efficientnet_pytorch ultralytics \
-        segmentation_models_pytorch pytorchcv
+    pip install -r tests/benchmarks/libraries.txt
     python tests/benchmarks/libraries.py                          all of `library_models` and `library_transformers`
     python tests/benchmarks/libraries.py monai diffusers:VQModel  these libraries and models
     python tests/benchmarks/libraries.py --one monai:UNet-2d      one, in this process, with the traceback
@@ -16,6 +15,7 @@ interrupted continues where it stopped. A model that cannot be pruned to half of
 from __future__ import annotations
 
 import functools
+import importlib
 import importlib.metadata
 import importlib.util
 import itertools
@@ -24,7 +24,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import library_checks
-import library_transformers  # noqa: F401 (adds its models)
 import many
 import torch
 from coverage import CHECKS, call, check, set_up
@@ -36,6 +35,11 @@ from shared import DOCS, parser_of, settle
 import fxprune
 from fxprune.errors import FxpruneError
 
+# Each adds models of its kind.
+for _kind in (
+    *("converted", "restoration", "sound", "transformers", "transformers_images", "transformers_more", "vision", "vit"),
+):
+    importlib.import_module(f"library_{_kind}")
 BUDGETS = (0.5, 0.6, 0.7, 0.8, 0.9)
 
 

@@ -68,7 +68,7 @@ def floats(**shapes: tuple[int, ...]) -> Inputs:
 LAYERS = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
 ENCODER = {**LAYERS, "vocab_size": 99, "max_position_embeddings": 32}
 DECODER = {**ENCODER, "num_key_value_heads": 2, "use_cache": False, "pad_token_id": 0}
-VIT = {**LAYERS, "image_size": 64, "patch_size": 16}
+VIT = {**LAYERS, "image_size": 64, "patch_size": 8}
 STAGES = {"hidden_sizes": [16, 32, 32, 64], "depths": [1, 1, 1, 1]}
 PYRAMID = {**STAGES, "num_attention_heads": [1, 2, 2, 4]}
 WINDOWS = {"image_size": 64, "embed_dim": 16, "window_size": 4}
@@ -156,7 +156,8 @@ rows("DINOv3ConvNextModel", image, **STAGES)
 rows("BitForImageClassification", image, embedding_size=16, **STAGES, num_groups=4)
 rows("ViTForImageClassification ViTMSNForImageClassification DeiTForImageClassification", image, **VIT)
 rows("IJepaForImageClassification DeiTForImageClassificationWithTeacher DINOv3ViTModel VitDetModel", image, **VIT)
-rows("ViTMAEModel Dinov2ForImageClassification Dinov2WithRegistersForImageClassification", image, **VIT)
+rows("ViTMAEModel", image, **VIT, mask_ratio=0.25)
+rows("Dinov2ForImageClassification Dinov2WithRegistersForImageClassification", image, **VIT)
 rows("BeitForImageClassification Data2VecVisionForImageClassification", image, **VIT, use_relative_position_bias=True)
 rows("YolosForObjectDetection", image, **{**VIT, "image_size": [64, 64]}, num_detection_tokens=5)
 rows("SwinForImageClassification Swinv2ForImageClassification DonutSwinModel", image, **SWIN)
@@ -217,7 +218,7 @@ rows("VivitForVideoClassification", video, **LAYERS, image_size=32, num_frames=4
 rows("CLIPVisionModelWithProjection SiglipVisionModel BlipVisionModel", image, **VIT, projection_dim=32)
 rows("CLIPTextModelWithProjection", ids, **ENCODER, projection_dim=32)
 rows("CLIPModel SiglipModel", captioned, text_config=ENCODER | {"eos_token_id": 2}, vision_config=VIT)
-rows("ViltModel", captioned, **ENCODER, image_size=64, patch_size=16)
+rows("ViltModel", captioned, **ENCODER, image_size=64, patch_size=8)
 rows("TrOCRForCausalLM", ids, **PAIR)
 
 # Sound

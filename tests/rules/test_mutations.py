@@ -27,6 +27,7 @@ from fxprune.rules import (
     join,
     layer_norm,
     linear,
+    memory,
     order,
     recurrent,
     reduce,
@@ -348,6 +349,17 @@ MUTATIONS: dict[str, tuple[Patch, nn.Module, Any]] = {
         attribute(weight_norm, "_over_spectral_norm", lambda op, weight, u, v, dim: weight),
         nn.Sequential(nn.utils.spectral_norm(nn.Linear(4, 8)), nn.ReLU(), nn.Linear(8, 2)),
         tokens(),
+    ),
+    # memory
+    "memory around a slice is not kept": (
+        attribute(memory, "_freeze_memory", lambda op, below: None),
+        net(
+            lambda self, x: self.out(self.b(self.a(x))[:, 4:].as_strided((2, 4, 6, 6), (288, 36, 6, 1))),
+            a=nn.Conv2d(3, 6, 1),
+            b=nn.Conv2d(6, 8, 1),
+            out=nn.Conv2d(4, 2, 1),
+        ),
+        image(),
     ),
     # spatial
     "tables stay as wide as they were": (

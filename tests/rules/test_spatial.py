@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
-from invariant import image, net, tokens
+from invariant import check_invariant, image, masks, net, parameter, plan_for, tokens
 from layer_nets import images, invariant_test
-from torch import nn
+from torch import Tensor, nn
 
+import fxprune
 from fxprune.channels import Labels
 from fxprune.rules import UnsupportedCall, spatial
 
@@ -180,6 +183,13 @@ NETS = {
         image(),
         9,
     ),
+    "space padded by amounts in tensors": (
+        lambda: images(
+            lambda self, x: x + F.pad(self.table, (0, self.n - 1)), table=parameter(8, 6, 5), n=torch.tensor(2)
+        ),
+        image(),
+        8,
+    ),
     "channels padded by something": (
         lambda: images(lambda self, x: F.pad(x, (0, 0, 0, 0, 1, 1), value=0.5), out=10),
         image(),
@@ -239,6 +249,19 @@ NETS = {
 test_ops_over_space_keep_the_invariant = invariant_test(NETS)
 
 
-def test_padding_by_tensors_is_not_supported() -> None:
-    with pytest.raises(UnsupportedCall, match="padding by amounts that are tensors"):
-        spatial.pad.propagate(None, Labels.plain((2, 3)), (0, Labels.plain(())))
+def test_padding_by_one_tensor_is_not_supported() -> None:
+    with pytest.raises(UnsupportedCall, match="padding by amounts that are a tensor"):
+        spatial.pad.propagate(None, Labels.plain((2, 3)), Labels.plain((2,)))
+
+
+def test_what_is_not_padded_in_the_example_alone_is_not_zero() -> None:
+    def forward(self: Any, x: Tensor) -> Tensor:
+        def even(y: Tensor) -> Tensor:
+            return F.pad(y, (0, 0, 0, y.shape[1] % 2), value=0.5)
+
+        return even(self.a(x)) @ even(self.b(x)).mT
+
+    model = net(forward, a=nn.Linear(4, 8), b=nn.Linear(4, 8))
+    graph = check_invariant(model, tokens(6))
+    alive = next(masks(graph, 1))
+    assert fxprune.verify(model, fxprune.rewrite(graph, plan_for(graph, alive)), tokens(5).double()) <= 1e-9

@@ -24,7 +24,7 @@ Forward = Callable[[Any, Tensor], Any]
 
 
 def by_range(self: Any, x: Tensor) -> Tensor:
-    return torch.stack([self.f(x[i]) for i in range(x.size(0))])
+    return torch.stack([self.f(x[i]) for i in reversed(range(x.size(0)))])
 
 
 def by_iteration(self: Any, x: Tensor) -> Tensor:

@@ -9,7 +9,9 @@ import torch
 from invariant import net
 from same_model import assert_same
 from torch import Tensor, nn
+from torch._prims_common import suggest_memory_format
 
+from fxprune.errors import FxpruneError
 from fxprune.tracing.notes import trace_notes
 from fxprune.tracing.tracer import trace
 
@@ -71,3 +73,53 @@ def test_attention_of_torch_drops_weights_in_training(need_weights: bool) -> Non
         torch.manual_seed(0)
         torch.testing.assert_close(traced.train()(x), expected)
         torch.testing.assert_close(traced.eval()(x), model.eval()(x))
+
+
+MEMORY: dict[str, Any] = {
+    "strides": lambda self, x: torch.as_strided(y := self.a(x), y.shape, y.stride()),
+    "a stride and an offset": lambda self, x: x.as_strided((*x.shape[:2], 1, 1), (x.stride(0), x.stride(1), 1, 1)) * 2,
+    "an offset": lambda self, x: self.a(x) * x[:, :, 1:].storage_offset(),
+    "bytes": lambda self, x: self.a(x) * x.nbytes,
+}
+
+
+@pytest.mark.parametrize("name", MEMORY)
+def test_where_entries_lie_in_memory_is_computed_by_the_graph(name: str) -> None:
+    model = net(MEMORY[name], a=nn.Conv2d(3, 4, 1)).eval()
+    traced = trace(model, torch.randn(2, 3, 4, 4))
+    for x in (torch.randn(3, 3, 6, 5), torch.randn(2, 3, 4, 4).to(memory_format=torch.channels_last)):
+        torch.testing.assert_close(traced(x), model(x), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("forward", "other", "said"),
+    [
+        (
+            lambda self, x: x if x.is_same_size(self.w) else x + 1,
+            torch.ones(3, 4, 5, 5),
+            r"x.size\(0\) == w.size\(0\)` is False",
+        ),
+        (lambda self, x: x * x.dim_order()[1], torch.ones(2, 5, 4, 5).mT, r"x.stride\(2\) >= x.stride\(3\)` is False"),
+        (lambda self, x: x if x.stride(-1) == 1 else x + 1, torch.ones(2, 4, 5, 5).mT, r"x.stride\(-1\) == 1` is Fal"),
+    ],
+)
+def test_a_branch_on_a_layout_is_checked(forward: Any, other: Tensor, said: str) -> None:
+    traced = trace(net(forward, w=torch.ones(2, 4, 5, 5)), torch.ones(2, 4, 5, 5))
+    traced(torch.ones(2, 4, 5, 5))
+    with pytest.raises(FxpruneError, match=said):
+        traced(other)
+
+
+@pytest.mark.parametrize("name", ["data_ptr", "untyped_storage"])
+def test_an_address_is_refused(name: str) -> None:
+    with pytest.raises(FxpruneError, match=f"`{name}` asks where a tensor lies in memory.*use the tensor itself"):
+        trace(net(lambda self, x: x if getattr(x, name)() else -x), torch.ones(2))
+
+
+def test_the_layout_that_torch_itself_reads_is_not_checked() -> None:
+    def forward(self: Any, x: Tensor) -> Tensor:
+        return self.a(x.contiguous(memory_format=suggest_memory_format(x)))
+
+    model = net(forward, a=nn.Conv2d(3, 4, 1))
+    x = torch.randn(2, 3, 4, 4).to(memory_format=torch.channels_last)
+    torch.testing.assert_close(trace(model, torch.randn(2, 3, 4, 4))(x), model(x))

@@ -1,0 +1,58 @@
+"""What the code of a loop does beside its tensors: whether its further steps may do something else."""
+
+from __future__ import annotations
+
+import dis
+import functools
+import inspect
+from types import CodeType, FrameType
+from typing import Any
+
+__all__ = ["Watch", "is_loop"]
+
+
+@functools.lru_cache(maxsize=1000)
+def _instructions(code: CodeType) -> list[dis.Instruction]:
+    return list(dis.get_instructions(code))
+
+
+def is_loop(frame: FrameType) -> bool:
+    """Whether what a call in a frame gives is gone through at once, as in `for i in range(n)`."""
+    later = (each for each in _instructions(frame.f_code) if each.offset > frame.f_lasti)
+    return next(later).opname == "GET_ITER"
+
+
+class Watch:
+    """Watches the variables of the function that a loop is in, and the attributes of its `self`.
+
+    Plain values that change say that further steps may do something else.
+    """
+
+    def __init__(self) -> None:
+        self._before: tuple[dict[str, Any], dict[str, int]] | None = None
+        self._steps = 0
+
+    def is_open(self, frame: FrameType) -> bool:
+        """Whether a step has changed a number or the like; or has filled a list, and the loop has branches."""
+        variables = {**getattr(frame.f_locals.get("self"), "__dict__", {}), **frame.f_locals}
+        values = {name: value for name, value in variables.items() if type(value) in _PLAIN}
+        lengths = {name: len(value) for name, value in variables.items() if type(value) in (list, dict, set)}
+        if frame.f_code.co_flags & inspect.CO_GENERATOR:
+            # What goes through the steps is another function.
+            return True
+        before, self._before = self._before, (values, lengths)
+        self._steps += 1
+        if before is None or self._steps <= 2:
+            # The first step may be another than the others.
+            return False
+        return values != before[0] or (lengths != before[1] and _has_branches(frame))
+
+
+_PLAIN = (bool, int, float, complex, str, type(None))
+
+
+def _has_branches(frame: FrameType) -> bool:
+    inside = [each for each in _instructions(frame.f_code) if each.offset >= frame.f_lasti]
+    if not inside or inside[0].opname != "FOR_ITER":
+        return True
+    return any("JUMP" in each.opname and "IF_" in each.opname for each in inside if each.offset < inside[0].argval)

@@ -1,0 +1,277 @@
+"""Loops over sizes whose steps are alike run at other sizes; all others are refused there."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from invariant import check_invariant, net
+from torch import Tensor, fx, nn
+
+import fxprune
+from fxprune.errors import FxpruneError
+from fxprune.tracing.loops import loop_index
+from fxprune.tracing.rolling import alike_in_steps, roll
+from fxprune.tracing.traced_module import copy_graph
+
+
+def recurrence(self: Any, x: Tensor) -> Tensor:
+    x, made = self.a(x), []
+    h = x.new_zeros(x.shape[0], 8)
+    for t in range(x.shape[1]):
+        h = self.cell(x[:, t], h)
+        made.append(h)
+    return self.out(torch.stack(made, 1))  # type: ignore[no-any-return]
+
+
+def without_a_first_state(self: Any, x: Tensor) -> Any:
+    x, h = self.a(x), None
+    for t in range(x.size(1)):
+        h = torch.tanh(self.u(x[:, t]) + (0 if h is None else self.w(h)))
+    return self.out(h)
+
+
+def from_the_second(self: Any, x: Tensor) -> Tensor:
+    x = self.a(x)
+    h = x[:, 0]
+    made = [h[:, None]]
+    for t in range(1, x.size(1)):
+        h = torch.tanh(self.u(x[:, t]) + self.w(h))
+        made.append(h[:, None])
+    return self.out(torch.cat(made, 1))  # type: ignore[no-any-return]
+
+
+def backwards(self: Any, x: Tensor) -> Tensor:
+    x, n = self.a(x), x.size(1)
+    h = c = x[:, 0] * 0
+    for t in range(n):
+        h, c = c * self.u(x[:, n - 1 - t]).sigmoid(), torch.tanh(self.w(h))
+    return self.out(h) + self.out(c)  # type: ignore[no-any-return]
+
+
+def written(self: Any, x: Tensor) -> Tensor:
+    x = self.a(x)
+    y, h, low = torch.zeros_like(x), x[:, 0] * 0, None
+    for t in range(x.size(1)):
+        h = torch.tanh(self.u(x[:, t]).float() + self.w(h)).to(y.dtype)
+        low = h if low is None else torch.minimum(low, h)
+        y[:, t] = h * 2
+    return self.out(y)  # type: ignore[no-any-return]
+
+
+def prefixes(self: Any, x: Tensor) -> Tensor:
+    x = self.a(x)
+    return self.out(torch.stack([self.u(x[:, : t + 1]).mean(1) / (t + 1) for t in range(x.size(1))], 1))  # type: ignore[no-any-return]
+
+
+def without_gradients(self: Any, x: Tensor) -> Tensor:
+    x = self.a(x)
+    h = x[:, 0] * 0
+    for t in range(x.size(1)):
+        with torch.no_grad():
+            seen = self.u(x[:, t])
+        h = torch.tanh(seen + self.w(h))
+    return self.out(h)  # type: ignore[no-any-return]
+
+
+def into_a_list(self: Any, x: Tensor) -> Any:
+    x, made = self.a(x), []
+    for t in range(x.size(1)):
+        made.append(self.out(self.u(x[:, t]).relu()))
+    return made, (*made,)
+
+
+def model_of(forward: Callable[..., Any]) -> nn.Module:
+    layers = {"a": nn.Linear(4, 8), "u": nn.Linear(8, 8), "w": nn.Linear(8, 8), "out": nn.Linear(8, 2)}
+    return net(forward, **layers, cell=nn.GRUCell(8, 8))
+
+
+ROLLED = (
+    recurrence,
+    without_a_first_state,
+    from_the_second,
+    backwards,
+    written,
+    prefixes,
+    without_gradients,
+    into_a_list,
+)
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("forward", ROLLED, ids=lambda forward: forward.__name__)
+def test_steps_that_are_alike_run_at_other_sizes(forward: Callable[..., Any], training: bool) -> None:
+    torch.manual_seed(0)
+    model = model_of(forward).double().train(training)
+    pruned = fxprune.prune(model, 0.7, example_inputs=torch.randn(2, 6, 4).double(), compensate=False)
+    assert "for steps in" in pruned.code
+    for candidate in (pruned, copy.deepcopy(pruned), pickle.loads(pickle.dumps(pruned))):
+        for batch, length in ((2, 6), (3, 9), (2, 2), (1, 1)):
+            assert fxprune.verify(model, candidate, torch.randn(batch, length, 4).double()) <= 1e-9
+
+
+@pytest.mark.parametrize("forward", ROLLED, ids=lambda forward: forward.__name__)
+def test_all_plans_are_right(forward: Callable[..., Any]) -> None:
+    check_invariant(model_of(forward), torch.randn(2, 6, 4))
+
+
+def test_what_was_pruned_can_be_pruned_again_at_another_size() -> None:
+    model = model_of(recurrence).double().eval()
+    once = fxprune.prune(model, 0.7, example_inputs=torch.randn(2, 6, 4).double(), compensate=False)
+    twice = fxprune.prune(once, 0.8, example_inputs=torch.randn(2, 5, 4).double(), compensate=False)
+    assert "for steps in" in twice.code
+    assert fxprune.verify(model, twice, torch.randn(3, 9, 4).double()) <= 1e-9
+
+
+def over_a_reshape(self: Any, x: Tensor) -> Tensor:
+    x = self.a(x)
+    made = torch.stack([self.u(x[:, t]).relu() for t in range(x.size(1))], 1)
+    return self.out(made.flatten(1).reshape(x.shape[0], 4, -1).mean(2).repeat(1, 2))  # type: ignore[no-any-return]
+
+
+def test_a_reshape_is_analysed_at_other_numbers_of_steps() -> None:
+    model = model_of(over_a_reshape).double().eval()
+    graph = fxprune.analyze(fxprune.trace(model, torch.randn(2, 4, 4).double()))
+    alive = [group for group in graph.groups if any("u.weight[0]" in str(d) for d in group.dimensions)]
+    assert not alive, "4 steps of 8 channels are 4 groups of 8, and 6 steps are not"
+
+
+# --- what is tied to its size -----------------------------------------------------------------------------------------
+
+
+def step(self: Any, x: Tensor, t: int, h: Tensor) -> Tensor:
+    return torch.tanh(self.u(x[:, t]) + self.w(h))
+
+
+def by_its_number(self: Any, x: Tensor) -> Tensor:
+    x = self.a(x)
+    h = x[:, 0] * 0
+    for t in range(x.size(1)):
+        h = step(self, x, t, h) if t < 100 else h
+    return self.out(h)  # type: ignore[no-any-return]
+
+
+def by_a_counter(self: Any, x: Tensor) -> Tensor:
+    x, count = self.a(x), 0
+    h = x[:, 0] * 0
+    for t in range(x.size(1)):
+        count = count + 2
+        h = step(self, x, t, h) * (2 if count > 100 else 1)
+    return self.out(h)  # type: ignore[no-any-return]
+
+
+def by_a_length(self: Any, x: Tensor) -> Tensor:
+    x, made = self.a(x), []
+    h = x[:, 0] * 0
+    for t in range(x.size(1)):
+        made.append(h := step(self, x, t, h))
+    return self.out(torch.stack(made).sum(0) / len(made))  # type: ignore[no-any-return]
+
+
+def by_a_growing_list(self: Any, x: Tensor) -> Tensor:
+    x, made = self.a(x), []
+    h = x[:, 0] * 0
+    for t in range(x.size(1)):
+        made.append(t)
+        h = step(self, x, t, h) * (2 if made[20:] else 1)
+    return self.out(h)  # type: ignore[no-any-return]
+
+
+def by_a_table(self: Any, x: Tensor) -> Tensor:
+    x, table = self.a(x), [1.0] * 6 + [2.0] * 20
+    h = x[:, 0] * 0
+    for t in range(x.size(1)):
+        h = step(self, x, t, h) * table[t]
+    return self.out(h)  # type: ignore[no-any-return]
+
+
+def with_a_break(self: Any, x: Tensor) -> Tensor:
+    x = self.a(x)
+    h = x[:, 0] * 0
+    for t in range(x.size(1)):
+        h = step(self, x, t, h)
+        if t == 4:
+            break
+    return self.out(h)  # type: ignore[no-any-return]
+
+
+def of_a_generator(self: Any, x: Tensor) -> Tensor:
+    x = self.a(x)
+    steps = (self.u(x[:, t]) for t in range(x.size(1)))
+    return self.out(torch.stack([y for y, _ in zip(steps, "four", strict=False)], 1))  # type: ignore[no-any-return]
+
+
+def one_step_of_them(self: Any, x: Tensor) -> Tensor:
+    x = self.a(x)
+    made = [self.u(x[:, t]).relu() for t in range(x.size(1))]
+    return self.out(made[2])  # type: ignore[no-any-return]
+
+
+def nested(self: Any, x: Tensor) -> Tensor:
+    x = self.a(x)
+    made = [torch.stack([(x[:, i] * x[:, j]) for j in range(x.size(1))], 1).sum(1) for i in range(x.size(1))]
+    return self.out(torch.stack(made, 1))  # type: ignore[no-any-return]
+
+
+TIED = (
+    by_its_number, by_a_counter, by_a_length, by_a_growing_list, by_a_table, with_a_break, of_a_generator,
+    one_step_of_them, nested,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("forward", TIED, ids=lambda forward: forward.__name__)
+def test_steps_that_may_differ_are_tied_to_the_size_of_the_example(forward: Callable[..., Any]) -> None:
+    model = model_of(forward).eval()
+    traced = fxprune.trace(model, torch.randn(2, 6, 4))
+    x = torch.randn(3, 6, 4)
+    torch.testing.assert_close(traced(x), model(x))
+    for length in (5, 9):
+        with pytest.raises(FxpruneError, match=rf"`a.size\(1\)` is {length} here, and was 6"):
+            traced(torch.randn(2, length, 4))
+
+
+# --- graphs -----------------------------------------------------------------------------------------------------------
+
+
+def graph_of(*factors: float) -> fx.Graph:
+    """A loop in which each step multiplies by a factor."""
+    graph = fx.Graph()
+    x = graph.placeholder("x")
+    size = graph.call_method("size", (x, 0))
+    check = graph.call_function(print, (size, len(factors)))
+    check.meta["loops"] = [0]
+    value = x
+    for k, factor in enumerate(factors):
+        index = graph.call_function(loop_index, (0, k))
+        value = graph.call_function(torch.mul, (graph.call_function(torch.add, (value, index)), factor))
+        for node in list(graph.nodes)[-3:]:
+            node.meta.update(loop=(0, k), value=torch.empty(3, device="meta"))
+        index.meta["value"] = k
+    graph.output(value)
+    return graph
+
+
+def test_one_step_stands_for_all_that_are_alike() -> None:
+    graph = graph_of(2.0, 2.0, 2.0, 2.0)
+    names = roll(graph)
+    assert names["mul_3"] == "mul"
+    assert [node.name for node in graph.nodes if node.target in (torch.mul, torch.add)] == ["add", "mul"]
+    assert not any("loops" in node.meta for node in graph.nodes)
+
+
+@pytest.mark.parametrize("factors", [(2.0, 2.0), (2.0, 2.0, 3.0, 2.0), (2.0, 2.0, 2.0, 3.0), (2.0, 2.0, 2.0, 2)])
+def test_few_or_different_steps_stay(factors: tuple[float, ...]) -> None:
+    graph = graph_of(*factors)
+    before = str(copy_graph(graph))
+    assert roll(graph) == {}
+    assert str(graph) == before
+
+
+def test_nodes_at_the_same_place_of_all_steps_belong_together() -> None:
+    alike = alike_in_steps(graph_of(2.0, 2.0, 2.0, 2.0))
+    by_name = {node.name: [each.name for each in group] for node, group in alike.items()}
+    assert by_name["mul_2"] == ["mul_1", "mul_2", "mul_3"]
