@@ -105,12 +105,14 @@ def _remarks(rows: Sequence[Row], listed: int) -> str:
     )
     not_run = sum(_kind(row) == NOT_RUN for row in rows)
     today = dt.date.today().isoformat()
+    sources = len({row["source"] for row in rows})
     return (
         f"Made on {today} by `python tests/benchmarks/libraries.py`, which lists the models. {len(errors)} models were "
-        f"compared with their\nzero-masked originals; the largest error is {max(errors):.1e}. Other results than the original's, without a word: {silent}. Models without finite "
-        f"gradients in eval mode, like their originals: {without}.\nModels that do not run themselves with these "
-        f"versions, or need the network (not counted): {not_run}. Models not tried yet: {listed - len(rows)}. The\n"
-        f"rows come from {len({row['source'] for row in rows})} versions of fxprune's source.\n"
+        f"compared with their\nzero-masked originals; the largest error at the example is {max(errors):.1e}. Other "
+        f"results than the original's at other\ninputs without a word: {silent}. Models without finite gradients in "
+        f"eval mode, like their originals: {without}.\nModels that do not run themselves with these versions, or need "
+        f"the network (not counted): {not_run}. Models on the list\nthat were not tried: {listed - len(rows)}. The "
+        f"rows come from {sources} versions of fxprune's source.\n"
     )
 
 
