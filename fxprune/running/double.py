@@ -6,6 +6,7 @@ import copy
 import functools
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -55,6 +56,24 @@ _WIDE = {
 }
 # Legacy constructors and types that models ask tensors for.
 _NARROW_TYPES = ("FloatTensor", "HalfTensor", "BFloat16Tensor")
+
+
+def _grouped_mm(left: Tensor, right: Tensor, offs: Tensor | None = None, **options: Any) -> Tensor:
+    """`torch.nn.functional.grouped_mm` for any dtype; rows after the last group are 0."""
+    if offs is None:
+        return left @ right
+    ends = [0, *offs.tolist()]
+    parts = list(enumerate(pairwise(ends)))
+    if right.ndim == 2 and left.ndim == 2:
+        return torch.stack([left[:, a:b] @ right[a:b] for _, (a, b) in parts])
+    if right.ndim == 2:
+        return torch.cat([left[k] @ right[:, a:b] for k, (a, b) in parts], 1)
+    products = [left[a:b] @ right[k] for k, (a, b) in parts]
+    return torch.cat([*products, left.new_zeros(len(left) - ends[-1], right.shape[-1])])
+
+
+# Torch has these for narrow types alone.
+_ALSO_WIDE = {F.grouped_mm: _grouped_mm, torch._grouped_mm: _grouped_mm}
 # A constant instead of noise: a pruned model draws fewer numbers than its original.
 _NOISE: dict[Any, Callable[..., Any]] = {
     torch.randn_like: functools.partial(torch.full_like, fill_value=0.5),
@@ -66,7 +85,7 @@ class _WideCasts(TorchFunctionMode):
     """Casts to a narrower float type, and tensors made in one, give float64; noise is a constant."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        func = _NOISE.get(func, func)
+        func = _NOISE.get(func, _ALSO_WIDE.get(func, func))
         if func in (Tensor.float, Tensor.half, Tensor.bfloat16):
             func = Tensor.double
         # What a function writes into has to stay the very same tensor.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from invariant import net, tokens
 from torch import Tensor, nn
@@ -29,3 +30,17 @@ def test_random_numbers_are_the_same_in_each_run_and_the_global_state_is_kept() 
     first, second = (outputs_in_double(copy_module(model), (tokens(),), {})[0] for _ in range(2))
     assert torch.equal(first, second)
     assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize(
+    "shapes", [((8, 16), (3, 16, 8)), ((3, 8, 16), (16, 8)), ((8, 16), (16, 8)), ((3, 8, 16), (3, 16, 8))]
+)
+def test_grouped_products_run_in_double_though_torch_has_them_for_narrow_types_alone(
+    shapes: tuple[tuple[int, ...], tuple[int, ...]],
+) -> None:
+    left, right = (torch.randn(shape) for shape in shapes)
+    offs = None if left.ndim == right.ndim == 3 else torch.tensor([3, 5, 8], dtype=torch.int32)
+    product = net(lambda self, a, b: torch.nn.functional.grouped_mm(a, b, offs=offs))
+    [double] = outputs_in_double(product, (left, right), {})
+    assert double.dtype == torch.float64
+    assert torch.allclose(product(left, right), double.float(), atol=1e-5)
