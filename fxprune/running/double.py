@@ -73,7 +73,7 @@ def _grouped_mm(left: Tensor, right: Tensor, offs: Tensor | None = None, **optio
 
 
 # Torch has these for narrow types alone.
-_ALSO_WIDE = {F.grouped_mm: _grouped_mm, torch._grouped_mm: _grouped_mm}
+_ALSO_WIDE: dict[Any, Callable[..., Any]] = dict.fromkeys((F.grouped_mm, torch._grouped_mm), _grouped_mm)
 # A constant instead of noise: a pruned model draws fewer numbers than its original.
 _NOISE: dict[Any, Callable[..., Any]] = {
     torch.randn_like: functools.partial(torch.full_like, fill_value=0.5),

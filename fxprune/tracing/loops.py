@@ -12,13 +12,12 @@ import warnings
 from typing import Any
 
 import torch
-from torch import fx
 
 from fxprune.errors import FxpruneError
 from fxprune.tracing.sizes import TracedInt
 
 __all__ = [
-    "append", "end_steps", "joined", "keep", "loop_index", "new_list", "next_value", "steps", "write_loops_as_blocks",
+    "append", "end_steps", "joined", "keep", "loop_index", "new_list", "next_value", "steps", "with_loop_blocks",
 ]  # fmt: skip
 
 
@@ -83,12 +82,8 @@ _NEXT = re.compile(rf"\w+ = {_NAME}_next_value\((\w+), (\w+)\)")
 _END = re.compile(rf"\w+ = {_NAME}_end_steps\([^;\n]*\)(?:;\s*)?")
 
 
-def write_loops_as_blocks(graph: fx.Graph) -> None:
-    """Make the code of a graph have its loops as `for` blocks."""
-    graph.on_generate_code(lambda before: lambda body: _for_blocks(before(body) if before else body))
-
-
-def _for_blocks(body: list[str]) -> list[str]:
+def with_loop_blocks(body: list[str]) -> list[str]:
+    """The lines of the code of a graph with its loops as `for` blocks."""
     lines, depth = [], 0
     for line in "".join(body).splitlines(keepends=True):
         started, ended = _STEPS.search(line), _END.search(line)

@@ -7,7 +7,7 @@ import torch
 from torch import fx, nn
 
 from fxprune.errors import FxpruneError
-from fxprune.tracing.loops import append, end_steps, joined, keep, new_list, next_value, steps, write_loops_as_blocks
+from fxprune.tracing.loops import append, end_steps, joined, keep, new_list, next_value, steps, with_loop_blocks
 
 
 def test_steps_start_and_end_where_they_should() -> None:
@@ -33,7 +33,7 @@ def test_the_code_of_a_graph_has_a_loop_as_a_block() -> None:
     graph.call_function(next_value, (variable, value))
     graph.call_function(end_steps, (x, variable))
     graph.output((variable, graph.call_function(torch.neg, (x,))))
-    write_loops_as_blocks(graph)
+    graph.on_generate_code(lambda before: with_loop_blocks)
     module = fx.GraphModule(nn.Module(), graph)
     zeros = torch.zeros(4)
     assert torch.equal(module(zeros)[0], zeros + 6)
