@@ -20,6 +20,7 @@ from fxprune.channels import IdTable, Labels, size_of
 from fxprune.rules import (
     attention,
     batch_norm,
+    by_mode,
     conv,
     cut,
     elementwise,
@@ -77,6 +78,17 @@ def padded() -> nn.Module:
 _cat = join.cat.propagate
 
 MUTATIONS: dict[str, tuple[Patch, nn.Module, Any]] = {
+    # modes
+    "a value that differs in training carries what it does there": (
+        attribute(by_mode.choose, "propagate", lambda op, train_value, eval_value: train_value),
+        net(
+            lambda self, x: self.b(self.c(self.a(x)) if self.training else self.a(x)),
+            a=nn.Linear(4, 8),
+            c=nn.Linear(8, 8),
+            b=nn.Linear(8, 2),
+        ),
+        tokens(),
+    ),
     # channels
     "nothing is united": (attribute(IdTable, "unite", lambda self, left, right: None), residual(), image()),
     "nothing is frozen": (attribute(IdTable, "freeze", lambda self, ids, reason: None), residual(), image()),
