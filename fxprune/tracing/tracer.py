@@ -69,8 +69,9 @@ def trace(
         FxpruneError: the model's code depends on the values of the input, or fails.
 
     Warns:
-        FxpruneWarning: a module with layers to prune runs other code in training, which the graph does not have. A
-            module without such layers is kept as it is.
+        FxpruneWarning: something that the model does in training is not in the graph: training cannot be traced, it
+            draws random numbers from NumPy or Python, or layers are skipped at random. The graph warns of it too, when
+            it runs in training.
     """
     traced = trace_knowing(model, example_inputs, {}, copy=copy, leaves=leaves)
     for note in trace_notes(traced).remarks:
