@@ -34,6 +34,7 @@ from fxprune.rules import (
     reduce,
     repeat,
     reshape,
+    response_norm,
     spatial,
     stand_in,
     weight_norm,
@@ -88,6 +89,15 @@ MUTATIONS: dict[str, tuple[Patch, nn.Module, Any]] = {
             b=nn.Linear(8, 2),
         ),
         tokens(),
+    ),
+    "a local response norm of the channels that stay alone": (
+        no_rewrite(response_norm.response_norm),
+        net(
+            lambda self, x: self.b(F.local_response_norm(self.a(x), 3, 0.5)),
+            a=nn.Conv2d(3, 8, 1),
+            b=nn.Conv2d(8, 2, 1),
+        ),
+        image(),
     ),
     # channels
     "nothing is united": (attribute(IdTable, "unite", lambda self, left, right: None), residual(), image()),
