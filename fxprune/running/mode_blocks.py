@@ -2,7 +2,8 @@
 
 Such a node has `meta["mode"]`: the path of a module, and whether that is in training when the node runs. What is
 computed from the node runs with it. A node that calls a `ChooseByMode`, whose `meta["mode"]` is empty, always runs. In
-the code of the graph the others are in `if` blocks; what runs a graph node by node may run them in both modes.
+the code of the graph the others are in `if` blocks. What runs a graph node by node, as `torch.export` does, runs them
+in both modes: those of training change nothing but their own values.
 """
 
 from __future__ import annotations

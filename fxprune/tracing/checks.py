@@ -34,7 +34,7 @@ Expected: TypeAlias = tuple[Any, ...]
 
 
 @fx.node.has_side_effect
-def check_as_traced(value: Any, traced: Any, what: str, where: str) -> None:
+def check_as_traced(value: Any, traced: Any, what: str, where: str, applies: bool = True) -> None:
     """Check that a number computed from sizes, or the outcome of a comparison, is the one of the trace.
 
     Args:
@@ -42,10 +42,13 @@ def check_as_traced(value: Any, traced: Any, what: str, where: str) -> None:
         traced: what it was in the trace.
         what: how it is computed, for the message.
         where: the module whose code follows it, for the message.
+        applies: whether the model is in the mode in which the code follows it.
 
     Raises:
         FxpruneError: it has changed.
     """
+    if not applies:
+        return
     if isinstance(value, TracedNumber):
         # A traced graph that is traced again.
         value.nodes.guard(operator.pos, (value,), traced)
@@ -67,7 +70,7 @@ def check_as_traced(value: Any, traced: Any, what: str, where: str) -> None:
 
 
 @fx.node.has_side_effect
-def check_setting(value: Any, traced: Any, what: str, where: str) -> None:
+def check_setting(value: Any, traced: Any, what: str, where: str, applies: bool = True) -> None:
     """Check that a setting of torch, such as autocast, is the one of the trace.
 
     Args:
@@ -75,11 +78,12 @@ def check_setting(value: Any, traced: Any, what: str, where: str) -> None:
         traced: what it was in the trace.
         what: how it is read, for the message.
         where: the module whose code follows it, for the message.
+        applies: whether the model is in the mode in which the code follows it.
 
     Raises:
         FxpruneError: it has changed.
     """
-    if value != traced:
+    if applies and value != traced:
         raise FxpruneError(
             f"`{what}` is {value} here, and was {traced} when the model was traced. The code of {where} follows it, "
             "and the graph has what the code did then. Trace or prune the model in the context that it runs in"
@@ -87,7 +91,7 @@ def check_setting(value: Any, traced: Any, what: str, where: str) -> None:
 
 
 @fx.node.has_side_effect
-def check_outcome(value: Tensor, traced: bool, what: str, where: str) -> None:
+def check_outcome(value: Tensor, traced: bool, what: str, where: str, applies: bool = True) -> None:
     """Check that a condition on the values of a tensor holds, or not, as in the trace.
 
     Args:
@@ -95,11 +99,12 @@ def check_outcome(value: Tensor, traced: bool, what: str, where: str) -> None:
         traced: whether it held in the trace.
         what: the name of the condition, for the message.
         where: the module whose code follows it, for the message.
+        applies: whether the model is in the mode in which the code follows it.
 
     Raises:
         FxpruneError: it is otherwise.
     """
-    if bool(value) != traced:
+    if applies and bool(value) != traced:
         raise FxpruneError(
             f"the condition `{what}` on values is {not traced} here, and was {traced} when the model was traced. The "
             f"code of {where} follows it in training, and the graph has what the code did then. Look for NaN and "

@@ -20,6 +20,7 @@ from fxprune.running.copies import META
 from fxprune.running.mode_blocks import ChooseByMode, Mode
 from fxprune.running.one_node import run_node, with_values
 from fxprune.running.regions import enter_region, exit_region, is_boundary
+from fxprune.tracing.aliasing import alias_roots
 from fxprune.tracing.checks import check_as_traced, check_modes, check_outcome, check_setting
 from fxprune.tracing.constants import constant_name
 from fxprune.tracing.graph_builder import GraphBuilder, Origin
@@ -46,8 +47,9 @@ def merge(in_eval: GraphBuilder, in_training: GraphBuilder, readers: AbstractSet
         The literals that differ where the calls are the same.
 
     Raises:
-        CannotMergeError: a context of torch is around calls of both modes, and is there in one of them only; or calls
-            of training do not run on the example. The graph may have been changed.
+        CannotMergeError: a context of torch is around calls of both modes, and is there in one of them only; calls of
+            training do not run on the example; or they write into what eval reads, which must not happen where the
+            graph is run node by node. The graph may have been changed.
     """
     return _Merge(in_eval, in_training, readers).run()
 
@@ -120,10 +122,12 @@ class _Merge:
         for node in self._ours.graph.nodes:
             if node.target in _CHECKS and "mode" not in node.meta and _check_key(node, node.args) not in self._checks:
                 node.meta["mode"] = self._mode_of_call(node, self._ours, self._theirs, training=False)
+                self._let_apply(node)
         # A graph that is traced again does not say which parts these decide for.
         deciders = {path for path in self._readers if isinstance(self._ours.root.get_submodule(path), ChooseByMode)}
         self._same_modes.update((self._chooser(""), path) for path in deciders if "." in path)
         self._insert_mode_checks()
+        self._check_writes()
         return self._literals
 
     # -- places --
@@ -248,7 +252,32 @@ class _Merge:
         key = _check_key(node, args)
         self._checks.add(key)
         if not any(_check_key(n, n.args) == key for n in self._ours.graph.nodes if n.target is node.target):
-            self._copy(node)
+            self._let_apply(self._copy(node))
+
+    def _let_apply(self, check: fx.Node) -> None:
+        """Let a check know its mode: what runs the graph node by node, as `torch.export` does, runs it in both."""
+        path, training = check.meta["mode"]
+        with self._ours.graph.inserting_before(check):
+            applies = self._ours.graph.create_node("call_module", path, (training, not training))
+        applies.meta.update(value=not training, module=path.rpartition(".")[0], mode=())
+        self._ours.calls[applies], self._ours.origin[applies] = self._ours.calls[check], Origin.CONSTANTS
+        check.kwargs = {**check.kwargs, "applies": applies}
+
+    def _check_writes(self) -> None:
+        """Check that training alone writes only into what it has computed itself."""
+        modules = {
+            str(n.target): self._ours.module(str(n.target)) for n in self._ours.graph.nodes if n.op == "call_module"
+        }
+        root = alias_roots(self._ours.graph, modules)
+        by_name = {node.name: node for node in self._ours.graph.nodes}
+        for node in self._ours.graph.nodes:
+            mode = self._mode_of(node)
+            if (
+                mode
+                and mode[1]
+                and any(not self._mode_of(root[by_name[name]]) for name in node.meta.get("mutates", ()))
+            ):
+                raise CannotMergeError(f"`{node.name}` writes in training into what eval reads")
 
     # -- modes --
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from invariant import check_training, image, net, tokens
 from same_model import assert_same
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 import fxprune
@@ -88,13 +88,46 @@ def averaging(self: Any, x: Tensor) -> Tensor:
     if self.training:
         with torch.no_grad():
             self.average.mul_(0.9).add_(y.mean((0, 1)), alpha=0.1)
-        y = F.dropout(y, 0.5)
-    return self.b(y - self.average)  # type: ignore[no-any-return]
+    return self.b(F.dropout(y - self.average, 0.5, self.training))  # type: ignore[no-any-return]
 
 
-def test_buffers_that_training_writes_and_draws_are_those_of_the_original() -> None:
+def test_what_writes_into_buffers_in_training_is_left_out_with_a_warning_and_dropout_is_kept() -> None:
+    """`torch.export` and scores run a graph node by node, and would write in eval."""
     model = net(averaging, a=nn.Linear(4, 8), b=nn.Linear(8, 2), average=torch.ones(8))
+    with pytest.warns(FxpruneWarning, match="Only the code of eval is in the graph for `Net`"):
+        traced = trace(model, tokens())
+    assert isinstance(traced.functional_dropout, nn.Dropout)
+
+
+def drawing(self: Any, x: Tensor) -> Tensor:
+    y = self.a(x)
+    if self.training:
+        with torch.no_grad():
+            noise = torch.randn_like(y).mul_(0.1)
+        y = F.dropout(y + noise, 0.5)
+    return self.b(y)  # type: ignore[no-any-return]
+
+
+def test_draws_and_contexts_of_training_are_those_of_the_original() -> None:
+    model = net(drawing, a=nn.Linear(4, 8), b=nn.Linear(8, 2))
     assert_same(model, trace(model, tokens()), tokens(batch=3))
+
+
+def checked(self: Any, x: Tensor) -> Tensor:
+    x = self.a(x)
+    if self.training and (x.shape[1] > 6 or not x.isfinite().all()):
+        x = x.relu()
+    return self.b(x)  # type: ignore[no-any-return]
+
+
+def test_checks_of_training_do_not_apply_where_eval_is_exported_or_run_node_by_node() -> None:
+    traced = trace(net(checked, a=nn.Linear(4, 4), b=nn.Linear(4, 2)).eval(), tokens()).eval()
+    for x in (tokens(7), tokens(7) / 0):
+        torch.testing.assert_close(fx.Interpreter(traced).run(x), traced(x), equal_nan=True)
+    program = torch.export.export(traced, (tokens(7),)).module()
+    torch.testing.assert_close(program(tokens(7)), traced(tokens(7)))
+    with pytest.raises(FxpruneError, match=r"`a\.size"):
+        traced.train()(tokens(7))
 
 
 def by_size(self: Any, x: Tensor) -> Tensor:
