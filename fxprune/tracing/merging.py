@@ -47,10 +47,12 @@ def merge(in_eval: GraphBuilder, in_training: GraphBuilder, readers: AbstractSet
         The literals that differ where the calls are the same.
 
     Raises:
-        CannotMergeError: a context of torch is around calls of both modes, and is there in one of them only; calls of
-            training do not run on the example; or they write into what eval reads, which must not happen where the
-            graph is run node by node. The graph may have been changed.
+        CannotMergeError: the code loops over a size; a context of torch is around calls of both modes, and is there in
+            one of them only; calls of training do not run on the example; or they write into what eval reads, which
+            must not happen where the graph is run node by node. The graph may have been changed.
     """
+    if in_eval.loops or in_training.loops:
+        raise CannotMergeError("the code loops over a size, and the code of the graph has one step of such a loop")
     return _Merge(in_eval, in_training, readers).run()
 
 

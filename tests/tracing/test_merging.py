@@ -99,6 +99,20 @@ def test_what_writes_into_buffers_in_training_is_left_out_with_a_warning_and_dro
     assert isinstance(traced.functional_dropout, nn.Dropout)
 
 
+def looping(self: Any, x: Tensor) -> Tensor:
+    state = x[:, 0]
+    for i in range(1, x.shape[1]):
+        state = self.a(state + x[:, i]).tanh()
+    return self.b(state.relu() if self.training else state)  # type: ignore[no-any-return]
+
+
+def test_other_code_in_training_beside_a_loop_over_a_size_is_left_out_with_a_warning() -> None:
+    model = net(looping, a=nn.Linear(4, 4), b=nn.Linear(4, 2)).eval()
+    with pytest.warns(FxpruneWarning, match="Only the code of eval is in the graph for `Net`"):
+        traced = trace(model, tokens(6)).eval()
+    torch.testing.assert_close(traced(tokens(8)), model(tokens(8)))
+
+
 def drawing(self: Any, x: Tensor) -> Tensor:
     y = self.a(x)
     if self.training:
