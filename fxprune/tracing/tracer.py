@@ -119,14 +119,14 @@ def trace_knowing(
 
 
 def _record_in_both_modes(
-    runner: Runner, leaves: Leaves, *, merging: bool = True
+    runner: Runner, leaves: Leaves, *, not_merged: str = ""
 ) -> tuple[Recording, dict[str, Any], set[str], list[str]]:  # fmt: skip
     """Record the model in eval, and make its graph follow the mode where training differs.
 
     Args:
         runner: of the model.
         leaves: modules that the user wants whole.
-        merging: whether the graph gets the calls that training alone makes.
+        not_merged: why the graph cannot get the calls that training alone makes, a sentence; empty if it can.
 
     Returns:
         The recording, the values of the model that were read, the paths of the modules that stay whole, and remarks.
@@ -158,10 +158,10 @@ def _record_in_both_modes(
             if in_training.draws_elsewhere:
                 literals = _always(runner, leaves, kept, builder, literals)
                 remarks.append(_only_eval(runner.model, differences.scopes & readers, _DRAWS_ELSEWHERE))
-            elif differences.scopes and merging:
+            elif differences.scopes and not not_merged:
                 calls_of_training = in_training.builder
             elif differences.scopes:
-                remarks.append(_only_eval(runner.model, differences.scopes & readers))
+                remarks.append(_only_eval(runner.model, differences.scopes & readers, not_merged))
             break
         kept |= small
     if builder.loops:
@@ -172,8 +172,8 @@ def _record_in_both_modes(
         insert_guards(calls_of_training, in_training.sizes)
         try:
             literals = merge(builder, calls_of_training, readers)
-        except CannotMergeError:
-            return _record_in_both_modes(runner, leaves, merging=False)
+        except CannotMergeError as error:
+            return _record_in_both_modes(runner, leaves, not_merged=f"Both ways cannot be in one graph: {error}. ")
     insert_modes(builder, literals)
     insert_fact_checks(builder, facts)
     _insert_warning(builder, [remark for remark in remarks if remark.startswith(_LOST_IN_TRAINING)])
