@@ -95,7 +95,7 @@ def prune(
 
     Warns:
         FxpruneWarning: no method was given and the model cannot be scored on samples, so that it is pruned by
-            "relevance"; or the model runs code in training that the result does not have.
+            "relevance"; or the model does something in training that the result does not do.
 
     Examples:
         >>> model = nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Conv2d(16, 2, 1))

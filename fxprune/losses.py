@@ -75,8 +75,9 @@ def distillation_loss(student: Any, teacher: Any, temperature: float = 2.0) -> T
 
     For a single output (N, C), taken as class scores, it is the KL divergence of the softened probabilities times the
     square of the temperature. For anything else (several outputs, dense maps) it is the mean squared error divided by
-    the teacher's mean square, averaged over the outputs. If one side has auxiliary outputs that the other lacks, only
-    the main outputs are compared.
+    the teacher's mean square, averaged over the outputs. If one side has outputs that the other lacks, as models in
+    training have auxiliary ones, only the main outputs are compared; or, where these are of other shapes, as those of
+    detectors in training are, all outputs of the side with fewer, with those of the same shapes in the same order.
 
     Args:
         student: the outputs that are trained.
@@ -92,7 +93,9 @@ def distillation_loss(student: Any, teacher: Any, temperature: float = 2.0) -> T
     """
     students, teachers = float_outputs(student), float_outputs(teacher)
     if len(students) != len(teachers) or not students:
-        students, teachers = [main_output(student)], [main_output(teacher)]
+        mains = [main_output(student)], [main_output(teacher)]
+        same = mains[0][0].shape == mains[1][0].shape
+        students, teachers = mains if same else _of_same_shapes(students, teachers) or mains
     pairs = list(zip(students, teachers, strict=True))
     for mine, theirs in pairs:
         if mine.shape != theirs.shape:
@@ -104,6 +107,17 @@ def distillation_loss(student: Any, teacher: Any, temperature: float = 2.0) -> T
         mine, theirs = (F.log_softmax(side.float() / temperature, dim=1) for side in pairs[0])
         return F.kl_div(mine, theirs.detach(), reduction="batchmean", log_target=True) * temperature**2
     return torch.stack([_relative_error(mine.float(), theirs.detach().float()) for mine, theirs in pairs]).mean()
+
+
+def _of_same_shapes(students: list[Tensor], teachers: list[Tensor]) -> tuple[list[Tensor], list[Tensor]] | None:
+    """All tensors of the shorter list and those of the longer one with their shapes, in order; None without these."""
+    shorter, longer = sorted((students, teachers), key=len)
+    left = iter(longer)
+    found = [next((x for x in left if x.shape == tensor.shape), None) for tensor in shorter]
+    matching = [x for x in found if x is not None]
+    if not shorter or len(matching) < len(shorter):
+        return None
+    return (shorter, matching) if shorter is students else (matching, shorter)
 
 
 def _relative_error(mine: Tensor, theirs: Tensor) -> Tensor:

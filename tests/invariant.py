@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -14,11 +15,12 @@ from torch import Tensor, fx, nn
 import fxprune
 from fxprune.planning.plan import kept_indices
 from fxprune.running import trees
-from fxprune.verification import TOLERANCE
+from fxprune.verification import TOLERANCE, largest_error, mask
 
 __all__ = [
     "NotSaved",
     "check_invariant",
+    "check_training",
     "image",
     "masks",
     "net",
@@ -133,6 +135,36 @@ def _check_plan(
     if other_batch:
         error = fxprune.verify(model, pruned, doubled(inputs))
         assert error <= TOLERANCE, f"at twice the batch the pruned model is off by {error:.1e}\n{pruned.code}"
+    return pruned
+
+
+def check_training(model: nn.Module, inputs: Any, flops: float = 0.5) -> fx.GraphModule:
+    """Prune a model without dropout and check that a step of training is that of the zero-masked original.
+
+    Its outputs and its buffers afterwards are compared, at the batch of the inputs and at twice that.
+
+    Returns:
+        The pruned model.
+    """
+    randomise(model)
+    inputs = to_double(inputs)
+    pruned = fxprune.prune(model, flops, example_inputs=inputs, method="random", compensate=False)
+    assert fxprune.verify(model, pruned, inputs) <= TOLERANCE
+    plan = fxprune.plan_of(pruned)
+    for given in (inputs, doubled(inputs)):
+        results = []
+        for made in (mask(model, plan), copy.deepcopy(pruned)):
+            torch.manual_seed(0)
+            with torch.enable_grad():
+                outputs = made.train()(*given) if isinstance(given, tuple) else made.train()(given)
+            results.append(([x.detach() for x in trees.tensors(outputs)], dict(made.named_buffers())))
+        (expected, before), (got, after) = results
+        assert largest_error(expected, got) <= TOLERANCE
+        for name, tensor in after.items():
+            wanted = before.get(name, tensor)
+            for d, kept in plan.kept.get(name, {}).items():
+                wanted = wanted.index_select(d, torch.as_tensor(kept))
+            torch.testing.assert_close(tensor, wanted, rtol=1e-9, atol=1e-9)
     return pruned
 
 

@@ -65,6 +65,14 @@ def test_distillation_compares_main_outputs_where_one_side_has_auxiliary_ones() 
         distillation_loss(X, X[:, :2])
 
 
+def test_distillation_compares_outputs_of_the_same_shapes_where_the_main_ones_are_of_other_shapes() -> None:
+    """As the maps of a detector, which gives boxes too in eval."""
+    maps, boxes = [torch.randn(2, 5, size, size) for size in (4, 2)], torch.randn(2, 5, 20)
+    assert distillation_loss(maps, (boxes, maps)) == distillation_loss((boxes, maps), maps) == 0
+    with pytest.raises(FxpruneError, match=r"shapes \(2, 5, 4, 4\) and \(2, 5, 20\)"):
+        distillation_loss([*maps, X], (boxes, maps, boxes, boxes))
+
+
 def test_labels_of_classes_are_known_by_their_shape() -> None:
     assert are_class_labels(X, Y)
     assert are_class_labels(X, X.softmax(1))

@@ -20,6 +20,7 @@ from fxprune.progress import Progress, shown
 from fxprune.running import trees
 from fxprune.running.batch import Inputs
 from fxprune.running.calls import Call
+from fxprune.running.mode_blocks import modes_of
 
 __all__ = ["time_channels"]
 
@@ -114,8 +115,10 @@ def _polynomial(graph: ChannelGraph, seconds: Mapping[str, float], whole: float)
     terms: list[Term] = []
     left = round(whole * _FEMTOSECONDS)
     every = np.ones(graph.num_channels, dtype=bool)
+    modes = modes_of(graph.module.graph)
     for node in graph.module.graph.nodes:
-        if node.op not in ("call_module", "call_function", "call_method"):
+        _, of_training = modes.get(node, ("", False))
+        if of_training or node.op not in ("call_module", "call_function", "call_method"):
             continue
         took = round(seconds[node.name] * _FEMTOSECONDS)
         left -= took

@@ -6,8 +6,8 @@ without a rule is tried on small tensors (`probe`).
 
 # fmt: off
 from fxprune.rules import (  # noqa: F401, I001
-    attention, batch_norm, conv, cut, elementwise, fill, fourier, gather, indexing, join, layer_norm, linear, memory,
-    order, recurrent, reduce, repeat, reshape, size, spatial, weight_norm,
+    attention, batch_norm, by_mode, conv, cut, elementwise, fill, fourier, gather, indexing, join, layer_norm, linear,
+    memory, order, recurrent, reduce, repeat, reshape, response_norm, size, spatial, weight_norm,
 )
 # fmt: on
 from fxprune.rules.op import UnsupportedCall

@@ -17,7 +17,10 @@ from fxprune.tracing.checks import (
     check_dtype,
     check_fact,
     check_grad_mode,
+    check_modes,
+    check_outcome,
     check_setting,
+    warn_in_training,
 )
 
 __all__ = ["attribute", "size"]
@@ -70,9 +73,10 @@ def factory(op: Op, *arguments: object, **options: object) -> LabelTree:
 
 
 @rule(
-    check_argument, check_as_traced, check_dtype, check_fact, check_grad_mode, check_setting, region, enter_region,
-    exit_region, torch._C._set_grad_enabled, torch.manual_seed, torch.set_default_dtype, torch.is_autocast_enabled,
-    torch.is_autocast_cpu_enabled, torch.get_autocast_dtype, torch.get_autocast_gpu_dtype, torch.get_autocast_cpu_dtype,
+    check_argument, check_as_traced, check_dtype, check_fact, check_grad_mode, check_modes, check_outcome,
+    check_setting, warn_in_training, region, enter_region, exit_region, torch._C._set_grad_enabled, torch.manual_seed,
+    torch.set_default_dtype, torch.is_autocast_enabled, torch.is_autocast_cpu_enabled, torch.get_autocast_dtype,
+    torch.get_autocast_gpu_dtype, torch.get_autocast_cpu_dtype,
 )  # fmt: skip
 def setting(op: Op, *arguments: object, **options: object) -> None:
     """A guard reads a size, a setting or what is not a tensor, and returns nothing; a region changes a setting."""

@@ -19,8 +19,8 @@ from torch.backends import cudnn, mkldnn, opt_einsum
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 __all__ = [
-    "GENERATORS", "enter_region", "exit_region", "is_boundary", "leaving_regions", "region", "regions_around",
-    "write_regions_as_blocks",
+    "GENERATORS", "enter_region", "exit_region", "has_region_blocks", "is_boundary", "leaving_regions", "region",
+    "regions_around", "with_region_blocks",
 ]  # fmt: skip
 
 
@@ -118,10 +118,9 @@ _ENTER = re.compile(rf"= {__name__.replace('.', '_')}_enter_region\((\w+)\)")
 _EXIT = re.compile(rf"= {__name__.replace('.', '_')}_exit_region\((\w+)\)")
 
 
-def write_regions_as_blocks(graph: fx.Graph) -> None:
-    """Make the code of a graph have its regions as `with` blocks."""
-    if any(node.target is enter_region for node in graph.nodes) and _nested(graph):
-        graph.on_generate_code(lambda before: before or _with_blocks)
+def has_region_blocks(graph: fx.Graph) -> bool:
+    """Whether a graph has regions that can be `with` blocks of its code."""
+    return any(node.target is enter_region for node in graph.nodes) and _nested(graph)
 
 
 def _nested(graph: fx.Graph) -> bool:
@@ -135,7 +134,8 @@ def _nested(graph: fx.Graph) -> bool:
     return not started
 
 
-def _with_blocks(body: list[str]) -> list[str]:
+def with_region_blocks(body: list[str]) -> list[str]:
+    """The lines of the code of a graph with its regions as `with` blocks."""
     lines, depth = [], 0
     for line in "".join(body).splitlines(keepends=True):
         entered, left = _ENTER.search(line), _EXIT.search(line)

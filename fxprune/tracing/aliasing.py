@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import fx, nn
 
 from fxprune.ops import Trait, traits
+from fxprune.running.mode_blocks import chooses, modes_of
 
 __all__ = ["alias_roots", "used_nodes", "written_attributes"]
 
@@ -41,12 +42,13 @@ def _written_by(graph: fx.Graph, root: dict[fx.Node, fx.Node]) -> dict[fx.Node, 
 
 
 def used_nodes(graph: fx.Graph, modules: dict[str, nn.Module]) -> set[fx.Node]:
-    """The nodes that the output depends on, or that write into tensors of the model or its caller.
+    """The nodes that the output in eval depends on, or that write into tensors of the model or its caller.
 
     fvcore counts no others. It does not see what is written into `x.data`.
     """
     root = alias_roots(graph, modules, follow_data=False)
-    written = _written_by(graph, root)
+    training = {node for node, (_, in_training) in modes_of(graph).items() if in_training}
+    written = {node: into for node, into in _written_by(graph, root).items() if node not in training}
     used: set[fx.Node] = set()
     seen = {node for node in graph.nodes if node.op in ("placeholder", "get_attr")}
     stack = [graph.output_node()]
@@ -66,6 +68,10 @@ def _counted_with(node: fx.Node) -> list[fx.Node]:
     """The inputs that a node depends on for fvcore, to which types and devices are constants, and sizes are tensors."""
     if node.target is getattr and node.args[1] in ("dtype", "device"):
         return []
+    if chooses(node):
+        in_eval: list[fx.Node] = []
+        fx.node.map_arg(node.args[1], in_eval.append)
+        return in_eval
     if node.target in _NUMBERS_OF_SIZES or (callable(node.target) and getattr(node.target, "__module__", "") == "math"):
         return []
     if node.target in (min, max):

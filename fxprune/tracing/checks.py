@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, fx
 from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 
-from fxprune.errors import FxpruneError
+from fxprune.errors import FxpruneError, FxpruneWarning
 from fxprune.running import trees
 from fxprune.running.double import is_in_double
 from fxprune.tracing.sizes import TracedNumber, plain
@@ -22,8 +22,11 @@ __all__ = [
     "check_dtype",
     "check_fact",
     "check_grad_mode",
+    "check_modes",
+    "check_outcome",
     "check_setting",
     "expected_of",
+    "warn_in_training",
 ]
 
 # What is expected of an argument, as a graph can hold it: a kind, and the value or the parts.
@@ -31,7 +34,7 @@ Expected: TypeAlias = tuple[Any, ...]
 
 
 @fx.node.has_side_effect
-def check_as_traced(value: Any, traced: Any, what: str, where: str) -> None:
+def check_as_traced(value: Any, traced: Any, what: str, where: str, applies: bool = True) -> None:
     """Check that a number computed from sizes, or the outcome of a comparison, is the one of the trace.
 
     Args:
@@ -39,10 +42,13 @@ def check_as_traced(value: Any, traced: Any, what: str, where: str) -> None:
         traced: what it was in the trace.
         what: how it is computed, for the message.
         where: the module whose code follows it, for the message.
+        applies: whether the model is in the mode in which the code follows it.
 
     Raises:
         FxpruneError: it has changed.
     """
+    if not applies:
+        return
     if isinstance(value, TracedNumber):
         # A traced graph that is traced again.
         value.nodes.guard(operator.pos, (value,), traced)
@@ -64,7 +70,7 @@ def check_as_traced(value: Any, traced: Any, what: str, where: str) -> None:
 
 
 @fx.node.has_side_effect
-def check_setting(value: Any, traced: Any, what: str, where: str) -> None:
+def check_setting(value: Any, traced: Any, what: str, where: str, applies: bool = True) -> None:
     """Check that a setting of torch, such as autocast, is the one of the trace.
 
     Args:
@@ -72,15 +78,69 @@ def check_setting(value: Any, traced: Any, what: str, where: str) -> None:
         traced: what it was in the trace.
         what: how it is read, for the message.
         where: the module whose code follows it, for the message.
+        applies: whether the model is in the mode in which the code follows it.
 
     Raises:
         FxpruneError: it has changed.
     """
-    if value != traced:
+    if applies and value != traced:
         raise FxpruneError(
             f"`{what}` is {value} here, and was {traced} when the model was traced. The code of {where} follows it, "
             "and the graph has what the code did then. Trace or prune the model in the context that it runs in"
         )
+
+
+@fx.node.has_side_effect
+def check_outcome(value: Tensor, traced: bool, what: str, where: str, applies: bool = True) -> None:
+    """Check that a condition on the values of a tensor holds, or not, as in the trace.
+
+    Args:
+        value: the condition.
+        traced: whether it held in the trace.
+        what: the name of the condition, for the message.
+        where: the module whose code follows it, for the message.
+        applies: whether the model is in the mode in which the code follows it.
+
+    Raises:
+        FxpruneError: it is otherwise.
+    """
+    if applies and bool(value) != traced:
+        raise FxpruneError(
+            f"the condition `{what}` on values is {not traced} here, and was {traced} when the model was traced. The "
+            f"code of {where} follows it in training, and the graph has what the code did then. Look for NaN and "
+            "infinite values in the inputs and the weights; or train the result of `fxprune.restore_class`"
+        )
+
+
+@fx.node.has_side_effect
+def check_modes(training: bool, inner: bool, where: str, where_inner: str) -> None:
+    """Check that two parts of the model are in the same mode.
+
+    Args:
+        training: whether the one is in training.
+        inner: whether the other is.
+        where: the name of the one, for the message.
+        where_inner: the name of the other.
+
+    Raises:
+        FxpruneError: they are not.
+    """
+    if training != inner:
+        raise FxpruneError(
+            f"{where} is in {_MODES[training]}, and {where_inner} in {_MODES[inner]}; the graph has what the model "
+            "does where both are in the same mode. Call train() or eval() of the whole model, and after that of single "
+            "layers such as BatchNorm"
+        )
+
+
+_MODES = {True: "training", False: "eval"}
+
+
+@fx.node.has_side_effect
+def warn_in_training(message: str | None) -> None:
+    """Warn of what training lacks; there is no message in eval."""
+    if message is not None:
+        warnings.warn(message, FxpruneWarning, stacklevel=2)
 
 
 # --- facts ------------------------------------------------------------------------------------------------------------
@@ -131,20 +191,20 @@ def check_dtype(tensor: Tensor, refused: list[torch.dtype], what: str, where: st
 
 
 @fx.node.has_side_effect
-def check_grad_mode(traced: bool | None, where: str) -> None:
+def check_grad_mode(traced: bool, where: str) -> None:
     """Check that gradients are computed, or not, as the model was told in the trace.
 
     Args:
-        traced: as it was; None for either.
+        traced: as it was.
         where: the module whose code follows it, for the message.
 
     Raises:
         FxpruneError: it is otherwise.
     """
-    if traced is not None and torch.is_grad_enabled() != traced:
+    if torch.is_grad_enabled() != traced:
         raise FxpruneError(
             f"`torch.is_grad_enabled()` is {not traced} here, and was {traced} when the model was traced. The code of "
-            f"{where} follows it in a branch. In eval, call the model under `torch.no_grad()`"
+            f"{where} follows it in a branch. Train with gradients, and in eval call the model under `torch.no_grad()`"
         )
 
 

@@ -7,6 +7,7 @@ from torch.nn.utils.prune import BasePruningMethod
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
+from fxprune.running.mode_blocks import ChooseByMode
 from fxprune.tracing.traced_module import ApplyFunction, ByMode
 
 __all__ = ["has_forward_hooks", "is_library_module"]
@@ -27,7 +28,7 @@ def has_forward_hooks(module: nn.Module) -> bool:
 
 def is_library_module(module: nn.Module) -> bool:
     """Whether a module is recorded as one call."""
-    if isinstance(module, (ByMode, ApplyFunction)):
+    if isinstance(module, (ByMode, ChooseByMode, ApplyFunction)):
         return True
     # A bare nn.Module is a container of modules that its owner calls; a layer may have been given another `forward`.
     if isinstance(module, (*_COMPOSED, *_CONTAINERS)) or type(module) is nn.Module or "forward" in vars(module):

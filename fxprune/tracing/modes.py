@@ -16,7 +16,7 @@ from fxprune.tracing.graph_builder import GraphBuilder, Origin
 from fxprune.tracing.scopes import ModuleCall
 from fxprune.tracing.traced_module import ByMode
 
-__all__ = ["Differences", "compare", "insert_modes", "small_readers"]
+__all__ = ["Differences", "Literal", "compare", "insert_modes", "is_other_value", "small_readers"]
 
 # The module that a function of dropout becomes.
 _DROPOUTS: dict[str, type[nn.Module]] = {
@@ -26,7 +26,7 @@ _DROPOUTS: dict[str, type[nn.Module]] = {
 
 
 @dataclass(frozen=True)
-class _Literal:
+class Literal:
     """A literal argument of `node` that is `train_value` in training; `place` leads to it from (args, kwargs)."""
 
     node: fx.Node
@@ -47,7 +47,7 @@ class Differences:
 
     scopes: set[str]
     calls_differ: set[str]
-    literals: list[_Literal]
+    literals: list[Literal]
 
 
 def compare(
@@ -73,7 +73,7 @@ def compare(
     for node, other in partner.items():
         if "random" in other.meta:
             node.meta["random"] = True
-        found: list[_Literal] = []
+        found: list[Literal] = []
         ours, theirs = (_without_ignored((n.args, n.kwargs), ignored) for n in (node, other))
         if _arguments_differ(node, ours, theirs, (), partner, found):
             differences.scopes.add(node.meta["module"])
@@ -108,7 +108,7 @@ def _without_ignored(arguments: Any, ignored: AbstractSet[str]) -> Any:
 
 def _arguments_differ(
     node: fx.Node, ours: Argument, theirs: Argument, place: tuple[Any, ...], partner: dict[fx.Node, fx.Node],
-    found: list[_Literal],
+    found: list[Literal],
 ) -> bool:  # fmt: skip
     if isinstance(ours, fx.Node) and isinstance(theirs, fx.Node):
         if ours.op == "get_attr":
@@ -126,10 +126,15 @@ def _arguments_differ(
             node, (ours.start, ours.stop, ours.step), (theirs.start, theirs.stop, theirs.step), place, partner, []
         ) or (not _has_node(ours) and ours != theirs)
     if isinstance(ours, (bool, int, float)) and isinstance(theirs, (bool, int, float)):
-        if (ours != theirs and (ours == ours or theirs == theirs)) or type(ours) is not type(theirs):
-            found.append(_Literal(node, place, ours, theirs))
+        if is_other_value(ours, theirs):
+            found.append(Literal(node, place, ours, theirs))
         return False
     return bool(ours != theirs)
+
+
+def is_other_value(ours: Any, theirs: Any) -> bool:
+    """Whether two values without nodes differ; not a number is not equal to itself."""
+    return bool((ours != theirs and (ours == ours or theirs == theirs)) or type(ours) is not type(theirs))
 
 
 def _has_node(value: slice) -> bool:
@@ -164,9 +169,9 @@ def _has_own_weight(builder: GraphBuilder, node: fx.Node) -> bool:
     )
 
 
-def insert_modes(builder: GraphBuilder, literals: list[_Literal]) -> None:
+def insert_modes(builder: GraphBuilder, literals: list[Literal]) -> None:
     """Turn literals that depend on the mode into modules, which follow train() and eval()."""
-    by_node: dict[fx.Node, list[_Literal]] = {}
+    by_node: dict[fx.Node, list[Literal]] = {}
     for literal in literals:
         by_node.setdefault(literal.node, []).append(literal)
     for node, found in by_node.items():
@@ -199,7 +204,7 @@ def _replaced(value: Any, place: tuple[Any, ...], new: Any) -> Any:
     return tuple(items) if isinstance(value, tuple) else items
 
 
-def _as_dropout(node: fx.Node, literals: list[_Literal]) -> tuple[nn.Module, fx.Node] | None:
+def _as_dropout(node: fx.Node, literals: list[Literal]) -> tuple[nn.Module, fx.Node] | None:
     name = getattr(node.target, "__name__", "")
     if node.op != "call_function" or getattr(nn.functional, name, None) is not node.target or name not in _DROPOUTS:
         return None

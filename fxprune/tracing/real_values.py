@@ -20,12 +20,16 @@ from fxprune.errors import FxpruneError
 from fxprune.running import trees
 from fxprune.running.copies import META
 from fxprune.running.one_node import run_node, with_values
+from fxprune.tracing.checks import check_outcome
 from fxprune.tracing.graph_builder import GraphBuilder, Origin, reads_layout, reads_size
 from fxprune.tracing.scopes import Switch
 from fxprune.tracing.size_nodes import SizeNodes
 from fxprune.tracing.spelling import name_of, spell
 
-__all__ = ["DataDependentError", "RealValues"]
+__all__ = ["LIKELIER_DRAW", "DataDependentError", "RealValues"]
+
+# How a remark starts that becomes a warning.
+LIKELIER_DRAW = "The likelier of random draws is in the graph"
 
 # A model asks for numbers, not for its weights. Not tuned.
 _MOST_ENTRIES = 10_000
@@ -53,6 +57,7 @@ class RealValues:
         inputs: Mapping[str, Any],
         real_module: Callable[[str], nn.Module],
         earlier: Mapping[str, Any],
+        training: bool = False,
     ) -> None:
         """Args:
         builder: of the graph whose nodes they are.
@@ -62,6 +67,7 @@ class RealValues:
         inputs: the real values of the placeholders.
         real_module: gives a real module for its path.
         earlier: what an earlier trace has `read`, which is not computed again.
+        training: whether the model is in training, where conditions on values are those of the example.
         """
         self.read: dict[str, Any] = {}
         self._builder = builder
@@ -71,6 +77,7 @@ class RealValues:
         self._inputs = inputs
         self._real_module = real_module
         self._earlier = earlier
+        self._training = training
         self._computed: dict[fx.Node, Any] = {}
 
     def is_known(self, tensor: Tensor) -> bool:
@@ -109,6 +116,8 @@ class RealValues:
         if origin == Origin.INPUTS:
             if func is Tensor.item and _is_count(node):
                 return self.count(node)
+            if func is Tensor.__bool__ and self._training:
+                return self._outcome(node)
             raise DataDependentError(
                 f"`{func.__name__}` asks for the value of a tensor that depends on the model's input"
                 f" (node `{node.name}`, shape {tuple(tensor.shape)})"
@@ -130,6 +139,36 @@ class RealValues:
         )
         item = self._builder.create_node("call_method", "item", (node,), {}, value, Origin.INPUTS)
         return self._sizes.number_of(item, value)
+
+    def _outcome(self, node: fx.Node) -> bool:
+        """Whether a condition on values holds in training: as it does for the example, which the graph checks."""
+        path, _ = self._builder.scopes.current
+        where = f"`{path or type(self._builder.root).__name__}`"
+        draws = _draws(node)
+        with torch._C.DisableTorchFunction():
+            if not draws:
+                outcome = bool(self.of(node))
+                self._builder.create_check(check_outcome, (node, outcome, node.name, where))
+                return outcome
+            with self._switch.paused(), torch.no_grad():
+                outcome, *others = (bool(self._if_drawn(node, draws, number)) for number in (0.5, 0.0, 1 - 2**-24))
+        if others != [outcome, outcome]:
+            self._builder.remarks.append(
+                f"{LIKELIER_DRAW} in {where}: a random number decides there which way the code goes in training, as "
+                "where layers are skipped at random. Layers are not skipped if that is the likelier. To keep the "
+                "draws, train the result of `fxprune.restore_class`."
+            )
+        return outcome
+
+    def _if_drawn(self, node: fx.Node, draws: frozenset[fx.Node], number: float) -> Any:
+        """The value of a node if this number is drawn."""
+        values: dict[fx.Node, Any] = {}
+        for current in _before(node):
+            if current in draws:
+                values[current] = torch.full(current.meta["value"].shape, number)
+            else:
+                values[current] = run_node(current, *with_values(current, values.__getitem__))
+        return values[node]
 
     def _of_sizes(self, func: Any, node: fx.Node, args: tuple[Any, ...]) -> Any:
         """What only the sizes of the input decide is computed by the graph, or guarded where Python needs to know."""
@@ -203,6 +242,26 @@ class RealValues:
         if tensor.is_meta:
             raise FxpruneError(f"The value of `{name}` is needed, but the model is on the meta device.")
         return tensor
+
+
+def _before(node: fx.Node) -> list[fx.Node]:
+    """The nodes that a node is computed from, and itself, in their order."""
+    seen: set[fx.Node] = set()
+    stack = [node]
+    while stack:
+        current = stack.pop()
+        if current not in seen:
+            seen.add(current)
+            stack.extend(current.all_input_nodes)
+    return sorted(seen)
+
+
+def _draws(node: fx.Node) -> frozenset[fx.Node]:
+    """The uniform random numbers that a node is computed from; none where it is from anything else too."""
+    before = _before(node)
+    calls = all(node.op in ("call_function", "call_method") for node in before)
+    known = calls and all(("random" in node.meta) == (node.target is torch.rand) for node in before)
+    return frozenset(n for n in before if n.target is torch.rand) if known else frozenset()
 
 
 def _size_nodes(node: fx.Node) -> list[fx.Node]:

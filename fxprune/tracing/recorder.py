@@ -92,7 +92,7 @@ class Recorder(TorchFunctionMode):
         self.lowering = Lowering(self.builder)
         self.results = Results(self.builder, self.sizes)
         self.values = RealValues(
-            self.builder, self.sizes, self.switch, real, inputs, real_module, earlier_values
+            self.builder, self.sizes, self.switch, real, inputs, real_module, earlier_values, training
         )  # fmt: skip
         self.regions = Regions(self.builder, self.lowering)
         self.assumes_autocast = False

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import functools
 import inspect
+import random
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
 
+import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
 from fxprune.errors import FxpruneError
 from fxprune.running import trees
 from fxprune.running.copies import DeepcopyTensorsWith, copy_module, meta_copy, meta_like
+from fxprune.running.randomness import preserve_rng_state
 from fxprune.tracing.arguments import Arguments
 from fxprune.tracing.caches import Key, forget_keys, keys_to_keep
 from fxprune.tracing.facts import Facts
@@ -48,6 +51,7 @@ class Recording:
         changed_numbers: the numbers of modules that forward changed.
         arguments: what the model was called with.
         facts: what else its code has asked.
+        draws_elsewhere: whether forward drew random numbers from NumPy or Python, which are constants in the graph.
     """
 
     builder: GraphBuilder
@@ -57,6 +61,7 @@ class Recording:
     changed_numbers: Numbers
     arguments: Arguments
     facts: Facts
+    draws_elsewhere: bool
 
 
 @dataclass
@@ -172,7 +177,11 @@ class Runner:
         placeholders = {name: self._placeholder(recorder, arguments, name) for name in bound}
         modules = ModuleCalls(recorder, is_leaf)
         try:
-            with patched(recorder, modules, own_types=self.own_types) as readers, _exporting(self.exporting):
+            with (
+                preserve_rng_state(),
+                patched(recorder, modules, own_types=self.own_types) as readers,
+                _exporting(self.exporting),
+            ):
                 given = {
                     name: recorder.results.adopt(node.meta["value"], node)
                     for name, node in placeholders.items()
@@ -180,7 +189,9 @@ class Runner:
                 }
                 positional, named = _call_arguments(given, arguments.signature)
                 tensors, numbers = kept_tensors(twin), kept_numbers(twin)
+                before = _random_state()
                 output = twin(*positional, **named)
+                draws_elsewhere = _random_state() != before
                 changed = changed_numbers(twin, numbers)
                 recorder.regions.finish()
                 with torch._C.DisableTorchFunction():
@@ -192,7 +203,7 @@ class Runner:
             raise explained(self.model, recorder.scopes.failed_in or "", shapes, error) from error
         seen = frozenset(readers | recorder.facts.readers())
         builder, sizes, read = recorder.builder, recorder.sizes, recorder.values.read
-        return Recording(builder, sizes, read, seen, changed, arguments, recorder.facts)
+        return Recording(builder, sizes, read, seen, changed, arguments, recorder.facts, draws_elsewhere)
 
     def _twin(self, training: bool) -> tuple[nn.Module, dict[int, Tensor]]:
         """The model on the meta device, and the real tensor for the identity of each of its tensors."""
@@ -224,6 +235,11 @@ class Runner:
     def _real_module(self, memo: dict[int, Any], training: bool, path: str) -> nn.Module:
         with DeepcopyTensorsWith(self.convert):
             return copy_module(self.model.get_submodule(path), memo, hooks=False).train(training)
+
+
+def _random_state() -> str:
+    """The state of the random numbers that torch does not know."""
+    return f"{random.getstate()} {np.random.get_state()}"  # noqa: NPY002
 
 
 def _call_arguments(given: dict[str, Any], signature: inspect.Signature) -> tuple[list[Any], dict[str, Any]]:

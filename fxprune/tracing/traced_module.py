@@ -16,7 +16,8 @@ from torch import Tensor, fx, nn
 from torch.nn.utils.spectral_norm import SpectralNorm
 
 from fxprune.running.deepcopy import deepcopy
-from fxprune.running.regions import write_regions_as_blocks
+from fxprune.running.mode_blocks import with_mode_blocks
+from fxprune.running.regions import has_region_blocks, with_region_blocks
 from fxprune.tracing.loops import write_loops_as_blocks
 from fxprune.tracing.rolling import roll
 from fxprune.tracing.signature import SignatureCodeGen, signature_of
@@ -103,6 +104,14 @@ def _of_name(target: Any) -> Any:
     return getattr(importlib.import_module(target.module), target.name) if isinstance(target, _Function) else target
 
 
+def _write_blocks(graph: fx.Graph) -> None:
+    def transform(body: list[str]) -> list[str]:
+        body = with_mode_blocks(graph, body)
+        return with_region_blocks(body) if has_region_blocks(graph) else body
+
+    graph.on_generate_code(lambda before: before or transform)
+
+
 class TracedModule(fx.GraphModule):
     """A GraphModule whose copies are complete.
 
@@ -121,13 +130,13 @@ class TracedModule(fx.GraphModule):
         return traced
 
     def recompile(self) -> Any:
-        """Make the code of the graph again, with its regions as `with` blocks and its loops over sizes as `for`."""
+        """Make the code of the graph again: regions are `with` blocks, modes `if` blocks and loops over sizes `for`."""
         graph = self._graph
         try:
             if any("loops" in node.meta for node in graph.nodes):
                 self._graph = copy_graph(graph)
                 roll(self._graph)
-            write_regions_as_blocks(self._graph)
+            _write_blocks(self._graph)
             if self._graph is not graph:
                 write_loops_as_blocks(self._graph)
             return super().recompile()

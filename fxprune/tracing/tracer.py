@@ -6,6 +6,7 @@ import functools
 import inspect
 import warnings
 from collections.abc import Callable, Mapping
+from collections.abc import Set as AbstractSet
 from dataclasses import replace
 from typing import Any
 
@@ -17,15 +18,18 @@ from fxprune.models import source_of
 from fxprune.ops import Trait, traits
 from fxprune.running.calls import given_call
 from fxprune.running.copies import meta_copy
+from fxprune.running.randomness import preserve_rng_state, reseed
 from fxprune.tracing.arguments import insert_argument_checks
 from fxprune.tracing.assembly import assemble
+from fxprune.tracing.checks import warn_in_training
 from fxprune.tracing.graph_builder import GraphBuilder
 from fxprune.tracing.guards import insert_guards, tie_loops
 from fxprune.tracing.library_modules import is_library_module
 from fxprune.tracing.loop_trials import unconfirmed_loops
-from fxprune.tracing.modes import compare, insert_modes, small_readers
+from fxprune.tracing.merging import CannotMergeError, common_literals, merge
+from fxprune.tracing.modes import Literal, compare, insert_modes, small_readers
 from fxprune.tracing.notes import TraceNotes, set_trace_notes, trace_notes
-from fxprune.tracing.real_values import DataDependentError
+from fxprune.tracing.real_values import LIKELIER_DRAW, DataDependentError
 from fxprune.tracing.refusals import refuse_what_cannot_be_traced
 from fxprune.tracing.rolling import alike_in_steps
 from fxprune.tracing.runs import Leaves, Recording, Runner
@@ -65,12 +69,13 @@ def trace(
         FxpruneError: the model's code depends on the values of the input, or fails.
 
     Warns:
-        FxpruneWarning: a module with layers to prune runs other code in training, which the graph does not have. A
-            module without such layers is kept as it is.
+        FxpruneWarning: something that the model does in training is not in the graph: training cannot be traced, it
+            draws random numbers from NumPy or Python, or layers are skipped at random. The graph warns of it too, when
+            it runs in training.
     """
     traced = trace_knowing(model, example_inputs, {}, copy=copy, leaves=leaves)
     for note in trace_notes(traced).remarks:
-        if note.startswith((_ONLY_EVAL, STATE_IS_LOST)):
+        if note.startswith((*_LOST_IN_TRAINING, STATE_IS_LOST)):
             warnings.warn(note, FxpruneWarning, stacklevel=2)
     return traced
 
@@ -89,7 +94,6 @@ def trace_knowing(
     with torch.random.fork_rng(devices=[]):
         recorded, values_read, kept, remarks = _record_in_both_modes(runner, leaves)
     builder = recorded.builder
-    remarks.extend(insert_guards(builder, recorded.sizes))
     insert_argument_checks(builder, recorded.arguments, model)
     remarks.extend(
         f"`train()` of `{path or type(model).__name__}` leaves a part as it is; the traced model has the usual one."
@@ -115,9 +119,14 @@ def trace_knowing(
 
 
 def _record_in_both_modes(
-    runner: Runner, leaves: Leaves
+    runner: Runner, leaves: Leaves, *, not_merged: str = ""
 ) -> tuple[Recording, dict[str, Any], set[str], list[str]]:  # fmt: skip
     """Record the model in eval, and make its graph follow the mode where training differs.
+
+    Args:
+        runner: of the model.
+        leaves: modules that the user wants whole.
+        not_merged: why the graph cannot get the calls that training alone makes, a sentence; empty if it can.
 
     Returns:
         The recording, the values of the model that were read, the paths of the modules that stay whole, and remarks.
@@ -125,7 +134,8 @@ def _record_in_both_modes(
     remarks: list[str] = []
     values_read: dict[str, Any] = {}
     kept: set[str] = set()
-    literals: list[Any] = []
+    literals: list[Literal] = []
+    calls_of_training: GraphBuilder | None = None
     while True:
         in_eval = _record_in_eval(runner, leaves, kept, remarks)
         builder = in_eval.builder
@@ -139,21 +149,46 @@ def _record_in_both_modes(
             remarks.append(f"{_ONLY_EVAL}, for training cannot be traced: {error}")
             break
         values_read |= in_training.values_read
+        remarks.extend(in_training.builder.remarks)
         differences = compare(builder, in_training.builder)
         readers = in_eval.training_readers | in_training.training_readers
         small = small_readers(runner.model, readers, differences, builder)
         if small <= kept:
-            literals = differences.literals
-            if of_eval := sorted(differences.scopes & readers or (differences.scopes and {""})):
-                remarks.append(_only_eval(runner.model, of_eval))
+            literals = common_literals(builder, in_training.builder) if differences.scopes else differences.literals
+            if in_training.draws_elsewhere:
+                literals = _always(runner, leaves, kept, builder, literals)
+                remarks.append(_only_eval(runner.model, differences.scopes & readers, _DRAWS_ELSEWHERE))
+            elif differences.scopes and not not_merged:
+                calls_of_training = in_training.builder
+            elif differences.scopes:
+                remarks.append(_only_eval(runner.model, differences.scopes & readers, not_merged))
             break
         kept |= small
     if builder.loops:
         builder.single_loops |= unconfirmed_loops(runner, in_eval, leaves, kept)
     facts = followed(runner, in_eval, leaves, kept)
+    guards = insert_guards(builder, in_eval.sizes)
+    if calls_of_training is not None:
+        insert_guards(calls_of_training, in_training.sizes)
+        try:
+            literals = merge(builder, calls_of_training, readers)
+        except CannotMergeError as error:
+            return _record_in_both_modes(runner, leaves, not_merged=f"Both ways cannot be in one graph: {error}. ")
     insert_modes(builder, literals)
     insert_fact_checks(builder, facts)
-    return in_eval, values_read, kept, [*remarks, *builder.remarks, *state]
+    _insert_warning(builder, [remark for remark in remarks if remark.startswith(_LOST_IN_TRAINING)])
+    return in_eval, values_read, kept, [*remarks, *builder.remarks, *state, *guards]
+
+
+def _insert_warning(builder: GraphBuilder, lost: list[str]) -> None:
+    """Let the graph warn, when it runs in training, of what it lacks there."""
+    if lost:
+        first = next(node for node in builder.graph.nodes if node.op != "placeholder")
+        path = builder.add_module("lost_in_training", ByMode(" ".join(dict.fromkeys(lost)), None))
+        with builder.scopes.within(("", 0)), builder.graph.inserting_before(first):
+            by_mode = builder.graph.create_node("call_module", path)
+            by_mode.meta.update(value=None, module="")
+            builder.create_check(warn_in_training, (by_mode,))
 
 
 def _record_in_eval(runner: Runner, leaves: Leaves, kept: set[str], remarks: list[str]) -> Recording:
@@ -174,16 +209,32 @@ def _record_in_eval(runner: Runner, leaves: Leaves, kept: set[str], remarks: lis
 
 # How a remark starts that becomes a warning: a model that is trained with this graph learns unlike the original.
 _ONLY_EVAL = "Only the code of eval is in the graph"
+_LOST_IN_TRAINING = (_ONLY_EVAL, LIKELIER_DRAW)
 
 
-def _only_eval(model: nn.Module, paths: list[str]) -> str:
+# What a graph cannot follow: there would be the same numbers in each step.
+_DRAWS_ELSEWHERE = "It draws random numbers from NumPy or Python, and not from torch. "
+
+
+def _only_eval(model: nn.Module, paths: AbstractSet[str], reason: str = "") -> str:
     """The remark on modules that run other code in training."""
-    named = first_few([f"`{path or type(model).__name__}`" for path in paths], 3)
+    named = first_few([f"`{path or type(model).__name__}`" for path in sorted(paths or {""})], 3)
     return (
-        f"{_ONLY_EVAL} for {named}: other code runs there in training. What that does (noise, running "
+        f"{_ONLY_EVAL} for {named}: other code runs there in training. {reason}What that does (noise, running "
         "averages, further outputs) is missing when the result is trained. To keep it, move it into a module of its "
         "own without layers to prune: such a module stays whole. Or train the result of `fxprune.restore_class`."
     )
+
+
+def _always(
+    runner: Runner, leaves: Leaves, kept: set[str], builder: GraphBuilder, literals: list[Literal]
+) -> list[Literal]:
+    """Those of the literals of training that do not come from random numbers of NumPy or Python."""
+    with preserve_rng_state():
+        reseed(1)
+        others = common_literals(builder, runner.record_training(leaves, kept).builder)
+    again = {(each.node, each.place, each.train_value) for each in others}
+    return [each for each in literals if (each.node, each.place, each.train_value) in again]
 
 
 def _on_numbers(runner: Runner, recorded: Recording, leaves: Leaves, kept: set[str]) -> list[str]:

@@ -81,7 +81,7 @@ def insert_fact_checks(builder: GraphBuilder, facts: list[Followed]) -> None:
                 read, refused = found
                 builder.create_check(check_dtype, (read.node, refused, read.node.name, where))
             elif found.asked == GRAD_MODE or node is None:
-                path = builder.add_module("grad_mode_by_mode", ByMode(None, False))
+                path = builder.add_module("grad_mode_by_mode", ByMode(True, False))
                 by_mode = builder.graph.create_node("call_module", path)
                 by_mode.meta.update(value=False, module=call[0])
                 builder.create_check(check_grad_mode, (by_mode, where))

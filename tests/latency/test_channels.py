@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from invariant import image
+from invariant import image, net
 from slow import SECONDS, kept
 from torch import Tensor, nn
 
@@ -19,6 +19,7 @@ import fxprune
 from fxprune import FxpruneError
 from fxprune.channels import Group
 from fxprune.channels.polynomial import Term, build_polynomial
+from fxprune.latency.channels import _polynomial
 
 pytestmark = pytest.mark.usefixtures("clock")
 
@@ -174,3 +175,15 @@ def test_progress_is_a_function_or_a_bool(model: nn.Module) -> None:
     fxprune.time_channels(graph, repeats=2, warmup=0, progress=lambda *step: steps.append(step))
     assert steps == [("measure", 1, 2, {}), ("measure", 2, 2, {})]
     assert fxprune.time_channels(graph, repeats=1, warmup=0, progress=True).latency is not None
+
+
+def _more_in_training(self: Any, x: Tensor) -> Any:
+    x = self.a(x)
+    return (self.b(x), self.c(x)) if self.training else self.b(x)
+
+
+def test_what_runs_in_training_alone_takes_no_time() -> None:
+    model = net(_more_in_training, a=nn.Conv2d(3, 8, 1), b=nn.Conv2d(8, 2, 1), c=nn.Conv2d(8, 4, 3)).eval()
+    graph = fxprune.analyze(fxprune.trace(model, image()))
+    seconds = {node.name: 1.0 if node.name == "c" else 1e-3 for node in graph.module.graph.nodes}
+    assert _polynomial(graph, seconds, 0.1).total / 1e15 == pytest.approx(0.1)

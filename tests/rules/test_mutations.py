@@ -20,6 +20,7 @@ from fxprune.channels import IdTable, Labels, size_of
 from fxprune.rules import (
     attention,
     batch_norm,
+    by_mode,
     conv,
     cut,
     elementwise,
@@ -33,6 +34,7 @@ from fxprune.rules import (
     reduce,
     repeat,
     reshape,
+    response_norm,
     spatial,
     stand_in,
     weight_norm,
@@ -77,6 +79,26 @@ def padded() -> nn.Module:
 _cat = join.cat.propagate
 
 MUTATIONS: dict[str, tuple[Patch, nn.Module, Any]] = {
+    # modes
+    "a value that differs in training carries what it does there": (
+        attribute(by_mode.choose, "propagate", lambda op, train_value, eval_value: train_value),
+        net(
+            lambda self, x: self.b(self.c(self.a(x)) if self.training else self.a(x)),
+            a=nn.Linear(4, 8),
+            c=nn.Linear(8, 8),
+            b=nn.Linear(8, 2),
+        ),
+        tokens(),
+    ),
+    "a local response norm of the channels that stay alone": (
+        no_rewrite(response_norm.response_norm),
+        net(
+            lambda self, x: self.b(F.local_response_norm(self.a(x), 3, 0.5)),
+            a=nn.Conv2d(3, 8, 1),
+            b=nn.Conv2d(8, 2, 1),
+        ),
+        image(),
+    ),
     # channels
     "nothing is united": (attribute(IdTable, "unite", lambda self, left, right: None), residual(), image()),
     "nothing is frozen": (attribute(IdTable, "freeze", lambda self, ids, reason: None), residual(), image()),

@@ -94,11 +94,6 @@ NETS = {
     ),
     "running sums over space pass": (lambda: images(lambda self, x: x.cumsum(2)), image(), 8),
     "running sums over channels are frozen": (lambda: images(lambda self, x: x.cumsum(1)), image(), 0),
-    "local response norm over channels is frozen": (
-        lambda: images(lambda self, x: self.norm(x), norm=nn.LocalResponseNorm(3)),
-        image(),
-        0,
-    ),
     "a pool of random regions": (lambda: images(lambda self, x: F.fractional_max_pool2d(x, 2, 3)), image(), None),
     "a tensor that is resized in place": (
         lambda: vectors(lambda self, x: x + x.clone().as_strided_((3, 8), (8, 1)).mean()),

@@ -9,8 +9,15 @@ import pytest
 import torch
 from torch import fx
 
-from fxprune import FxpruneError
-from fxprune.tracing.checks import check_argument, check_as_traced, expected_of
+from fxprune import FxpruneError, FxpruneWarning
+from fxprune.tracing.checks import (
+    check_argument,
+    check_as_traced,
+    check_modes,
+    check_outcome,
+    expected_of,
+    warn_in_training,
+)
 
 
 @pytest.mark.parametrize(("value", "traced"), [(3, 3), (torch.tensor(3), 3), (2, True), (True, True), (0, False)])
@@ -31,6 +38,21 @@ def test_the_check_is_no_dead_code() -> None:
     graph.output(x)
     graph.eliminate_dead_code()
     assert check_as_traced in [node.target for node in graph.nodes]
+
+
+def test_another_outcome_of_a_condition_and_other_modes_are_refused() -> None:
+    check_outcome(torch.tensor(True), True, "all", "`Net`")
+    with pytest.raises(FxpruneError, match="the condition `all` on values is False here, and was True"):
+        check_outcome(torch.tensor(False), True, "all", "`Net`")
+    check_modes(True, True, "`Net`", "`head`")
+    with pytest.raises(FxpruneError, match="`Net` is in training, and `head` in eval"):
+        check_modes(True, False, "`Net`", "`head`")
+
+
+def test_only_training_warns() -> None:
+    warn_in_training(None)
+    with pytest.warns(FxpruneWarning, match="no noise"):
+        warn_in_training("no noise")
 
 
 # --- arguments ---

@@ -11,7 +11,7 @@ from invariant import check_invariant, net
 from same_model import assert_same
 from torch import Tensor, nn
 
-from fxprune.errors import FxpruneError
+from fxprune.errors import FxpruneError, FxpruneWarning
 from fxprune.tracing.notes import trace_notes
 from fxprune.tracing.tracer import trace
 
@@ -98,3 +98,47 @@ def test_control_flow_on_sizes_in_tensors_is_checked(read: Callable[[Tensor], An
     traced = trace(net(forward, a=nn.Linear(4, 4)), torch.randn(2, 5, 4))
     with pytest.raises(FxpruneError, match="when the model was traced"):
         traced(torch.randn(1, 5, 4))
+
+
+# --- conditions of training ---
+
+
+def _finite(self: Any, x: Tensor) -> Tensor:
+    x = self.a(x)
+    if self.training and not torch.isfinite(x).all():
+        x = x.clamp(-1, 1)
+    return self.b(nn.functional.dropout(x, 0.1, self.training))  # type: ignore[no-any-return]
+
+
+def test_a_condition_on_values_in_training_is_checked_and_the_rest_of_training_is_kept() -> None:
+    model, x = net(_finite, a=nn.Linear(4, 4), b=nn.Linear(4, 2)), torch.randn(2, 4)
+    traced = trace(model, x)
+    assert trace_notes(traced).remarks == ()
+    assert_same(model, traced, torch.randn(3, 4))
+    traced.eval()(x / 0)
+    with pytest.raises(FxpruneError, match=r"`all_1` on values is False here, and was True .* `Net` follows it"):
+        traced.train()(x / 0)
+
+
+def _skipping(self: Any, x: Tensor) -> Tensor:
+    for layer in self.layers:
+        if not self.training or torch.rand([]) >= self.rate:
+            x = layer(x)
+    return x
+
+
+@pytest.mark.parametrize("rate", [0.1, 0.9])
+def test_the_likelier_of_random_draws_is_taken_in_training_with_a_warning(rate: float) -> None:
+    model, x = net(_skipping, layers=nn.ModuleList([nn.Linear(4, 4), nn.Linear(4, 4)])), torch.randn(2, 4)
+    model.rate = rate
+    with pytest.warns(FxpruneWarning, match="The likelier of random draws is in the graph in `Net`"):
+        traced = trace(model, x)
+    assert torch.equal(traced.eval()(x), model.eval()(x))
+    with pytest.warns(FxpruneWarning, match="The likelier of random draws"):
+        assert torch.equal(traced.train()(x), model.eval()(x) if rate < 0.5 else x)
+
+
+def test_a_draw_that_decides_nothing_is_not_warned_of() -> None:
+    model = net(_skipping, layers=nn.ModuleList([nn.Linear(4, 4)]))
+    model.rate = 0.0
+    assert_same(model, trace(model, torch.randn(2, 4)), torch.randn(3, 4))

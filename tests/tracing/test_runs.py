@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import random
+from typing import Any
+
+import numpy as np
 import pytest
 import torch
+from invariant import net
 from same_model import make
 from torch import Tensor, nn
 
-from fxprune.errors import FxpruneError
+from fxprune.errors import FxpruneError, FxpruneWarning
 from fxprune.tracing.notes import trace_notes
 from fxprune.tracing.tracer import trace
 
@@ -57,3 +62,22 @@ def test_a_model_without_a_way_for_export_is_refused_for_its_own_reason() -> Non
 
     with pytest.raises(FxpruneError, match="asks for the value of a tensor that depends on the model's input"):
         trace(Asks(), torch.randn(2, 3))
+
+
+def masked_at_random(self: Any, x: Tensor) -> Tensor:
+    x = self.layer(x)
+    if self.training:
+        x = x * torch.from_numpy(np.random.rand(8) > 0.3) + random.random()  # noqa: NPY002
+    return nn.functional.dropout(x, 0.5, self.training)
+
+
+def test_random_numbers_of_numpy_and_python_are_no_constants_of_training() -> None:
+    x = torch.randn(2, 4)
+    state = random.getstate()
+    with pytest.warns(FxpruneWarning, match="for `Net`: other code runs .* It draws random numbers from NumPy or Pyth"):
+        traced = trace(net(masked_at_random, layer=nn.Linear(4, 8)), x)
+    assert random.getstate() == state
+    with pytest.warns(FxpruneWarning, match="It draws random numbers"):
+        out = traced.train()(x)
+    # Dropout is there all the same.
+    assert ((out == 0) | torch.isclose(out, 2 * traced.eval()(x))).all()

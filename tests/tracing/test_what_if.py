@@ -122,8 +122,12 @@ def by_grad_mode(self: Any, x: Tensor) -> Tensor:
 
 def test_eval_with_gradients_is_refused_where_the_code_follows_the_mode() -> None:
     model, x = net(by_grad_mode, **parts()).eval(), torch.randn(4, 8)
-    with pytest.warns(fxprune.errors.FxpruneWarning, match="Only the code of eval"):
-        traced = trace(model, x)
+    traced = trace(model, x)
+    assert torch.equal(traced.train()(x), model.train()(x))
+    with torch.no_grad(), pytest.raises(FxpruneError, match=r"is_grad_enabled\(\)` is False here.*`Net`"):
+        traced(x)
+    model.eval()
+    traced.eval()
     for made in (traced, copy.deepcopy(traced), trace(traced, x)):
         with torch.no_grad():
             assert torch.equal(made(x), model(x))

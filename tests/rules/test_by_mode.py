@@ -1,0 +1,27 @@
+from __future__ import annotations
+
+from typing import Any
+
+from invariant import check_invariant, check_training, net, tokens
+from torch import Tensor, nn
+
+
+def _normed(self: Any, x: Tensor) -> Tensor:
+    x = self.a(x)
+    return self.b(self.c(x) if self.training else x)  # type: ignore[no-any-return]
+
+
+def test_a_value_that_is_another_in_training_carries_the_same_channels() -> None:
+    model = net(_normed, a=nn.Linear(4, 8), c=nn.Linear(8, 8), b=nn.Linear(8, 2))
+    check_invariant(model, tokens(), 8)
+    check_training(model, tokens())
+
+
+def _of_other_sizes(self: Any, x: Tensor) -> Tensor:
+    x = self.a(x)
+    return self.b(x[:, :1] if self.training else x)  # type: ignore[no-any-return]
+
+
+def test_a_value_of_another_size_in_training_keeps_its_channels() -> None:
+    graph = check_invariant(net(_of_other_sizes, a=nn.Linear(4, 8), b=nn.Linear(8, 2)), tokens(), 8)
+    assert any("another value in training" in frozen.reason for frozen in graph.frozen)

@@ -1,0 +1,238 @@
+from __future__ import annotations
+
+import contextlib
+from collections import namedtuple
+from typing import Any
+
+import pytest
+import torch
+from invariant import check_training, image, net, tokens
+from same_model import assert_same
+from torch import Tensor, fx, nn
+from torch.nn import functional as F
+
+import fxprune
+from fxprune import FxpruneError, FxpruneWarning, trace
+
+Outputs = namedtuple("Outputs", ["logits", "aux"])
+
+
+class Auxiliary(nn.Module):
+    """As GoogLeNet: a head that runs in training alone, behind layers that both ways use."""
+
+    def __init__(self, norm: type[nn.Module] = nn.BatchNorm2d) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 8, 3), norm(8), nn.ReLU())
+        self.body = nn.Sequential(nn.Conv2d(8, 8, 3), norm(8), nn.ReLU())
+        self.aux = nn.Sequential(nn.Conv2d(8, 6, 1), norm(6), nn.ReLU(), nn.Flatten(), nn.Linear(6 * 16, 5))
+        self.head = nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Any:
+        x = self.stem(x)
+        aux = self.aux(x) if self.training else None
+        x = self.head(self.body(x).mean((2, 3)))
+        return Outputs(x, aux) if self.training else x
+
+
+def test_a_head_of_training_is_cut_with_what_it_reads_and_costs_nothing_in_eval() -> None:
+    pruned = check_training(Auxiliary(), image())
+    small: Any = pruned.aux
+    assert small.get_submodule("0").in_channels == pruned.get_submodule("stem.0").out_channels < 8
+    assert fxprune.count_flops(pruned, image().double()) == fxprune.plan_of(pruned).flops
+    assert isinstance(pruned.train()(image().double()), Outputs)
+    assert isinstance(pruned.eval()(image().double()), Tensor)
+
+
+def test_training_is_the_same_from_a_file_and_in_the_models_own_class(tmp_path: Any) -> None:
+    model = Auxiliary()
+    pruned = check_training(model, image())
+    x = image().double()
+    fxprune.save(pruned, tmp_path / "small.safetensors")
+    loaded, own = fxprune.load(tmp_path / "small.safetensors", original=model), fxprune.restore_class(model, pruned)
+    expected = pruned.train()(x)
+    for made in (loaded.train(), own.train()):
+        for a, b in zip(made(x), expected, strict=True):
+            torch.testing.assert_close(a, b, rtol=0, atol=1e-12)
+
+
+def test_an_example_of_one_sample_that_batch_norm_cannot_train_on_is_enough() -> None:
+    class Pooled(Auxiliary):
+        def forward(self, x: Tensor) -> Any:
+            x = self.stem(x)
+            x = self.body(x).mean((2, 3), keepdim=True)
+            aux = self.aux[2](self.aux[1](self.aux[0](x))) * x.shape[0] if self.training else x  # type: ignore[operator, index]
+            return self.head(x.flatten(1)), aux
+
+    check_training(Pooled(), image(batch=2))
+    model = Pooled().eval()
+    traced = trace(model, image(batch=1))
+    (node,) = (n for n in traced.graph.nodes if n.target == "aux.1")
+    assert node.meta["value"].shape == (1, 6, 1, 1)
+    assert_same(model, traced, image(batch=3))
+
+
+def reparametrised(self: Any, x: Tensor) -> Tensor:
+    if self.training:
+        return self.c(self.a(x) + self.b(x))  # type: ignore[no-any-return]
+    return self.c(F.linear(x, self.a.weight + self.b.weight, self.a.bias + self.b.bias))  # type: ignore[no-any-return]
+
+
+def test_layers_that_are_merged_in_eval_are_trained_apart() -> None:
+    model = net(reparametrised, a=nn.Linear(4, 8), b=nn.Linear(4, 8), c=nn.Linear(8, 2))
+    pruned = check_training(model, tokens())
+    assert_same(pruned, pruned, tokens().double())
+
+
+def averaging(self: Any, x: Tensor) -> Tensor:
+    y = self.a(x)
+    if self.training:
+        with torch.no_grad():
+            self.average.mul_(0.9).add_(y.mean((0, 1)), alpha=0.1)
+    return self.b(F.dropout(y - self.average, 0.5, self.training))  # type: ignore[no-any-return]
+
+
+def test_what_writes_into_buffers_in_training_is_left_out_with_a_warning_and_dropout_is_kept() -> None:
+    """`torch.export` and scores run a graph node by node, and would write in eval."""
+    model = net(averaging, a=nn.Linear(4, 8), b=nn.Linear(8, 2), average=torch.ones(8))
+    with pytest.warns(FxpruneWarning, match="Only the code of eval is in the graph for `Net`"):
+        traced = trace(model, tokens())
+    assert isinstance(traced.functional_dropout, nn.Dropout)
+
+
+def looping(self: Any, x: Tensor) -> Tensor:
+    state = x[:, 0]
+    for i in range(1, x.shape[1]):
+        state = self.a(state + x[:, i]).tanh()
+    return self.b(state.relu() if self.training else state)  # type: ignore[no-any-return]
+
+
+def test_other_code_in_training_beside_a_loop_over_a_size_is_left_out_with_a_warning() -> None:
+    model = net(looping, a=nn.Linear(4, 4), b=nn.Linear(4, 2)).eval()
+    with pytest.warns(FxpruneWarning, match=r"for `Net`: .* in one graph: the code loops over a size"):
+        traced = trace(model, tokens(6)).eval()
+    torch.testing.assert_close(traced(tokens(8)), model(tokens(8)))
+
+
+def drawing(self: Any, x: Tensor) -> Tensor:
+    y = self.a(x)
+    if self.training:
+        with torch.no_grad():
+            noise = torch.randn_like(y).mul_(0.1)
+        y = F.dropout(y + noise, 0.5)
+    return self.b(y)  # type: ignore[no-any-return]
+
+
+def test_draws_and_contexts_of_training_are_those_of_the_original() -> None:
+    model = net(drawing, a=nn.Linear(4, 8), b=nn.Linear(8, 2))
+    assert_same(model, trace(model, tokens()), tokens(batch=3))
+
+
+def checked(self: Any, x: Tensor) -> Tensor:
+    x = self.a(x)
+    if self.training and (x.shape[1] > 6 or not x.isfinite().all()):
+        x = x.relu()
+    return self.b(x)  # type: ignore[no-any-return]
+
+
+def test_checks_of_training_do_not_apply_where_eval_is_exported_or_run_node_by_node() -> None:
+    traced = trace(net(checked, a=nn.Linear(4, 4), b=nn.Linear(4, 2)).eval(), tokens()).eval()
+    for x in (tokens(7), tokens(7) / 0):
+        torch.testing.assert_close(fx.Interpreter(traced).run(x), traced(x), equal_nan=True)
+    program = torch.export.export(traced, (tokens(7),)).module()
+    torch.testing.assert_close(program(tokens(7)), traced(tokens(7)))
+    with pytest.raises(FxpruneError, match=r"`a\.size"):
+        traced.train()(tokens(7))
+
+
+def by_size(self: Any, x: Tensor) -> Tensor:
+    x = self.a(x)
+    if self.training and x.shape[1] > 6:
+        x = x.relu()
+    return self.b(x)  # type: ignore[no-any-return]
+
+
+def test_sizes_that_training_alone_follows_are_checked_there_alone() -> None:
+    model = net(by_size, a=nn.Linear(4, 4), b=nn.Linear(4, 2))
+    model.c = nn.Linear(4, 2)
+    traced = trace(model.eval(), tokens())
+    assert_same(model, traced, tokens(6))
+    assert torch.equal(traced.eval()(tokens(7)), model.eval()(tokens(7)))
+
+
+def with_a_table(self: Any, x: Tensor) -> Tensor:
+    x = self.a(x)
+    x = x * torch.tensor([1.0, 2.0, 3.0, 4.0]) if self.training else x + torch.tensor([4.0, 3.0, 2.0, 1.0])
+    return self.b(x[..., : 3 if self.training else 2].sum(-1, keepdim=True))  # type: ignore[no-any-return]
+
+
+def test_constants_and_bounds_of_each_mode_are_its_own() -> None:
+    model = net(with_a_table, a=nn.Linear(4, 4), b=nn.Linear(1, 2))
+    assert_same(model, trace(model, tokens()), tokens(6))
+
+
+class Mixed(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = net(lambda self, x: self.a(x).relu() if self.training else self.a(x), a=nn.Linear(4, 4))
+        self.outer = nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.inner(x)
+        return self.outer(x.tanh() if self.training else x)  # type: ignore[no-any-return]
+
+
+def test_each_part_follows_its_own_mode() -> None:
+    parts = [net(lambda self, x: self.a(x).relu() if self.training else self.a(x), a=nn.Linear(4, 4)) for _ in "ab"]
+    model = nn.Sequential(*parts, nn.Linear(4, 2))
+    traced = trace(model, tokens())
+    for made in (model, traced):
+        made.train().get_submodule("0").eval()
+    torch.testing.assert_close(traced(tokens()), model(tokens()), rtol=0, atol=0)
+
+
+def test_a_traced_model_is_traced_again_with_both_modes() -> None:
+    parts = [net(lambda self, x: self.a(x).relu() if self.training else self.a(x), a=nn.Linear(4, 4)) for _ in "ab"]
+    model = nn.Sequential(*parts, nn.Linear(4, 2))
+    again = trace(trace(model, tokens()), tokens())
+    assert_same(model, again, tokens(6))
+    again.train().get_submodule("0").eval()
+    with pytest.raises(FxpruneError, match="is in training, and `0` in eval"):
+        again(tokens())
+    twice = fxprune.prune(check_training(Auxiliary(), image()), 0.5, example_inputs=image().double(), compensate=False)
+    assert isinstance(twice.train()(image().double()), Outputs)
+
+
+def test_parts_that_compute_with_each_other_are_in_the_same_mode() -> None:
+    model = Mixed()
+    traced = trace(model, tokens())
+    assert_same(model, traced, tokens(6))
+    for outer in (True, False):
+        traced.train(outer).get_submodule("inner").train(not outer)
+        with pytest.raises(FxpruneError, match=r"`Mixed` is in .*, and `inner` in .*; the graph has what"):
+            traced(tokens())
+
+
+def around_both(self: Any, x: Tensor) -> Tensor:
+    with torch.autocast("cpu", torch.bfloat16) if self.training else contextlib.nullcontext():
+        x = self.a(x)
+    return self.b(x.relu() if self.training else x)  # type: ignore[no-any-return]
+
+
+def test_a_context_around_both_ways_that_is_there_in_one_mode_only_leaves_the_graph_of_eval_with_a_warning() -> None:
+    model = net(around_both, a=nn.Linear(4, 4), b=nn.Linear(4, 2))
+    with pytest.warns(FxpruneWarning, match="Only the code of eval is in the graph for `Net`"):
+        traced = trace(model, tokens())
+    assert torch.equal(traced.eval()(tokens()), model.eval()(tokens()))
+    with pytest.warns(FxpruneWarning, match="Only the code of eval is in the graph for `Net`"):
+        traced.train()(tokens())
+
+
+def test_both_modes_are_compiled_and_eval_is_exported() -> None:
+    traced = trace(Auxiliary().eval(), image())
+    compiled = torch.compile(traced, backend="eager", fullgraph=True)
+    for training in (True, False):
+        traced.train(training)
+        a, b = compiled(image()), traced(image())
+        torch.testing.assert_close(tuple(a), tuple(b), rtol=1e-3, atol=1e-3)
+    exported = torch.export.export(traced.eval(), (image(),)).module()
+    torch.testing.assert_close(exported(image()), traced(image()))
