@@ -18,7 +18,7 @@ from torch.nn.utils.spectral_norm import SpectralNorm
 from fxprune.running.deepcopy import deepcopy
 from fxprune.running.regions import write_regions_as_blocks
 from fxprune.tracing.loops import write_loops_as_blocks
-from fxprune.tracing.rolling import roll
+from fxprune.tracing.rolling import has_loops, roll
 from fxprune.tracing.signature import SignatureCodeGen, signature_of
 
 __all__ = ["ApplyFunction", "ByMode", "DivideBySpectralNorm", "TracedModule", "copy_graph"]
@@ -124,7 +124,7 @@ class TracedModule(fx.GraphModule):
         """Make the code of the graph again, with its regions as `with` blocks and its loops over sizes as `for`."""
         graph = self._graph
         try:
-            if any("loops" in node.meta for node in graph.nodes):
+            if has_loops(graph):
                 self._graph = copy_graph(graph)
                 roll(self._graph)
             write_regions_as_blocks(self._graph)
