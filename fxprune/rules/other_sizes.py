@@ -23,7 +23,7 @@ from fxprune.tracing.checks import check_as_traced
 from fxprune.tracing.fixed_sizes import fixed_sizes
 from fxprune.tracing.loops import end_steps, new_list, next_value, steps
 from fxprune.tracing.meta_results import META_RUNS
-from fxprune.tracing.rolling import roll
+from fxprune.tracing.rolling import has_loops, roll
 from fxprune.tracing.traced_module import copy_graph
 
 __all__ = ["OtherSizes", "Sizes"]
@@ -99,7 +99,7 @@ class OtherSizes:
     @functools.cached_property
     def _rolled(self) -> tuple[fx.Graph, Mapping[str, str]]:
         """The graph with one step in place of all steps of a loop, and the nodes that stand for others, by name."""
-        program = copy_graph(self._graph)
+        program = copy_graph(self._graph) if has_loops(self._graph) else self._graph
         return program, roll(program)
 
     @functools.cached_property

@@ -11,7 +11,7 @@ from torch import fx
 from fxprune.tracing.checks import check_as_traced
 from fxprune.tracing.fixed_sizes import Fixed, all_fixed, fixed_sizes
 from fxprune.tracing.graph_builder import GraphBuilder, reads_size
-from fxprune.tracing.rolling import roll
+from fxprune.tracing.rolling import has_loops, roll
 from fxprune.tracing.size_nodes import Guard, SizeNodes
 from fxprune.tracing.sizes import TracedNumber, read_size
 from fxprune.tracing.spelling import first_few
@@ -72,6 +72,8 @@ def tie_loops(graph: fx.Graph) -> list[str]:
     Returns:
         A remark on them; nothing where there are none.
     """
+    if not has_loops(graph):
+        return []
     trial = copy_graph(graph)
     roll(trial)
     left = {node.name for node in trial.nodes}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -53,6 +54,10 @@ def _try(runner: Runner, leaves: Leaves, kept: set[str]) -> _Trial | None:
         return None
     graph: fx.Graph = recorded.builder.graph
     insert_guards(recorded.builder, recorded.sizes)
+    for node in reversed(graph.nodes):
+        # There are as many as pieces.
+        if node.target is operator.getitem and not node.users and "mutates" not in node.meta:
+            graph.erase_node(node)
     counts = {node: node.args[1] for node in graph.nodes if "loops" in node.meta}
     roll(graph)
     left = set(graph.nodes)

@@ -8,7 +8,7 @@ import inspect
 from types import CodeType, FrameType
 from typing import Any
 
-__all__ = ["Watch", "is_loop"]
+__all__ = ["Watch", "is_iterated", "is_loop"]
 
 
 @functools.lru_cache(maxsize=1000)
@@ -20,6 +20,11 @@ def is_loop(frame: FrameType) -> bool:
     """Whether what a call in a frame gives is gone through at once, as in `for i in range(n)`."""
     later = (each for each in _instructions(frame.f_code) if each.offset > frame.f_lasti)
     return next(later).opname == "GET_ITER"
+
+
+def is_iterated(frame: FrameType) -> bool:
+    """Whether a frame starts to go through something, as in `for x in pieces`."""
+    return any(each.offset == frame.f_lasti and each.opname == "GET_ITER" for each in _instructions(frame.f_code))
 
 
 class Watch:

@@ -12,7 +12,7 @@ from fxprune.running import trees
 from fxprune.tracing.graph_builder import reads_layout
 from fxprune.tracing.loops import append, end_steps, joined, keep, loop_index, new_list, next_value, steps
 
-__all__ = ["alike_in_steps", "roll"]
+__all__ = ["alike_in_steps", "has_loops", "roll"]
 
 # With fewer steps alike, the next may be another.
 _FEWEST_STEPS = 3
@@ -43,6 +43,11 @@ class _Variable:
 
     first: Any
     position: int
+
+
+def has_loops(graph: fx.Graph) -> bool:
+    """Whether a graph has steps of loops that may be alike."""
+    return any("loops" in node.meta for node in graph.nodes)
 
 
 def roll(graph: fx.Graph) -> dict[str, str]:

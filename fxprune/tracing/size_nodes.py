@@ -93,9 +93,10 @@ class SizeNodes:
         origin = max((self._builder.origin[node] for node in given), default=Origin.CONSTANTS)
         return create("call_function", function, args, {}, value, origin)
 
-    def from_end(self, node: fx.Node, value: Tensor, index: int) -> Tensor:
-        """A piece of what a node gives by its negative index, which is right at other sizes too."""
-        piece = value.detach()
+    def from_end(self, node: fx.Node, value: Tensor, index: int | fx.Node) -> Tensor:
+        """A piece of what a node gives, by its negative index or that of a step: right at other sizes too."""
+        with self._switch.paused():
+            piece = value.detach()
         self._builder.bind(piece, self._builder.create_part(operator.getitem, node, index, value))
         return piece
 
@@ -118,8 +119,8 @@ class SizeNodes:
         same = all(map(operator.is_, operands, operand.operands))
         return operand if same else traced_number(self, operand.function, operands, plain(operand))
 
-    def loop(self, count: TracedInt, start: int) -> Iterator[int]:
-        """The steps of a loop from `start` on; each node remembers the step that it was made in."""
+    def loop(self, count: TracedInt, start: int, item: Callable[[TracedInt], Any] = lambda step: step) -> Iterator[Any]:
+        """The steps of a loop from `start` on, or an item for each; each node remembers its step."""
         builder, outer, watch = self._builder, self._builder.step, Watch()
         number, end = builder.loops, plain(count)
         builder.loops += 1
@@ -131,7 +132,7 @@ class SizeNodes:
             if watch.is_open(sys._getframe(1)):
                 builder.single_loops.add(number)
             try:
-                yield traced_number(self, loop_index, (number, k), k)
+                yield item(traced_number(self, loop_index, (number, k), k))
             finally:
                 builder.step = outer
         builder.finished_loops.add(number)

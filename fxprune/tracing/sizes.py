@@ -16,6 +16,9 @@ import numpy as np
 import torch
 from torch import fx
 
+from fxprune.tracing.loop_watch import is_iterated
+from fxprune.tracing.user_code import user_frame
+
 __all__ = [
     "NumberNodes", "StaleSize", "StandIn", "TracedFloat", "TracedInt", "TracedNumber", "TracedPieces", "TracedSize",
     "call_with_numbers", "plain", "read_size", "traced_number", "untraced_type",
@@ -35,11 +38,11 @@ class NumberNodes(Protocol):
     def guard(self, function: Callable[..., Any], operands: tuple[Any, ...], traced: Any) -> None:
         """From here on the graph relies on `function(*operands)` being `traced`."""
 
-    def loop(self, count: TracedInt, start: int) -> Iterator[int]:
-        """The steps of a loop from `start` on."""
+    def loop(self, count: TracedInt, start: int, item: Callable[[TracedInt], Any] = ...) -> Iterator[Any]:
+        """The steps of a loop from `start` on, or an item for each."""
 
-    def from_end(self, node: fx.Node, value: torch.Tensor, index: int) -> torch.Tensor:
-        """A piece of what a node gives, by its negative index."""
+    def from_end(self, node: fx.Node, value: torch.Tensor, index: int | fx.Node) -> torch.Tensor:
+        """A piece of what a node gives, by its negative index, or by that of a step."""
 
 
 class TracedNumber:
@@ -306,8 +309,14 @@ class TracedPieces(tuple[torch.Tensor, ...]):
 
     def __iter__(self) -> Any:
         """Go through all of them."""
+        frame = user_frame()
+        if self.number.nodes.active and frame is not None and is_iterated(frame):
+            return self.number.nodes.loop(self.number, 0, self._of_step)
         self.number.as_traced()
         return super().__iter__()
+
+    def _of_step(self, step: TracedInt) -> torch.Tensor:
+        return self.number.nodes.from_end(self.node, super().__getitem__(plain(step)), step.node())
 
     def __reversed__(self) -> Any:
         """Go through all of them, the last first."""

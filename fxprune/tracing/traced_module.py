@@ -19,7 +19,7 @@ from fxprune.running.deepcopy import deepcopy
 from fxprune.running.mode_blocks import with_mode_blocks
 from fxprune.running.regions import has_region_blocks, with_region_blocks
 from fxprune.tracing.loops import write_loops_as_blocks
-from fxprune.tracing.rolling import roll
+from fxprune.tracing.rolling import has_loops, roll
 from fxprune.tracing.signature import SignatureCodeGen, signature_of
 
 __all__ = ["ApplyFunction", "ByMode", "DivideBySpectralNorm", "TracedModule", "copy_graph"]
@@ -133,7 +133,7 @@ class TracedModule(fx.GraphModule):
         """Make the code of the graph again: regions are `with` blocks, modes `if` blocks and loops over sizes `for`."""
         graph = self._graph
         try:
-            if any("loops" in node.meta for node in graph.nodes):
+            if has_loops(graph):
                 self._graph = copy_graph(graph)
                 roll(self._graph)
             _write_blocks(self._graph)

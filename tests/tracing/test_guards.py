@@ -28,7 +28,7 @@ def by_range(self: Any, x: Tensor) -> Tensor:
 
 
 def by_iteration(self: Any, x: Tensor) -> Tensor:
-    return torch.stack([self.f(y) for y in x])
+    return torch.stack([self.f(y) for _, y in enumerate(x)])
 
 
 def by_unbind(self: Any, x: Tensor) -> Tensor:

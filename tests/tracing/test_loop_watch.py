@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from fxprune.tracing.loop_watch import Watch, is_loop
+from fxprune.tracing.loop_watch import Watch, is_iterated, is_loop
 
 
 def watched(seen: list[bool]) -> Iterator[object]:
@@ -84,3 +84,17 @@ def test_a_range_that_is_gone_through_at_once_is_a_loop() -> None:
     kept = made()
     assert kept == [1]
     assert found == [True, True, False, False]
+
+
+def test_what_a_for_goes_through_is_iterated() -> None:
+    found = []
+
+    class Pieces:
+        def __iter__(self) -> Iterator[int]:
+            found.append(is_iterated(sys._getframe(1)))
+            return iter([1])
+
+    for _ in Pieces():
+        pass
+    list(Pieces())
+    assert found == [True, False]

@@ -85,6 +85,22 @@ def into_a_list(self: Any, x: Tensor) -> Any:
     return made, (*made,)
 
 
+def pieces(self: Any, x: Tensor) -> Tensor:
+    x = self.a(x)
+    h = x[:, 0] * 0
+    for y in x.unbind(1):
+        h = torch.tanh(self.u(y) + self.w(h))
+    made = [self.u(y).relu() for y in x.split(2, 1)]
+    return self.out(torch.cat(made, 1)) + self.out(h)[:, None]  # type: ignore[no-any-return]
+
+
+def entries(self: Any, x: Tensor) -> Tensor:
+    made = []
+    for y in self.a(x).transpose(0, 1):
+        made.append(self.u(y).relu())
+    return self.out(torch.stack(made, 1))  # type: ignore[no-any-return]
+
+
 def model_of(forward: Callable[..., Any]) -> nn.Module:
     layers = {"a": nn.Linear(4, 8), "u": nn.Linear(8, 8), "w": nn.Linear(8, 8), "out": nn.Linear(8, 2)}
     return net(forward, **layers, cell=nn.GRUCell(8, 8))
@@ -99,6 +115,8 @@ ROLLED = (
     prefixes,
     without_gradients,
     into_a_list,
+    pieces,
+    entries,
 )
 
 
