@@ -44,10 +44,13 @@ def _reduce(op: Op, x: Labels, dim: Any, keepdim: bool, additive: bool, appends:
     """
     reduced = _reduced(x, dim)
     labelled = [d for d in reduced if is_labelled(x.dims[d])]
+    # Entries are appended along one dimension, of a weight that of its channels, and the others stay whole.
+    widest = max(labelled, key=lambda d: size_of(x.dims[d]), default=None)
+    appends = appends and not any(additive and x.zero[d] for d in labelled if d != widest)
     for d in reduced:
         if additive and x.zero[d]:
             op.sums_over(x, d)
-        elif appends and labelled == [d] and sum_over_appended(op, op.node.all_input_nodes[0], d):
+        elif appends and d == widest and sum_over_appended(op, op.node.all_input_nodes[0], d):
             op.mark_last_resort(x.dims[d], f"reduced by {op.name}; zeros stand in for what is removed")
         else:
             op.sums_over(x, d)

@@ -14,6 +14,11 @@ def only(function: object) -> nn.Module:
     return net(lambda self, x: function(self.a(x)), a=nn.Conv2d(3, 8, 1))  # type: ignore[operator]
 
 
+def standardised(weight: torch.Tensor) -> torch.Tensor:
+    mean = weight.mean(dim=(1, 2, 3), keepdim=True)
+    return (weight - mean) / (weight.std(dim=(1, 2, 3), keepdim=True) + 1e-5)
+
+
 TWO = {"a": nn.Conv2d(3, 8, 1), "b": nn.Conv2d(3, 8, 1)}
 
 
@@ -53,10 +58,21 @@ NETS = {
         8,
     ),
     "variance over channels": (lambda: only(lambda x: x.var(1)), image(), 8),
-    "variance over two dimensions of channels is frozen": (
+    "variance over two dimensions of channels freezes one": (
         lambda: net(lambda self, x: (self.a(x)[:, :, None] * self.b(x)[:, None]).var((1, 2)), **TWO),
         image(),
-        0,
+        8,
+    ),
+    "weights standardised over their inputs and kernel": (
+        lambda: net(
+            lambda self, x: self.c(self.norm(F.conv2d(self.a(x), standardised(self.b), padding=1)).relu()),
+            a=nn.Conv2d(3, 8, 1),
+            b=parameter(12, 8, 3, 3),
+            norm=nn.GroupNorm(3, 12),
+            c=nn.Conv2d(12, 2, 1),
+        ),
+        image(),
+        8 + 3,
     ),
     "the most likely channel is frozen": (lambda: only(lambda x: x.argmax(1)), image(), 0),
     "numpy's names of arguments": (
