@@ -18,7 +18,7 @@ from torch.nn.utils.spectral_norm import SpectralNorm
 from fxprune.running.deepcopy import deepcopy
 from fxprune.running.mode_blocks import with_mode_blocks
 from fxprune.running.regions import has_region_blocks, with_region_blocks
-from fxprune.tracing.loops import write_loops_as_blocks
+from fxprune.tracing.loops import with_loop_blocks
 from fxprune.tracing.rolling import has_loops, roll
 from fxprune.tracing.signature import SignatureCodeGen, signature_of
 
@@ -104,14 +104,6 @@ def _of_name(target: Any) -> Any:
     return getattr(importlib.import_module(target.module), target.name) if isinstance(target, _Function) else target
 
 
-def _write_blocks(graph: fx.Graph) -> None:
-    def transform(body: list[str]) -> list[str]:
-        body = with_mode_blocks(graph, body)
-        return with_region_blocks(body) if has_region_blocks(graph) else body
-
-    graph.on_generate_code(lambda before: before or transform)
-
-
 class TracedModule(fx.GraphModule):
     """A GraphModule whose copies are complete.
 
@@ -132,13 +124,18 @@ class TracedModule(fx.GraphModule):
     def recompile(self) -> Any:
         """Make the code of the graph again: regions are `with` blocks, modes `if` blocks and loops over sizes `for`."""
         graph = self._graph
+        if has_loops(graph):
+            self._graph = copy_graph(graph)
+            roll(self._graph)
+        written = self._graph
+
+        def transform(body: list[str]) -> list[str]:
+            body = with_mode_blocks(written, body)
+            body = with_region_blocks(body) if has_region_blocks(written) else body
+            return body if written is graph else with_loop_blocks(body)
+
+        written.on_generate_code(lambda before: before or transform)
         try:
-            if has_loops(graph):
-                self._graph = copy_graph(graph)
-                roll(self._graph)
-            _write_blocks(self._graph)
-            if self._graph is not graph:
-                write_loops_as_blocks(self._graph)
             return super().recompile()
         finally:
             self._graph = graph
