@@ -16,8 +16,9 @@ from fxprune.tracing.size_nodes import Guard, SizeNodes
 from fxprune.tracing.sizes import TracedNumber, read_size
 from fxprune.tracing.spelling import first_few
 from fxprune.tracing.traced_module import copy_graph
+from fxprune.tracing.user_code import Place
 
-__all__ = ["insert_guards", "tie_loops"]
+__all__ = ["insert_guards", "named_sizes", "tie_loops"]
 
 _SIGNS: dict[Any, str] = {
     operator.add: "+", operator.sub: "-", operator.mul: "*", operator.truediv: "/", operator.floordiv: "//",
@@ -44,9 +45,7 @@ def insert_guards(builder: GraphBuilder, sizes: SizeNodes) -> list[str]:
         what = _spell(guard.function, guard.operands)
         if what in loops and loop is not None:
             loops[what].append(loop)
-        if what in inserted or all(all_fixed(_fixed_size(leaf, fixed)) for leaf in _leaves(guard.operands)):
-            continue
-        if len(guard.operands) == 2 and _name(guard.operands[0]) == _name(guard.operands[1]):
+        if what in inserted or not _is_needed(guard, fixed):
             continue
         path, _ = guard.call
         inserted[what] = f"`{path or type(builder.root).__name__}`"
@@ -54,6 +53,28 @@ def insert_guards(builder: GraphBuilder, sizes: SizeNodes) -> list[str]:
         if loop is not None:
             check.meta["loops"] = loops[what] = [loop]
     return _remarks({what: where for what, where in inserted.items() if what not in loops})
+
+
+def _is_needed(guard: Guard, fixed: Mapping[fx.Node, Fixed]) -> bool:
+    """Whether another input could change what the code relied on."""
+    if all(all_fixed(_fixed_size(leaf, fixed)) for leaf in _leaves(guard.operands)):
+        return False
+    return len(guard.operands) != 2 or _name(guard.operands[0]) != _name(guard.operands[1])
+
+
+def named_sizes(builder: GraphBuilder, sizes: SizeNodes) -> set[Place]:
+    """Where the code found that a size is one that it names, and nothing else ties the graph to that size."""
+    fixed = fixed_sizes(builder.graph, builder.module) if any(guard.place for guard in sizes.guards) else {}
+    needed = [guard for guard in sizes.guards if fixed and _is_needed(guard, fixed)]
+    leaves = [{_name(leaf) for leaf in _leaves(guard.operands)} for guard in needed]
+    one_value = (operator.pos, operator.eq)
+    tied = {
+        name
+        for guard, names in zip(needed, leaves, strict=True)
+        if guard.place is None and guard.loop is None and guard.function in one_value and guard.traced is not False
+        for name in names
+    }
+    return {guard.place for guard, names in zip(needed, leaves, strict=True) if guard.place and not names <= tied}
 
 
 def _remarks(inserted: Mapping[str, str]) -> list[str]:

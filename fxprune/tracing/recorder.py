@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping
+from collections.abc import Set as AbstractSet
 from typing import Any, TypeAlias
 
 import torch
@@ -32,6 +33,7 @@ from fxprune.tracing.results import Results
 from fxprune.tracing.scopes import Scopes, Switch
 from fxprune.tracing.size_nodes import SizeNodes
 from fxprune.tracing.unknown import Unknown
+from fxprune.tracing.user_code import Place
 
 __all__ = ["Recorder", "SpecialCall"]
 
@@ -71,6 +73,7 @@ class Recorder(TorchFunctionMode):
         special_calls: Mapping[Any, SpecialCall],
         training: bool = False,
         other_answer: str | None = None,
+        otherwise: AbstractSet[Place] = frozenset(),
     ) -> None:
         """Args:
         root: the model on the meta device.
@@ -82,13 +85,14 @@ class Recorder(TorchFunctionMode):
         special_calls: what is done in place of recording a call, by function.
         training: whether the model is in training.
         other_answer: as for `Facts`.
+        otherwise: as for `SizeNodes`.
         """
         super().__init__()
         self.device = device
         self.switch = Switch()
         self.scopes = Scopes(root)
         self.builder = GraphBuilder(root, real, self.scopes)
-        self.sizes = SizeNodes(self.builder, self.switch)
+        self.sizes = SizeNodes(self.builder, self.switch, otherwise)
         self.lowering = Lowering(self.builder)
         self.results = Results(self.builder, self.sizes)
         self.values = RealValues(

@@ -32,6 +32,7 @@ from fxprune.tracing.signature import SignatureCodeGen
 from fxprune.tracing.size_nodes import SizeNodes
 from fxprune.tracing.special_calls import SPECIAL_CALLS
 from fxprune.tracing.state import Numbers, changed_numbers, kept_numbers, kept_tensors, put_numbers, write_state
+from fxprune.tracing.user_code import Place
 
 __all__ = ["Leaves", "Recording", "Runner"]
 
@@ -79,6 +80,7 @@ class Runner:
         numbers: numbers of modules that the run starts with, where they are not the model's.
         other_answer: what is answered otherwise than it is, as in `Facts`.
         dtype: of the floating-point tensors, where it is not that of the model.
+        otherwise: where the code is told that a size is another than the one it names; None before that was looked for.
         kept_keys: attributes that look like keys of caches, and are none.
     """
 
@@ -92,6 +94,7 @@ class Runner:
     numbers: Numbers = field(default_factory=dict)
     other_answer: str | None = None
     dtype: torch.dtype | None = None
+    otherwise: frozenset[Place] | None = None
     kept_keys: set[Key] = field(default_factory=set)
 
     def record(self, leaves: Leaves, kept: set[str], *, training: bool = False) -> Recording:
@@ -172,6 +175,7 @@ class Runner:
             special_calls=SPECIAL_CALLS,
             training=training,
             other_answer=self.other_answer,
+            otherwise=self.otherwise or frozenset(),
         )  # fmt: skip
         recorder.builder.graph.set_codegen(SignatureCodeGen(arguments.signature))
         placeholders = {name: self._placeholder(recorder, arguments, name) for name in bound}

@@ -6,6 +6,7 @@ import functools
 import operator
 import sys
 from collections.abc import Callable, Iterator
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +18,7 @@ from fxprune.tracing.loop_watch import Watch
 from fxprune.tracing.loops import loop_index
 from fxprune.tracing.scopes import ModuleCall, Switch
 from fxprune.tracing.sizes import TracedInt, TracedNumber, plain, read_size, traced_number
+from fxprune.tracing.user_code import Place, place_in_model
 
 __all__ = ["Guard", "SizeNodes"]
 
@@ -25,7 +27,8 @@ __all__ = ["Guard", "SizeNodes"]
 class Guard:
     """`function(*operands)` was `traced`, and the code went on accordingly; `call` is the module call that did.
 
-    Where it is the number of steps of a loop, `loop` is the number of that.
+    Where it is the number of steps of a loop, `loop` is the number of that. Where a size was found to be one that the
+    code names, `place` is where.
     """
 
     function: Callable[..., Any]
@@ -33,6 +36,7 @@ class Guard:
     traced: Any
     call: ModuleCall
     loop: int | None = None
+    place: Place | None = None
 
 
 class SizeNodes:
@@ -42,7 +46,14 @@ class SizeNodes:
         guards: what the model's code relied on.
     """
 
-    def __init__(self, builder: GraphBuilder, switch: Switch) -> None:
+    def __init__(self, builder: GraphBuilder, switch: Switch, otherwise: AbstractSet[Place] = frozenset()) -> None:
+        """
+        Args:
+            builder: of the graph.
+            switch: whether the run goes on.
+            otherwise: where sizes are said to be others than those that the code names.
+        """
+        self._otherwise = otherwise
         self.guards: list[Guard] = []
         self._builder = builder
         self._switch = switch
@@ -100,11 +111,23 @@ class SizeNodes:
         self._builder.bind(piece, self._builder.create_part(operator.getitem, node, index, value))
         return piece
 
-    def guard(self, function: Callable[..., Any], operands: tuple[Any, ...], traced: Any) -> None:
+    def guard(
+        self, function: Callable[..., Any], operands: tuple[Any, ...], traced: Any, place: Place | None = None
+    ) -> None:
         """From here on the graph relies on `function(*operands)` being `traced`."""
         if self._switch.on:
             operands = tuple(map(self._without_index, operands))
-            self.guards.append(Guard(function, operands, traced, self._builder.scopes.current))
+            self.guards.append(Guard(function, operands, traced, self._builder.scopes.current, place=place))
+
+    def compare(self, function: Callable[..., Any], operands: tuple[Any, ...], outcome: bool) -> bool:
+        """What the model's code is told of a comparison: the outcome, on which the graph then relies, or the other."""
+        names_size = sum(isinstance(operand, TracedNumber) for operand in operands) == 1
+        finds_it = (function is operator.eq and outcome) or (function is operator.ne and not outcome)
+        place = place_in_model() if names_size and finds_it and self._switch.on else None
+        if place in self._otherwise:
+            return not outcome
+        self.guard(function, operands, outcome, place)
+        return outcome
 
     def _without_index(self, operand: Any) -> Any:
         """An operand as it is in this step of a loop; the other steps need not be like it."""

@@ -41,6 +41,9 @@ class NumberNodes(Protocol):
     def loop(self, count: TracedInt, start: int, item: Callable[[TracedInt], Any] = ...) -> Iterator[Any]:
         """The steps of a loop from `start` on, or an item for each."""
 
+    def compare(self, function: Callable[..., Any], operands: tuple[Any, ...], outcome: bool) -> bool:
+        """What the model's code is told of a comparison: the outcome, on which the graph then relies, or the other."""
+
     def from_end(self, node: fx.Node, value: torch.Tensor, index: int | fx.Node) -> torch.Tensor:
         """A piece of what a node gives, by its negative index, or by that of a step."""
 
@@ -228,8 +231,7 @@ def _comparison(function: Callable[..., Any]) -> Callable[[Any, Any], Any]:
         if isinstance(other, StaleSize):
             # No size of a tensor changes this.
             return outcome
-        self.nodes.guard(function, (self, other), outcome)
-        return outcome
+        return self.nodes.compare(function, (self, other), outcome)
 
     return method
 

@@ -33,6 +33,7 @@ from fxprune.tracing.real_values import LIKELIER_DRAW, DataDependentError
 from fxprune.tracing.refusals import refuse_what_cannot_be_traced
 from fxprune.tracing.rolling import alike_in_steps
 from fxprune.tracing.runs import Leaves, Recording, Runner
+from fxprune.tracing.size_branches import right_for_all_sizes
 from fxprune.tracing.spelling import first_few
 from fxprune.tracing.state import STATE_IS_LOST, numbers_are_lost
 from fxprune.tracing.traced_module import ApplyFunction, ByMode, TracedModule
@@ -138,6 +139,10 @@ def _record_in_both_modes(
     calls_of_training: GraphBuilder | None = None
     while True:
         in_eval = _record_in_eval(runner, leaves, kept, remarks)
+        if runner.otherwise is None:
+            runner.otherwise = right_for_all_sizes(runner, in_eval, leaves)
+            if runner.otherwise:
+                continue
         builder = in_eval.builder
         values_read |= in_eval.values_read
         state = _on_numbers(runner, in_eval, leaves, kept)

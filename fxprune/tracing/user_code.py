@@ -7,10 +7,14 @@ import sys
 import traceback
 from pathlib import Path
 from types import FrameType
+from typing import TypeAlias
 
 import torch
 
-__all__ = ["asked_by_model", "is_library_file", "is_of_model", "place_of", "user_frame"]
+__all__ = ["Place", "asked_by_model", "is_library_file", "is_of_model", "place_in_model", "place_of", "user_frame"]
+
+# A file and a line.
+Place: TypeAlias = "tuple[str, int]"
 
 # The names of files that are not the user's code start like this; "<" is for generated code.
 _LIBRARY_FILES = (str(Path(torch.__file__).parent / "_")[:-1], str(Path(__file__).parent.parent / "_")[:-1], "<")
@@ -28,6 +32,15 @@ def user_frame() -> FrameType | None:
     while frame is not None and frame.f_code.co_filename.startswith(_LIBRARY_FILES):
         frame = frame.f_back
     return frame
+
+
+def place_in_model() -> Place | None:
+    """The line of the model's code that runs; None for one that asserts something, and branches for an error alone."""
+    frame = user_frame()
+    if frame is None:
+        return None
+    place = frame.f_code.co_filename, frame.f_lineno
+    return None if "assert" in linecache.getline(*place) else place
 
 
 def place_of(error: BaseException) -> tuple[str, str]:

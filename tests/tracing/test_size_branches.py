@@ -1,0 +1,83 @@
+"""Branches for one size, which the graph has for all sizes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from invariant import image, net, randomise
+from torch import Tensor, nn
+
+import fxprune
+from fxprune import FxpruneError
+from fxprune.verification import TOLERANCE
+
+
+def table(height: int, width: int) -> Tensor:
+    rows, columns = (torch.arange(size, dtype=torch.float64) for size in (height, width))
+    return torch.sin(rows[:, None] * 0.3 + columns)
+
+
+def by_tuple(self: Any, x: Tensor) -> Tensor:
+    y = self.a(x)
+    size = (y.shape[2], y.shape[3])
+    return self.b(y * (self.table if self.size == size else table(*size)))  # type: ignore[no-any-return]
+
+
+def by_number(self: Any, x: Tensor) -> Tensor:
+    y = self.a(x)
+    positions = self.table
+    if y.shape[2] != 6 or y.shape[3] != 6:
+        positions = table(y.shape[2], y.shape[3])
+    return self.b(y + positions)  # type: ignore[no-any-return]
+
+
+def model_of(forward: Any, **more: Any) -> nn.Module:
+    made = net(forward, a=nn.Conv2d(3, 8, 1), b=nn.Conv2d(8, 2, 1), **more)
+    made.size = (6, 6)  # type: ignore[assignment]
+    return randomise(made)
+
+
+@pytest.mark.parametrize("forward", [by_tuple, by_number])
+def test_the_branch_for_other_sizes_is_taken_where_it_gives_the_same(forward: Any) -> None:
+    model = model_of(forward)
+    model.register_buffer("table", table(6, 6))
+    pruned = fxprune.prune(model, 0.6, example_inputs=image().double(), compensate=False)
+    for size in (6, 5, 9):
+        assert fxprune.verify(model, pruned, image(size=size).double()) <= TOLERANCE
+    assert fxprune.verify(model, pruned, image(size=9).double(), training=True) <= TOLERANCE
+
+
+def test_a_branch_that_computes_something_else_is_that_of_the_example() -> None:
+    model = model_of(by_tuple)
+    model.register_buffer("table", table(6, 6) + 1e-3)
+    pruned = fxprune.prune(model, 0.6, example_inputs=image().double(), compensate=False)
+    assert fxprune.verify(model, pruned) <= TOLERANCE
+    with pytest.raises(FxpruneError, match=r"a\.size\(.\) == 6"):
+        pruned(image(size=9).double())
+
+
+def test_one_branch_of_two_is_for_all_sizes() -> None:
+    def forward(self: Any, x: Tensor) -> Tensor:
+        y = by_tuple(self, x)
+        if x.shape[0] == 2:
+            y = y + 1
+        return y
+
+    model = model_of(forward)
+    model.register_buffer("table", table(6, 6))
+    pruned = fxprune.prune(model, 0.6, example_inputs=image().double(), compensate=False)
+    assert fxprune.verify(model, pruned, image(size=9).double()) <= TOLERANCE
+    with pytest.raises(FxpruneError, match=r"size\(0\) == 2"):
+        pruned(image(batch=3).double())
+
+
+def test_an_assertion_ties_the_graph_to_the_size_and_nothing_is_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    def forward(self: Any, x: Tensor) -> Tensor:
+        assert x.shape[2] == 6, "of this size alone"
+        return self.b(self.a(x) * (2 if x.shape[2] == 6 else 1))  # type: ignore[no-any-return]
+
+    monkeypatch.setattr("fxprune.tracing.size_branches._outputs", lambda *args: pytest.fail("the model ran"))
+    with pytest.raises(FxpruneError, match=r"size\(2\) == 6"):
+        fxprune.trace(model_of(forward), image().double())(image(size=9).double())
