@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -87,6 +88,8 @@ class _Context(FunctionCtx):
 
 def run_forward(function: type[torch.autograd.Function], args: tuple[Any, ...]) -> Any:
     """What the function's `forward` computes."""
+    # Without what may record its calls.
+    forward = inspect.unwrap(function.forward)
     if function.setup_context is not torch.autograd.Function.setup_context:
-        return function.forward(*args)
-    return function.forward(_Context(args), *args)
+        return forward(*args)
+    return forward(_Context(args), *args)

@@ -154,6 +154,17 @@ def patched(recorder: Recorder, modules: ModuleCalls, *, own_types: bool = False
         bound = original_apply.__get__(None, function)
         return modules.apply(function, bound, args) if switch.on and not kwargs else bound(*args, **kwargs)
 
+    def forward_of(function: type[torch.autograd.Function]) -> Any:
+        """As `apply`, which a model's code may have under another name: `round = Round.apply`."""
+        forward = function.forward
+        takes_context = function.setup_context is torch.autograd.Function.setup_context
+
+        @functools.wraps(forward)
+        def recorded(*args: Any) -> Any:
+            return apply(function, *args[takes_context:]) if switch.on else forward(*args)
+
+        return staticmethod(recorded)
+
     def compute_weight(hook: SpectralNorm, owner: nn.Module, do_power_iteration: bool) -> Any:
         path = recorder.scopes.path_of(owner) if switch.on else None
         if path is None:
@@ -169,7 +180,10 @@ def patched(recorder: Recorder, modules: ModuleCalls, *, own_types: bool = False
     with ExitStack() as stack:
 
         def replace(owner: Any, name: str, value: Any) -> None:
-            stack.callback(setattr, owner, name, owner.__dict__[name])
+            if name in owner.__dict__:
+                stack.callback(setattr, owner, name, owner.__dict__[name])
+            else:
+                stack.callback(delattr, owner, name)
             setattr(owner, name, value)
 
         stack.enter_context(uncached(packages))
@@ -203,6 +217,8 @@ def patched(recorder: Recorder, modules: ModuleCalls, *, own_types: bool = False
         replace(SpectralNorm, "compute_weight", compute_weight)
         replace(nn.Module, "__call__", call)
         replace(torch.autograd.Function, "apply", classmethod(apply))
+        for owner, value in [(function, forward_of(function)) for function in _functions(torch.autograd.Function)]:
+            replace(owner, "forward", value)
         if "__call__" in vars(torch._C.ScriptFunction):
             replace(torch._C.ScriptFunction, "__call__", call_scripted)
         stack.callback(delattr, nn.Module, "training")
@@ -211,6 +227,14 @@ def patched(recorder: Recorder, modules: ModuleCalls, *, own_types: bool = False
         stack.enter_context(torch.enable_grad())
         stack.enter_context(recorder)
         yield readers
+
+
+def _functions(parent: type[torch.autograd.Function]) -> Iterator[type[torch.autograd.Function]]:
+    """The Functions of users, and those that they are made from."""
+    for function in parent.__subclasses__():
+        if _package(function.__module__) not in ("torch", "fxprune"):
+            yield function
+        yield from _functions(function)
 
 
 class _TrainingFlag:

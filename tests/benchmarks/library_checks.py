@@ -169,19 +169,22 @@ def _check_compile(spec: str, state: dict[str, Any], result: Result) -> None:
 def _check_export(spec: str, state: dict[str, Any], result: Result) -> None:
     args, kwargs = call_arguments(state["inputs"])
 
-    def run() -> str:
-        program = torch.export.export(copy.deepcopy(state["pruned"]).eval(), args, kwargs)
-        return _differs(state, program.module(), state["inputs"])
-
-    try:
+    def exported(model: nn.Module) -> Any:
         with torch.no_grad():
-            torch.export.export(copy.deepcopy(state["model"]).eval(), args, kwargs)
-    except Exception as error:
-        result["no_export"] = f"{type(error).__name__}"
+            return torch.export.export(copy.deepcopy(model).eval(), args, kwargs).module()
+
+    def run() -> str:
         try:
-            run()
+            program = exported(state["pruned"])
         except Exception:
-            return
+            try:
+                exported(state["model"])
+            except Exception as error:
+                result["no_export"] = f"nor has the original one: {type(error).__name__}"
+                return SAME
+            raise
+        return _differs(state, program, state["inputs"])
+
     _say(result, "export", run)
 
 

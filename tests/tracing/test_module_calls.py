@@ -273,3 +273,49 @@ def test_functions_of_the_same_name_stay_apart() -> None:
     assert_same(model, traced, torch.randn(2))
     assert len(targets(traced, "call_module")) == 3
     assert len(set(targets(traced, "call_module"))) == 2
+
+
+class Sign(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.sign()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        return grads[0] * 3
+
+
+class SignOfParent(Sign):
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        return grads[0] * 5
+
+
+class SignWithSetup(torch.autograd.Function):
+    @staticmethod
+    def forward(x: Tensor) -> Tensor:  # type: ignore[override]
+        return x.sign()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> Any:
+        ctx.factor = 7
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        return grads[0] * ctx.factor
+
+
+SIGNS: dict[type[torch.autograd.Function], Any] = {kind: kind.apply for kind in (Sign, SignOfParent, SignWithSetup)}
+
+
+@pytest.mark.parametrize("kind", SIGNS)
+def test_a_function_called_by_another_name_keeps_its_own_gradient(kind: type[torch.autograd.Function]) -> None:
+    model = net(lambda self, x: self.b(SIGNS[kind](self.a(x))), a=nn.Linear(4, 6), b=nn.Linear(6, 2))
+    forward, x = kind.__dict__.get("forward"), torch.randn(3, 4)
+    pruned = fxprune.prune(model, 0.99, method="l2", example_inputs=x, compensate=False)
+    traced = trace(model, x)
+    for each in (model, traced, pruned):
+        each(x).sum().backward()
+    assert torch.equal(model.a.weight.grad, traced.a.weight.grad)  # type: ignore[arg-type, union-attr]
+    assert bool(pruned.get_parameter("a.weight").grad.any())  # type: ignore[union-attr]
+    assert kind.__dict__.get("forward") is forward
