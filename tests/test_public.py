@@ -76,7 +76,7 @@ PUBLIC = {
         "progress=False)"
     ),
     "trace": "(model, example_inputs=None, *, copy=True, leaves=())",
-    "verify": "(original, pruned, example_inputs=None)",
+    "verify": "(original, pruned, example_inputs=None, *, training=False)",
 }
 
 

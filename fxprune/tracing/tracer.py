@@ -72,11 +72,11 @@ def trace(
     Warns:
         FxpruneWarning: something that the model does in training is not in the graph: training cannot be traced, it
             draws random numbers from NumPy or Python, or layers are skipped at random. The graph warns of it too, when
-            it runs in training.
+            it runs in training. Or random numbers that it draws from NumPy or Python in eval are constants of the graph.
     """
     traced = trace_knowing(model, example_inputs, {}, copy=copy, leaves=leaves)
     for note in trace_notes(traced).remarks:
-        if note.startswith((*_LOST_IN_TRAINING, STATE_IS_LOST)):
+        if note.startswith((*_LOST_IN_TRAINING, _DRAWN_ONCE, STATE_IS_LOST)):
             warnings.warn(note, FxpruneWarning, stacklevel=2)
     return traced
 
@@ -145,6 +145,8 @@ def _record_in_both_modes(
                 continue
         builder = in_eval.builder
         values_read |= in_eval.values_read
+        if in_eval.draws_elsewhere:
+            remarks.append(f"{_DRAWN_ONCE}: draw them with torch, as in torch.rand, to have others in each call.")
         state = _on_numbers(runner, in_eval, leaves, kept)
         if not in_eval.training_readers:
             break
@@ -214,6 +216,7 @@ def _record_in_eval(runner: Runner, leaves: Leaves, kept: set[str], remarks: lis
 
 # How a remark starts that becomes a warning: a model that is trained with this graph learns unlike the original.
 _ONLY_EVAL = "Only the code of eval is in the graph"
+_DRAWN_ONCE = "Random numbers that the model draws from NumPy or Python in eval are constants of the graph"
 _LOST_IN_TRAINING = (_ONLY_EVAL, LIKELIER_DRAW)
 
 

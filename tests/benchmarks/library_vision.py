@@ -130,10 +130,11 @@ def _doctr() -> None:
             add("doctr", f"models.{task}", name, shape, pretrained=False, **options)
 
     page, word = (1, 3, 128, 128), (1, 3, 32, 128)
-    net("detection", "db_resnet34 db_mobilenet_v3_large linknet_resnet18 fast_tiny", page, pretrained_backbone=False)
+    # Without the boxes and the words, whose number depends on values.
+    bare = {"pretrained_backbone": False, "exportable": True}
+    net("detection", "db_resnet34 db_mobilenet_v3_large linknet_resnet18 fast_tiny", page, **bare)
     readers = "crnn_vgg16_bn crnn_mobilenet_v3_small crnn_mobilenet_v3_large viptr_tiny"
-    net("recognition", readers, word, pretrained_backbone=False)
-    net("recognition", "vitstr_small parseq", word, pretrained_backbone=False)
+    net("recognition", f"{readers} vitstr_small parseq", word, **bare)
     net("classification", "vgg16_bn_r mobilenet_v3_small_r magc_resnet31 textnet_tiny vit_s vip_tiny", (1, 3, 32, 32))
     net("classification", "mobilenet_v3_small_page_orientation starnet_s3", page)
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import random
 from typing import Any
 
+import numpy as np
 import pytest
 import timm
 import torch
+from invariant import net
 from same_model import assert_same, make
 from torch import Tensor, nn
 
-from fxprune.errors import FxpruneError
+from fxprune.errors import FxpruneError, FxpruneWarning
 from fxprune.tracing.checks import check_argument, check_as_traced
 from fxprune.tracing.notes import trace_notes
 from fxprune.tracing.tracer import trace
@@ -136,3 +139,11 @@ def test_a_train_that_leaves_modules_in_eval_is_noted(freezes: bool) -> None:
     traced = trace(nn.Sequential(OwnTrain(freezes)), torch.randn(2, 3, 4, 4))
     expected = "`train()` of `0` leaves a part as it is; the traced model has the usual one."
     assert list(trace_notes(traced).remarks) == ([expected] if freezes else [])
+
+
+def test_random_numbers_of_python_and_numpy_in_eval_are_warned_of() -> None:
+    def forward(self: Any, x: Tensor) -> Tensor:
+        return self.a(x) * random.random() + float(np.random.rand())  # type: ignore[no-any-return]  # noqa: NPY002
+
+    with pytest.warns(FxpruneWarning, match="draws from NumPy or Python in eval are constants"):
+        trace(net(forward, a=nn.Linear(4, 8)), torch.randn(3, 4))
