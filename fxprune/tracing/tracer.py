@@ -72,7 +72,7 @@ def trace(
     Warns:
         FxpruneWarning: something that the model does in training is not in the graph: training cannot be traced, it
             draws random numbers from NumPy or Python, or layers are skipped at random. The graph warns of it too, when
-            it runs in training. Or random numbers that it draws from NumPy or Python in eval are constants of the graph.
+            it runs in training. Or random numbers that it draws from NumPy or Python in eval are constants there.
     """
     traced = trace_knowing(model, example_inputs, {}, copy=copy, leaves=leaves)
     for note in trace_notes(traced).remarks:
