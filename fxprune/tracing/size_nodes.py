@@ -121,7 +121,7 @@ class SizeNodes:
 
     def compare(self, function: Callable[..., Any], operands: tuple[Any, ...], outcome: bool) -> bool:
         """What the model's code is told of a comparison: the outcome, on which the graph then relies, or the other."""
-        names_size = sum(isinstance(operand, TracedNumber) for operand in operands) == 1
+        names_size = sum(map(_is_named, operands)) == 1
         finds_it = (function is operator.eq and outcome) or (function is operator.ne and not outcome)
         place = place_in_model() if names_size and finds_it and self._switch.on else None
         if place in self._otherwise:
@@ -159,6 +159,12 @@ class SizeNodes:
             finally:
                 builder.step = outer
         builder.finished_loops.add(number)
+
+
+def _is_named(operand: Any) -> bool:
+    """Whether the model has a number in its code, or as the size of one of its tensors."""
+    of_tensor = isinstance(operand, TracedNumber) and operand.function is read_size
+    return operand.operands[0].op == "get_attr" if of_tensor else not isinstance(operand, TracedNumber)
 
 
 def _in_graph(operand: Any) -> Any:

@@ -39,7 +39,13 @@ def model_of(forward: Any, **more: Any) -> nn.Module:
     return randomise(made)
 
 
-@pytest.mark.parametrize("forward", [by_tuple, by_number])
+def by_table(self: Any, x: Tensor) -> Tensor:
+    y = self.a(x)
+    kept = y.shape[2] == self.table.shape[0] and self.table.shape[1] == y.shape[3]
+    return self.b(y + (self.table if kept else table(y.shape[2], y.shape[3])))  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("forward", [by_tuple, by_number, by_table])
 def test_the_branch_for_other_sizes_is_taken_where_it_gives_the_same(forward: Any) -> None:
     model = model_of(forward)
     model.register_buffer("table", table(6, 6))
