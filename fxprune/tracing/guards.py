@@ -67,14 +67,16 @@ def named_sizes(builder: GraphBuilder, sizes: SizeNodes) -> set[Place]:
     fixed = fixed_sizes(builder.graph, builder.module) if any(guard.place for guard in sizes.guards) else {}
     needed = [guard for guard in sizes.guards if fixed and _is_needed(guard, fixed)]
     leaves = [{_name(leaf) for leaf in _leaves(guard.operands)} for guard in needed]
-    one_value = (operator.pos, operator.eq)
-    tied = {
-        name
-        for guard, names in zip(needed, leaves, strict=True)
-        if guard.place is None and guard.loop is None and guard.function in one_value and guard.traced is not False
-        for name in names
-    }
+    tied = {name for guard, names in zip(needed, leaves, strict=True) if _ties(guard) for name in names}
     return {guard.place for guard, names in zip(needed, leaves, strict=True) if guard.place and not names <= tied}
+
+
+def _ties(guard: Guard) -> bool:
+    """Whether the graph takes one size alone, whatever branch its code has."""
+    if guard.place is not None or guard.loop is not None:
+        return False
+    named = sum(not isinstance(operand, TracedNumber) for operand in guard.operands)
+    return guard.function is operator.pos or (guard.function is operator.eq and guard.traced and named == 1)
 
 
 def _remarks(inserted: Mapping[str, str]) -> list[str]:

@@ -45,7 +45,13 @@ def by_table(self: Any, x: Tensor) -> Tensor:
     return self.b(y + (self.table if kept else table(y.shape[2], y.shape[3])))  # type: ignore[no-any-return]
 
 
-@pytest.mark.parametrize("forward", [by_tuple, by_number, by_table])
+def by_tuple_after_a_check(self: Any, x: Tensor) -> Tensor:
+    if x.flatten(2).shape[2] != x.shape[2] * x.shape[3]:
+        raise ValueError("the sizes do not fit together")
+    return by_tuple(self, x)
+
+
+@pytest.mark.parametrize("forward", [by_tuple, by_number, by_table, by_tuple_after_a_check])
 def test_the_branch_for_other_sizes_is_taken_where_it_gives_the_same(forward: Any) -> None:
     model = model_of(forward)
     model.register_buffer("table", table(6, 6))
