@@ -109,8 +109,10 @@ def tie_loops(graph: fx.Graph) -> list[str]:
 def _insert(builder: GraphBuilder, sizes: SizeNodes, guard: Guard, what: str, where: str) -> fx.Node:
     # As early as possible: what runs at other sizes fails with less helpful messages.
     nodes = {leaf.node() for leaf in _leaves(guard.operands)}
-    last = [node for node in builder.graph.nodes if node in nodes][-1]
-    with builder.scopes.within(guard.call), builder.graph.inserting_before(last.next):
+    place = [node for node in builder.graph.nodes if node in nodes][-1].next
+    while place.op == "placeholder":
+        place = place.next
+    with builder.scopes.within(guard.call), builder.graph.inserting_before(place):
         if guard.function is operator.pos:
             value = guard.operands[0].node()
         else:

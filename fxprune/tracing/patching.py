@@ -117,12 +117,19 @@ def _cached_under(owner: Any, name: str) -> Iterator[tuple[Any, str, Any, Any]]:
     if isinstance(function, functools._lru_cache_wrapper):
         yield owner, name, value, function.__wrapped__ if function is value else kind(function.__wrapped__)
     elif isinstance(function, FunctionType):
-        # A decorator may keep it in a closure.
-        for cell in function.__closure__ or ():
-            with suppress(ValueError):  # an empty cell
-                content = cell.cell_contents
-                if isinstance(content, functools._lru_cache_wrapper):
-                    yield cell, "cell_contents", content, content.__wrapped__
+        yield from _cached_in_closure(function, set())
+
+
+def _cached_in_closure(function: FunctionType, seen: set[FunctionType]) -> Iterator[tuple[Any, str, Any, Any]]:
+    """Those that decorators keep in a closure of the function, or of a function there."""
+    seen.add(function)
+    for cell in function.__closure__ or ():
+        with suppress(ValueError):  # an empty cell
+            content = cell.cell_contents
+            if isinstance(content, functools._lru_cache_wrapper):
+                yield cell, "cell_contents", content, content.__wrapped__
+            elif isinstance(content, FunctionType) and content not in seen:
+                yield from _cached_in_closure(content, seen)
 
 
 @contextmanager

@@ -322,3 +322,20 @@ def test_types_of_python_as_dtypes_leave_no_size_unchecked() -> None:
     assert torch.equal(traced(x), model(x))
     with pytest.raises(FxpruneError, match="when the model was traced"):
         traced(torch.randn(8, 8))
+
+
+def test_a_check_of_an_argument_comes_after_all_arguments() -> None:
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(4, 6), nn.Linear(6, 2)
+
+        def forward(self, x: Tensor, scale: float, mask: Tensor | None = None) -> Tensor:
+            x = self.a(x)
+            return self.b(x * scale if scale > 1 or mask is not None else x)  # type: ignore[no-any-return]
+
+    model = Scaled()
+    pruned = fxprune.prune(model, 0.6, example_inputs={"x": torch.randn(2, 4), "scale": 0.5}, compensate=False)
+    assert fxprune.verify(model, copy.deepcopy(pruned)) < 1e-9
+    with pytest.raises(FxpruneError, match="scale > 1"):
+        pruned(torch.randn(2, 4), 2.0)

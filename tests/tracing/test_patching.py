@@ -102,9 +102,25 @@ def _other_table(size: int) -> Tensor:
     return torch.arange(size) / 3
 
 
+def _by_two_decorators(function: Any) -> Any:
+    inner = _by_decorator(function)
+
+    def call(size: int) -> Tensor:
+        return inner(size)  # type: ignore[no-any-return]
+
+    call.cache_info = inner.cache_info  # type: ignore[attr-defined]
+    return call
+
+
+@_by_two_decorators
+def _third_table(size: int) -> Tensor:
+    return torch.arange(size) / 11
+
+
 class Cached(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
-        return x + _table(x.shape[1]) + _other_table(x.shape[1]) + self.method(x.shape[1]) + self.static(x.shape[1])
+        tables = _table(x.shape[1]) + _other_table(x.shape[1]) + _third_table(x.shape[1])
+        return x + tables + self.method(x.shape[1]) + self.static(x.shape[1])
 
     @functools.lru_cache  # noqa: B019
     def method(self, size: int) -> Tensor:
@@ -116,7 +132,7 @@ class Cached(nn.Module):
         return torch.arange(size) / 7
 
 
-CACHES = (_table, _other_table, Cached.method, Cached.static)
+CACHES = (_table, _other_table, _third_table, Cached.method, Cached.static)
 
 
 def test_caches_of_the_model_are_neither_read_nor_filled_by_the_trace() -> None:
