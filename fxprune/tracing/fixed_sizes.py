@@ -88,10 +88,11 @@ def _of_call(node: fx.Node, name: str, first: Any, fixed: Mapping[fx.Node, Any])
         # The other tensors are weights, or tensors whose type is read: their sizes say nothing about the result's.
         return tuple(first)
     if Trait.LINEAR in what:
-        return (*first[:-1], True)
+        return (*first[:-1], fixed[args[1]][0])  # type: ignore[index]
     if name == "scaled_dot_product_attention":
-        return (*first[:-1], fixed[args[2]][-1])  # type: ignore[index]
-    if name in ("matmul", "bmm") and value.ndim > 1:
+        # Samples and heads broadcast.
+        return (*(_of_broadcast(node, d, fixed) for d in range(-value.ndim, -2)), first[-2], fixed[args[2]][-1])  # type: ignore[index]
+    if name in ("matmul", "bmm") and value.ndim > 1 and len(fixed[args[1]]) > 1:  # type: ignore[index]
         return (*(_of_broadcast(node, d, fixed) for d in range(-value.ndim, -2)), first[-2], fixed[args[1]][-1])  # type: ignore[index]
     if name in ("view", "reshape"):
         sizes = args[1] if len(args) == 2 and isinstance(args[1], (tuple, list)) else args[1:]
@@ -110,7 +111,7 @@ def _of_call(node: fx.Node, name: str, first: Any, fixed: Mapping[fx.Node, Any])
         piece: Fixed = first[args[1]]
         return piece
     if name in ("unbind", "split", "chunk"):
-        return _of_pieces(node, name, first)
+        return _of_pieces(node, name, first, fixed)
     return None
 
 
@@ -133,10 +134,10 @@ def _of_stack(node: fx.Node, fixed: Mapping[fx.Node, Any]) -> Fixed | None:
     return tuple(known)
 
 
-def _of_pieces(node: fx.Node, name: str, first: tuple[bool, ...]) -> Fixed | None:
+def _of_pieces(node: fx.Node, name: str, first: tuple[bool, ...], fixed: Mapping[fx.Node, Any]) -> Fixed | None:
     dim = dimension_cut(node)
     if dim is None:
         return None
     dim %= len(first)
-    cut = () if name == "unbind" else (first[dim],)
+    cut = () if name == "unbind" else (first[dim] and all(all_fixed(fixed[n]) for n in node.all_input_nodes[1:]),)
     return (first[:dim] + cut + first[dim + 1 :],) * len(node.meta["value"])

@@ -18,7 +18,7 @@ from fxprune.tracing.spelling import first_few
 from fxprune.tracing.traced_module import copy_graph
 from fxprune.tracing.user_code import Place
 
-__all__ = ["insert_guards", "named_sizes", "tie_loops"]
+__all__ = ["erase_unused_pieces", "insert_guards", "named_sizes", "needed_guards", "tie_loops"]
 
 _SIGNS: dict[Any, str] = {
     operator.add: "+", operator.sub: "-", operator.mul: "*", operator.truediv: "/", operator.floordiv: "//",
@@ -62,10 +62,15 @@ def _is_needed(guard: Guard, fixed: Mapping[fx.Node, Fixed]) -> bool:
     return len(guard.operands) != 2 or _name(guard.operands[0]) != _name(guard.operands[1])
 
 
+def needed_guards(builder: GraphBuilder, sizes: SizeNodes) -> list[Guard]:
+    """The guards that another input could violate."""
+    fixed = fixed_sizes(builder.graph, builder.module) if sizes.guards else {}
+    return [guard for guard in sizes.guards if _is_needed(guard, fixed)]
+
+
 def named_sizes(builder: GraphBuilder, sizes: SizeNodes) -> set[Place]:
     """Where the code found that a size is one that it names, and nothing else ties the graph to that size."""
-    fixed = fixed_sizes(builder.graph, builder.module) if any(guard.place for guard in sizes.guards) else {}
-    needed = [guard for guard in sizes.guards if fixed and _is_needed(guard, fixed)]
+    needed = needed_guards(builder, sizes) if any(guard.place for guard in sizes.guards) else []
     leaves = [{_name(leaf) for leaf in _leaves(guard.operands)} for guard in needed]
     tied = {name for guard, names in zip(needed, leaves, strict=True) if _ties(guard) for name in names}
     return {guard.place for guard, names in zip(needed, leaves, strict=True) if guard.place and not names <= tied}
@@ -87,6 +92,13 @@ def _remarks(inserted: Mapping[str, str]) -> list[str]:
         "Loops and branches that follow sizes are those of the example, and the graph refuses inputs for which they"
     )
     return [f"{remark} would differ: {named}."]
+
+
+def erase_unused_pieces(graph: fx.Graph) -> None:
+    """Take away the pieces of tensors that nobody uses; there are more or fewer of them at other sizes."""
+    for node in reversed(graph.nodes):
+        if node.target is operator.getitem and not node.users and "mutates" not in node.meta:
+            graph.erase_node(node)
 
 
 def tie_loops(graph: fx.Graph) -> list[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -13,11 +12,14 @@ from torch import Tensor, fx
 from fxprune.errors import FxpruneError
 from fxprune.running import trees
 from fxprune.tracing.checks import check_as_traced
-from fxprune.tracing.guards import insert_guards
+from fxprune.tracing.guards import erase_unused_pieces, insert_guards
 from fxprune.tracing.rolling import roll
 from fxprune.tracing.runs import Leaves, Recording, Runner
 
 __all__ = ["unconfirmed_loops"]
+
+# Of the steps that are tried: more than what code keeps of the last steps. Not tuned.
+_FEWEST = 33
 
 
 @dataclass(frozen=True)
@@ -54,10 +56,7 @@ def _try(runner: Runner, leaves: Leaves, kept: set[str]) -> _Trial | None:
         return None
     graph: fx.Graph = recorded.builder.graph
     insert_guards(recorded.builder, recorded.sizes)
-    for node in reversed(graph.nodes):
-        # There are as many as pieces.
-        if node.target is operator.getitem and not node.users and "mutates" not in node.meta:
-            graph.erase_node(node)
+    erase_unused_pieces(graph)
     counts = {node: node.args[1] for node in graph.nodes if "loops" in node.meta}
     roll(graph)
     left = set(graph.nodes)
@@ -68,7 +67,7 @@ def _larger(args: Any, kwargs: Any) -> Iterator[tuple[Any, Any]]:
     """Inputs with more entries in dimensions that have the same place and size, the one after the batch first."""
     sizes = dict.fromkeys((d, n) for tensor in trees.tensors((args, kwargs)) for d, n in enumerate(tensor.shape))
     for d, n in sorted(sizes, key=lambda size: size[0] or 99):
-        index = torch.arange(n + max(3, n // 2)) % max(n, 1)
+        index = torch.arange(max(_FEWEST, n + n // 2)) % max(n, 1)
 
         def larger(tensor: Tensor, d: int = d, n: int = n, index: Tensor = index) -> Tensor:
             fits = tensor.ndim > d and tensor.shape[d] == n

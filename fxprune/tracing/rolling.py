@@ -137,6 +137,8 @@ class _Loop:
             raise _DifferentError
         self._body = [self._merge_nodes(nodes) for nodes in zip(*found, strict=True)]
         self._lists: set[int] = set()
+        # Whether something of the last step is used after the loop.
+        self._takes_last = False
         self._users = [node for node in graph.nodes if node not in self._place]
         for node in self._users:
             for argument in (*node.args, *node.kwargs.values()):
@@ -234,7 +236,7 @@ class _Loop:
         with graph.inserting_before(base[0]):
             variables = {v: self._call(keep, v.first) for v in self._variables.values()}
             lists = {position: self._call(new_list) for position in sorted(self._lists)}
-            index = self._call(steps, count, start, start + self._needs_a_step())
+            index = self._call(steps, count, start, start)
         inside = {node: index for node in base if node.target is loop_index}
         used: dict[fx.Node, None] = {}
         for node, merged in zip(base, self._body, strict=True):
@@ -243,6 +245,9 @@ class _Loop:
                 used |= dict.fromkeys(given for given in node.all_input_nodes if given not in self._place)
         for node in self._users:
             self._use(node, lists, {v.position: node for v, node in variables.items()})
+        if self._takes_last:
+            # Without a step, there may be something else.
+            index.args = (count, start, start + 1)
         with graph.inserting_before(base[-1].next):
             for position, values in lists.items():
                 self._call(append, values, base[position])
@@ -255,11 +260,6 @@ class _Loop:
         return names | dict.fromkeys(
             (node.name for step in self._steps for node in step if node.target is loop_index), index.name
         )
-
-    def _needs_a_step(self) -> bool:
-        """Whether something is used after the loop that there would not be without a step."""
-        made = {self._place[given][1] for user in self._users for given in user.all_input_nodes if given in self._place}
-        return bool(made - self._lists - {variable.position for variable in self._variables.values()})
 
     def _call(self, function: Callable[..., Any], *args: Any) -> fx.Node:
         node = self._graph.call_function(function, args)
@@ -287,7 +287,7 @@ class _Loop:
             place = self._place.get(argument) if isinstance(argument, fx.Node) else None
             if place is None:
                 return argument
-            # Without a step, a variable is what it was before.
+            self._takes_last = True
             return variables.get(place[1], self._steps[0][place[1]])
 
         if any(given in self._place for given in user.all_input_nodes):

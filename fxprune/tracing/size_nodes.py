@@ -73,6 +73,10 @@ class SizeNodes:
             size = self._sizes[node, dim] = traced_number(self, read_size, (node, dim), value)
         return size
 
+    def read_sizes(self) -> dict[tuple[str, int], TracedInt]:
+        """The sizes that were read, by the names of their nodes and dimensions."""
+        return {(node.name, dim): size for (node, dim), size in self._sizes.items()}
+
     def numel(self, tensor: Tensor) -> Any:
         """How many entries a tensor has, as a product of its sizes."""
         node = self._builder.node_of(tensor)

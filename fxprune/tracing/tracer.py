@@ -34,6 +34,7 @@ from fxprune.tracing.refusals import refuse_what_cannot_be_traced
 from fxprune.tracing.rolling import alike_in_steps
 from fxprune.tracing.runs import Leaves, Recording, Runner
 from fxprune.tracing.size_branches import right_for_all_sizes
+from fxprune.tracing.size_trials import tie_unseen_sizes
 from fxprune.tracing.spelling import first_few
 from fxprune.tracing.state import STATE_IS_LOST, numbers_are_lost
 from fxprune.tracing.traced_module import ApplyFunction, ByMode, TracedModule
@@ -174,6 +175,7 @@ def _record_in_both_modes(
     if builder.loops:
         builder.single_loops |= unconfirmed_loops(runner, in_eval, leaves, kept)
     facts = followed(runner, in_eval, leaves, kept)
+    tie_unseen_sizes(runner, in_eval, leaves, kept)
     guards = insert_guards(builder, in_eval.sizes)
     if calls_of_training is not None:
         insert_guards(calls_of_training, in_training.sizes)

@@ -128,8 +128,36 @@ def test_steps_that_are_alike_run_at_other_sizes(forward: Callable[..., Any], tr
     pruned = fxprune.prune(model, 0.7, example_inputs=torch.randn(2, 6, 4).double(), compensate=False)
     assert "for steps in" in pruned.code
     for candidate in (pruned, copy.deepcopy(pruned), pickle.loads(pickle.dumps(pruned))):
-        for batch, length in ((2, 6), (3, 9), (2, 2), (1, 1)):
+        # Its first step stands before the loop, which has none at length 1.
+        for batch, length in ((2, 6), (3, 9), (2, 2), (1, 2 if forward is without_a_first_state else 1)):
             assert fxprune.verify(model, candidate, torch.randn(batch, length, 4).double()) <= 1e-9
+
+
+def another_value_before_the_loop(self: Any, x: Tensor) -> Tensor:
+    x = self.a(x)
+    h, y = x[:, 0] * 0, self.u(x[:, 0])
+    for t in range(1, x.size(1)):
+        y = h = torch.tanh(self.w(h) + x[:, t])
+    return self.out(y)  # type: ignore[no-any-return]
+
+
+def a_list_and_its_last_item(self: Any, x: Tensor) -> Tensor:
+    x = self.a(x)
+    y = x[:, 0]
+    made = [y]
+    for t in range(1, x.size(1)):
+        y = self.w(x[:, t])
+        made.append(y)
+    return self.out(y + torch.stack(made, 1).mean(1))  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("forward", [another_value_before_the_loop, a_list_and_its_last_item])
+def test_a_loop_without_steps_is_refused_where_its_last_value_is_used(forward: Callable[..., Any]) -> None:
+    model = model_of(forward).double()
+    pruned = fxprune.prune(model, 0.7, example_inputs=torch.randn(2, 6, 4).double(), compensate=False)
+    assert fxprune.verify(model, pruned, torch.randn(3, 2, 4).double()) <= 1e-9
+    with pytest.raises(FxpruneError, match="too few steps"):
+        pruned(torch.randn(2, 1, 4).double())
 
 
 @pytest.mark.parametrize("forward", ROLLED, ids=lambda forward: forward.__name__)
