@@ -165,11 +165,22 @@ def _propagate(op: Op) -> _Outcome:
         return None, []
     if _makes_container(node):
         return {given.name: op.labels_of[given.name] for given in node.all_input_nodes}, []
+    if _acts_elsewhere_in_training(op):
+        _freeze_inputs(op, f"in other places in training ({node.name})")
+        return map_values(op.value), _counted(op)
     rule = find_rule(node, op.module)
     gives_number = op.value is not None and not trees.has_tensor(op.value)
     if gives_number and rule not in _SIZE_RULES and node.op != "call_module":
         return _read_number(op), []
     return _by_probe(op) if rule is None else _by_rule(op, rule)
+
+
+def _acts_elsewhere_in_training(op: Op) -> bool:
+    """Whether an op takes another dimension or size in training than in eval, by which the rules go."""
+    if Trait.ELEMENTWISE in traits(op.node):
+        return False
+    values = [(given.meta.get("train_value"), given.meta["value"]) for given in op.node.all_input_nodes]
+    return any(type(a) is type(b) is int and a != b for a, b in values)
 
 
 def _makes_container(node: fx.Node) -> bool:

@@ -119,7 +119,7 @@ def _undefined(expected: Sequence[Tensor], got: Sequence[Tensor]) -> int:
     """How many entries are NaN in `expected`, or are infinite there alone."""
     return sum(
         int((a.isnan() | ~a.isfinite() & b.isfinite()).sum()) if a.shape == b.shape else 0
-        for a, b in zip(expected, got, strict=True)
+        for a, b in zip(expected, got, strict=False)
     )
 
 
@@ -163,8 +163,10 @@ def largest_error(expected: Sequence[Tensor], got: Sequence[Tensor]) -> float:
     """The largest relative error of any tensor.
 
     Raises:
-        FxpruneError: the shapes differ.
+        FxpruneError: there are more or fewer tensors, or their shapes differ.
     """
+    if len(expected) != len(got):
+        raise FxpruneError(f"there are {len(got)} outputs, and the original has {len(expected)}")
     return max((relative_error(a, b) for a, b in zip(expected, got, strict=True)), default=0.0)
 
 

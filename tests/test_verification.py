@@ -349,3 +349,8 @@ def test_another_model_than_the_one_that_was_pruned_is_not_verified() -> None:
     pruned = fxprune.prune(wide, 0.7, example_inputs=torch.randn(2, 3), compensate=False)
     with pytest.raises(FxpruneError, match=r"^0\.weight has shape \(4, 3\), .* not the model that was pruned$"):
         fxprune.verify(narrow, pruned)
+
+
+def test_more_outputs_than_the_original_has_are_refused() -> None:
+    with pytest.raises(FxpruneError, match="there are 2 outputs, and the original has 1"):
+        largest_error([torch.zeros(2)], [torch.zeros(2), torch.zeros(2)])

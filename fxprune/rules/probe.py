@@ -17,6 +17,7 @@ from torch import fx
 
 from fxprune.channels import Labels, LabelTree, size_of
 from fxprune.rules.op import Op, map_values
+from fxprune.running.copies import named_tensors
 from fxprune.running.one_node import run_node, with_values
 
 __all__ = ["probe"]
@@ -68,7 +69,9 @@ class _Sample:
             if module is None:
                 result = run_node(node, args, kwargs)
             else:
-                result = torch.func.functional_call(module, state, args, kwargs)
+                # It may count its calls in a buffer, which the traced model may share with the original.
+                others = {name: t.clone() for name, t in named_tensors(module).items() if name not in state}
+                result = torch.func.functional_call(module, others | state, args, kwargs)
         except Exception:
             return None
         results = _results(result)

@@ -188,7 +188,7 @@ def insert_modes(builder: GraphBuilder, literals: list[Literal]) -> None:
             path = builder.add_module(f"{prefix}{name}_by_mode", ByMode(literal.train_value, literal.eval_value))
             with builder.graph.inserting_before(node):
                 by_mode = builder.graph.create_node("call_module", path)
-            by_mode.meta.update(value=literal.eval_value, module=scope)
+            by_mode.meta.update(value=literal.eval_value, train_value=literal.train_value, module=scope)
             args, kwargs = _replaced((node.args, node.kwargs), literal.place, by_mode)
             node.args, node.kwargs = args, kwargs
 

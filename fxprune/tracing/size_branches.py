@@ -6,17 +6,20 @@ good for all sizes if it computes the same for that one too, so both are tried.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from fxprune.errors import FxpruneError
 from fxprune.running import trees
+from fxprune.running.calls import Call
 from fxprune.running.copies import copy_module, parameters_and_buffers
 from fxprune.running.double import outputs_in_double
 from fxprune.tracing.assembly import assemble
-from fxprune.tracing.guards import named_sizes
+from fxprune.tracing.guards import insert_guards, named_sizes
 from fxprune.tracing.patching import packages_of, uncached
 from fxprune.tracing.runs import Leaves, Recording, Runner
 from fxprune.tracing.user_code import Place
@@ -30,38 +33,81 @@ _SAME = 1e-9
 def right_for_all_sizes(runner: Runner, recorded: Recording, leaves: Leaves) -> frozenset[Place]:
     """The places in the model's code where the branch for other sizes does at the example's what the one for it does.
 
-    The model runs in float64 if there are such branches, and once more for each of them that differs.
+    If there are such branches, the model and the graphs with the other branches run in float64: in eval and training,
+    with weights and inputs that are not special, and with each dimension of the inputs twice as large.
     """
     places = named_sizes(recorded.builder, recorded.sizes)
     if not places or any(tensor.is_meta for tensor in parameters_and_buffers(runner.model)):
         return frozenset()
-    try:
-        expected = _outputs(runner, copy_module(runner.model))
-    except RuntimeError:
-        # Not everything runs in float64.
-        return frozenset()
+    trials = [
+        (call, training, outputs)
+        for training in (False, True)
+        for call in _calls(runner)
+        if (outputs := _outputs(runner, runner.model, call, training)) is not None
+    ]
     found: frozenset[Place] = frozenset()
     for tried in dict.fromkeys((frozenset(places), *(frozenset({place}) for place in sorted(places)))):
-        if not tried <= found and _gives(expected, replace(runner, otherwise=found | tried), leaves):
+        if not tried <= found and _gives(trials, replace(runner, otherwise=found | tried), leaves):
             found |= tried
     return found
 
 
-def _gives(expected: list[Tensor], runner: Runner, leaves: Leaves) -> bool:
+def _calls(runner: Runner) -> Iterator[Call]:
+    """The example with random numbers, and with each of its dimensions twice as large."""
+    generator = torch.Generator().manual_seed(0)
+    example: Call = trees.map_tensors(
+        lambda x: torch.randn(x.shape, generator=generator).to(x) if x.is_floating_point() else x,
+        (runner.args, runner.kwargs),
+    )
+    yield example
+    sizes = {(d, n) for tensor in trees.tensors(example) for d, n in enumerate(tensor.shape)}
+    for d, n in sorted(sizes):
+
+        def twice(x: Tensor, d: int = d, n: int = n) -> Tensor:
+            return torch.cat([x, x.flip(d)], d) if x.ndim > d and x.shape[d] == n else x
+
+        yield trees.map_tensors(twice, example)
+
+
+def _gives(trials: list[tuple[Call, bool, list[Tensor]]], runner: Runner, leaves: Leaves) -> bool:
+    """Whether the graphs with the other branches give these outputs."""
+    graphs: dict[bool, nn.Module] = {}
+    known = False
+    for call, training, expected in trials:
+        try:
+            if training not in graphs:
+                recorded = runner.record(leaves, set(), training=training)
+                insert_guards(recorded.builder, recorded.sizes)
+                graphs[training] = assemble(runner.model, recorded.builder, lambda tensor: tensor.detach().clone())
+            got = _outputs(runner, graphs[training], call, training)
+        except FxpruneError:
+            if training not in graphs:
+                return False
+            # Refused at this size because of other branches.
+            continue
+        if got is None or len(got) != len(expected) or not all(map(_is_same, expected, got)):
+            return False
+        known = True
+    return known
+
+
+def _outputs(runner: Runner, model: nn.Module, call: Call, training: bool) -> list[Tensor] | None:
+    """What a copy of the model gives with other weights; None where it does not run, or not in float64."""
+    model = copy_module(model)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for _, parameter in sorted(model.named_parameters()):
+            if parameter.is_floating_point():
+                # Zeros would hide what they are multiplied with.
+                parameter.add_(torch.randn(parameter.shape, generator=generator).to(parameter), alpha=0.1)
     try:
-        builder = runner.record(leaves, set()).builder
-        got = _outputs(runner, assemble(runner.model, builder, lambda tensor: tensor.detach().clone()))
-    except (FxpruneError, RuntimeError):
-        return False
-    return len(expected) == len(got) and all(map(_is_same, expected, got))
+        with uncached(packages_of(runner.model)):
+            return outputs_in_double(model, *trees.map_tensors(torch.clone, call), training=training)
+    except (RuntimeError, ValueError, AssertionError, IndexError):
+        return None
 
 
-def _outputs(runner: Runner, model: nn.Module) -> list[Tensor]:
-    with uncached(packages_of(runner.model)):
-        return outputs_in_double(model, *trees.map_tensors(torch.clone, (runner.args, runner.kwargs)))
-
-
-def _is_same(expected: Tensor, got: Tensor) -> bool:
+def _is_same(expected: Any, got: Any) -> bool:
     if expected.shape != got.shape or expected.dtype != got.dtype:
         return False
     if not expected.is_floating_point():

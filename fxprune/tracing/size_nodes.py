@@ -125,7 +125,9 @@ class SizeNodes:
 
     def compare(self, function: Callable[..., Any], operands: tuple[Any, ...], outcome: bool) -> bool:
         """What the model's code is told of a comparison: the outcome, on which the graph then relies, or the other."""
-        names_size = sum(map(_is_named, operands)) == 1
+        # Products and sums of sizes may be the same for other sizes.
+        sizes = [operand for operand in operands if not _is_named(operand)]
+        names_size = len(sizes) == 1 and sizes[0].function is read_size
         finds_it = (function is operator.eq and outcome) or (function is operator.ne and not outcome)
         place = place_in_model() if names_size and finds_it and self._switch.on else None
         if place in self._otherwise:

@@ -73,11 +73,12 @@ def trace(
     Warns:
         FxpruneWarning: something that the model does in training is not in the graph: training cannot be traced, it
             draws random numbers from NumPy or Python, or layers are skipped at random. The graph warns of it too, when
-            it runs in training. Or random numbers that it draws from NumPy or Python in eval are constants there.
+            it runs in training. Or the model's own `train()` leaves parts in eval. Or random numbers that it draws from
+            NumPy or Python in eval are constants of the graph.
     """
     traced = trace_knowing(model, example_inputs, {}, copy=copy, leaves=leaves)
     for note in trace_notes(traced).remarks:
-        if note.startswith((*_LOST_IN_TRAINING, _DRAWN_ONCE, STATE_IS_LOST)):
+        if note.startswith((*_LOST_IN_TRAINING, _DRAWN_ONCE, _USUAL_TRAIN, STATE_IS_LOST)):
             warnings.warn(note, FxpruneWarning, stacklevel=2)
     return traced
 
@@ -98,7 +99,8 @@ def trace_knowing(
     builder = recorded.builder
     insert_argument_checks(builder, recorded.arguments, model)
     remarks.extend(
-        f"`train()` of `{path or type(model).__name__}` leaves a part as it is; the traced model has the usual one."
+        f"{_USUAL_TRAIN} `train()` of `{path or type(model).__name__}` leaves a part as it is: after `train()` of the "
+        "result, put that part into eval."
         for path in _with_unusual_train(model)
         if path not in kept
     )
@@ -218,6 +220,7 @@ def _record_in_eval(runner: Runner, leaves: Leaves, kept: set[str], remarks: lis
 
 # How a remark starts that becomes a warning: a model that is trained with this graph learns unlike the original.
 _ONLY_EVAL = "Only the code of eval is in the graph"
+_USUAL_TRAIN = "The graph trains as a whole."
 _DRAWN_ONCE = "Random numbers that the model draws from NumPy or Python in eval are constants of the graph"
 _LOST_IN_TRAINING = (_ONLY_EVAL, LIKELIER_DRAW)
 

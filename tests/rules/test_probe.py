@@ -10,6 +10,8 @@ from invariant import check_invariant, image, net, parameter
 from layer_nets import images, invariant_test, vectors
 from torch import Tensor, nn
 
+import fxprune
+
 
 class Swish(torch.autograd.Function):
     @staticmethod
@@ -111,3 +113,19 @@ def test_channels_in_different_dimensions_pass_to_all_results_of_an_own_function
     graph = check_invariant(net(scanned, **parts, a=parameter(8, 5)), torch.randn(2, 3, 4), None, other_batch=False)
     assert [len(group) for group in graph.groups] == [8]
     assert {str(d) for d in graph.groups[0].dimensions} >= {"a[0]", "u.weight[0]", "steps.weight[0]", "out.weight[1]"}
+
+
+def test_a_module_that_counts_its_calls_in_a_buffer_is_probed_without_counting() -> None:
+    class Counting(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("calls", torch.tensor(0))
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.calls += 1
+            return x.square()
+
+    model = nn.Sequential(nn.Linear(4, 8), Counting(), nn.Linear(8, 2))
+    graph = fxprune.analyze(fxprune.trace(model, torch.randn(3, 4), copy=False, leaves=[Counting]))
+    assert len(graph.groups) == 1
+    assert int(model[1].calls) == 0  # type: ignore[arg-type]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -68,6 +69,42 @@ def test_a_branch_that_computes_something_else_is_that_of_the_example() -> None:
     assert fxprune.verify(model, pruned) <= TOLERANCE
     with pytest.raises(FxpruneError, match=r"a\.size\(.\) == 6"):
         pruned(image(size=9).double())
+
+
+def _by_one_side(self: Any, x: Tensor) -> Tensor:
+    y = self.a(x)
+    return self.b(y if y.shape[3] == 6 else torch.nn.functional.adaptive_avg_pool2d(y, 6))  # type: ignore[no-any-return]
+
+
+def _by_area(self: Any, x: Tensor) -> Tensor:
+    y = self.a(x)
+    return self.b(y * (self.table if y.shape[2] * y.shape[3] == 36 else table(*y.shape[2:])))  # type: ignore[no-any-return]
+
+
+def _with_a_weight_of_zero(self: Any, x: Tensor) -> Tensor:
+    y = self.a(x)
+    return self.b(y + self.zero * y.sin() if y.shape[3] == 6 else y)  # type: ignore[no-any-return]
+
+
+def _by_batch(self: Any, x: Tensor) -> Tensor:
+    y = self.a(x)
+    if y.shape[0] == 2:
+        return self.b(nn.functional.batch_norm(y, self.n.running_mean, self.n.running_var))  # type: ignore[no-any-return]
+    return self.b(nn.functional.batch_norm(y, self.n.running_mean, self.n.running_var, training=self.training))  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("forward", [_by_one_side, _by_area, _with_a_weight_of_zero, _by_batch])
+def test_what_is_the_same_by_chance_is_not_taken(forward: Any) -> None:
+    model = model_of(forward, n=nn.BatchNorm2d(8), zero=nn.Parameter(torch.zeros(1)))
+    model.register_buffer("table", table(6, 6))
+    with torch.no_grad():
+        model.zero.zero_()  # type: ignore[operator, union-attr]
+    traced = fxprune.trace(model, image().double())
+    for inputs in (image(batch=3, size=9), torch.randn(2, 3, 4, 9), torch.randn(2, 3, 9, 6)):
+        with suppress(FxpruneError, RuntimeError):
+            assert torch.allclose(traced(inputs.double()), model(inputs.double()))
+    with pytest.raises(FxpruneError, match="when the model was traced"):
+        traced(image(batch=3, size=9).double())
 
 
 def test_one_branch_of_two_is_for_all_sizes() -> None:
