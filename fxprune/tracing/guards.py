@@ -18,7 +18,7 @@ from fxprune.tracing.spelling import first_few
 from fxprune.tracing.traced_module import copy_graph
 from fxprune.tracing.user_code import Place
 
-__all__ = ["erase_unused_pieces", "insert_guards", "named_sizes", "needed_guards", "tie_loops"]
+__all__ = ["insert_guards", "named_sizes", "needed_guards", "tie_loops"]
 
 _SIGNS: dict[Any, str] = {
     operator.add: "+", operator.sub: "-", operator.mul: "*", operator.truediv: "/", operator.floordiv: "//",
@@ -92,13 +92,6 @@ def _remarks(inserted: Mapping[str, str]) -> list[str]:
         "Loops and branches that follow sizes are those of the example, and the graph refuses inputs for which they"
     )
     return [f"{remark} would differ: {named}."]
-
-
-def erase_unused_pieces(graph: fx.Graph) -> None:
-    """Take away the pieces of tensors that nobody uses; there are more or fewer of them at other sizes."""
-    for node in reversed(graph.nodes):
-        if node.target is operator.getitem and not node.users and "mutates" not in node.meta:
-            graph.erase_node(node)
 
 
 def tie_loops(graph: fx.Graph) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import operator
 from collections.abc import Callable
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from fxprune.tracing.graph_builder import GraphBuilder, Origin
 from fxprune.tracing.scopes import ModuleCall
 from fxprune.tracing.traced_module import ByMode
 
-__all__ = ["Differences", "Literal", "compare", "insert_modes", "is_other_value", "small_readers"]
+__all__ = ["Differences", "Literal", "compare", "insert_modes", "is_other_value", "is_unused_piece", "small_readers"]
 
 # The module that a function of dropout becomes.
 _DROPOUTS: dict[str, type[nn.Module]] = {
@@ -86,9 +87,14 @@ def _nodes_by_call(builder: GraphBuilder, ignored: AbstractSet[str]) -> dict[Mod
     by_call: dict[ModuleCall, list[fx.Node]] = {}
     for node in builder.graph.nodes:
         # Parameters are read where they are first used, which says nothing about the mode.
-        if node.op != "get_attr" and not _is_ignored(node, ignored):
+        if node.op != "get_attr" and not _is_ignored(node, ignored) and not is_unused_piece(node):
             by_call.setdefault(builder.calls[node], []).append(node)
     return by_call
+
+
+def is_unused_piece(node: fx.Node) -> bool:
+    """Whether a node takes a piece of what another gives, for nobody; of some there are more at other sizes."""
+    return node.target is operator.getitem and not node.users and "mutates" not in node.meta
 
 
 def _is_ignored(node: fx.Node, ignored: AbstractSet[str]) -> bool:

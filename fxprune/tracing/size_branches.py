@@ -92,7 +92,7 @@ def _gives(trials: list[tuple[Call, bool, list[Tensor]]], runner: Runner, leaves
 
 
 def _outputs(runner: Runner, model: nn.Module, call: Call, training: bool) -> list[Tensor] | None:
-    """What a copy of the model gives with other weights; None where it does not run, or not in float64."""
+    """What a copy of the model gives with other weights in two calls; None where it does not run, or not in float64."""
     model = copy_module(model)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
@@ -102,7 +102,9 @@ def _outputs(runner: Runner, model: nn.Module, call: Call, training: bool) -> li
                 parameter.add_(torch.randn(parameter.shape, generator=generator).to(parameter), alpha=0.1)
     try:
         with uncached(packages_of(runner.model)):
-            return outputs_in_double(model, *trees.map_tensors(torch.clone, call), training=training)
+            # Two, for what it keeps from call to call.
+            calls = [trees.map_tensors(torch.clone, call) for _ in range(2)]
+            return [x.clone() for given in calls for x in outputs_in_double(model, *given, training=training)]
     except (RuntimeError, ValueError, AssertionError, IndexError):
         return None
 

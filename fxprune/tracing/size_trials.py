@@ -16,7 +16,7 @@ from torch import Tensor
 
 from fxprune.errors import FxpruneError
 from fxprune.running import trees
-from fxprune.tracing.guards import erase_unused_pieces, needed_guards
+from fxprune.tracing.guards import needed_guards
 from fxprune.tracing.modes import compare
 from fxprune.tracing.runs import Leaves, Recording, Runner
 from fxprune.tracing.size_nodes import Guard
@@ -65,8 +65,6 @@ class _Trial:
             return None
         if self._is_refused(other):
             return None
-        for builder in (self.recorded.builder, other.builder):
-            erase_unused_pieces(builder.graph)
         differences = compare(self.recorded.builder, other.builder)
         if not (differences.scopes or differences.literals):
             return None
