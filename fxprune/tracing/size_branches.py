@@ -7,6 +7,7 @@ good for all sizes if it computes the same for that one too, so both are tried.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -24,7 +25,10 @@ from fxprune.tracing.patching import packages_of, uncached
 from fxprune.tracing.runs import Leaves, Recording, Runner
 from fxprune.tracing.user_code import Place
 
-__all__ = ["right_for_all_sizes"]
+__all__ = ["OTHER_BRANCHES", "right_for_all_sizes"]
+
+# Among the values that were read of a model: the places where another branch was taken.
+OTHER_BRANCHES = "branches for other sizes"
 
 # Relative, in float64: a table that the model has kept in float32 is another one to `verify`.
 _SAME = 1e-9
@@ -36,15 +40,19 @@ def right_for_all_sizes(runner: Runner, recorded: Recording, leaves: Leaves) -> 
     If there are such branches, the model and the graphs with the other branches run in float64: in eval and training,
     with weights and inputs that are not special, and with each dimension of the inputs twice as large.
     """
+    if OTHER_BRANCHES in runner.earlier_values:
+        # A model without values, as one that a file is loaded into.
+        return frozenset(runner.earlier_values[OTHER_BRANCHES])
     places = named_sizes(recorded.builder, recorded.sizes)
     if not places or any(tensor.is_meta for tensor in parameters_and_buffers(runner.model)):
         return frozenset()
-    trials = [
-        (call, training, outputs)
-        for training in (False, True)
-        for call in _calls(runner)
-        if (outputs := _outputs(runner, runner.model, call, training)) is not None
-    ]
+    trials = []
+    for training in (False, True):
+        for call in _calls(runner):
+            # A graph that is traced again may refuse it.
+            with suppress(FxpruneError):
+                if (outputs := _outputs(runner, runner.model, call, training)) is not None:
+                    trials.append((call, training, outputs))
     found: frozenset[Place] = frozenset()
     for tried in dict.fromkeys((frozenset(places), *(frozenset({place}) for place in sorted(places)))):
         if not tried <= found and _gives(trials, replace(runner, otherwise=found | tried), leaves):

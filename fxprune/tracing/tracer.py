@@ -33,7 +33,7 @@ from fxprune.tracing.real_values import LIKELIER_DRAW, DataDependentError
 from fxprune.tracing.refusals import refuse_what_cannot_be_traced
 from fxprune.tracing.rolling import alike_in_steps
 from fxprune.tracing.runs import Leaves, Recording, Runner
-from fxprune.tracing.size_branches import right_for_all_sizes
+from fxprune.tracing.size_branches import OTHER_BRANCHES, right_for_all_sizes
 from fxprune.tracing.size_trials import tie_unseen_sizes
 from fxprune.tracing.spelling import first_few
 from fxprune.tracing.state import STATE_IS_LOST, numbers_are_lost
@@ -148,6 +148,8 @@ def _record_in_both_modes(
                 continue
         builder = in_eval.builder
         values_read |= in_eval.values_read
+        if runner.otherwise:
+            values_read[OTHER_BRANCHES] = sorted(runner.otherwise)
         if in_eval.draws_elsewhere:
             remarks.append(f"{_DRAWN_ONCE}: draw them with torch, as in torch.rand, to have others in each call.")
         state = _on_numbers(runner, in_eval, leaves, kept)

@@ -13,8 +13,8 @@ import torch
 
 __all__ = ["Place", "asked_by_model", "is_library_file", "is_of_model", "place_in_model", "place_of", "user_frame"]
 
-# A file and a line.
-Place: TypeAlias = "tuple[str, int]"
+# A module of Python and a line, as "timm.layers.pos_embed:35".
+Place: TypeAlias = str
 
 # The names of files that are not the user's code start like this; "<" is for generated code.
 _LIBRARY_FILES = (str(Path(torch.__file__).parent / "_")[:-1], str(Path(__file__).parent.parent / "_")[:-1], "<")
@@ -35,12 +35,14 @@ def user_frame() -> FrameType | None:
 
 
 def place_in_model() -> Place | None:
-    """The line of the model's code that runs; None for one that asserts something, and branches for an error alone."""
+    """The line of the model's code that runs; None for one that asserts something, or follows such a line."""
     frame = user_frame()
     if frame is None:
         return None
-    place = frame.f_code.co_filename, frame.f_lineno
-    return None if "assert" in linecache.getline(*place) else place
+    file, line = frame.f_code.co_filename, frame.f_lineno
+    # `_assert(` may stand above its condition.
+    lines = "".join(linecache.getline(file, k) for k in range(line - 1, line + 1))
+    return None if "assert" in lines or "_check" in lines else f"{frame.f_globals.get('__name__')}:{line}"
 
 
 def place_of(error: BaseException) -> tuple[str, str]:

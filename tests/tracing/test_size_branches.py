@@ -12,6 +12,8 @@ from torch import Tensor, nn
 
 import fxprune
 from fxprune import FxpruneError
+from fxprune.tracing.notes import trace_notes
+from fxprune.tracing.tracer import trace_knowing
 from fxprune.verification import TOLERANCE
 
 
@@ -130,3 +132,13 @@ def test_an_assertion_ties_the_graph_to_the_size_and_nothing_is_tried(monkeypatc
     monkeypatch.setattr("fxprune.tracing.size_branches._outputs", lambda *args: pytest.fail("the model ran"))
     with pytest.raises(FxpruneError, match=r"size\(2\) == 6"):
         fxprune.trace(model_of(forward), image().double())(image(size=9).double())
+
+
+def test_a_model_without_values_takes_the_branches_that_an_earlier_trace_has_taken() -> None:
+    model = model_of(by_tuple)
+    model.register_buffer("table", table(6, 6))
+    traced = fxprune.trace(model, image().double())
+    values = trace_notes(traced).values_read
+    assert [place.rpartition(":")[0] for place in values["branches for other sizes"]] == [by_tuple.__module__]
+    again = trace_knowing(model.to("meta"), image().double().to("meta"), values)
+    assert again.code == traced.code
