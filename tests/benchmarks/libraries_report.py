@@ -133,7 +133,7 @@ def _kind(row: Row) -> str:
     if check == "build":
         return NOT_RUN
     if check in ("analyze", "prune"):
-        return REFUSED if reason.startswith("FxpruneError") else FAILED
+        return REFUSED if reason.startswith(("FxpruneError", "UnreachableBudgetError")) else FAILED
     return (
         IN_PART if check == "elsewhere" and all(_is_said(row, *item) for item in row["elsewhere"].items()) else FAILED
     )
@@ -164,7 +164,7 @@ def _short(text: str) -> str:
         # Where the row has only the beginning of the message, its last reason may be cut.
         reasons = [r for r in re.findall(r"\d+ channels: ([^;(]*[^;( ])", named[1]) if "..." not in r] if named else []
         return f"the lowest is {lowest[1]}; frozen above all: {', '.join(list(dict.fromkeys(reasons))[:2])}"
-    text = text.partition(" [fxprune/")[0].removeprefix("FxpruneError: ")
+    text = text.partition(" [fxprune/")[0].removeprefix("FxpruneError: ").removeprefix("UnreachableBudgetError: ")
     traced = re.match(r"Cannot trace `\w+`: in (.*?), \S*?([\w.]+:\d+): `(.*?)`: (.*)", text)
     if traced:
         module, line, code, error = traced.groups()
