@@ -244,15 +244,21 @@ class RealValues:
         return tensor
 
 
-def _before(node: fx.Node) -> list[fx.Node]:
-    """The nodes that a node is computed from, and itself, in their order."""
+def _before(node: fx.Node, *, past_layouts: bool = True) -> list[fx.Node]:
+    """The nodes that a node is computed from, and itself, in their order.
+
+    Args:
+        node: the last one.
+        past_layouts: whether also what comes before a read of a size or a type.
+    """
     seen: set[fx.Node] = set()
     stack = [node]
     while stack:
         current = stack.pop()
         if current not in seen:
             seen.add(current)
-            stack.extend(current.all_input_nodes)
+            if past_layouts or not reads_layout(current):
+                stack.extend(current.all_input_nodes)
     return sorted(seen)
 
 
@@ -266,17 +272,7 @@ def _draws(node: fx.Node) -> frozenset[fx.Node]:
 
 def _size_nodes(node: fx.Node) -> list[fx.Node]:
     """The nodes that read the size of a tensor, among those that a node is computed from."""
-    found: dict[fx.Node, None] = {}
-    seen: set[fx.Node] = set()
-    stack = [node]
-    while stack:
-        current = stack.pop()
-        if current not in seen:
-            seen.add(current)
-            if reads_size(current):
-                found[current] = None
-            stack.extend(() if reads_layout(current) else current.all_input_nodes)
-    return list(found)
+    return [each for each in _before(node, past_layouts=False) if reads_size(each)]
 
 
 def _reads_sizes(node: fx.Node) -> bool:
