@@ -8,27 +8,24 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from collections.abc import Set as AbstractSet
-from difflib import SequenceMatcher
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 
 from fxprune.errors import FxpruneError
-from fxprune.running import trees
 from fxprune.running.copies import META
 from fxprune.running.mode_blocks import ChooseByMode, Mode
 from fxprune.running.one_node import run_node, with_values
 from fxprune.running.regions import enter_region, exit_region, is_boundary
 from fxprune.tracing.aliasing import alias_roots
-from fxprune.tracing.checks import check_as_traced, check_modes, check_outcome, check_setting
+from fxprune.tracing.checks import check_modes
 from fxprune.tracing.constants import constant_name
 from fxprune.tracing.graph_builder import GraphBuilder, Origin
 from fxprune.tracing.modes import Literal, is_other_value
+from fxprune.tracing.pairing import CHECKS, floats, is_aligned, partners, shapes_of
 
 __all__ = ["CannotMergeError", "common_literals", "merge"]
-
-_CHECKS = (check_as_traced, check_outcome, check_setting)
 
 
 class CannotMergeError(FxpruneError):
@@ -60,7 +57,7 @@ def common_literals(in_eval: GraphBuilder, in_training: GraphBuilder) -> list[Li
     """The literals that differ where the calls are the same, without a change of the graphs."""
     return [
         literal
-        for theirs, ours in _partners(in_eval, in_training, shapes=False).items()
+        for theirs, ours in partners(in_eval, in_training, shapes=False).items()
         for literal in _literals(ours, (), (ours.args, ours.kwargs), (theirs.args, theirs.kwargs))
     ]
 
@@ -86,7 +83,7 @@ class _Merge:
         self._placed: set[fx.Node] = set()
         self._placeholders = {node.target: node for node in in_eval.graph.nodes if node.op == "placeholder"}
         self._left = [node for node in in_eval.graph.nodes if node.op != "placeholder"]
-        self._floating = {_key(node, node.args, node.kwargs): node for node in in_eval.graph.nodes if _floats(node)}
+        self._floating = {_key(node, node.args, node.kwargs): node for node in in_eval.graph.nodes if floats(node)}
         self._checks: set[str] = set()
         self._modes: dict[fx.Node, Mode | None] = {}
         self._choosers: dict[str, str] = {}
@@ -95,13 +92,13 @@ class _Merge:
         self._same_modes: set[tuple[str, str]] = set()
         # Training may need more samples than the example has.
         self._other_samples = any(
-            _shapes(node) != _shapes(self._placeholders[node.target])
+            shapes_of(node) != shapes_of(self._placeholders[node.target])
             for node in in_training.graph.nodes
             if node.op == "placeholder"
         )
 
     def run(self) -> list[Literal]:
-        partner = _partners(self._ours, self._theirs, shapes=not self._other_samples)
+        partner = partners(self._ours, self._theirs, shapes=not self._other_samples)
         _check_regions(self._ours.graph, {*partner.values()})
         _check_regions(self._theirs.graph, partner.keys())
         for builder in (self._ours, self._theirs):
@@ -113,16 +110,16 @@ class _Merge:
                 self._node_for[node] = self._placeholders[node.target]
             elif node.op == "output":
                 self._join(node, self._ours.graph.output_node())
-            elif _floats(node):
+            elif floats(node):
                 self._node_for[node] = self._place_floating(node)
-            elif node.target in _CHECKS:
+            elif node.target in CHECKS:
                 self._place_check(node)
             elif node in partner:
                 self._join(node, partner[node])
             else:
                 self._node_for[node] = self._copy(node)
         for node in self._ours.graph.nodes:
-            if node.target in _CHECKS and "mode" not in node.meta and _check_key(node, node.args) not in self._checks:
+            if node.target in CHECKS and "mode" not in node.meta and _check_key(node, node.args) not in self._checks:
                 node.meta["mode"] = self._mode_of_call(node, self._ours, self._theirs, training=False)
                 self._let_apply(node)
         # A graph that is traced again does not say which parts these decide for.
@@ -147,7 +144,7 @@ class _Merge:
             self._placed.add(node)
             if node is end:
                 return
-            if not placed and _is_aligned(node) and not is_boundary(node):
+            if not placed and is_aligned(node) and not is_boundary(node):
                 node.meta["mode"] = self._mode_of_call(node, self._ours, self._theirs, training=False)
                 self._note_inputs(node)
 
@@ -343,39 +340,6 @@ class _Merge:
             self._ours.calls[choice], self._ours.origin[choice] = self._ours.calls[node], Origin.INPUTS
             self._choices[key] = choice
         return self._choices[key]
-
-
-def _partners(in_eval: GraphBuilder, in_training: GraphBuilder, *, shapes: bool) -> dict[fx.Node, fx.Node]:
-    """For nodes of training, the same calls in eval; they give tensors of the same shapes, or as many dimensions."""
-
-    def looks(builder: GraphBuilder, node: fx.Node) -> tuple[Any, ...]:
-        read = tuple(source.target for source in node.all_input_nodes if source.op == "get_attr")
-        results = tuple(shape if shapes else len(shape) for shape in _shapes(node))
-        return builder.calls[node], node.op, node.target, len(node.args), tuple(node.kwargs), read, results
-
-    ours, theirs = ([n for n in builder.graph.nodes if _is_aligned(n)] for builder in (in_eval, in_training))
-    matcher: SequenceMatcher[Any] = SequenceMatcher(
-        None, [looks(in_eval, n) for n in ours], [looks(in_training, n) for n in theirs], autojunk=False
-    )
-    partner: dict[fx.Node, fx.Node] = {}
-    for i, j, size in matcher.get_matching_blocks():
-        partner.update(zip(theirs[j : j + size], ours[i : i + size], strict=True))
-    return partner
-
-
-def _shapes(node: fx.Node) -> list[torch.Size]:
-    return [tensor.shape for tensor in trees.tensors(node.meta["value"])]
-
-
-def _floats(node: fx.Node) -> bool:
-    """Whether the place of a node in the graph says nothing: it reads a parameter, or computes a number."""
-    if node.op == "get_attr":
-        return True
-    return node.op in ("call_function", "call_method") and type(node.meta["value"]) in (bool, int, float)
-
-
-def _is_aligned(node: fx.Node) -> bool:
-    return node.op.startswith("call") and not _floats(node) and node.target not in _CHECKS
 
 
 def _key(node: fx.Node, args: Any, kwargs: Any, name: str | None = None) -> str:
