@@ -72,7 +72,7 @@ _NAMES: dict[Trait, str] = {
         view reshape transpose permute flatten unflatten squeeze unsqueeze narrow select expand expand_as view_as
         reshape_as movedim moveaxis t swapaxes swapdims chunk split split_with_sizes tensor_split unbind diagonal
         as_strided contiguous detach to type_as float double half view_as_real view_as_complex dropout requires_grad
-        getitem getattr
+        getitem getattr written_in_training
     """,
     Trait.ELEMENTWISE: """
         relu relu6 leaky_relu elu celu selu gelu silu mish hardswish sigmoid hardsigmoid tanh hardtanh softplus softsign

@@ -7,7 +7,7 @@ from typing import Any
 from fxprune.channels import Labels, LabelTree
 from fxprune.rules.op import Op, map_values
 from fxprune.rules.registry import rule
-from fxprune.running.mode_blocks import ChooseByMode
+from fxprune.running.mode_blocks import ChooseByMode, written_in_training
 
 __all__: list[str] = []
 
@@ -20,3 +20,8 @@ def choose(op: Op, train_value: Any, eval_value: Any) -> LabelTree:
         return map_values(op.value)
     dims = tuple(op.unite(*pair) for pair in zip(train_value.dims, eval_value.dims, strict=True))
     return Labels(dims, tuple(a and b for a, b in zip(train_value.zero, eval_value.zero, strict=True)))
+
+
+@rule(written_in_training)
+def written(op: Op, tensor: Labels, training: Any, data: bool = False) -> Labels:
+    return tensor

@@ -3,7 +3,7 @@
 Such a node has `meta["mode"]`: the path of a module, and whether that is in training when the node runs. What is
 computed from the node runs with it. A node that calls a `ChooseByMode`, whose `meta["mode"]` is empty, always runs. In
 the code of the graph the others are in `if` blocks. What runs a graph node by node, as `torch.export` does, runs them
-in both modes: those of training change nothing but their own values.
+in both modes: in eval those of training change nothing but their own values, and copies of what they write into.
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ from __future__ import annotations
 import re
 from typing import Any, TypeAlias
 
-from torch import fx, nn
+from torch import Tensor, fx, nn
 from torch.fx.graph import _format_target
 
 from fxprune.errors import FxpruneError
 from fxprune.running.regions import is_boundary
 
-__all__ = ["ChooseByMode", "Mode", "chooses", "modes_of", "with_mode_blocks"]
+__all__ = ["ChooseByMode", "Mode", "chooses", "modes_of", "with_mode_blocks", "written_in_training"]
 
 # The path of a module, and whether it is in training.
 Mode: TypeAlias = "tuple[str, bool]"
@@ -35,6 +35,19 @@ class ChooseByMode(nn.Module):
                 "call train() or eval() of the whole model"
             )
         return value
+
+
+def written_in_training(tensor: Tensor, training: bool, data: bool = False) -> Tensor:
+    """A tensor that nodes of training write into: itself in training, and a copy where they run in eval all the same.
+
+    Args:
+        tensor: what is written into.
+        training: whether the model is in training.
+        data: whether what is written is hidden from autograd, as in `tensor.data`.
+    """
+    if not training:
+        return tensor.detach().clone()
+    return tensor.data if data else tensor
 
 
 def chooses(node: fx.Node) -> bool:

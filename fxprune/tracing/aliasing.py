@@ -7,7 +7,7 @@ from torch import fx, nn
 from fxprune.ops import Trait, traits
 from fxprune.running.mode_blocks import chooses, modes_of
 
-__all__ = ["alias_roots", "used_nodes", "written_attributes"]
+__all__ = ["alias_roots", "attributes_written_in", "used_nodes", "written_attributes"]
 
 
 def alias_roots(graph: fx.Graph, modules: dict[str, nn.Module], *, follow_data: bool = True) -> dict[fx.Node, fx.Node]:
@@ -30,8 +30,12 @@ def alias_roots(graph: fx.Graph, modules: dict[str, nn.Module], *, follow_data: 
 
 def written_attributes(traced: fx.GraphModule) -> set[str]:
     """The names of the parameters, buffers and constants that a traced model writes into when it runs."""
-    root = alias_roots(traced.graph, dict(traced.named_modules()))
-    written = set().union(*_written_by(traced.graph, root).values())
+    return attributes_written_in(traced.graph, dict(traced.named_modules()))
+
+
+def attributes_written_in(graph: fx.Graph, modules: dict[str, nn.Module]) -> set[str]:
+    """As `written_attributes`, of a graph and the modules that it calls, by path."""
+    written = set().union(*_written_by(graph, alias_roots(graph, modules)).values())
     return {str(node.target) for node in written if node.op == "get_attr"}
 
 

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from collections.abc import Set as AbstractSet
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, fx
 
 from fxprune.errors import FxpruneError
 from fxprune.running.copies import META
-from fxprune.running.mode_blocks import ChooseByMode, Mode
+from fxprune.running.mode_blocks import ChooseByMode, Mode, written_in_training
 from fxprune.running.one_node import run_node, with_values
 from fxprune.running.regions import enter_region, exit_region, is_boundary
 from fxprune.tracing.aliasing import alias_roots
@@ -45,8 +45,7 @@ def merge(in_eval: GraphBuilder, in_training: GraphBuilder, readers: AbstractSet
 
     Raises:
         CannotMergeError: the code loops over a size; a context of torch is around calls of both modes, and is there in
-            one of them only; calls of training do not run on the example; or they write into what eval reads, which
-            must not happen where the graph is run node by node. The graph may have been changed.
+            one of them only; or calls of training do not run on the example. The graph may have been changed.
     """
     if in_eval.loops or in_training.loops:
         raise CannotMergeError("the code loops over a size, and the code of the graph has one step of such a loop")
@@ -126,7 +125,7 @@ class _Merge:
         deciders = {path for path in self._readers if isinstance(self._ours.root.get_submodule(path), ChooseByMode)}
         self._same_modes.update((self._chooser(""), path) for path in deciders if "." in path)
         self._insert_mode_checks()
-        self._check_writes()
+        self._keep_writes_to_training()
         return self._literals
 
     # -- places --
@@ -255,28 +254,45 @@ class _Merge:
 
     def _let_apply(self, check: fx.Node) -> None:
         """Let a check know its mode: what runs the graph node by node, as `torch.export` does, runs it in both."""
-        path, training = check.meta["mode"]
-        with self._ours.graph.inserting_before(check):
-            applies = self._ours.graph.create_node("call_module", path, (training, not training))
-        applies.meta.update(value=not training, module=path.rpartition(".")[0], mode=())
-        self._ours.calls[applies], self._ours.origin[applies] = self._ours.calls[check], Origin.CONSTANTS
-        check.kwargs = {**check.kwargs, "applies": applies}
+        check.kwargs = {**check.kwargs, "applies": self._is_in_mode_of(check)}
 
-    def _check_writes(self) -> None:
-        """Check that training alone writes only into what it has computed itself."""
-        modules = {
-            str(n.target): self._ours.module(str(n.target)) for n in self._ours.graph.nodes if n.op == "call_module"
-        }
-        root = alias_roots(self._ours.graph, modules)
-        by_name = {node.name: node for node in self._ours.graph.nodes}
-        for node in self._ours.graph.nodes:
-            mode = self._mode_of(node)
-            if (
-                mode
-                and mode[1]
-                and any(not self._mode_of(root[by_name[name]]) for name in node.meta.get("mutates", ()))
-            ):
-                raise CannotMergeError(f"`{node.name}` writes in training into what eval reads")
+    def _keep_writes_to_training(self) -> None:
+        """What training alone writes into, and eval reads, stays as it is where such nodes run in eval as well."""
+        graph = self._ours.graph
+        modules = {str(n.target): self._ours.module(str(n.target)) for n in graph.nodes if n.op == "call_module"}
+        root = alias_roots(graph, modules)
+        by_name = {node.name: node for node in graph.nodes}
+        of_training = [node for node in graph.nodes if (mode := self._mode_of(node)) and mode[1]]
+        written = {root[by_name[name]] for node in of_training for name in node.meta.get("mutates", ())}
+        kept: dict[fx.Node, fx.Node] = {}
+        for node in of_training:
+            given = [each for each in node.all_input_nodes if not self._mode_of(each)]
+            if given and node.target is getattr and node.args[1] == "data":
+                # `torch.export` cannot run it.
+                node.target, node.args = written_in_training, (given[0], self._is_in_mode_of(node), True)
+                continue
+            for each in given:
+                if each not in kept and root[each] in written:
+                    kept[each] = self._original_or_copy(each, node)
+            node.args, node.kwargs = fx.node.map_arg((node.args, node.kwargs), lambda each: kept.get(each, each))
+
+    def _is_in_mode_of(self, user: fx.Node) -> fx.Node:
+        """Whether the model is in the mode of a node."""
+        path, training = cast(Mode, self._mode_of(user))
+        with self._ours.graph.inserting_before(user):
+            flag = self._ours.graph.create_node("call_module", path, (training, not training))
+        flag.meta.update(value=not training, module=path.rpartition(".")[0], mode=())
+        self._ours.calls[flag], self._ours.origin[flag] = self._ours.calls[user], Origin.CONSTANTS
+        return flag
+
+    def _original_or_copy(self, tensor: fx.Node, user: fx.Node) -> fx.Node:
+        training, mode = self._is_in_mode_of(user), self._mode_of(user)
+        with self._ours.graph.inserting_before(user):
+            kept = self._ours.graph.call_function(written_in_training, (tensor, training))
+        kept.meta.update(value=tensor.meta["value"], module=training.meta["module"], mode=mode)
+        self._ours.calls[kept], self._ours.origin[kept] = self._ours.calls[user], Origin.INPUTS
+        self._modes[kept] = mode
+        return kept
 
     # -- modes --
 

@@ -12,6 +12,7 @@ from torch.nn.utils.spectral_norm import SpectralNorm
 
 from fxprune.running.eager import run_forward, runs_modules
 from fxprune.tracing.graph_builder import Origin
+from fxprune.tracing.leaf_settings import LeafSettings
 from fxprune.tracing.library_modules import has_forward_hooks
 from fxprune.tracing.meta_results import leaf_key
 from fxprune.tracing.recorder import Recorder
@@ -21,11 +22,17 @@ __all__ = ["ModuleCalls"]
 
 
 class ModuleCalls:
-    """Records the calls of modules; `is_leaf` says which modules are one node."""
+    """Records the calls of modules; `is_leaf` says which modules are one node.
+
+    Attributes:
+        changed: the paths of those among them that forward has changed before a call, which is what they compute.
+    """
 
     def __init__(self, recorder: Recorder, is_leaf: Callable[[nn.Module, str], bool]) -> None:
+        self.changed: set[str] = set()
         self._recorder = recorder
         self._is_leaf = is_leaf
+        self._settings = LeafSettings(recorder.builder.root)
         # The paths of the modules that the graph has in addition, by what they were made for.
         self._added: dict[Any, str] = {}
 
@@ -39,11 +46,17 @@ class ModuleCalls:
         if type(module) is nn.Identity and len(args) == 1 and not hooked:
             return args[0]
         with scopes.new_call(path):
-            if not path or not (isinstance(module, (ByMode, ApplyFunction)) or self._is_leaf(module, path)):
+            if not path or not (isinstance(module, (ByMode, ApplyFunction)) or self._is_whole(module, path)):
                 return call(module, *args, **kwargs)
             if hooked:
                 return self._call_hooked(module, path, call, args, kwargs)
             return self._call_leaf(module, path, call, args, kwargs)
+
+    def _is_whole(self, module: nn.Module, path: str) -> bool:
+        whole = self._is_leaf(module, path)
+        if whole and self._settings.are_changed(module):
+            self.changed.add(path)
+        return whole and path not in self.changed
 
     def _call_hooked(self, module: nn.Module, path: str, call: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         """Record what the hooks of a leaf do, and between them the leaf, which is without hooks in the graph."""
@@ -65,7 +78,9 @@ class ModuleCalls:
                 del module.forward
 
     def _call_leaf(self, module: nn.Module, path: str, call: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-        return self._record(path, functools.partial(call, module), args, kwargs, leaf=module)
+        result = self._record(path, functools.partial(call, module), args, kwargs, leaf=module)
+        self._settings.note(module)
+        return result
 
     def apply(self, function: type[torch.autograd.Function], call: Callable[..., Any], args: Any) -> Any:
         """Record `function.apply(*args)`."""

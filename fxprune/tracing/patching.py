@@ -143,7 +143,7 @@ def patched(recorder: Recorder, modules: ModuleCalls, *, own_types: bool = False
             the graph is tied to that size.
 
     Yields:
-        The paths of the modules that have read their `training`, so far.
+        The paths of the modules whose `training` was read or set, so far.
     """
     root, switch = recorder.builder.root, recorder.switch
     packages = packages_of(root)
@@ -245,7 +245,7 @@ def _functions(parent: type[torch.autograd.Function]) -> Iterator[type[torch.aut
 
 
 class _TrainingFlag:
-    """Notes which modules read `self.training`; a data descriptor takes precedence over an instance's attribute."""
+    """Notes for which modules `training` is read or set; a data descriptor goes before an attribute of the instance."""
 
     def __init__(self, recorder: Recorder, readers: set[str]) -> None:
         self._recorder = recorder
@@ -254,13 +254,17 @@ class _TrainingFlag:
     def __get__(self, module: nn.Module | None, owner: type) -> Any:
         if module is None:
             raise AttributeError("training")
-        path = self._recorder.scopes.path_of(module) if self._recorder.switch.on else None
-        if path is not None:
-            self._readers.add(path)
+        self._note(module)
         return module.__dict__["training"]
 
     def __set__(self, module: nn.Module, value: Any) -> None:
+        self._note(module)
         module.__dict__["training"] = value
+
+    def _note(self, module: nn.Module) -> None:
+        path = self._recorder.scopes.path_of(module) if self._recorder.switch.on else None
+        if path is not None:
+            self._readers.add(path)
 
 
 # Constructors, and types for `isinstance`, that are older than `torch.empty` and dtypes.

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import operator
 from collections.abc import Callable, Mapping
+from collections.abc import Set as AbstractSet
 from typing import Any, cast
 
 import torch
@@ -46,6 +47,7 @@ class RealValues:
 
     Attributes:
         read: what was asked for, in plain types, or None for what does not go into them; by what was computed.
+        sources: the names of the parameters, buffers and constants whose entries were taken as constant.
     """
 
     def __init__(
@@ -58,6 +60,7 @@ class RealValues:
         real_module: Callable[[str], nn.Module],
         earlier: Mapping[str, Any],
         training: bool = False,
+        counters: AbstractSet[str] = frozenset(),
     ) -> None:
         """Args:
         builder: of the graph whose nodes they are.
@@ -68,7 +71,9 @@ class RealValues:
         real_module: gives a real module for its path.
         earlier: what an earlier trace has `read`, which is not computed again.
         training: whether the model is in training, where conditions on values are those of the example.
+        counters: the names of tensors that forward reads and writes; a number in them is read by the graph.
         """
+        self.sources: set[str] = set()
         self.read: dict[str, Any] = {}
         self._builder = builder
         self._sizes = sizes
@@ -78,23 +83,27 @@ class RealValues:
         self._real_module = real_module
         self._earlier = earlier
         self._training = training
+        self._counters = counters
         self._computed: dict[fx.Node, Any] = {}
 
     def is_known(self, tensor: Tensor) -> bool:
         """Whether the input has no part in a tensor's values."""
         return self._builder.origin[self._builder.node_of(tensor)] < Origin.INPUTS
 
-    def of(self, node: fx.Node, *, only_layout: bool = False) -> Any:
+    def of(self, node: fx.Node, *, only_layout: bool = False, constant: bool = True) -> Any:
         """The real value of a node in which the input has no part.
 
         Args:
             node: of the graph.
             only_layout: whether an earlier trace needs to have kept no more of it than sizes and types.
+            constant: whether the graph relies on it.
 
         Raises:
             FxpruneError: the model is on the meta device.
         """
         key = _digest(node)
+        if constant and not only_layout:
+            self.sources |= _tensors_read(node)
         with torch._C.DisableTorchFunction():
             if self._earlier.get(key) is not None:
                 self.read[key] = self._earlier[key]
@@ -122,6 +131,9 @@ class RealValues:
                 f"`{func.__name__}` asks for the value of a tensor that depends on the model's input"
                 f" (node `{node.name}`, shape {tuple(tensor.shape)})"
             )
+        if func is Tensor.item and tensor.dtype is not torch.bool and _tensors_read(node) & self._counters:
+            with torch._C.DisableTorchFunction():
+                return self._number_in(node, self.of(node, constant=False))
         if origin == Origin.PARAMETERS and _reads_sizes(node):
             return self._of_sizes(func, node, args)
         if origin == Origin.PARAMETERS:
@@ -260,6 +272,11 @@ def _before(node: fx.Node, *, past_layouts: bool = True) -> list[fx.Node]:
             if past_layouts or not reads_layout(current):
                 stack.extend(current.all_input_nodes)
     return sorted(seen)
+
+
+def _tensors_read(node: fx.Node) -> set[str]:
+    """The names of the parameters, buffers and constants whose entries a node is computed from."""
+    return {str(each.target) for each in _before(node, past_layouts=False) if each.op == "get_attr"}
 
 
 def _draws(node: fx.Node) -> frozenset[fx.Node]:

@@ -74,6 +74,7 @@ class Recorder(TorchFunctionMode):
         training: bool = False,
         other_answer: str | None = None,
         otherwise: AbstractSet[Place] = frozenset(),
+        counters: AbstractSet[str] = frozenset(),
     ) -> None:
         """Args:
         root: the model on the meta device.
@@ -86,6 +87,7 @@ class Recorder(TorchFunctionMode):
         training: whether the model is in training.
         other_answer: as for `Facts`.
         otherwise: as for `SizeNodes`.
+        counters: as for `RealValues`.
         """
         super().__init__()
         self.device = device
@@ -96,7 +98,7 @@ class Recorder(TorchFunctionMode):
         self.lowering = Lowering(self.builder)
         self.results = Results(self.builder, self.sizes)
         self.values = RealValues(
-            self.builder, self.sizes, self.switch, real, inputs, real_module, earlier_values, training
+            self.builder, self.sizes, self.switch, real, inputs, real_module, earlier_values, training, counters
         )  # fmt: skip
         self.regions = Regions(self.builder, self.lowering)
         self.assumes_autocast = False

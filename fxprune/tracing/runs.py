@@ -18,6 +18,7 @@ from fxprune.errors import FxpruneError
 from fxprune.running import trees
 from fxprune.running.copies import DeepcopyTensorsWith, copy_module, meta_copy, meta_like
 from fxprune.running.randomness import preserve_rng_state
+from fxprune.tracing.aliasing import attributes_written_in
 from fxprune.tracing.arguments import Arguments
 from fxprune.tracing.caches import Key, forget_keys, keys_to_keep
 from fxprune.tracing.facts import Facts
@@ -53,6 +54,10 @@ class Recording:
         arguments: what the model was called with.
         facts: what else its code has asked.
         draws_elsewhere: whether forward drew random numbers from NumPy or Python, which are constants in the graph.
+        changed_leaves: the paths of modules that forward changed before it called them.
+        written_after_read: the names of tensors that forward writes into, and whose entries Python has read.
+        tensors_read: the names of the tensors that forward has computed with.
+        tensors_left: those of tensors that it has replaced and the graph has not.
     """
 
     builder: GraphBuilder
@@ -63,6 +68,10 @@ class Recording:
     arguments: Arguments
     facts: Facts
     draws_elsewhere: bool
+    changed_leaves: frozenset[str]
+    written_after_read: frozenset[str]
+    tensors_read: frozenset[str]
+    tensors_left: frozenset[str]
 
 
 @dataclass
@@ -82,6 +91,9 @@ class Runner:
         dtype: of the floating-point tensors, where it is not that of the model.
         otherwise: where the code is told that a size is another than the one it names; None before that was looked for.
         kept_keys: attributes that look like keys of caches, and are none.
+        changed_leaves: the paths of modules that forward changes before it calls them.
+        counters: as for `RealValues`.
+        state: the names of tensors that forward computes with in eval or in training.
     """
 
     model: nn.Module
@@ -96,6 +108,9 @@ class Runner:
     dtype: torch.dtype | None = None
     otherwise: frozenset[Place] | None = None
     kept_keys: set[Key] = field(default_factory=set)
+    changed_leaves: set[str] = field(default_factory=set)
+    counters: set[str] = field(default_factory=set)
+    state: set[str] = field(default_factory=set)
 
     def record(self, leaves: Leaves, kept: set[str], *, training: bool = False) -> Recording:
         """Run the model.
@@ -132,6 +147,14 @@ class Runner:
             args, kwargs = trees.map_tensors(lambda x: torch.cat([x, x]), (self.args, self.kwargs))
             return replace(self, args=args, kwargs=kwargs).record(leaves, kept, training=True)
 
+    def learns_from(self, recording: Recording) -> bool:
+        """Whether a recording has shown what has to be known before the model is recorded; from now on it is."""
+        new = recording.changed_leaves - self.changed_leaves, recording.written_after_read - self.counters
+        self.changed_leaves |= recording.changed_leaves
+        self.counters |= recording.written_after_read
+        self.state |= recording.tensors_read
+        return any(new)
+
     def convert(self, tensor: Tensor) -> Tensor:
         """What becomes of one of the model's tensors in the traced model."""
         if not self.copy_tensors:
@@ -163,7 +186,8 @@ class Runner:
         types = tuple(leaf for leaf in leaves if isinstance(leaf, type))
 
         def is_leaf(module: nn.Module, path: str) -> bool:
-            return path in kept or path in leaves or isinstance(module, types) or is_library_module(module)
+            whole = path in kept or path in leaves or isinstance(module, types) or is_library_module(module)
+            return whole and path not in self.changed_leaves
 
         arguments = self._bind(twin)
         bound = arguments.values
@@ -176,10 +200,12 @@ class Runner:
             training=training,
             other_answer=self.other_answer,
             otherwise=self.otherwise or frozenset(),
+            counters=self.counters,
         )  # fmt: skip
         recorder.builder.graph.set_codegen(SignatureCodeGen(arguments.signature))
         placeholders = {name: self._placeholder(recorder, arguments, name) for name in bound}
         modules = ModuleCalls(recorder, is_leaf)
+        put_numbers(twin, self.numbers)
         try:
             with (
                 preserve_rng_state(),
@@ -199,7 +225,7 @@ class Runner:
                 changed = changed_numbers(twin, numbers)
                 recorder.regions.finish()
                 with torch._C.DisableTorchFunction():
-                    write_state(recorder, twin, tensors, output)
+                    state = write_state(recorder, twin, tensors, output, self.state)
                     result, values, origin = recorder.lowering.lower_output(output)
                     recorder.builder.create_node("output", "output", (result,), {}, values, origin)
         except Exception as error:
@@ -207,7 +233,11 @@ class Runner:
             raise explained(self.model, recorder.scopes.failed_in or "", shapes, error) from error
         seen = frozenset(readers | recorder.facts.readers())
         builder, sizes, read = recorder.builder, recorder.sizes, recorder.values.read
-        return Recording(builder, sizes, read, seen, changed, arguments, recorder.facts, draws_elsewhere)
+        stale = frozenset(recorder.values.sources & _written(builder)) if recorder.values.sources else frozenset()
+        return Recording(
+            builder, sizes, read, seen, changed, arguments, recorder.facts, draws_elsewhere,
+            frozenset(modules.changed), stale, *state,
+        )  # fmt: skip
 
     def _twin(self, training: bool) -> tuple[nn.Module, dict[int, Tensor]]:
         """The model on the meta device, and the real tensor for the identity of each of its tensors."""
@@ -219,7 +249,6 @@ class Runner:
         # Models that cache tensors drop them when they enter training.
         twin.train()
         twin.train(training)
-        put_numbers(twin, self.numbers)
         return twin, real
 
     def _placeholder(self, recorder: Recorder, arguments: Arguments, name: str) -> fx.Node:
@@ -239,6 +268,11 @@ class Runner:
     def _real_module(self, memo: dict[int, Any], training: bool, path: str) -> nn.Module:
         with DeepcopyTensorsWith(self.convert):
             return copy_module(self.model.get_submodule(path), memo, hooks=False).train(training)
+
+
+def _written(builder: GraphBuilder) -> set[str]:
+    nodes = [node for node in builder.graph.nodes if node.op == "call_module"]
+    return attributes_written_in(builder.graph, {str(node.target): builder.module(str(node.target)) for node in nodes})
 
 
 def _random_state() -> str:

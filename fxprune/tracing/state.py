@@ -1,12 +1,13 @@
 """What a model keeps from one call to the next: tensors that `forward` replaces, and numbers that it changes.
 
-Where forward computes with the old tensor and replaces it by one of the same size and type, as recurrent units and
-running averages do, the graph writes the new one into the old. Attention maps that are kept for inspection are no
-state, nor are tables made for another resolution: nothing is computed from the old ones.
+Where forward computes with the old tensor, in eval or in training, and replaces it by one of the same size and type,
+as recurrent units and running averages do, the graph writes the new one into the old. Attention maps that are kept for
+inspection are no state, nor are tables made for another resolution: nothing is computed from the old ones.
 """
 
 from __future__ import annotations
 
+from collections.abc import Set as AbstractSet
 from typing import Any, TypeAlias
 
 from torch import Tensor, fx, nn
@@ -18,7 +19,7 @@ from fxprune.tracing.spelling import first_few
 
 __all__ = [
     "STATE_IS_LOST", "Numbers", "changed_numbers", "kept_numbers", "kept_tensors", "numbers_are_lost", "put_numbers",
-    "write_state",
+    "values_are_lost", "write_state",
 ]  # fmt: skip
 
 # How a remark starts that becomes a warning.
@@ -71,7 +72,20 @@ def numbers_are_lost(model: nn.Module, numbers: Numbers) -> str:
     )
 
 
-def write_state(recorder: Recorder, model: nn.Module, before: dict[str, Tensor], output: Any) -> None:
+def values_are_lost(model: nn.Module, names: AbstractSet[str]) -> list[str]:
+    """The remark on tensors whose entries decide what forward does, and into which it writes; none without names."""
+    return [
+        f"{STATE_IS_LOST}: what forward of `{type(model).__name__}` does depends on the values of {named}, into which "
+        "it writes. Every call of the graph does what the first would. If the model only warms up, run it once before "
+        "it is traced or pruned."
+        for named in [first_few([f"`{name}`" for name in sorted(names)], 3)]
+        if names
+    ]
+
+
+def write_state(
+    recorder: Recorder, model: nn.Module, before: dict[str, Tensor], output: Any, read_elsewhere: AbstractSet[str]
+) -> tuple[frozenset[str], frozenset[str]]:
     """Record that the tensors which forward has put in place of others are written into these.
 
     Args:
@@ -79,23 +93,35 @@ def write_state(recorder: Recorder, model: nn.Module, before: dict[str, Tensor],
         model: as forward has left it.
         before: the tensors that it had before, by name.
         output: what forward returned; a tensor that is part of it is not written into.
+        read_elsewhere: the names of tensors that are state although forward has not computed with them now.
+
+    Returns:
+        The names of those that forward has computed with, and of those that it has replaced, but which are no state.
     """
     returned = {tensor.untyped_storage()._cdata for tensor in trees.tensors(output)}
+    nodes = {name: recorder.builder.find(old) for name, old in before.items()}
+    read = frozenset(name for name, node in nodes.items() if node is not None and _works_with(node))
+    left: set[str] = set()
     for name, old in before.items():
         path, _, last = name.rpartition(".")
-        new, read = getattr(model.get_submodule(path), last, None), recorder.builder.find(old)
-        if new is old or read is None or not isinstance(new, Tensor) or not _is_computed_from_input(recorder, new):
+        owner = model.get_submodule(path)
+        new = getattr(owner, last, None)
+        if new is old or not isinstance(new, Tensor) or not _is_computed_from_input(recorder, new):
             continue
         fits = new.shape == old.shape and new.dtype == old.dtype and old.untyped_storage()._cdata not in returned
-        if fits and _works_with(read):
-            recorder.call(Tensor.copy_, (old, new), {})
-        else:
+        if fits and name not in read | read_elsewhere:
+            left.add(name)
+        elif fits:
+            with recorder.scopes.within((path, 0)):
+                recorder.call(Tensor.copy_, (old, new), {})
+        elif nodes[name] is not None or name in read_elsewhere:
             recorder.builder.remarks.append(
                 f"{STATE_IS_LOST}: the forward of `{path or type(model).__name__}` reads `{last}`, of shape "
                 f"{tuple(old.shape)}, and puts a tensor of shape {tuple(new.shape)} in its place. The graph starts "
                 "each call from what is there now. To keep it, run the model once on the example inputs before it is "
                 "traced or pruned."
             )
+    return read, frozenset(left)
 
 
 def _is_computed_from_input(recorder: Recorder, tensor: Tensor) -> bool:

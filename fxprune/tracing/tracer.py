@@ -36,7 +36,7 @@ from fxprune.tracing.runs import Leaves, Recording, Runner
 from fxprune.tracing.size_branches import OTHER_BRANCHES, right_for_all_sizes
 from fxprune.tracing.size_trials import tie_unseen_sizes
 from fxprune.tracing.spelling import first_few
-from fxprune.tracing.state import STATE_IS_LOST, numbers_are_lost
+from fxprune.tracing.state import STATE_IS_LOST, numbers_are_lost, values_are_lost
 from fxprune.tracing.traced_module import ApplyFunction, ByMode, TracedModule
 from fxprune.tracing.what_if import followed, insert_fact_checks
 
@@ -146,6 +146,8 @@ def _record_in_both_modes(
             runner.otherwise = right_for_all_sizes(runner, in_eval, leaves)
             if runner.otherwise:
                 continue
+        if runner.learns_from(in_eval):
+            continue
         builder = in_eval.builder
         values_read |= in_eval.values_read
         if runner.otherwise:
@@ -153,6 +155,7 @@ def _record_in_both_modes(
         if in_eval.draws_elsewhere:
             remarks.append(f"{_DRAWN_ONCE}: draw them with torch, as in torch.rand, to have others in each call.")
         state = _on_numbers(runner, in_eval, leaves, kept)
+        remarks.extend(values_are_lost(runner.model, in_eval.written_after_read))
         if not in_eval.training_readers:
             break
         try:
@@ -160,8 +163,11 @@ def _record_in_both_modes(
         except FxpruneError as error:
             remarks.append(f"{_ONLY_EVAL}, for training cannot be traced: {error}")
             break
+        if runner.learns_from(in_training) or in_eval.tensors_left & in_training.tensors_read:
+            continue
         values_read |= in_training.values_read
         remarks.extend(in_training.builder.remarks)
+        remarks.extend(values_are_lost(runner.model, in_training.written_after_read))
         differences = compare(builder, in_training.builder)
         readers = in_eval.training_readers | in_training.training_readers
         small = small_readers(runner.model, readers, differences, builder)

@@ -91,12 +91,106 @@ def averaging(self: Any, x: Tensor) -> Tensor:
     return self.b(F.dropout(y - self.average, 0.5, self.training))  # type: ignore[no-any-return]
 
 
-def test_what_writes_into_buffers_in_training_is_left_out_with_a_warning_and_dropout_is_kept() -> None:
-    """`torch.export` and scores run a graph node by node, and would write in eval."""
-    model = net(averaging, a=nn.Linear(4, 8), b=nn.Linear(8, 2), average=torch.ones(8))
-    with pytest.warns(FxpruneWarning, match="Only the code of eval is in the graph for `Net`"):
-        traced = trace(model, tokens())
-    assert isinstance(traced.functional_dropout, nn.Dropout)
+def replacing(self: Any, x: Tensor) -> Tensor:
+    y = self.a(x)
+    if self.training:
+        self.average = self.average * 0.9 + y.detach().mean((0, 1)) * 0.1
+        return self.b(y)  # type: ignore[no-any-return]
+    return self.b(y - self.average)  # type: ignore[no-any-return]
+
+
+def queueing(self: Any, x: Tensor) -> Tensor:
+    """As MoCo: the newest keys go where a pointer says, which Python reads."""
+    y = self.a(x)
+    similar = y.mean(1) @ self.queue.clone().detach().t()
+    if self.training:
+        with torch.no_grad():
+            place = int(self.place)
+            self.queue[place : place + len(y)] = y.mean(1)
+            self.place[0] = (place + len(y)) % len(self.queue)
+    return torch.cat([self.b(y).mean(1), similar], 1)
+
+
+def teaching(self: Any, x: Tensor) -> Tensor:
+    if self.training:
+        with torch.no_grad():
+            for teacher, student in zip(self.slow.parameters(), self.a.parameters(), strict=True):
+                teacher.data.mul_(0.9).add_(student.data, alpha=0.1)
+    return self.b(self.a(x).relu() + self.slow(x).relu())  # type: ignore[no-any-return]
+
+
+def counting(self: Any, x: Tensor) -> Tensor:
+    y = self.a(x)
+    if self.training:
+        self.count += 1
+        y = y * (1 - 0.5**self.count)
+    return self.b(y)  # type: ignore[no-any-return]
+
+
+def annealing(self: Any, x: Tensor) -> Tensor:
+    y = self.a(x) / float(self.heat)
+    if self.training:
+        self.heat *= 0.9
+    return self.b(y)  # type: ignore[no-any-return]
+
+
+def tracking(self: Any, x: Tensor) -> Tensor:
+    y = self.a(x)
+    if self.training:
+        y = Track.apply(y, self.average)
+    return self.b(y - self.average)  # type: ignore[no-any-return]
+
+
+class Track(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, average: Tensor) -> Tensor:
+        average.mul_(0.9).add_(x.mean((0, 1)), alpha=0.1)
+        return x * 2
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:  # type: ignore[override]
+        return grad * 2, None
+
+
+def _keeping(forward: Any) -> nn.Module:
+    buffers = {"average": torch.ones(8), "queue": torch.ones(16, 8), "place": torch.zeros(1, dtype=torch.long)}
+    more = {"count": torch.tensor(0), "heat": torch.tensor(1.0), "slow": nn.Linear(4, 8).requires_grad_(False)}
+    return net(forward, a=nn.Linear(4, 8), b=nn.Linear(8, 2), **buffers, **more)
+
+
+@pytest.mark.parametrize(
+    "forward", [averaging, replacing, queueing, teaching, counting, annealing, tracking], ids=lambda each: each.__name__
+)
+def test_what_training_writes_into_is_written_in_training_alone(forward: Any) -> None:
+    model = _keeping(forward)
+    pruned = check_training(model, tokens()) if forward is not averaging else None
+    for small in (trace(model.eval(), tokens().double()), pruned) if pruned else (trace(model, tokens()),):
+        assert small is not None
+        x = tokens(batch=3).to(next(small.parameters()).dtype)
+        before = {name: buffer.clone() for name, buffer in small.state_dict().items()}
+        expected = small.eval()(x)
+        torch.testing.assert_close(fx.Interpreter(small).run(x), expected)
+        torch.testing.assert_close(torch.export.export(small, (x,)).module()(x), expected)
+        assert all(torch.equal(buffer, before[name]) for name, buffer in small.state_dict().items())
+        small.train()(x)
+        assert any(not torch.equal(buffer, before[name]) for name, buffer in small.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    "forward", [averaging, replacing, queueing, teaching, counting, annealing, tracking], ids=lambda each: each.__name__
+)
+def test_a_graph_keeps_the_same_over_several_steps(forward: Any) -> None:
+    model = _keeping(forward)
+    traced = trace(model, tokens())
+    for training in (False, True, True, True, False):
+        for candidate in (model, traced):
+            candidate.train(training)
+            torch.manual_seed(0)
+            last = candidate(tokens(batch=2 + training))
+        torch.manual_seed(0)
+    for name, buffer in model.state_dict().items():
+        torch.testing.assert_close(traced.state_dict()[name], buffer)
+    torch.testing.assert_close(model(tokens(batch=2)), last)
 
 
 def looping(self: Any, x: Tensor) -> Tensor:

@@ -132,3 +132,47 @@ def test_numbers_that_change_nothing_are_not(forward: Callable[..., Tensor]) -> 
         warnings.simplefilter("error")
         traced = trace(model, x)
     assert torch.equal(traced(x), model(x))
+
+
+def _initialised_by_data(self: Any, x: Tensor) -> Tensor:
+    x = self.a(x)
+    if not self.started:
+        self.start.copy_(x.detach().mean(0))
+        self.started.fill_(True)
+    return self.b(x - self.start)
+
+
+def test_values_that_python_reads_and_forward_writes_are_warned_of() -> None:
+    parts = {"started": torch.tensor(False), "start": torch.zeros(8)}
+    model, x = net(_initialised_by_data, a=nn.Linear(4, 8), b=nn.Linear(8, 2), **parts).eval(), torch.randn(3, 4)
+    with pytest.warns(FxpruneWarning, match="forward of `Net` does depends on the values of `started`, into which"):
+        trace(model, x)
+    model(x)
+    traced = trace(model, x)
+    assert torch.equal(traced(2 * x), model(2 * x))
+
+
+def _reads_what_training_left(self: Any, x: Tensor) -> Tensor:
+    x = self.a(x)
+    if self.training:
+        self.center = x.detach().mean(0)
+        return self.b(x)
+    return self.b(x - self.center)
+
+
+def _reads_what_eval_left(self: Any, x: Tensor) -> Tensor:
+    x = self.a(x)
+    if self.training:
+        return self.b(x - self.center)
+    self.center = x.detach().mean(0)
+    return self.b(x)
+
+
+@pytest.mark.parametrize("forward", [_reads_what_training_left, _reads_what_eval_left])
+def test_state_that_one_mode_writes_and_the_other_reads_is_kept(forward: Callable[..., Tensor]) -> None:
+    model = net(forward, a=nn.Linear(4, 8), b=nn.Linear(8, 2), center=torch.ones(8))
+    traced = trace(model, torch.randn(3, 4))
+    for training in (False, True, False, True, False):
+        x = torch.randn(5, 4)
+        assert torch.equal(traced.train(training)(x), model.train(training)(x))
+        assert torch.equal(traced.get_buffer("center"), model.center)
