@@ -46,9 +46,13 @@ class GraphBuilder:
         step: the number of the loop that the model's code is in, and that of its step; None outside of loops.
         finished_loops: the numbers of those that came to their end.
         single_loops: the numbers of those whose further steps may do something else.
+        left: for the nodes of tensors that are left from an earlier call, those that they had in its graph.
+        stored: for the nodes of tensors that the graph writes into state at its end, the nodes of that state.
     """
 
-    def __init__(self, root: nn.Module, real: Mapping[int, Tensor], scopes: Scopes) -> None:
+    def __init__(
+        self, root: nn.Module, real: Mapping[int, Tensor], scopes: Scopes, earlier: GraphBuilder | None = None
+    ) -> None:
         self.root = root
         self.scopes = scopes
         self.graph = fx.Graph()
@@ -63,6 +67,9 @@ class GraphBuilder:
         self.step: tuple[int, int] | None = None
         self.finished_loops: set[int] = set()
         self.single_loops: set[int] = set()
+        self.left: dict[fx.Node, fx.Node] = {}
+        self.stored: dict[fx.Node, fx.Node] = {}
+        self._earlier = earlier
         self._own_paths = frozenset(path for path, _ in root.named_modules(remove_duplicate=False))
         # The real tensor for the identity of each tensor on the meta device.
         self._real = real
@@ -151,6 +158,11 @@ class GraphBuilder:
         if name is not None:
             origin = Origin.PARAMETERS if isinstance(tensor, nn.Parameter) else Origin.CONSTANTS
             return self.bind(tensor, self.create_node("get_attr", name, (), {}, tensor, origin))
+        left = self._earlier.find(tensor) if self._earlier is not None else None
+        if left is not None:
+            node = self.create_node("get_attr", constant_name(len(self.left)), (), {}, tensor, Origin.CONSTANTS)
+            self.left[node] = left
+            return self.bind(tensor, node)
         if tensor.is_meta and id(tensor) not in self._real:
             return self._node_of_same_memory(tensor)
         # The model keeps it as a plain attribute, or a function made it that torch does not show to tracers.

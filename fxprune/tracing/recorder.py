@@ -75,6 +75,7 @@ class Recorder(TorchFunctionMode):
         other_answer: str | None = None,
         otherwise: AbstractSet[Place] = frozenset(),
         counters: AbstractSet[str] = frozenset(),
+        earlier: GraphBuilder | None = None,
     ) -> None:
         """Args:
         root: the model on the meta device.
@@ -88,12 +89,13 @@ class Recorder(TorchFunctionMode):
         other_answer: as for `Facts`.
         otherwise: as for `SizeNodes`.
         counters: as for `RealValues`.
+        earlier: of the call before, where that has left its tensors in the model.
         """
         super().__init__()
         self.device = device
         self.switch = Switch()
         self.scopes = Scopes(root)
-        self.builder = GraphBuilder(root, real, self.scopes)
+        self.builder = GraphBuilder(root, real, self.scopes, earlier)
         self.sizes = SizeNodes(self.builder, self.switch, otherwise)
         self.lowering = Lowering(self.builder)
         self.results = Results(self.builder, self.sizes)

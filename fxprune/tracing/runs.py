@@ -27,12 +27,13 @@ from fxprune.tracing.library_modules import is_library_module
 from fxprune.tracing.module_calls import ModuleCalls
 from fxprune.tracing.number_functions import is_refused_type
 from fxprune.tracing.patching import patched
+from fxprune.tracing.python_state import PythonState, python_state
 from fxprune.tracing.recorder import Recorder
 from fxprune.tracing.refusals import explained
 from fxprune.tracing.signature import SignatureCodeGen
 from fxprune.tracing.size_nodes import SizeNodes
 from fxprune.tracing.special_calls import SPECIAL_CALLS
-from fxprune.tracing.state import Numbers, changed_numbers, kept_numbers, kept_tensors, put_numbers, write_state
+from fxprune.tracing.state import kept_tensors, write_state
 from fxprune.tracing.user_code import Place
 
 __all__ = ["Leaves", "Recording", "Runner"]
@@ -50,7 +51,9 @@ class Recording:
         sizes: the graph's sizes, with the guards that it needs.
         values_read: what was read of the model's values, in plain types.
         training_readers: the paths of the modules that read whether they are in training, or gradients are computed.
-        changed_numbers: the numbers of modules that forward changed.
+        changed: where forward has changed what is kept in Python.
+        kept: what is kept there now.
+        real: as for `Recorder`.
         arguments: what the model was called with.
         facts: what else its code has asked.
         draws_elsewhere: whether forward drew random numbers from NumPy or Python, which are constants in the graph.
@@ -58,13 +61,17 @@ class Recording:
         written_after_read: the names of tensors that forward writes into, and whose entries Python has read.
         tensors_read: the names of the tensors that forward has computed with.
         tensors_left: those of tensors that it has replaced and the graph has not.
+        training: whether the model was in training.
+        runner: what ran it.
     """
 
     builder: GraphBuilder
     sizes: SizeNodes
     values_read: Mapping[str, Any]
     training_readers: frozenset[str]
-    changed_numbers: Numbers
+    changed: tuple[str, ...]
+    kept: PythonState
+    real: Mapping[int, Tensor]
     arguments: Arguments
     facts: Facts
     draws_elsewhere: bool
@@ -72,6 +79,8 @@ class Recording:
     written_after_read: frozenset[str]
     tensors_read: frozenset[str]
     tensors_left: frozenset[str]
+    training: bool
+    runner: Runner
 
 
 @dataclass
@@ -86,7 +95,6 @@ class Runner:
         earlier_values: what an earlier trace has read of the model's values.
         exporting: whether the model's code sees that it is exported.
         own_types: whether `int` and `float` are Python's own in the model's files.
-        numbers: numbers of modules that the run starts with, where they are not the model's.
         other_answer: what is answered otherwise than it is, as in `Facts`.
         dtype: of the floating-point tensors, where it is not that of the model.
         otherwise: where the code is told that a size is another than the one it names; None before that was looked for.
@@ -103,7 +111,6 @@ class Runner:
     earlier_values: Mapping[str, Any]
     exporting: bool = False
     own_types: bool = False
-    numbers: Numbers = field(default_factory=dict)
     other_answer: str | None = None
     dtype: torch.dtype | None = None
     otherwise: frozenset[Place] | None = None
@@ -147,6 +154,15 @@ class Runner:
             args, kwargs = trees.map_tensors(lambda x: torch.cat([x, x]), (self.args, self.kwargs))
             return replace(self, args=args, kwargs=kwargs).record(leaves, kept, training=True)
 
+    def record_next(self, recording: Recording, leaves: Leaves, kept: set[str]) -> Recording:
+        """Run the model once more, as an earlier run has left it.
+
+        Raises:
+            FxpruneError: the model cannot be traced then.
+        """
+        own, builder = recording.runner, recording.builder
+        return own._record(builder.root, recording.real, leaves, kept, recording.training, builder)
+
     def learns_from(self, recording: Recording) -> bool:
         """Whether a recording has shown what has to be known before the model is recorded; from now on it is."""
         new = recording.changed_leaves - self.changed_leaves, recording.written_after_read - self.counters
@@ -181,8 +197,9 @@ class Runner:
             self.kept_keys.update(needed)
 
     def _record(
-        self, twin: nn.Module, real: dict[int, Tensor], leaves: Leaves, kept: set[str], training: bool
-    ) -> Recording:
+        self, twin: nn.Module, real: Mapping[int, Tensor], leaves: Leaves, kept: set[str], training: bool,
+        earlier: GraphBuilder | None = None,
+    ) -> Recording:  # fmt: skip
         types = tuple(leaf for leaf in leaves if isinstance(leaf, type))
 
         def is_leaf(module: nn.Module, path: str) -> bool:
@@ -201,11 +218,11 @@ class Runner:
             other_answer=self.other_answer,
             otherwise=self.otherwise or frozenset(),
             counters=self.counters,
+            earlier=earlier,
         )  # fmt: skip
         recorder.builder.graph.set_codegen(SignatureCodeGen(arguments.signature))
         placeholders = {name: self._placeholder(recorder, arguments, name) for name in bound}
         modules = ModuleCalls(recorder, is_leaf)
-        put_numbers(twin, self.numbers)
         try:
             with (
                 preserve_rng_state(),
@@ -218,11 +235,11 @@ class Runner:
                     if name in arguments.given
                 }
                 positional, named = _call_arguments(given, arguments.signature)
-                tensors, numbers = kept_tensors(twin), kept_numbers(twin)
+                tensors, kept_before = kept_tensors(twin), python_state(twin)
                 before = _random_state()
                 output = twin(*positional, **named)
                 draws_elsewhere = _random_state() != before
-                changed = changed_numbers(twin, numbers)
+                now = python_state(twin)
                 recorder.regions.finish()
                 with torch._C.DisableTorchFunction():
                     state = write_state(recorder, twin, tensors, output, self.state)
@@ -235,8 +252,9 @@ class Runner:
         builder, sizes, read = recorder.builder, recorder.sizes, recorder.values.read
         stale = frozenset(recorder.values.sources & _written(builder)) if recorder.values.sources else frozenset()
         return Recording(
-            builder, sizes, read, seen, changed, arguments, recorder.facts, draws_elsewhere,
-            frozenset(modules.changed), stale, *state,
+            builder, sizes, read, seen, tuple(now.changed_since(kept_before)), now, real, arguments, recorder.facts,
+            draws_elsewhere,
+            frozenset(modules.changed), stale, *state, training, self,
         )  # fmt: skip
 
     def _twin(self, training: bool) -> tuple[nn.Module, dict[int, Tensor]]:

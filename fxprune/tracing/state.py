@@ -1,4 +1,4 @@
-"""What a model keeps from one call to the next: tensors that `forward` replaces, and numbers that it changes.
+"""What a model keeps from one call to the next: tensors that `forward` replaces, and what it keeps in Python.
 
 Where forward computes with the old tensor, in eval or in training, and replaces it by one of the same size and type,
 as recurrent units and running averages do, the graph writes the new one into the old. Attention maps that are kept for
@@ -7,8 +7,9 @@ inspection are no state, nor are tables made for another resolution: nothing is 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from collections.abc import Set as AbstractSet
-from typing import Any, TypeAlias
+from typing import Any
 
 from torch import Tensor, fx, nn
 
@@ -17,16 +18,10 @@ from fxprune.tracing.graph_builder import Origin, reads_layout
 from fxprune.tracing.recorder import Recorder
 from fxprune.tracing.spelling import first_few
 
-__all__ = [
-    "STATE_IS_LOST", "Numbers", "changed_numbers", "kept_numbers", "kept_tensors", "numbers_are_lost", "put_numbers",
-    "values_are_lost", "write_state",
-]  # fmt: skip
+__all__ = ["STATE_IS_LOST", "kept_tensors", "state_is_lost", "values_are_lost", "write_state"]
 
 # How a remark starts that becomes a warning.
 STATE_IS_LOST = "What is kept from call to call is not in the graph"
-# Attributes of modules that are numbers, strings or None, by the path of the module and the name.
-Numbers: TypeAlias = dict[tuple[str, str], "int | float | str | None"]
-_NUMBERS = frozenset({bool, int, float, str, type(None)})
 
 
 def kept_tensors(model: nn.Module) -> dict[str, Tensor]:
@@ -40,35 +35,12 @@ def kept_tensors(model: nn.Module) -> dict[str, Tensor]:
     return dict(model.named_buffers()) | attributes
 
 
-def kept_numbers(model: nn.Module) -> Numbers:
-    """The model's numbers."""
-    return {
-        (path, name): value
-        for path, module in model.named_modules()
-        for name, value in vars(module).items()
-        if type(value) in _NUMBERS
-    }
-
-
-def changed_numbers(model: nn.Module, before: Numbers) -> Numbers:
-    """The numbers that forward has changed, as they are now."""
-    # Traced numbers are left out by their type: they are sizes of this call.
-    now = kept_numbers(model)
-    return {place: now[place] for place, value in before.items() if place in now and now[place] != value}
-
-
-def put_numbers(model: nn.Module, numbers: Numbers) -> None:
-    """Give the model these numbers."""
-    for (path, name), value in numbers.items():
-        setattr(model.get_submodule(path), name, value)
-
-
-def numbers_are_lost(model: nn.Module, numbers: Numbers) -> str:
-    """The remark on numbers that change what the next call computes."""
-    named = first_few([f"`{name}` of `{path or type(model).__name__}`" for path, name in numbers], 3)
+def state_is_lost(places: Sequence[str], error: Exception | None = None) -> str:
+    """The remark on what is kept in Python at these places and changes the next call, or keeps it from being traced."""
+    follows = "does something else in the next call" if error is None else f"its next call cannot be traced: {error}"
     return (
-        f"{STATE_IS_LOST}: forward changes {named}, and does something else in the next call. Every call of the graph "
-        "does what the first would. If the model only warms up, run it once before it is traced or pruned."
+        f"{STATE_IS_LOST}: forward changes {first_few(places, 3)}, and {follows}. Every call of the graph does what "
+        "the first would. If the model only warms up, run it once before it is traced or pruned."
     )
 
 
@@ -113,6 +85,7 @@ def write_state(
             left.add(name)
         elif fits:
             with recorder.scopes.within((path, 0)):
+                recorder.builder.stored[recorder.builder.node_of(new)] = recorder.builder.node_of(old)
                 recorder.call(Tensor.copy_, (old, new), {})
         elif nodes[name] is not None or name in read_elsewhere:
             recorder.builder.remarks.append(

@@ -7,7 +7,6 @@ import inspect
 import warnings
 from collections.abc import Callable, Mapping
 from collections.abc import Set as AbstractSet
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -28,6 +27,7 @@ from fxprune.tracing.library_modules import is_library_module
 from fxprune.tracing.loop_trials import unconfirmed_loops
 from fxprune.tracing.merging import CannotMergeError, common_literals, merge
 from fxprune.tracing.modes import Literal, compare, insert_modes, small_readers
+from fxprune.tracing.next_call import computes_the_same
 from fxprune.tracing.notes import TraceNotes, set_trace_notes, trace_notes
 from fxprune.tracing.real_values import LIKELIER_DRAW, DataDependentError
 from fxprune.tracing.refusals import refuse_what_cannot_be_traced
@@ -36,7 +36,7 @@ from fxprune.tracing.runs import Leaves, Recording, Runner
 from fxprune.tracing.size_branches import OTHER_BRANCHES, right_for_all_sizes
 from fxprune.tracing.size_trials import tie_unseen_sizes
 from fxprune.tracing.spelling import first_few
-from fxprune.tracing.state import STATE_IS_LOST, numbers_are_lost, values_are_lost
+from fxprune.tracing.state import STATE_IS_LOST, state_is_lost, values_are_lost
 from fxprune.tracing.traced_module import ApplyFunction, ByMode, TracedModule
 from fxprune.tracing.what_if import followed, insert_fact_checks
 
@@ -154,7 +154,7 @@ def _record_in_both_modes(
             values_read[OTHER_BRANCHES] = sorted(runner.otherwise)
         if in_eval.draws_elsewhere:
             remarks.append(f"{_DRAWN_ONCE}: draw them with torch, as in torch.rand, to have others in each call.")
-        state = _on_numbers(runner, in_eval, leaves, kept)
+        state = _on_next_call(runner, in_eval, leaves, kept)
         remarks.extend(values_are_lost(runner.model, in_eval.written_after_read))
         if not in_eval.training_readers:
             break
@@ -166,6 +166,7 @@ def _record_in_both_modes(
         if runner.learns_from(in_training) or in_eval.tensors_left & in_training.tensors_read:
             continue
         values_read |= in_training.values_read
+        state.extend(_on_next_call(runner, in_training, leaves, kept))
         remarks.extend(in_training.builder.remarks)
         remarks.extend(values_are_lost(runner.model, in_training.written_after_read))
         differences = compare(builder, in_training.builder)
@@ -258,18 +259,22 @@ def _always(
     return [each for each in literals if (each.node, each.place, each.train_value) in again]
 
 
-def _on_numbers(runner: Runner, recorded: Recording, leaves: Leaves, kept: set[str]) -> list[str]:
-    """A remark on numbers that forward has changed, if the next call does something else because of them."""
-    if not recorded.changed_numbers:
+def _on_next_call(runner: Runner, recorded: Recording, leaves: Leaves, kept: set[str]) -> list[str]:
+    """A remark on what forward has changed in Python, if the next call does something else because of it."""
+    if not recorded.changed:
         return []
     try:
-        again = replace(runner, numbers=recorded.changed_numbers).record(leaves, kept)
-    except FxpruneError:
-        # With these numbers the model may rely on a table that it has not made.
-        return []
-    differences = compare(recorded.builder, again.builder)
-    same = not (differences.scopes or differences.literals)
-    return [] if same else [numbers_are_lost(runner.model, recorded.changed_numbers)]
+        again = runner.record_next(recorded, leaves, kept)
+        if not computes_the_same(recorded.builder, again.builder):
+            return [state_is_lost(recorded.changed)]
+        counters = again.kept.watch([place for place in again.changed if place in recorded.changed])
+        if counters:
+            runner.record_next(again, leaves, kept)
+            if any(counter.used for counter in counters):
+                return [state_is_lost(again.changed)]
+    except FxpruneError as error:
+        return [state_is_lost(recorded.changed, error)]
+    return []
 
 
 def _with_unusual_train(model: nn.Module) -> list[str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -88,50 +87,6 @@ def test_a_model_and_its_pruned_one_are_compared_in_the_same_state(kind: str, tm
     with torch.no_grad():
         next(iter(loaded.parameters())).mul_(1.1)
     assert fxprune.verify(model, loaded) > 1e-3
-
-
-def _counts(self: Any, x: Tensor) -> Tensor:
-    x = self.a(x) * (self.calls + 1)
-    self.calls += 1
-    return self.b(x)
-
-
-def _initialises(self: Any, x: Tensor) -> Tensor:
-    x = self.a(x)
-    if not self.calls:
-        self.a.bias.data.sub_(x.mean(0))
-        self.calls = 1
-    return self.b(x - self.a.bias)
-
-
-def _only_counts(self: Any, x: Tensor) -> Tensor:
-    self.calls += 1
-    self.length = x.shape[-1]
-    return self.b(self.a(x) * self.length)
-
-
-def _makes_a_table(self: Any, x: Tensor) -> Tensor:
-    if not self.calls:
-        self.table, self.calls = torch.arange(8.0), 1
-    return self.b(self.a(x) * self.table)
-
-
-@pytest.mark.parametrize("forward", [_counts, _initialises])
-def test_numbers_that_change_what_the_next_call_does_are_warned_of(forward: Callable[..., Tensor]) -> None:
-    model, x = net(forward, a=nn.Linear(4, 8), b=nn.Linear(8, 2)).eval(), torch.randn(3, 4)
-    model.calls = 0
-    with pytest.warns(FxpruneWarning, match="forward changes `calls` of .*, and does something else in the next call"):
-        trace(model, x)
-
-
-@pytest.mark.parametrize("forward", [_only_counts, _makes_a_table])
-def test_numbers_that_change_nothing_are_not(forward: Callable[..., Tensor]) -> None:
-    model, x = net(forward, a=nn.Linear(4, 8), b=nn.Linear(8, 2)).eval(), torch.randn(3, 4)
-    model.calls, model.length, model.table = 0, 0, None
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        traced = trace(model, x)
-    assert torch.equal(traced(x), model(x))
 
 
 def _initialised_by_data(self: Any, x: Tensor) -> Tensor:
