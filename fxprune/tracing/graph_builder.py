@@ -145,9 +145,13 @@ class GraphBuilder:
         entry = self._bound.get(id(value))
         return None if entry is None else entry[1]
 
+    def is_named(self, tensor: Tensor) -> bool:
+        """Whether this very tensor is a parameter or a buffer."""
+        return id(tensor) in self._names
+
     def is_taken(self, tensor: Tensor) -> bool:
         """Whether this very tensor is a parameter, a buffer or the value of a node."""
-        return id(tensor) in self._bound or id(tensor) in self._names
+        return id(tensor) in self._bound or self.is_named(tensor)
 
     def node_of(self, tensor: Tensor) -> fx.Node:
         """The node of this very tensor; parameters, buffers and constants get theirs at their first use."""

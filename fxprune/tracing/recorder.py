@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Mapping
 from collections.abc import Set as AbstractSet
+from contextlib import nullcontext
 from typing import Any, TypeAlias
 
 import torch
@@ -193,7 +194,10 @@ class Recorder(TorchFunctionMode):
     def _create_node(
         self, op: str, target: Target, call: LoweredCall, value: Any, written: list[Tensor], random: bool = False
     ) -> fx.Node:
-        node = self.builder.create_node(op, target, call.args, call.kwargs, value, call.origin)
+        # The `forward` of an autograd.Function computes no gradients: what it writes into a buffer has none.
+        into_state = self.regions.inlined and any(map(self.builder.is_named, written))
+        with self.regions.without_grad() if into_state else nullcontext():
+            node = self.builder.create_node(op, target, call.args, call.kwargs, value, call.origin)
         if written:
             node.meta["mutates"] = tuple(self.builder.node_of(tensor).name for tensor in written)
             for tensor in written:

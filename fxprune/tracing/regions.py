@@ -68,6 +68,14 @@ class Regions:
             self._inlined -= 1
             torch._C._set_grad_enabled(before)
 
+    @contextmanager
+    def without_grad(self) -> Iterator[None]:
+        """The node that is made inside computes no gradients."""
+        made = self._create(region, ("grad", False))
+        self._create(enter_region, (made,))
+        yield
+        self._create(exit_region, (made,))
+
     def enter(self, owner: Any, kind: str, *args: Any, **kwargs: Any) -> None:
         """The context manager `owner`, which is `region(kind, *args, **kwargs)`, has been entered."""
         enabled = args[0] if kind == "grad" else not args[0] if kind == "inference_mode" else None

@@ -23,7 +23,7 @@ from fxprune.tracing.arguments import Arguments
 from fxprune.tracing.caches import Key, forget_keys, keys_to_keep
 from fxprune.tracing.facts import Facts
 from fxprune.tracing.graph_builder import GraphBuilder, Origin
-from fxprune.tracing.library_modules import is_library_module
+from fxprune.tracing.library_modules import has_forward_hooks, is_library_module
 from fxprune.tracing.module_calls import ModuleCalls
 from fxprune.tracing.number_functions import is_refused_type
 from fxprune.tracing.patching import patched
@@ -234,7 +234,7 @@ class Runner:
                     for name, node in placeholders.items()
                     if name in arguments.given
                 }
-                positional, named = _call_arguments(given, arguments.signature)
+                positional, named = _call_arguments(given, arguments.signature, hooked=has_forward_hooks(twin))
                 tensors, kept_before = kept_tensors(twin), python_state(twin)
                 before = _random_state()
                 output = twin(*positional, **named)
@@ -298,19 +298,22 @@ def _random_state() -> str:
     return f"{random.getstate()} {np.random.get_state()}"  # noqa: NPY002
 
 
-def _call_arguments(given: dict[str, Any], signature: inspect.Signature) -> tuple[list[Any], dict[str, Any]]:
-    """Placeholders to the arguments of the call, which are by name unless that is impossible."""
+def _call_arguments(
+    given: dict[str, Any], signature: inspect.Signature, *, hooked: bool
+) -> tuple[list[Any], dict[str, Any]]:
+    """Placeholders to the arguments of the call, which are by name unless that is impossible, or hooks see them."""
     positional: list[Any] = []
     named: dict[str, Any] = {}
     variadic = any(target.startswith("*") and not target.startswith("**") for target in given)
-    for target, value in given.items():
+    for (target, value), parameter in zip(given.items(), signature.parameters, strict=False):
         if target.startswith("**"):
             named.update(value)
         elif target.startswith("*"):
             positional.extend(value)
         else:
             kind = signature.parameters[target].kind
-            if kind is kind.POSITIONAL_ONLY or (variadic and kind is kind.POSITIONAL_OR_KEYWORD):
+            by_place = variadic or (hooked and target == parameter and not named)
+            if kind is kind.POSITIONAL_ONLY or (by_place and kind is kind.POSITIONAL_OR_KEYWORD):
                 positional.append(value)
             else:
                 named[target] = value

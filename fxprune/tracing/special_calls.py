@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from fxprune.errors import FxpruneError
 from fxprune.tracing.context_calls import CONTEXT_CALLS
+from fxprune.tracing.gradient_calls import GRADIENT_CALLS
 from fxprune.tracing.graph_builder import Origin
 from fxprune.tracing.recorder import Recorder, SpecialCall
 from fxprune.tracing.sizes import TracedSize
@@ -201,7 +202,7 @@ def _getter(name: str) -> Any:
 
 
 SPECIAL_CALLS: dict[Any, SpecialCall] = {
-    **CONTEXT_CALLS,
+    **CONTEXT_CALLS, **GRADIENT_CALLS,
     _getter("shape"): _shape, Tensor.size: _size,
     **dict.fromkeys([Tensor.numel, Tensor.nelement, torch.numel], _numel),
     _getter("nbytes"): _nbytes, **dict.fromkeys([Tensor.is_same_size, torch.is_same_size], _is_same_size),
@@ -214,12 +215,11 @@ SPECIAL_CALLS: dict[Any, SpecialCall] = {
     nn.functional.multi_head_attention_forward: _inline_attention, Tensor.__getitem__: _getitem,
     Tensor.detach: _detach, Tensor.new: _new, Tensor.type: _type,
     **dict.fromkeys([_getter(name) for name in (
-        "ndim", "is_cuda", "is_meta", "layout", "is_sparse", "is_quantized", "grad", "grad_fn",
+        "ndim", "is_cuda", "is_meta", "layout", "is_sparse", "is_quantized", "grad_fn",
         "is_leaf", "is_cpu", "is_mps", "is_nested", "itemsize", "_version",
     )], _unrecorded),
     **dict.fromkeys([
-        Tensor.dim, Tensor.is_floating_point, Tensor.is_complex, Tensor.requires_grad_,
-        torch.is_floating_point,
+        Tensor.dim, Tensor.is_floating_point, Tensor.is_complex, torch.is_floating_point,
     ], _unrecorded),
     **dict.fromkeys([
         Tensor.__bool__, Tensor.item, Tensor.__int__, Tensor.__float__, Tensor.__index__, Tensor.tolist, Tensor.numpy,

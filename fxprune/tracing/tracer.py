@@ -21,6 +21,7 @@ from fxprune.running.randomness import preserve_rng_state, reseed
 from fxprune.tracing.arguments import insert_argument_checks
 from fxprune.tracing.assembly import assemble
 from fxprune.tracing.checks import warn_in_training
+from fxprune.tracing.gradient_calls import GRADIENTS_DIFFER, backward_hooks_are_lost
 from fxprune.tracing.graph_builder import GraphBuilder
 from fxprune.tracing.guards import insert_guards, tie_loops
 from fxprune.tracing.library_modules import is_library_module
@@ -74,11 +75,12 @@ def trace(
         FxpruneWarning: something that the model does in training is not in the graph: training cannot be traced, it
             draws random numbers from NumPy or Python, or layers are skipped at random. The graph warns of it too, when
             it runs in training. Or the model's own `train()` leaves parts in eval. Or random numbers that it draws from
-            NumPy or Python in eval are constants of the graph.
+            NumPy or Python in eval are constants of the graph. Or forward keeps something from call to call, or asks
+            something of autograd, that the graph has not.
     """
     traced = trace_knowing(model, example_inputs, {}, copy=copy, leaves=leaves)
     for note in trace_notes(traced).remarks:
-        if note.startswith((*_LOST_IN_TRAINING, _DRAWN_ONCE, _USUAL_TRAIN, STATE_IS_LOST)):
+        if note.startswith((*_LOST_IN_TRAINING, _DRAWN_ONCE, _USUAL_TRAIN, STATE_IS_LOST, GRADIENTS_DIFFER)):
             warnings.warn(note, FxpruneWarning, stacklevel=2)
     return traced
 
@@ -197,6 +199,7 @@ def _record_in_both_modes(
     insert_modes(builder, literals)
     insert_fact_checks(builder, facts)
     _insert_warning(builder, [remark for remark in remarks if remark.startswith(_LOST_IN_TRAINING)])
+    remarks.extend(backward_hooks_are_lost(builder))
     return in_eval, values_read, kept, [*remarks, *builder.remarks, *state, *guards]
 
 

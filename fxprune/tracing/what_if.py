@@ -12,6 +12,7 @@ from torch import fx
 from fxprune.errors import FxpruneError
 from fxprune.tracing.checks import check_dtype, check_fact, check_grad_mode
 from fxprune.tracing.facts import GRAD_MODE, Fact, TypeRead
+from fxprune.tracing.gradient_calls import GRADIENTS_DIFFER
 from fxprune.tracing.graph_builder import GraphBuilder
 from fxprune.tracing.modes import compare
 from fxprune.tracing.runs import Leaves, Recording, Runner
@@ -52,6 +53,7 @@ def _differs(runner: Runner, recorded: Recording, leaves: Leaves, kept: set[str]
     except FxpruneError:
         # It refuses this, or depends on values then.
         return True
+    recorded.builder.remarks.extend(each for each in other.builder.remarks if each.startswith(GRADIENTS_DIFFER))
     differences = compare(recorded.builder, other.builder, ignored=_LAYOUTS)
     return bool(differences.scopes or (literals and differences.literals))
 

@@ -319,3 +319,32 @@ def test_a_function_called_by_another_name_keeps_its_own_gradient(kind: type[tor
     assert torch.equal(model.a.weight.grad, traced.a.weight.grad)  # type: ignore[arg-type, union-attr]
     assert bool(pruned.get_parameter("a.weight").grad.any())  # type: ignore[union-attr]
     assert kind.__dict__.get("forward") is forward
+
+
+class TracksAModule(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, module: Any) -> Tensor:
+        module.average.mul_(0.9).add_(x.mean(0), alpha=0.1)
+        return x * 2
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        return grads[0] * 2, None
+
+
+def test_a_function_that_is_given_a_module_writes_into_its_buffers_without_gradients() -> None:
+    def forward(self: Any, x: Tensor) -> Tensor:
+        y = TracksAModule.apply(self.a(x), self)
+        return self.b(y - self.average)  # type: ignore[no-any-return]
+
+    model = net(forward, a=nn.Linear(4, 8), b=nn.Linear(8, 2), average=torch.ones(8))
+    traced = trace(model, torch.randn(3, 4))
+    for _ in range(3):
+        x, grads = torch.randn(5, 4), []
+        for each in (model, traced):
+            each.zero_grad()
+            output = each(x)
+            output.sum().backward()
+            grads.append([parameter.grad for parameter in each.parameters()])
+        torch.testing.assert_close(grads[1], grads[0])
+        torch.testing.assert_close(traced.get_buffer("average"), model.average)
