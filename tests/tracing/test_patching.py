@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import importlib
 from collections.abc import Callable
@@ -172,6 +173,27 @@ def _makes(self: Any, x: Tensor) -> Tensor:
 
 def _converts(self: Any, x: Tensor) -> Tensor:
     return self.b(self.a(x.type(torch.DoubleTensor).type(torch.FloatTensor)) * torch.FloatTensor(x)[:, :1])
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_a_checkpoint_has_the_same_gradients_and_batch_norm_in_it_is_updated_once_a_step(reentrant: bool) -> None:
+    def forward(self: Any, x: Tensor, wrapped: bool = True) -> Tensor:
+        run: Any = functools.partial(checkpoint, use_reentrant=reentrant) if wrapped else lambda part, y: part(y)
+        return self.c(run(lambda y: self.drop(self.norm(self.b(y)).relu()), self.a(x)))  # type: ignore[no-any-return]
+
+    parts = {"a": nn.Linear(4, 8), "b": nn.Linear(8, 8), "norm": nn.BatchNorm1d(8), "drop": nn.Dropout(0.3)}
+    model, x = net(forward, **parts, c=nn.Linear(8, 2)), torch.randn(6, 4)
+    plain, traced = copy.deepcopy(model), trace(model, x)
+    for _ in range(2):
+        for made, more in ((model, {}), (plain, {"wrapped": False}), (traced, {})):
+            made.train().zero_grad()
+            torch.manual_seed(0)
+            made(x, **more).square().sum().backward()
+        for name, parameter in model.named_parameters():
+            torch.testing.assert_close(traced.get_parameter(name).grad, parameter.grad)
+    for name, buffer in plain.named_buffers():
+        torch.testing.assert_close(traced.get_buffer(name), buffer)
+    assert int(model.norm.num_batches_tracked) == 4
 
 
 @pytest.mark.parametrize("forward", [_asks, _makes, _converts])
