@@ -70,7 +70,7 @@ class GraphBuilder:
         self.left: dict[fx.Node, fx.Node] = {}
         self.stored: dict[fx.Node, fx.Node] = {}
         self._earlier = earlier
-        self._own_paths = frozenset(path for path, _ in root.named_modules(remove_duplicate=False))
+        self._own_modules = dict(root.named_modules(remove_duplicate=False))
         # The real tensor for the identity of each tensor on the meta device.
         self._real = real
         self._names = {id(tensor): name for name, tensor in _named_tensors(root)}
@@ -122,12 +122,12 @@ class GraphBuilder:
 
     def module(self, path: str) -> nn.Module:
         """The module that a node calls."""
-        return self.added_modules[path] if path in self.added_modules else self.root.get_submodule(path)
+        return self.added_modules[path] if path in self.added_modules else self._own_modules[path]
 
     def add_module(self, stem: str, module: nn.Module) -> str:
         """Give the graph a module of its own; returns its path, which is `stem` or starts with it."""
         path, count = stem, 0
-        while path in self._own_paths or path in self.added_modules:
+        while path in self._own_modules or path in self.added_modules:
             count += 1
             path = f"{stem}_{count}"
         self.added_modules[path] = module

@@ -58,13 +58,21 @@ class _Comparison:
 
     def _nodes_agree(self, ours: fx.Node, theirs: fx.Node) -> bool:
         self._seen.add((ours, theirs))
+        alike = (ours.op, ours.target) == (theirs.op, theirs.target)
+        named = theirs.op == "get_attr" and theirs.target not in self._second.constants
+        if named and alike and ours.meta["value"] is theirs.meta["value"]:
+            return True
         left = theirs if theirs.graph is self._first.graph else self._second.left.get(theirs)
+        if named and left is None:
+            left = self._first.find(theirs.meta["value"])
         if left is not None:
             return (ours is left and left not in self._of_input) or self._first.stored.get(left) is ours
-        if (ours.op, ours.target) != (theirs.op, theirs.target):
+        if not alike:
             return ours.op == theirs.op == "get_attr" and self._constants_agree(str(ours.target), str(theirs.target))
         self._pairs.extend(((ours.args, theirs.args), (ours.kwargs, theirs.kwargs)))
-        return True
+        path = str(ours.target)
+        own = ours.op == "call_module" and path not in self._first.added_modules
+        return not own or self._first.module(path) is self._second.module(path)
 
     def _constants_agree(self, ours: str, theirs: str) -> bool:
         a, b = self._first.constants.get(ours), self._second.constants.get(theirs)

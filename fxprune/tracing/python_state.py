@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import sys
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator
@@ -9,6 +10,7 @@ from dataclasses import dataclass
 from types import FunctionType, MethodType, ModuleType
 from typing import Any, NamedTuple
 
+import numpy as np
 from torch import Tensor, nn
 
 from fxprune.tracing.sizes import TracedNumber
@@ -17,7 +19,6 @@ __all__ = ["PythonState", "Watched", "python_state"]
 
 _PLAIN = frozenset({bool, int, float, complex, str, bytes, type(None)})
 _CONTAINERS = (dict, list, tuple, set, deque)
-_TABLES = ("_parameters", "_buffers", "_modules")
 # Larger ones are registries and tables, which forward reads. Not tuned.
 _MOST_ENTRIES, _DEEPEST = 1000, 5
 
@@ -101,11 +102,10 @@ def python_state(model: nn.Module) -> PythonState:
     for path, module in model.named_modules():
         name = path or type(model).__name__
         for key, value in vars(module).items():
-            if key not in _TABLES:
-                _walk(key, f"`{name}`", value, vars(module), key, found, seen, 0)
+            _walk(key, f"`{name}`", value, vars(module), key, found, seen, 0)
     for kind in dict.fromkeys(base for each in own for base in each.__mro__ if _is_own(base)):
         for key, value in list(vars(kind).items()):
-            if type(value) in _PLAIN or isinstance(value, (dict, list)):
+            if type(value) in _PLAIN or isinstance(value, (dict, list, FunctionType)):
                 _walk(key, f"the class `{kind.__name__}`", value, kind, key, found, seen, 2)
     for file in dict.fromkeys(kind.__module__ for kind in own):
         for key, value in list(vars(sys.modules[file]).items()) if file in sys.modules else ():
@@ -122,7 +122,9 @@ def _walk(
     name: str, where: str, value: Any, owner: Any, key: Any, found: dict[str, _Entry], seen: set[int], depth: int
 ) -> None:  # fmt: skip
     place = f"`{name}` of {where}"
-    if type(value) in _PLAIN or isinstance(value, Tensor):
+    if isinstance(value, (np.ndarray, Iterator)):
+        value = value.tobytes() if isinstance(value, np.ndarray) else f"{value!r}, {operator.length_hint(value)} left"
+    if type(value) in _PLAIN or isinstance(value, (Tensor, nn.Module)):
         found[place] = _Entry(value, owner, key)
         return
     if id(value) in seen or depth > _DEEPEST:
@@ -146,14 +148,17 @@ def _parts(value: Any) -> Iterator[tuple[str, Any, Any, Any]]:
     elif isinstance(value, MethodType):
         yield ".__self__", value.__self__, None, None
     elif isinstance(value, FunctionType):
+        yield ".__defaults__", value.__defaults__, None, None
         for i, cell in enumerate(value.__closure__ or ()):
             try:
                 yield f".{value.__code__.co_freevars[i]}", cell.cell_contents, None, None
             except ValueError:
                 continue
-    elif hasattr(value, "__dict__") and not isinstance(value, (type, nn.Module, ModuleType, TracedNumber)):
-        for key, part in list(vars(value).items()):
+    elif not isinstance(value, (type, ModuleType, TracedNumber)):
+        for key, part in list(getattr(value, "__dict__", {}).items()):
             yield f".{key}", part, vars(value), key
+        for key in (name for kind in type(value).__mro__ for name in getattr(kind, "__slots__", ())):
+            yield f".{key}", getattr(value, key, None), None, None
 
 
 def _same(before: _Entry | None, now: _Entry | None) -> bool:

@@ -78,7 +78,7 @@ def write_state(
         path, _, last = name.rpartition(".")
         owner = model.get_submodule(path)
         new = getattr(owner, last, None)
-        if new is old or not isinstance(new, Tensor) or not _is_computed_from_input(recorder, new):
+        if new is old or not isinstance(new, Tensor) or not _is_other_in_each_call(recorder, new, nodes[name]):
             continue
         fits = new.shape == old.shape and new.dtype == old.dtype and old.untyped_storage()._cdata not in returned
         if fits and name not in read | read_elsewhere:
@@ -97,9 +97,19 @@ def write_state(
     return read, frozenset(left)
 
 
-def _is_computed_from_input(recorder: Recorder, tensor: Tensor) -> bool:
+def _is_other_in_each_call(recorder: Recorder, tensor: Tensor, before: fx.Node | None) -> bool:
+    """Whether a tensor is computed from the input, or from the one that it replaces."""
     node = recorder.builder.find(tensor)
-    return node is not None and recorder.builder.origin[node] == Origin.INPUTS
+    if node is None or recorder.builder.origin[node] == Origin.INPUTS:
+        return node is not None
+    seen: set[fx.Node] = set()
+    stack = [node]
+    while stack:
+        current = stack.pop()
+        if current not in seen and not reads_layout(current):
+            seen.add(current)
+            stack.extend(current.all_input_nodes)
+    return before in seen
 
 
 def _works_with(node: fx.Node) -> bool:

@@ -264,7 +264,7 @@ def _always(
 
 def _on_next_call(runner: Runner, recorded: Recording, leaves: Leaves, kept: set[str]) -> list[str]:
     """A remark on what forward has changed in Python, if the next call does something else because of it."""
-    if not recorded.changed:
+    if not recorded.changed or any(said.startswith(STATE_IS_LOST) for said in recorded.builder.remarks):
         return []
     try:
         again = runner.record_next(recorded, leaves, kept)

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from invariant import net
@@ -15,10 +16,14 @@ from torch import Tensor, nn
 from fxprune import FxpruneWarning, trace
 
 
-def _model(forward: Callable[..., Tensor]) -> nn.Module:
-    model = net(forward, a=nn.Linear(4, 8), b=nn.Linear(8, 2), drop=nn.Dropout(0.0))
+def _model(forward: Callable[..., Tensor]) -> Any:
+    model: Any = net(forward, a=nn.Linear(4, 8), b=nn.Linear(8, 2), drop=nn.Dropout(0.0))
     model.calls, model.flag, model.last, model.table, model.length = 0, False, None, None, 0
     model.kept, model.seen, model.helper = {}, [], SimpleNamespace(steps=0)
+    model.numbers, model.array, model.act = iter([1.0] + [2.0] * 50), np.ones(1), nn.ReLU()
+    model.c, model.d = nn.Linear(8, 8), nn.Linear(8, 8)
+    model.register_buffer("empty", None)
+    model.register_buffer("count", torch.tensor(0))
     return model
 
 
@@ -96,7 +101,40 @@ def lets_dropout_grow(self: Any, x: Tensor) -> Tensor:
     return self.b(self.drop(self.a(x)))  # type: ignore[no-any-return]
 
 
+def fills_a_buffer(self: Any, x: Tensor) -> Tensor:
+    x = self.a(x)
+    self.empty = x.detach().mean(0) if self.empty is None else self.empty * 0.5 + x.detach().mean(0)
+    return self.b(x + self.empty)  # type: ignore[no-any-return]
+
+
+def swaps_modules(self: Any, x: Tensor) -> Tensor:
+    x = self.act(self.a(x))
+    self.act = nn.Tanh()
+    return self.b(x)  # type: ignore[no-any-return]
+
+
+def takes_turns(self: Any, x: Tensor) -> Tensor:
+    x = self.a(x)
+    self.c, self.d = self.d, self.c
+    return self.b(self.c(x))  # type: ignore[no-any-return]
+
+
+def replaces_a_parameter(self: Any, x: Tensor) -> Tensor:
+    self.b.weight = nn.Parameter(self.b.weight * 0.9)
+    return self.b(self.a(x))  # type: ignore[no-any-return]
+
+
+def takes_the_next(self: Any, x: Tensor) -> Tensor:
+    return self.b(self.a(x) * next(self.numbers))  # type: ignore[no-any-return]
+
+
+def counts_in_an_array(self: Any, x: Tensor) -> Tensor:
+    self.array += 1
+    return self.b(self.a(x) * float(self.array[0]))  # type: ignore[no-any-return]
+
+
 DIFFERENT = [
+    fills_a_buffer, swaps_modules, takes_turns, replaces_a_parameter, takes_the_next, counts_in_an_array,
     counts, initialises, counts_in_a_helper, counts_in_a_dict, lets_a_list_grow, adds_what_was_before,
     adds_the_mean_of_all, asks_what_was_before, does_more_in_each_third_call, alternates, counts_in_training,
     lets_dropout_grow,
@@ -140,7 +178,21 @@ def shows_what_it_has_seen(self: Any, x: Tensor) -> Tensor:
     return self.b(x)  # type: ignore[no-any-return]
 
 
-SAME = [only_counts, makes_a_table, makes_a_table_for_a_size, keeps_tables_of_weights, shows_what_it_has_seen]
+def fills_a_buffer_with_a_table(self: Any, x: Tensor) -> Tensor:
+    if self.empty is None:
+        self.empty = torch.arange(8.0, dtype=x.dtype)
+    return self.b(self.a(x) + self.empty)  # type: ignore[no-any-return]
+
+
+def counts_in_a_buffer(self: Any, x: Tensor) -> Tensor:
+    self.count = self.count + 1
+    return self.b(self.a(x) * self.count)  # type: ignore[no-any-return]
+
+
+SAME = [
+    fills_a_buffer_with_a_table, counts_in_a_buffer, only_counts, makes_a_table, makes_a_table_for_a_size,
+    keeps_tables_of_weights, shows_what_it_has_seen,
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("forward", SAME, ids=lambda each: each.__name__)

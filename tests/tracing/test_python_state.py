@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter, deque
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -15,6 +16,13 @@ from fxprune.tracing.python_state import Watched, python_state
 class Helper:
     def __init__(self) -> None:
         self.steps, self.seen = 0, deque([1.0])
+
+
+class Slots:
+    __slots__ = ("steps",)
+
+    def __init__(self) -> None:
+        self.steps = 0
 
 
 TOTAL = [0]
@@ -28,6 +36,8 @@ class Model(nn.Module):
         self.count, self.rate, self.name, self.last = 0, float("nan"), "a", None
         self.table, self.helper, self.counter = {"n": 0, "rows": [1, 2]}, Helper(), Counter()
         self.inner = nn.Sequential(nn.Dropout(0.5))
+        self.numbers, self.array, self.slots = iter([1, 2]), np.ones(2), Slots()
+        self.register_buffer("empty", None)
         number = 0
 
         def hook(*_: Any) -> None:
@@ -35,6 +45,9 @@ class Model(nn.Module):
             number += 1
 
         self.hook = hook
+
+    def listed(self, seen: list[int] = [0]) -> None:  # noqa: B006
+        seen[0] += 1
 
 
 def _set_class() -> None:
@@ -57,6 +70,12 @@ def _set_global() -> None:
         (lambda model: setattr(model.helper, "steps", 1), "`helper.steps` of `Model`"),
         (lambda model: model.helper.seen.append(1), "`helper.seen[1]` of `Model`"),
         (lambda model: model.counter.update("a"), "`counter['a']` of `Model`"),
+        (lambda model: next(model.numbers), "`numbers` of `Model`"),
+        (lambda model: model.array.fill(3), "`array` of `Model`"),
+        (lambda model: setattr(model.slots, "steps", 1), "`slots.steps` of `Model`"),
+        (lambda model: setattr(model, "empty", torch.ones(1)), "`_buffers['empty']` of `Model`"),
+        (lambda model: setattr(model, "inner", nn.ReLU()), "`_modules['inner']` of `Model`"),
+        (lambda model: model.listed(), "`listed.__defaults__[0][0]` of the class `Model`"),
         (lambda model: model.hook(), "`hook.number` of `Model`"),
         (lambda model: _set_class(), "`calls` of the class `Model`"),
         (lambda model: _set_global(), f"`TOTAL[0]` of `{__name__}`"),
