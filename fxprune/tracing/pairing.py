@@ -41,10 +41,13 @@ def shapes_of(node: fx.Node) -> list[torch.Size]:
 
 
 def floats(node: fx.Node) -> bool:
-    """Whether the place of a node in the graph says nothing: it reads a parameter, or computes a number."""
+    """Whether the place of a node in the graph says nothing: it reads a parameter, or computes a number from sizes."""
     if node.op == "get_attr":
         return True
-    return node.op in ("call_function", "call_method") and type(node.meta["value"]) in (bool, int, float)
+    # What is read from the entries of a tensor is read where it is, before these are written.
+    reads_entries = node.op == "call_method" and node.target == "item"
+    number = node.op in ("call_function", "call_method") and type(node.meta["value"]) in (bool, int, float)
+    return number and not reads_entries
 
 
 def is_aligned(node: fx.Node) -> bool:

@@ -101,16 +101,18 @@ def python_state(model: nn.Module) -> PythonState:
     own = [kind for kind in kinds if not kind.__module__.startswith("torch.")]
     for path, module in model.named_modules():
         name = path or type(model).__name__
-        for key, value in vars(module).items():
-            _walk(key, f"`{name}`", value, vars(module), key, found, seen, 0)
+        where, attributes = f"`{name}`", vars(module)
+        for key, value in attributes.items():
+            if type(value) not in (dict, OrderedDict, set) or value:
+                _walk(key, where, value, attributes, key, found, seen, 0)
     for kind in dict.fromkeys(base for each in own for base in each.__mro__ if _is_own(base)):
         for key, value in list(vars(kind).items()):
             if type(value) in _PLAIN or isinstance(value, (dict, list, FunctionType)):
-                _walk(key, f"the class `{kind.__name__}`", value, kind, key, found, seen, 2)
+                _walk(key, f"the class `{kind.__name__}`", value, kind, key, found, seen, _DEEPEST - 2)
     for file in dict.fromkeys(kind.__module__ for kind in own):
         for key, value in list(vars(sys.modules[file]).items()) if file in sys.modules else ():
             if not key.startswith("__") and (type(value) in _PLAIN or isinstance(value, (dict, list))):
-                _walk(key, f"`{file}`", value, None, key, found, seen, 3)
+                _walk(key, f"`{file}`", value, None, key, found, seen, _DEEPEST)
     return PythonState(found)
 
 

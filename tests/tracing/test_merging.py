@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 import fxprune
 from fxprune import FxpruneError, FxpruneWarning, trace
+from fxprune.running.mode_blocks import modes_of
 
 Outputs = namedtuple("Outputs", ["logits", "aux"])
 
@@ -191,6 +192,15 @@ def test_a_graph_keeps_the_same_over_several_steps(forward: Any) -> None:
     for name, buffer in model.state_dict().items():
         torch.testing.assert_close(traced.state_dict()[name], buffer)
     torch.testing.assert_close(model(tokens(batch=2)), last)
+
+
+def test_numbers_that_training_reads_from_buffers_are_not_read_in_eval() -> None:
+    traced = trace(_keeping(queueing), tokens()).eval()
+    items = [node for node in traced.graph.nodes if node.target == "item"]
+    assert len(items) == 1
+    assert all(training for _, training in [modes_of(traced.graph)[items[0]]])
+    compiled = torch.compile(traced, backend="eager", fullgraph=True)
+    torch.testing.assert_close(compiled(tokens()), traced(tokens()))
 
 
 def looping(self: Any, x: Tensor) -> Tensor:
