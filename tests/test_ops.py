@@ -13,8 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from fxprune.ops import Trait, modules_with, name_of_op, names_with, traits
+from fxprune.running import mode_blocks
 
-SPACES = (Tensor, torch, F, operator, builtins)
+SPACES = (Tensor, torch, F, operator, builtins, mode_blocks)
 X, Y, Z = (torch.rand(3, 4, generator=torch.Generator().manual_seed(k)) * 0.8 + 0.1 for k in range(3))
 MASK = torch.rand(3, 4) > 0.5
 # Arguments of ops that do not work with one or two tensors of numbers or of truths.
@@ -34,6 +35,7 @@ ARGUMENTS: dict[str, tuple[Any, ...]] = {
     "multinomial": (X, 2), "normal": (X, Y), "exponential": (X.clone(),), "random": (X.clone(),),
     "uniform": (X.clone(),), "gumbel_softmax": (X,), "rrelu": (X - 0.5, 0.1, 0.9, True),
     "scaled_dot_product_attention": (X, X, X, None, 0.5), "dropout": (X, 0.5, False), "alpha_dropout": (X, 0.5, False),
+    "written_in_training": (X, True),
 }  # fmt: skip
 
 
