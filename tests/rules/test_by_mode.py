@@ -3,6 +3,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import torch
 from invariant import check_invariant, check_training, net, tokens
 from torch import Tensor, nn
 
@@ -46,3 +47,15 @@ def test_a_number_that_is_another_in_training_and_acts_elementwise_does_not_matt
     model = net(lambda self, x: self.b(self.a(x) * (2 if self.training else 3)), a=nn.Linear(4, 8), b=nn.Linear(8, 2))
     check_invariant(model, tokens(), 8)
     check_training(model, tokens())
+
+
+def _averaged(self: Any, x: Tensor) -> Tensor:
+    x = self.a(x)
+    if self.training:
+        self.average.mul_(0.9).add_(x.detach().mean((0, 1)), alpha=0.1)
+        self.average.div_(self.average.norm())
+    return self.b(x - self.average)  # type: ignore[no-any-return]
+
+
+def test_what_training_writes_into_carries_the_same_channels() -> None:
+    check_training(net(_averaged, a=nn.Linear(4, 8), b=nn.Linear(8, 2), average=torch.ones(8)), tokens())
