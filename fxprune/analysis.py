@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import operator
+from collections import OrderedDict
 from dataclasses import is_dataclass
 from typing import Any, TypeAlias
 
@@ -184,8 +185,9 @@ def _acts_elsewhere_in_training(op: Op) -> bool:
 
 
 def _makes_container(node: fx.Node) -> bool:
-    """Whether a node makes a dataclass or a named tuple, which models return."""
-    return isinstance(node.target, type) and (is_dataclass(node.target) or hasattr(node.target, "_fields"))
+    """Whether a node makes a dataclass, a named tuple or an ordered dict, which models return."""
+    target = node.target
+    return isinstance(target, type) and (is_dataclass(target) or hasattr(target, "_fields") or target is OrderedDict)
 
 
 def _read_number(op: Op) -> LabelTree:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import math
 import operator
 import warnings
 from typing import Any, TypeAlias
@@ -91,12 +92,12 @@ def check_setting(value: Any, traced: Any, what: str, where: str, applies: bool 
 
 
 @fx.node.has_side_effect
-def check_outcome(value: Tensor, traced: bool, what: str, where: str, applies: bool = True) -> None:
-    """Check that a condition on the values of a tensor holds, or not, as in the trace.
+def check_outcome(value: Tensor, traced: float, what: str, where: str, applies: bool = True) -> None:
+    """Check that a condition on the values of a tensor holds, or not, as in the trace; or that a number is the same.
 
     Args:
-        value: the condition.
-        traced: whether it held in the trace.
+        value: the condition, or a tensor of one number.
+        traced: whether it held in the trace, or the number then.
         what: the name of the condition, for the message.
         where: the module whose code follows it, for the message.
         applies: whether the model is in the mode in which the code follows it.
@@ -104,7 +105,13 @@ def check_outcome(value: Tensor, traced: bool, what: str, where: str, applies: b
     Raises:
         FxpruneError: it is otherwise.
     """
-    if applies and bool(value) != traced:
+    if applies and not isinstance(traced, bool) and not math.isclose(value.item(), traced, rel_tol=1e-5):
+        raise FxpruneError(
+            f"`{what}` is {value.item()} here, and was {traced} when the model was traced. The code of {where} "
+            "reads it in training, and the graph has the number of the trace. Compute with the tensor, without "
+            "`item()`; or train the result of `fxprune.restore_class`"
+        )
+    if applies and isinstance(traced, bool) and bool(value) != traced:
         raise FxpruneError(
             f"the condition `{what}` on values is {not traced} here, and was {traced} when the model was traced. The "
             f"code of {where} follows it in training, and the graph has what the code did then. Look for NaN and "
@@ -147,7 +154,9 @@ def warn_in_training(message: str | None) -> None:
 
 
 @fx.node.has_side_effect
-def check_fact(tensor: Tensor, asked: str, arguments: dict[str, Any], traced: bool, what: str, where: str) -> None:
+def check_fact(
+    tensor: Tensor, asked: str, arguments: dict[str, Any], traced: bool, what: str, where: str, applies: bool = True
+) -> None:
     """Check that a tensor answers a question, as `is_contiguous`, as it did in the trace.
 
     Args:
@@ -157,12 +166,15 @@ def check_fact(tensor: Tensor, asked: str, arguments: dict[str, Any], traced: bo
         traced: the answer in the trace.
         what: the name of the tensor, for the message.
         where: the module whose code follows the answer, for the message.
+        applies: whether the model is in the mode in which the code follows it.
 
     Raises:
         FxpruneError: it answers otherwise.
     """
+    if not applies:
+        return
     found = getattr(tensor, asked)
-    found = found(**arguments) if callable(found) else found
+    found = found is not None if asked == "grad_fn" else found(**arguments) if callable(found) else found
     if found != traced:
         raise FxpruneError(
             f"`{what}.{asked}` is {found} here, and was {traced} when the model was traced. The code of {where} "
@@ -171,7 +183,7 @@ def check_fact(tensor: Tensor, asked: str, arguments: dict[str, Any], traced: bo
 
 
 @fx.node.has_side_effect
-def check_dtype(tensor: Tensor, refused: list[torch.dtype], what: str, where: str) -> None:
+def check_dtype(tensor: Tensor, refused: list[torch.dtype], what: str, where: str, applies: bool = True) -> None:
     """Check that a tensor is of no type for which the model's code does something else.
 
     Args:
@@ -179,11 +191,12 @@ def check_dtype(tensor: Tensor, refused: list[torch.dtype], what: str, where: st
         refused: these types.
         what: the name of the tensor, for the message.
         where: the module whose code follows the type, for the message.
+        applies: whether the model is in the mode in which the code follows it.
 
     Raises:
         FxpruneError: it is of one of them.
     """
-    if tensor.dtype in refused and not is_in_double():
+    if applies and tensor.dtype in refused and not is_in_double():
         raise FxpruneError(
             f"`{what}.dtype` is {tensor.dtype} here. The code of {where} does something else for this type than for "
             "the one that the model was traced with. Trace or prune the model in this type: `prune(model.half(), ...)`"
@@ -191,19 +204,21 @@ def check_dtype(tensor: Tensor, refused: list[torch.dtype], what: str, where: st
 
 
 @fx.node.has_side_effect
-def check_grad_mode(traced: bool, where: str) -> None:
+def check_grad_mode(traced: bool, what: str, where: str, applies: bool = True) -> None:
     """Check that gradients are computed, or not, as the model was told in the trace.
 
     Args:
         traced: as it was.
+        what: the function that tells it, for the message.
         where: the module whose code follows it, for the message.
+        applies: whether the model is in the mode in which the code follows it.
 
     Raises:
         FxpruneError: it is otherwise.
     """
-    if torch.is_grad_enabled() != traced:
+    if applies and torch.is_grad_enabled() != traced:
         raise FxpruneError(
-            f"`torch.is_grad_enabled()` is {not traced} here, and was {traced} when the model was traced. The code of "
+            f"`{what}` is {not traced} here, and was {traced} when the model was traced. The code of "
             f"{where} follows it in a branch. Train with gradients, and in eval call the model under `torch.no_grad()`"
         )
 

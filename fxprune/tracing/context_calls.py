@@ -158,8 +158,9 @@ def _only_leaves_autocast(frame: FrameType) -> bool:
 
 
 def _by_user(*_: Any) -> bool:
-    """Whether a stand-in is called by other code than torch's."""
-    return not is_library_file(sys._getframe(2).f_code.co_filename)
+    """Whether a stand-in is called by other code than torch's, as that of a traced graph."""
+    name = sys._getframe(2).f_code.co_filename
+    return not is_library_file(name) or name.startswith("<eval_with_key")
 
 
 def _check(recorder: Recorder, original: Any, *args: Any, **kwargs: Any) -> None:

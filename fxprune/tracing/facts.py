@@ -16,8 +16,9 @@ from types import CodeType, FrameType
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 
+from fxprune.ops import name_of_op
 from fxprune.tracing.checks import check_dtype
 from fxprune.tracing.graph_builder import GraphBuilder
 from fxprune.tracing.scopes import ModuleCall, Switch
@@ -31,6 +32,10 @@ _DTYPES: dict[str, torch.dtype] = {
     "float16": torch.float16, "half": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32,
     "float": torch.float32, "float64": torch.float64, "double": torch.float64,
 }  # fmt: skip
+
+
+# What a tensor answers that has gradients and is no parameter.
+_WITH_GRADIENTS = {"requires_grad": True, "grad_fn": True, "is_leaf": False}
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,16 +87,37 @@ class Facts:
 
     def answer(self, asked: str, tensor: Tensor, found: bool, **arguments: Any) -> bool:
         """The answer to a question about a tensor."""
-        return self._answer(asked, tensor, found, arguments) if asked_by_model() else found
+        if not asked_by_model():
+            return found
+        if self._training and asked in _WITH_GRADIENTS and not isinstance(tensor, nn.Parameter):
+            found = self._learns(self._builder.node_of(tensor)) == _WITH_GRADIENTS[asked]
+        return self._answer(asked, tensor, found, arguments)
+
+    def _learns(self, node: fx.Node) -> bool:
+        """Whether what a node gives has gradients in training; tensors on the meta device have none."""
+        seen: set[fx.Node] = set()
+        stack = [node]
+        while stack:
+            current = stack.pop()
+            value = current.meta["value"]
+            ends = name_of_op(current.target) == "detach" or (isinstance(value, Tensor) and not _is_continuous(value))
+            if current in seen or ends:
+                continue
+            seen.add(current)
+            stack.extend(current.all_input_nodes)
+            owned = self._builder.module(str(current.target)).parameters() if current.op == "call_module" else [value]
+            if any(isinstance(each, nn.Parameter) and each.requires_grad for each in owned):
+                return True
+        return False
 
     def grad_mode(self) -> bool:
         """Whether gradients are computed, so far as the model is to know: in training only."""
         self.told_grad_mode = self._answer(GRAD_MODE, None, self._training, {})
         return self.told_grad_mode
 
-    def readers(self) -> set[str]:
-        """The modules that ask for the grad mode, and with it for training."""
-        return {fact.call[0] for fact in self.asked if fact.asked == GRAD_MODE}
+    def readers(self) -> set[tuple[str, str]]:
+        """The modules that ask for the grad mode, and with it for their own."""
+        return {(fact.call[0], fact.call[0]) for fact in self.asked if fact.asked == GRAD_MODE}
 
     def _answer(self, asked: str, tensor: Tensor | None, found: bool, arguments: dict[str, Any]) -> bool:
         answer = found != (asked == self.other_answer)
@@ -103,6 +129,10 @@ class Facts:
         """The model's code has read a dtype from a tensor."""
         if dtype.is_floating_point and (compared := _compared_here()):
             self.types.append(TypeRead(self._builder.node_of(tensor), dtype, compared, self._builder.scopes.current))
+
+
+def _is_continuous(tensor: Tensor) -> bool:
+    return tensor.is_floating_point() or tensor.is_complex()
 
 
 def _compared_here() -> frozenset[torch.dtype]:

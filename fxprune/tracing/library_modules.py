@@ -10,7 +10,7 @@ from torch.nn.utils.weight_norm import WeightNorm
 from fxprune.running.mode_blocks import ChooseByMode
 from fxprune.tracing.traced_module import ApplyFunction, ByMode
 
-__all__ = ["has_forward_hooks", "is_library_module"]
+__all__ = ["has_forward_hooks", "is_library_module", "may_follow_mode"]
 
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict, nn.ParameterList, nn.ParameterDict)
 # Modules of torch that are made of other modules and functions: they are traced, so that their parts can be pruned.
@@ -30,6 +30,15 @@ def is_library_module(module: nn.Module) -> bool:
     """Whether a module is recorded as one call."""
     if isinstance(module, (ByMode, ChooseByMode, ApplyFunction)):
         return True
+    return _is_layer(module)
+
+
+def may_follow_mode(module: nn.Module) -> bool:
+    """Whether a module that is one call may return something of another kind in training."""
+    return not (isinstance(module, ApplyFunction) or _is_layer(module))
+
+
+def _is_layer(module: nn.Module) -> bool:
     # A bare nn.Module is a container of modules that its owner calls; a layer may have been given another `forward`.
     if isinstance(module, (*_COMPOSED, *_CONTAINERS)) or type(module) is nn.Module or "forward" in vars(module):
         return False

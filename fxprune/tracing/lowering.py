@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 from types import CodeType
 from typing import Any, NamedTuple, TypeAlias, cast
@@ -121,7 +122,11 @@ class Lowering:
             kwargs, _, origin = self._lower_entries(given, pieces, lenient)
             return self._builder.create_node("call_function", kind, (), kwargs, arg, origin), arg, origin
         if isinstance(arg, dict):
-            return self._lower_entries(arg, pieces, lenient)
+            entries, found, origin = self._lower_entries(arg, pieces, lenient)
+            if kind is not OrderedDict:
+                return entries, found, origin
+            node = self._builder.create_node("call_function", kind, ([*entries.items()],), {}, kind(found), origin)
+            return node, node.meta["value"], origin
         if kind is range:
             return self._lower(list(arg))
         if kind is np.ndarray:

@@ -19,10 +19,10 @@ from fxprune.running.mode_blocks import ChooseByMode, Mode, written_in_training
 from fxprune.running.one_node import run_node, with_values
 from fxprune.running.regions import enter_region, exit_region, is_boundary
 from fxprune.tracing.aliasing import alias_roots
-from fxprune.tracing.checks import check_modes
 from fxprune.tracing.constants import constant_name
+from fxprune.tracing.deciders import Deciders
 from fxprune.tracing.graph_builder import GraphBuilder, Origin
-from fxprune.tracing.modes import Literal, is_other_value
+from fxprune.tracing.modes import Literal, are_alike, is_other_value
 from fxprune.tracing.pairing import CHECKS, floats, is_aligned, partners, shapes_of
 
 __all__ = ["CannotMergeError", "common_literals", "merge"]
@@ -32,13 +32,16 @@ class CannotMergeError(FxpruneError):
     """No graph can be made of the two."""
 
 
-def merge(in_eval: GraphBuilder, in_training: GraphBuilder, readers: AbstractSet[str]) -> list[Literal]:
+def merge(
+    in_eval: GraphBuilder, in_training: GraphBuilder, deciders: Deciders, *, same_calls: bool = False
+) -> list[Literal]:
     """Put what a model does in training into its graph of eval.
 
     Args:
         in_eval: of the graph that is changed.
         in_training: of the other.
-        readers: the paths of the modules that read the mode.
+        deciders: the modules whose modes the graph follows.
+        same_calls: whether no more than checks and literals differ.
 
     Returns:
         The literals that differ where the calls are the same.
@@ -47,9 +50,9 @@ def merge(in_eval: GraphBuilder, in_training: GraphBuilder, readers: AbstractSet
         CannotMergeError: the code loops over a size; a context of torch is around calls of both modes, and is there in
             one of them only; or calls of training do not run on the example. The graph may have been changed.
     """
-    if in_eval.loops or in_training.loops:
+    if (in_eval.loops or in_training.loops) and not same_calls:
         raise CannotMergeError("the code loops over a size, and the code of the graph has one step of such a loop")
-    return _Merge(in_eval, in_training, readers).run()
+    return _Merge(in_eval, in_training, deciders).run()
 
 
 def common_literals(in_eval: GraphBuilder, in_training: GraphBuilder) -> list[Literal]:
@@ -62,20 +65,28 @@ def common_literals(in_eval: GraphBuilder, in_training: GraphBuilder) -> list[Li
 
 
 def _literals(node: fx.Node, place: tuple[Any, ...], ours: Any, theirs: Any) -> Iterator[Literal]:
-    if isinstance(ours, (tuple, list)) and isinstance(theirs, (tuple, list)) and len(ours) == len(theirs):
+    if are_alike(ours, theirs) and isinstance(ours, (tuple, list)):
         for i, (a, b) in enumerate(zip(ours, theirs, strict=True)):
             yield from _literals(node, (*place, i), a, b)
-    elif isinstance(ours, dict) and isinstance(theirs, dict) and ours.keys() == theirs.keys():
+    elif are_alike(ours, theirs):
         for key in ours:
             yield from _literals(node, (*place, key), ours[key], theirs[key])
-    elif not (_nodes_in(ours) or _nodes_in(theirs)) and is_other_value(ours, theirs):
-        yield Literal(node, place, ours, theirs)
+    elif not (_nodes_in(ours) or _nodes_in(theirs)) and (isinstance(ours, dict) or is_other_value(ours, theirs)):
+        # Dicts that come here may differ in the order alone.
+        yield Literal(node, place, _plain(ours), _plain(theirs))
+
+
+def _plain(value: Any) -> Any:
+    """A value with containers of Python in place of those of fx."""
+    if isinstance(value, (tuple, list)):
+        return (tuple if isinstance(value, tuple) else list)(map(_plain, value))
+    return {key: _plain(item) for key, item in value.items()} if isinstance(value, dict) else value
 
 
 class _Merge:
-    def __init__(self, in_eval: GraphBuilder, in_training: GraphBuilder, readers: AbstractSet[str]) -> None:
+    def __init__(self, in_eval: GraphBuilder, in_training: GraphBuilder, deciders: Deciders) -> None:
         self._ours, self._theirs = in_eval, in_training
-        self._readers = readers
+        self._deciders = deciders
         self._literals: list[Literal] = []
         # For each node of training, the one of the result; and the nodes of eval whose place is certain.
         self._node_for: dict[fx.Node, fx.Node] = {}
@@ -85,10 +96,8 @@ class _Merge:
         self._floating = {_key(node, node.args, node.kwargs): node for node in in_eval.graph.nodes if floats(node)}
         self._checks: set[str] = set()
         self._modes: dict[fx.Node, Mode | None] = {}
-        self._choosers: dict[str, str] = {}
         self._choices: dict[str, fx.Node] = {}
         self._modules: dict[str, str] = {}
-        self._same_modes: set[tuple[str, str]] = set()
         # Training may need more samples than the example has.
         self._other_samples = any(
             shapes_of(node) != shapes_of(self._placeholders[node.target])
@@ -121,10 +130,6 @@ class _Merge:
             if node.target in CHECKS and "mode" not in node.meta and _check_key(node, node.args) not in self._checks:
                 node.meta["mode"] = self._mode_of_call(node, self._ours, self._theirs, training=False)
                 self._let_apply(node)
-        # A graph that is traced again does not say which parts these decide for.
-        deciders = {path for path in self._readers if isinstance(self._ours.root.get_submodule(path), ChooseByMode)}
-        self._same_modes.update((self._chooser(""), path) for path in deciders if "." in path)
-        self._insert_mode_checks()
         self._keep_writes_to_training()
         return self._literals
 
@@ -170,19 +175,8 @@ class _Merge:
         """What is computed in one mode of a part of the model, from values of another part in one mode."""
         path, _ = node.meta["mode"]
         modes = filter(None, map(self._mode_of, node.all_input_nodes))
-        self._same_modes.update((path, own) for own, _ in modes if own != path)
-
-    def _insert_mode_checks(self) -> None:
-        """Parts of which one computes with values that the other has in one mode alone are in the same mode."""
-        for pair in sorted(self._same_modes):
-            paths = [path.rpartition(".")[0] for path in pair]
-            first = next(node for node in self._ours.graph.nodes if node.op != "placeholder")
-            with self._ours.scopes.within(("", 0)), self._ours.graph.inserting_before(first):
-                modes = [self._ours.graph.create_node("call_module", path, (True, False)) for path in pair]
-                for mode, path in zip(modes, paths, strict=True):
-                    mode.meta.update(value=False, module=path, mode=())
-                where = [f"`{path or type(self._ours.root).__name__}`" for path in paths]
-                self._ours.create_check(check_modes, (*modes, *where))
+        for own, _ in modes:
+            self._deciders.tie(_owner(path), _owner(own))
 
     def _new(self, node: fx.Node, target: str | None = None) -> fx.Node:
         with self._ours.graph.inserting_before(self._next()):
@@ -306,13 +300,7 @@ class _Merge:
         return self._chooser(call[0]), training
 
     def _chooser(self, path: str) -> str:
-        """The path of the module that knows the mode of the module which reads it at this path or above."""
-        while path and path not in self._readers:
-            path = path.rpartition(".")[0]
-        if path not in self._choosers:
-            stem = f"{path}.by_mode" if path else "by_mode"
-            self._choosers[path] = self._ours.add_module(stem, ChooseByMode())
-        return self._choosers[path]
+        return self._deciders.chooser(self._deciders.of(path))
 
     def _mode_of(self, node: fx.Node) -> Mode | None:
         if node not in self._modes:
@@ -328,10 +316,10 @@ class _Merge:
         """An argument of a node of both modes."""
         if isinstance(ours, fx.Node) and isinstance(theirs, fx.Node) and self._node_for[theirs] is ours:
             return ours
-        if isinstance(ours, (tuple, list)) and isinstance(theirs, (tuple, list)) and len(ours) == len(theirs):
+        if are_alike(ours, theirs) and isinstance(ours, (tuple, list)):
             items = [self._merged(node, (*place, i), *pair) for i, pair in enumerate(zip(ours, theirs, strict=True))]
             return tuple(items) if isinstance(ours, tuple) else items
-        if isinstance(ours, dict) and isinstance(theirs, dict) and ours.keys() == theirs.keys():
+        if are_alike(ours, theirs):
             return {key: self._merged(node, (*place, key), ours[key], theirs[key]) for key in ours}
         if ours is ... or theirs is ...:
             # A graph that is traced again: a value that is not computed in this mode.
@@ -348,7 +336,8 @@ class _Merge:
         if key not in self._choices:
             modes = [*filter(None, map(self._mode_of, (*_nodes_in(theirs), *_nodes_in(ours))))]
             path = modes[0][0] if modes else self._chooser(node.meta.get("module", ""))
-            self._same_modes.update((path, other) for other, _ in modes if other != path)
+            for other, _ in modes:
+                self._deciders.tie(_owner(path), _owner(other))
             with self._ours.graph.inserting_before(node):
                 choice = self._ours.graph.create_node("call_module", path, (theirs, ours))
             value = fx.node.map_arg(ours, lambda source: source.meta["value"])
@@ -358,12 +347,17 @@ class _Merge:
         return self._choices[key]
 
 
+def _owner(chooser: str) -> str:
+    """The module whose mode a `ChooseByMode` at this path knows."""
+    return chooser.rpartition(".")[0]
+
+
 def _key(node: fx.Node, args: Any, kwargs: Any, name: str | None = None) -> str:
     return f"{node.op} {name or node.target} {args!r} {kwargs!r}"
 
 
 def _check_key(node: fx.Node, args: Any) -> str:
-    return f"{node.target} {args[:2]!r}"
+    return f"{node.target} {args[:-2]!r}"
 
 
 def _nodes_in(argument: Any) -> list[fx.Node]:

@@ -13,11 +13,21 @@ from torch import Tensor, fx, nn
 from torch.fx.node import Argument
 
 from fxprune.ops import Trait, modules_with, traits
+from fxprune.tracing.deciders import Deciders
 from fxprune.tracing.graph_builder import GraphBuilder, Origin
 from fxprune.tracing.scopes import ModuleCall
 from fxprune.tracing.traced_module import ByMode
 
-__all__ = ["Differences", "Literal", "compare", "insert_modes", "is_other_value", "is_unused_piece", "small_readers"]
+__all__ = [
+    "Differences",
+    "Literal",
+    "are_alike",
+    "compare",
+    "insert_modes",
+    "is_other_value",
+    "is_unused_piece",
+    "small_readers",
+]
 
 # The module that a function of dropout becomes.
 _DROPOUTS: dict[str, type[nn.Module]] = {
@@ -120,13 +130,14 @@ def _arguments_differ(
         if ours.op == "get_attr":
             return theirs.op != "get_attr" or ours.target != theirs.target
         return partner.get(ours) is not theirs
-    if isinstance(ours, (tuple, list)) and isinstance(theirs, (tuple, list)) and len(ours) == len(theirs):
+    if are_alike(ours, theirs) and isinstance(ours, (tuple, list)):
         return any(
             _arguments_differ(node, a, b, (*place, i), partner, found)
-            for i, (a, b) in enumerate(zip(ours, theirs, strict=True))
+            for i, (a, b) in enumerate(zip(ours, cast(Any, theirs), strict=True))
         )
-    if isinstance(ours, dict) and isinstance(theirs, dict) and ours.keys() == theirs.keys():
-        return any(_arguments_differ(node, ours[key], theirs[key], (*place, key), partner, found) for key in ours)
+    if are_alike(ours, theirs) and isinstance(ours, dict):
+        found_in = cast(Any, theirs)
+        return any(_arguments_differ(node, ours[key], found_in[key], (*place, key), partner, found) for key in ours)
     if isinstance(ours, slice) and isinstance(theirs, slice):
         return _arguments_differ(
             node, (ours.start, ours.stop, ours.step), (theirs.start, theirs.stop, theirs.step), place, partner, []
@@ -135,7 +146,20 @@ def _arguments_differ(
         if is_other_value(ours, theirs):
             found.append(Literal(node, place, ours, theirs))
         return False
-    return bool(ours != theirs)
+    # Containers that come here are not alike.
+    return bool(_kind(ours) or _kind(theirs) or ours != theirs)
+
+
+def are_alike(ours: Any, theirs: Any) -> bool:
+    """Whether two arguments are tuples, or lists, of as many items, or dicts of the same keys in the same order."""
+    if isinstance(ours, dict) and isinstance(theirs, dict):
+        return [*ours] == [*theirs]
+    return _kind(ours) == _kind(theirs) in (tuple, list) and len(ours) == len(theirs)
+
+
+def _kind(value: Any) -> type | None:
+    """Which kind of container a value is; those of fx are subclasses."""
+    return next((kind for kind in (tuple, list, dict) if isinstance(value, kind)), None)
 
 
 def is_other_value(ours: Any, theirs: Any) -> bool:
@@ -175,14 +199,14 @@ def _has_own_weight(builder: GraphBuilder, node: fx.Node) -> bool:
     )
 
 
-def insert_modes(builder: GraphBuilder, literals: list[Literal]) -> None:
+def insert_modes(builder: GraphBuilder, literals: list[Literal], deciders: Deciders) -> None:
     """Turn literals that depend on the mode into modules, which follow train() and eval()."""
     by_node: dict[fx.Node, list[Literal]] = {}
     for literal in literals:
         by_node.setdefault(literal.node, []).append(literal)
     for node, found in by_node.items():
         dropout = _as_dropout(node, found)
-        scope = node.meta["module"]
+        scope = deciders.of(node.meta["module"])
         prefix = f"{scope}." if scope else ""
         if dropout is not None:
             module, value = dropout

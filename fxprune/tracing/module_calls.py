@@ -13,7 +13,7 @@ from torch.nn.utils.spectral_norm import SpectralNorm
 from fxprune.running.eager import run_forward, runs_modules
 from fxprune.tracing.graph_builder import Origin
 from fxprune.tracing.leaf_settings import LeafSettings
-from fxprune.tracing.library_modules import has_forward_hooks
+from fxprune.tracing.library_modules import has_forward_hooks, may_follow_mode
 from fxprune.tracing.meta_results import leaf_key
 from fxprune.tracing.recorder import Recorder
 from fxprune.tracing.traced_module import ApplyFunction, ByMode, DivideBySpectralNorm
@@ -26,6 +26,7 @@ class ModuleCalls:
 
     Attributes:
         changed: the paths of those among them that forward has changed before a call, which is what they compute.
+        may_follow_mode: the paths of those among them that may return something of another kind in training.
     """
 
     def __init__(self, recorder: Recorder, is_leaf: Callable[[nn.Module, str], bool]) -> None:
@@ -35,6 +36,7 @@ class ModuleCalls:
         self._settings = LeafSettings(recorder.builder.root)
         # The paths of the modules that the graph has in addition, by what they were made for.
         self._added: dict[Any, str] = {}
+        self.may_follow_mode: set[str] = set()
 
     def call(self, module: nn.Module, call: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         """Record the call of a leaf as one node, and of any other module as what it does."""
@@ -48,6 +50,8 @@ class ModuleCalls:
         with scopes.new_call(path):
             if not path or not (isinstance(module, (ByMode, ApplyFunction)) or self._is_whole(module, path)):
                 return call(module, *args, **kwargs)
+            if may_follow_mode(module):
+                self.may_follow_mode.add(path)
             if hooked:
                 return self._call_hooked(module, path, call, args, kwargs)
             return self._call_leaf(module, path, call, args, kwargs)

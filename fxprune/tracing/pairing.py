@@ -9,12 +9,20 @@ import torch
 from torch import fx
 
 from fxprune.running import trees
-from fxprune.tracing.checks import check_as_traced, check_outcome, check_setting
+from fxprune.tracing.checks import (
+    check_as_traced,
+    check_dtype,
+    check_fact,
+    check_grad_mode,
+    check_outcome,
+    check_setting,
+)
 from fxprune.tracing.graph_builder import GraphBuilder
 
 __all__ = ["CHECKS", "floats", "is_aligned", "partners", "shapes_of"]
 
-CHECKS = (check_as_traced, check_outcome, check_setting)
+# Their last positional arguments are for messages: what is checked, and where.
+CHECKS = (check_as_traced, check_outcome, check_setting, check_fact, check_dtype, check_grad_mode)
 
 
 def partners(in_eval: GraphBuilder, in_training: GraphBuilder, *, shapes: bool) -> dict[fx.Node, fx.Node]:

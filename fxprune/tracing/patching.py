@@ -22,6 +22,7 @@ from torch.nn.utils.spectral_norm import SpectralNorm
 
 from fxprune.running.eager import running_eagerly, source_of_scripted
 from fxprune.tracing.context_calls import READERS, context_patches
+from fxprune.tracing.deciders import ModeRead
 from fxprune.tracing.facts import asking_for_grad_mode
 from fxprune.tracing.module_calls import ModuleCalls
 from fxprune.tracing.number_functions import BUILTINS, MATH_FUNCTIONS, NUMPY_FUNCTIONS, Size, index
@@ -133,7 +134,7 @@ def _cached_in_closure(function: FunctionType, seen: set[FunctionType]) -> Itera
 
 
 @contextmanager
-def patched(recorder: Recorder, modules: ModuleCalls, *, own_types: bool = False) -> Iterator[set[str]]:
+def patched(recorder: Recorder, modules: ModuleCalls, *, own_types: bool = False) -> Iterator[set[ModeRead]]:
     """Inside, all that the recorded model does in this thread is recorded.
 
     Args:
@@ -143,7 +144,7 @@ def patched(recorder: Recorder, modules: ModuleCalls, *, own_types: bool = False
             the graph is tied to that size.
 
     Yields:
-        The paths of the modules whose `training` was read or set, so far.
+        The reads and writes of `training`, so far.
     """
     root, switch = recorder.builder.root, recorder.switch
     packages = packages_of(root)
@@ -183,7 +184,7 @@ def patched(recorder: Recorder, modules: ModuleCalls, *, own_types: bool = False
         source = source_of_scripted(function) if switch.on else None
         return original_script_call(function, *args, **kwargs) if source is None else source(*args, **kwargs)
 
-    readers: set[str] = set()
+    reads: set[ModeRead] = set()
     with ExitStack() as stack:
 
         def replace(owner: Any, name: str, value: Any) -> None:
@@ -229,11 +230,11 @@ def patched(recorder: Recorder, modules: ModuleCalls, *, own_types: bool = False
         if "__call__" in vars(torch._C.ScriptFunction):
             replace(torch._C.ScriptFunction, "__call__", call_scripted)
         stack.callback(delattr, nn.Module, "training")
-        nn.Module.training = _TrainingFlag(recorder, readers)  # type: ignore[assignment]
+        nn.Module.training = _TrainingFlag(recorder, reads)  # type: ignore[assignment]
         stack.callback(switch.end)
         stack.enter_context(torch.enable_grad())
         stack.enter_context(recorder)
-        yield readers
+        yield reads
 
 
 def _functions(parent: type[torch.autograd.Function]) -> Iterator[type[torch.autograd.Function]]:
@@ -245,11 +246,11 @@ def _functions(parent: type[torch.autograd.Function]) -> Iterator[type[torch.aut
 
 
 class _TrainingFlag:
-    """Notes for which modules `training` is read or set; a data descriptor goes before an attribute of the instance."""
+    """Notes who reads or sets whose `training`; a data descriptor goes before an attribute of the instance."""
 
-    def __init__(self, recorder: Recorder, readers: set[str]) -> None:
+    def __init__(self, recorder: Recorder, reads: set[ModeRead]) -> None:
         self._recorder = recorder
-        self._readers = readers
+        self._reads = reads
 
     def __get__(self, module: nn.Module | None, owner: type) -> Any:
         if module is None:
@@ -264,7 +265,7 @@ class _TrainingFlag:
     def _note(self, module: nn.Module) -> None:
         path = self._recorder.scopes.path_of(module) if self._recorder.switch.on else None
         if path is not None:
-            self._readers.add(path)
+            self._reads.add((self._recorder.scopes.current[0], path))
 
 
 # Constructors, and types for `isinstance`, that are older than `torch.empty` and dtypes.

@@ -136,10 +136,29 @@ class RealValues:
                 return self._number_in(node, self.of(node, constant=False))
         if origin == Origin.PARAMETERS and _reads_sizes(node):
             return self._of_sizes(func, node, args)
+        if self._training and self._may_change(node):
+            return self._in_training(func, node, args)
         if origin == Origin.PARAMETERS:
             self._builder.remarks.append(f"`{func.__name__}` of `{node.name}` in {where} was taken as a constant.")
         with torch._C.DisableTorchFunction():
             return func(self.of(node), *args)
+
+    def _may_change(self, node: fx.Node) -> bool:
+        """Whether a value is one number that is computed from parameters or buffers, which training may change."""
+        one = node.meta["value"].numel() == 1 and not node.meta["value"].is_complex()
+        return one and any(
+            each.op == "get_attr" and each.target not in self._builder.constants for each in _before(node)
+        )
+
+    def _in_training(self, func: Any, node: fx.Node, args: tuple[Any, ...]) -> Any:
+        """The value of what training may change: as it is in the trace, which the graph checks."""
+        path, _ = self._builder.scopes.current
+        with torch._C.DisableTorchFunction():
+            value = self.of(node)
+            traced = bool(value) if func is Tensor.__bool__ else value.item()
+            where = f"`{path or type(self._builder.root).__name__}`"
+            self._builder.create_check(check_outcome, (node, traced, node.name, where))
+            return func(value, *args)
 
     def count(self, node: fx.Node) -> Any:
         """The whole number that a node gives, computed by the graph; Python sees that of the example."""

@@ -60,6 +60,7 @@ class Recorder(TorchFunctionMode):
         regions: contexts that the model enters, as `torch.autocast`.
         assumes_autocast: whether the model was told that it is in autocast, to see how it leaves that.
         facts: what the model's code has asked besides sizes and values.
+        training: whether the model is in training.
     """
 
     def __init__(
@@ -105,6 +106,7 @@ class Recorder(TorchFunctionMode):
         )  # fmt: skip
         self.regions = Regions(self.builder, self.lowering)
         self.assumes_autocast = False
+        self.training = training
         self.facts = Facts(self.builder, other_answer, training)
         self.note_length = self.builder.note_length
         self._special_calls = special_calls

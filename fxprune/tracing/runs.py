@@ -21,6 +21,7 @@ from fxprune.running.randomness import preserve_rng_state
 from fxprune.tracing.aliasing import attributes_written_in
 from fxprune.tracing.arguments import Arguments
 from fxprune.tracing.caches import Key, forget_keys, keys_to_keep
+from fxprune.tracing.deciders import ModeRead
 from fxprune.tracing.facts import Facts
 from fxprune.tracing.graph_builder import GraphBuilder, Origin
 from fxprune.tracing.library_modules import has_forward_hooks, is_library_module
@@ -36,7 +37,7 @@ from fxprune.tracing.special_calls import SPECIAL_CALLS
 from fxprune.tracing.state import kept_tensors, write_state
 from fxprune.tracing.user_code import Place
 
-__all__ = ["Leaves", "Recording", "Runner"]
+__all__ = ["Leaves", "Recording", "Runner", "has_own_train"]
 
 # Paths and types of modules that become one node each.
 Leaves: TypeAlias = tuple[str | type[nn.Module], ...]
@@ -50,7 +51,7 @@ class Recording:
         builder: of the graph.
         sizes: the graph's sizes, with the guards that it needs.
         values_read: what was read of the model's values, in plain types.
-        training_readers: the paths of the modules that read whether they are in training, or gradients are computed.
+        mode_reads: which modules read whether they or others are in training, or gradients are computed.
         changed: where forward has changed what is kept in Python.
         kept: what is kept there now.
         real: as for `Recorder`.
@@ -61,14 +62,13 @@ class Recording:
         written_after_read: the names of tensors that forward writes into, and whose entries Python has read.
         tensors_read: the names of the tensors that forward has computed with.
         tensors_left: those of tensors that it has replaced and the graph has not.
-        training: whether the model was in training.
-        runner: what ran it.
+        runner: how the model was run.
     """
 
     builder: GraphBuilder
     sizes: SizeNodes
     values_read: Mapping[str, Any]
-    training_readers: frozenset[str]
+    mode_reads: frozenset[ModeRead]
     changed: tuple[str, ...]
     kept: PythonState
     real: Mapping[int, Tensor]
@@ -79,7 +79,6 @@ class Recording:
     written_after_read: frozenset[str]
     tensors_read: frozenset[str]
     tensors_left: frozenset[str]
-    training: bool
     runner: Runner
 
 
@@ -102,6 +101,8 @@ class Runner:
         changed_leaves: the paths of modules that forward changes before it calls them.
         counters: as for `RealValues`.
         state: the names of tensors that forward computes with in eval or in training.
+        training: whether the model is in training.
+        in_other_mode: the paths of the modules that are not in this mode.
     """
 
     model: nn.Module
@@ -118,25 +119,26 @@ class Runner:
     changed_leaves: set[str] = field(default_factory=set)
     counters: set[str] = field(default_factory=set)
     state: set[str] = field(default_factory=set)
+    training: bool = False
+    in_other_mode: frozenset[str] = frozenset()
 
-    def record(self, leaves: Leaves, kept: set[str], *, training: bool = False) -> Recording:
+    def record(self, leaves: Leaves, kept: set[str]) -> Recording:
         """Run the model.
 
         Args:
             leaves: modules that the user wants whole.
             kept: paths of modules that the tracer keeps whole.
-            training: whether the model is in training.
 
         Raises:
             FxpruneError: the model cannot be traced.
         """
         try:
-            return self._record_without_keys(leaves, kept, training)
+            return self._record_without_keys(leaves, kept)
         except FxpruneError as error:
             if self.own_types or not is_refused_type(error.__cause__):
                 raise
             self.own_types = True
-            return self._record_without_keys(leaves, kept, training)
+            return self._record_without_keys(leaves, kept)
 
     def record_training(self, leaves: Leaves, kept: set[str]) -> Recording:
         """Run the model in training; on two samples where one is too few.
@@ -144,15 +146,16 @@ class Runner:
         Raises:
             FxpruneError: the model cannot be traced in training.
         """
+        in_training = replace(self, training=True)
         try:
-            return self.record(leaves, kept, training=True)
+            return in_training.record(leaves, kept)
         except FxpruneError:
             # BatchNorm cannot train on one value per channel, as a batch of 1 has at the end of a network.
             tensors = trees.tensors((self.args, self.kwargs))
             if not all(tensor.ndim and len(tensor) == 1 for tensor in tensors):
                 raise
             args, kwargs = trees.map_tensors(lambda x: torch.cat([x, x]), (self.args, self.kwargs))
-            return replace(self, args=args, kwargs=kwargs).record(leaves, kept, training=True)
+            return replace(in_training, args=args, kwargs=kwargs).record(leaves, kept)
 
     def record_next(self, recording: Recording, leaves: Leaves, kept: set[str]) -> Recording:
         """Run the model once more, as an earlier run has left it.
@@ -161,7 +164,7 @@ class Runner:
             FxpruneError: the model cannot be traced then.
         """
         own, builder = recording.runner, recording.builder
-        return own._record(builder.root, recording.real, leaves, kept, recording.training, builder)
+        return own._record(builder.root, recording.real, leaves, kept, builder)
 
     def learns_from(self, recording: Recording) -> bool:
         """Whether a recording has shown what has to be known before the model is recorded; from now on it is."""
@@ -179,13 +182,13 @@ class Runner:
             return nn.Parameter(tensor.detach().clone(), tensor.requires_grad)
         return tensor.detach().clone().requires_grad_(tensor.requires_grad and tensor.is_leaf)
 
-    def _record_without_keys(self, leaves: Leaves, kept: set[str], training: bool) -> Recording:
+    def _record_without_keys(self, leaves: Leaves, kept: set[str]) -> Recording:
         """Record a run that finds no keys of caches, but for those that it needs."""
         while True:
-            twin, real = self._twin(training)
+            twin, real = self._twin()
             forgotten = forget_keys(twin, self.kept_keys)
             try:
-                recording = self._record(twin, real, leaves, kept, training)
+                recording = self._record(twin, real, leaves, kept)
             except FxpruneError:
                 if not forgotten:
                     raise
@@ -197,7 +200,7 @@ class Runner:
             self.kept_keys.update(needed)
 
     def _record(
-        self, twin: nn.Module, real: Mapping[int, Tensor], leaves: Leaves, kept: set[str], training: bool,
+        self, twin: nn.Module, real: Mapping[int, Tensor], leaves: Leaves, kept: set[str],
         earlier: GraphBuilder | None = None,
     ) -> Recording:  # fmt: skip
         types = tuple(leaf for leaf in leaves if isinstance(leaf, type))
@@ -211,10 +214,10 @@ class Runner:
         recorder = Recorder(
             twin, real, bound,
             device=next((tensor.device for tensor in trees.tensors((self.args, self.kwargs))), torch.device("cpu")),
-            real_module=functools.partial(self._real_module, {}, training),
+            real_module=functools.partial(self._real_module, {}),
             earlier_values=self.earlier_values,
             special_calls=SPECIAL_CALLS,
-            training=training,
+            training=self.training,
             other_answer=self.other_answer,
             otherwise=self.otherwise or frozenset(),
             counters=self.counters,
@@ -226,7 +229,7 @@ class Runner:
         try:
             with (
                 preserve_rng_state(),
-                patched(recorder, modules, own_types=self.own_types) as readers,
+                patched(recorder, modules, own_types=self.own_types) as reads,
                 _exporting(self.exporting),
             ):
                 given = {
@@ -248,16 +251,17 @@ class Runner:
         except Exception as error:
             shapes = [tuple(tensor.shape) for tensor in trees.tensors(list(bound.values()))]
             raise explained(self.model, recorder.scopes.failed_in or "", shapes, error) from error
-        seen = frozenset(readers | recorder.facts.readers())
+        own = {path for path, module in twin.named_modules() if has_own_train(module)}
+        seen = frozenset(reads | recorder.facts.readers() | {(path, path) for path in own | modules.may_follow_mode})
         builder, sizes, read = recorder.builder, recorder.sizes, recorder.values.read
         stale = frozenset(recorder.values.sources & _written(builder)) if recorder.values.sources else frozenset()
         return Recording(
             builder, sizes, read, seen, tuple(now.changed_since(kept_before)), now, real, arguments, recorder.facts,
             draws_elsewhere,
-            frozenset(modules.changed), stale, *state, training, self,
+            frozenset(modules.changed), stale, *state, self,
         )  # fmt: skip
 
-    def _twin(self, training: bool) -> tuple[nn.Module, dict[int, Tensor]]:
+    def _twin(self) -> tuple[nn.Module, dict[int, Tensor]]:
         """The model on the meta device, and the real tensor for the identity of each of its tensors."""
         twin, real = meta_copy(self.model, self.dtype)
         for module in twin.modules():
@@ -266,7 +270,12 @@ class Runner:
                 module.use_nested_tensor = False
         # Models that cache tensors drop them when they enter training.
         twin.train()
-        twin.train(training)
+        twin.train(self.training)
+        for path, module in twin.named_modules() if self.in_other_mode else ():
+            training = self.training != (path in self.in_other_mode)
+            if has_own_train(module):
+                module.train(training)
+            module.training = training
         return twin, real
 
     def _placeholder(self, recorder: Recorder, arguments: Arguments, name: str) -> fx.Node:
@@ -283,9 +292,14 @@ class Runner:
             ) from error
         return Arguments.of(signature, bound)
 
-    def _real_module(self, memo: dict[int, Any], training: bool, path: str) -> nn.Module:
+    def _real_module(self, memo: dict[int, Any], path: str) -> nn.Module:
         with DeepcopyTensorsWith(self.convert):
-            return copy_module(self.model.get_submodule(path), memo, hooks=False).train(training)
+            return copy_module(self.model.get_submodule(path), memo, hooks=False).train(self.training)
+
+
+def has_own_train(module: nn.Module) -> bool:
+    """Whether `train()` of a module may do more than set `training`."""
+    return type(module).train is not nn.Module.train
 
 
 def _written(builder: GraphBuilder) -> set[str]:

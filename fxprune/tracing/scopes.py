@@ -71,6 +71,11 @@ class Scopes:
         return self._in_progress[-1]
 
     @property
+    def calls(self) -> list[ModuleCall]:
+        """All that were made."""
+        return [(path, k) for path, count in self._number_of_calls.items() for k in range(count)]
+
+    @property
     def described(self) -> str:
         """The innermost module, for messages."""
         path, _ = self.current

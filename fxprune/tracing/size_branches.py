@@ -84,7 +84,7 @@ def _gives(trials: list[tuple[Call, bool, list[Tensor]]], runner: Runner, leaves
     for call, training, expected in trials:
         try:
             if training not in graphs:
-                recorded = runner.record(leaves, set(), training=training)
+                recorded = replace(runner, training=training).record(leaves, set())
                 insert_guards(recorded.builder, recorded.sizes)
                 graphs[training] = assemble(runner.model, recorded.builder, lambda tensor: tensor.detach().clone())
             got = _outputs(runner, graphs[training], call, training)

@@ -88,8 +88,12 @@ def _dtype(recorder: Recorder, func: Any, tensor: Tensor, *_: Any) -> Any:
     return dtype
 
 
-def _requires_grad(recorder: Recorder, func: Any, tensor: Tensor, *_: Any) -> bool:
-    return recorder.facts.answer("requires_grad", tensor, func(tensor))
+def _fact(name: str) -> SpecialCall:
+    return lambda recorder, func, tensor, *_: recorder.facts.answer(name, tensor, func(tensor))
+
+
+def _grad_fn(recorder: Recorder, func: Any, tensor: Tensor, *_: Any) -> Any:
+    return object() if recorder.facts.answer("grad_fn", tensor, False) else None
 
 
 def _is_contiguous(recorder: Recorder, func: Any, tensor: Tensor, *args: Any, **kwargs: Any) -> bool:
@@ -209,14 +213,15 @@ SPECIAL_CALLS: dict[Any, SpecialCall] = {
     Tensor.stride: _stride, Tensor.storage_offset: _place, Tensor.dim_order: _dim_order,
     **dict.fromkeys([Tensor.data_ptr, Tensor.storage, Tensor.untyped_storage], _address),
     _getter("dtype"): _dtype, _getter("device"): _device,
-    _getter("requires_grad"): _requires_grad, Tensor.is_contiguous: _is_contiguous,
+    **{_getter(name): _fact(name) for name in ("requires_grad", "is_leaf", "is_sparse")}, _getter("grad_fn"): _grad_fn,
+    Tensor.is_contiguous: _is_contiguous,
     torch._C._set_grad_enabled: _set_grad_enabled,
     vars(torch._C.TensorBase)["data"].__set__: _set_data,
     nn.functional.multi_head_attention_forward: _inline_attention, Tensor.__getitem__: _getitem,
     Tensor.detach: _detach, Tensor.new: _new, Tensor.type: _type,
     **dict.fromkeys([_getter(name) for name in (
-        "ndim", "is_cuda", "is_meta", "layout", "is_sparse", "is_quantized", "grad_fn",
-        "is_leaf", "is_cpu", "is_mps", "is_nested", "itemsize", "_version",
+        "ndim", "is_cuda", "is_meta", "layout", "is_quantized",
+        "is_cpu", "is_mps", "is_nested", "itemsize", "_version",
     )], _unrecorded),
     **dict.fromkeys([
         Tensor.dim, Tensor.is_floating_point, Tensor.is_complex, torch.is_floating_point,

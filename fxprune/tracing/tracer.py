@@ -21,25 +21,27 @@ from fxprune.running.randomness import preserve_rng_state, reseed
 from fxprune.tracing.arguments import insert_argument_checks
 from fxprune.tracing.assembly import assemble
 from fxprune.tracing.checks import warn_in_training
+from fxprune.tracing.deciders import Deciders, ModeRead
 from fxprune.tracing.gradient_calls import GRADIENTS_DIFFER, backward_hooks_are_lost
 from fxprune.tracing.graph_builder import GraphBuilder
 from fxprune.tracing.guards import insert_guards, tie_loops
 from fxprune.tracing.library_modules import is_library_module
 from fxprune.tracing.loop_trials import unconfirmed_loops
 from fxprune.tracing.merging import CannotMergeError, common_literals, merge
+from fxprune.tracing.mode_trials import tie_modes_passed_on
 from fxprune.tracing.modes import Literal, compare, insert_modes, small_readers
 from fxprune.tracing.next_call import computes_the_same
 from fxprune.tracing.notes import TraceNotes, set_trace_notes, trace_notes
 from fxprune.tracing.real_values import LIKELIER_DRAW, DataDependentError
 from fxprune.tracing.refusals import refuse_what_cannot_be_traced
 from fxprune.tracing.rolling import alike_in_steps
-from fxprune.tracing.runs import Leaves, Recording, Runner
+from fxprune.tracing.runs import Leaves, Recording, Runner, has_own_train
 from fxprune.tracing.size_branches import OTHER_BRANCHES, right_for_all_sizes
 from fxprune.tracing.size_trials import tie_unseen_sizes
 from fxprune.tracing.spelling import first_few
 from fxprune.tracing.state import STATE_IS_LOST, state_is_lost, values_are_lost
 from fxprune.tracing.traced_module import ApplyFunction, ByMode, TracedModule
-from fxprune.tracing.what_if import followed, insert_fact_checks
+from fxprune.tracing.what_if import followed, in_training_with_gradients, insert_fact_checks
 
 __all__ = ["TracedModule", "trace", "trace_knowing"]
 
@@ -141,7 +143,8 @@ def _record_in_both_modes(
     values_read: dict[str, Any] = {}
     kept: set[str] = set()
     literals: list[Literal] = []
-    calls_of_training: GraphBuilder | None = None
+    followed_too: Recording | None = None
+    reads: frozenset[ModeRead] = frozenset()
     while True:
         in_eval = _record_in_eval(runner, leaves, kept, remarks)
         if runner.otherwise is None:
@@ -158,7 +161,7 @@ def _record_in_both_modes(
             remarks.append(f"{_DRAWN_ONCE}: draw them with torch, as in torch.rand, to have others in each call.")
         state = _on_next_call(runner, in_eval, leaves, kept)
         remarks.extend(values_are_lost(runner.model, in_eval.written_after_read))
-        if not in_eval.training_readers:
+        if not in_eval.mode_reads:
             break
         try:
             in_training = runner.record_training(leaves, kept)
@@ -172,35 +175,53 @@ def _record_in_both_modes(
         remarks.extend(in_training.builder.remarks)
         remarks.extend(values_are_lost(runner.model, in_training.written_after_read))
         differences = compare(builder, in_training.builder)
-        readers = in_eval.training_readers | in_training.training_readers
+        reads = in_eval.mode_reads | in_training.mode_reads
+        readers = {reader for reader, _ in reads}
         small = small_readers(runner.model, readers, differences, builder)
         if small <= kept:
             literals = common_literals(builder, in_training.builder) if differences.scopes else differences.literals
             if in_training.draws_elsewhere:
                 literals = _always(runner, leaves, kept, builder, literals)
                 remarks.append(_only_eval(runner.model, differences.scopes & readers, _DRAWS_ELSEWHERE))
-            elif differences.scopes and not not_merged:
-                calls_of_training = in_training.builder
-            elif differences.scopes:
+            elif not not_merged:
+                followed_too = in_training
+            else:
                 remarks.append(_only_eval(runner.model, differences.scopes & readers, not_merged))
             break
         kept |= small
-    if builder.loops:
-        builder.single_loops |= unconfirmed_loops(runner, in_eval, leaves, kept)
-    facts = followed(runner, in_eval, leaves, kept)
-    tie_unseen_sizes(runner, in_eval, leaves, kept)
-    guards = insert_guards(builder, in_eval.sizes)
-    if calls_of_training is not None:
-        insert_guards(calls_of_training, in_training.sizes)
+    deciders = Deciders(builder, reads)
+    if followed_too is None:
+        guards = _insert_checks(in_eval, leaves, kept)
+        literals = [*literals, *in_training_with_gradients(builder)]
+    else:
+        if differences.scopes or differences.literals:
+            tie_modes_passed_on(in_eval, followed_too, deciders, leaves, kept)
+        guards = [*_insert_checks(in_eval, leaves, kept), *_insert_checks(followed_too, leaves, kept)]
+        same_calls = not differences.scopes
+        differences = compare(builder, followed_too.builder)
+        literals = differences.literals
         try:
-            literals = merge(builder, calls_of_training, readers)
+            if differences.scopes:
+                literals = merge(builder, followed_too.builder, deciders, same_calls=same_calls)
         except CannotMergeError as error:
             return _record_in_both_modes(runner, leaves, not_merged=f"Both ways cannot be in one graph: {error}. ")
-    insert_modes(builder, literals)
-    insert_fact_checks(builder, facts)
+    insert_modes(builder, literals, deciders)
+    deciders.insert_checks()
     _insert_warning(builder, [remark for remark in remarks if remark.startswith(_LOST_IN_TRAINING)])
     remarks.extend(backward_hooks_are_lost(builder))
     return in_eval, values_read, kept, [*remarks, *builder.remarks, *state, *guards]
+
+
+def _insert_checks(recorded: Recording, leaves: Leaves, kept: set[str]) -> list[str]:
+    """Put checks into a graph for all that the model's code followed in one mode; returns remarks on them."""
+    builder, runner = recorded.builder, recorded.runner
+    if builder.loops:
+        builder.single_loops |= unconfirmed_loops(runner, recorded, leaves, kept)
+    facts = followed(runner, recorded, leaves, kept)
+    tie_unseen_sizes(runner, recorded, leaves, kept)
+    guards = insert_guards(builder, recorded.sizes)
+    insert_fact_checks(builder, facts)
+    return guards
 
 
 def _insert_warning(builder: GraphBuilder, lost: list[str]) -> None:
@@ -282,7 +303,7 @@ def _on_next_call(runner: Runner, recorded: Recording, leaves: Leaves, kept: set
 
 def _with_unusual_train(model: nn.Module) -> list[str]:
     """The modules whose own `train()` does not put all of them into training, as those that keep norms in eval."""
-    own = [path for path, module in model.named_modules() if type(module).train is not nn.Module.train]
+    own = [path for path, module in model.named_modules() if has_own_train(module)]
     if not own:
         return []
     twin, _ = meta_copy(model)

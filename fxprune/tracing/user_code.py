@@ -16,8 +16,12 @@ __all__ = ["Place", "asked_by_model", "is_library_file", "is_of_model", "place_i
 # A module of Python and a line, as "timm.layers.pos_embed:35".
 Place: TypeAlias = str
 
-# The names of files that are not the user's code start like this; "<" is for generated code.
-_LIBRARY_FILES = (str(Path(torch.__file__).parent / "_")[:-1], str(Path(__file__).parent.parent / "_")[:-1], "<")
+# The names of files that are not the user's code start like this; those in "<" are for generated code. A model may be
+# written in "<stdin>", or given to `exec` as a "<string>".
+_GENERATED = ("<eval_with_key", "<frozen ", "<__array_function__")
+_LIBRARY_FILES = (
+    str(Path(torch.__file__).parent / "_")[:-1], str(Path(__file__).parent.parent / "_")[:-1], *_GENERATED
+)  # fmt: skip
 _CHECKS = str(Path(__file__).parent / "checks.py")
 
 

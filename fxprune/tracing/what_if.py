@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import TypeAlias
@@ -14,11 +15,10 @@ from fxprune.tracing.checks import check_dtype, check_fact, check_grad_mode
 from fxprune.tracing.facts import GRAD_MODE, Fact, TypeRead
 from fxprune.tracing.gradient_calls import GRADIENTS_DIFFER
 from fxprune.tracing.graph_builder import GraphBuilder
-from fxprune.tracing.modes import compare
+from fxprune.tracing.modes import Literal, compare
 from fxprune.tracing.runs import Leaves, Recording, Runner
-from fxprune.tracing.traced_module import ByMode
 
-__all__ = ["followed", "insert_fact_checks"]
+__all__ = ["followed", "in_training_with_gradients", "insert_fact_checks"]
 
 # They give the same entries in another layout.
 _LAYOUTS = frozenset({"contiguous"})
@@ -35,11 +35,11 @@ def followed(runner: Runner, recorded: Recording, leaves: Leaves, kept: set[str]
     facts = recorded.facts
     found: list[Followed] = []
     for asked in dict.fromkeys(fact.asked for fact in facts.asked):
-        if _differs(replace(runner, other_answer=asked), recorded, leaves, kept, literals=True):
+        if _differs(replace(runner, other_answer=asked), recorded, leaves, kept):
             found.extend(fact for fact in facts.asked if fact.asked == asked)
     refused: dict[torch.dtype, bool] = {}
     for dtypes in _alike(facts.types):
-        differs = _differs(replace(runner, dtype=dtypes[0]), recorded, leaves, kept, literals=False)
+        differs = _differs(replace(runner, dtype=dtypes[0]), recorded, leaves, kept)
         refused |= dict.fromkeys(dtypes, differs)
     for read in facts.types:
         if others := [dtype for dtype, differs in refused.items() if differs and dtype != read.dtype]:
@@ -47,7 +47,7 @@ def followed(runner: Runner, recorded: Recording, leaves: Leaves, kept: set[str]
     return found
 
 
-def _differs(runner: Runner, recorded: Recording, leaves: Leaves, kept: set[str], *, literals: bool) -> bool:
+def _differs(runner: Runner, recorded: Recording, leaves: Leaves, kept: set[str]) -> bool:
     try:
         other = runner.record(leaves, kept)
     except FxpruneError:
@@ -55,7 +55,17 @@ def _differs(runner: Runner, recorded: Recording, leaves: Leaves, kept: set[str]
         return True
     recorded.builder.remarks.extend(each for each in other.builder.remarks if each.startswith(GRADIENTS_DIFFER))
     differences = compare(recorded.builder, other.builder, ignored=_LAYOUTS)
-    return bool(differences.scopes or (literals and differences.literals))
+    return bool(differences.scopes) or not all(map(_is_limit_of_types, differences.literals))
+
+
+def _is_limit_of_types(literal: Literal) -> bool:
+    """Whether two numbers are the same limit of two types, as the least: code that takes it does no more than fit."""
+    numbers = literal.eval_value, literal.train_value
+    return any(
+        all(abs(number) == abs(getattr(torch.finfo(dtype), limit)) for number, dtype in zip(numbers, pair, strict=True))
+        for limit in ("min", "max", "eps", "tiny")
+        for pair in itertools.permutations(_FLOATS, 2)
+    )
 
 
 def _alike(reads: list[TypeRead]) -> Iterator[list[torch.dtype]]:
@@ -83,14 +93,16 @@ def insert_fact_checks(builder: GraphBuilder, facts: list[Followed]) -> None:
                 read, refused = found
                 builder.create_check(check_dtype, (read.node, refused, read.node.name, where))
             elif found.asked == GRAD_MODE or node is None:
-                path = builder.add_module("grad_mode_by_mode", ByMode(True, False))
-                by_mode = builder.graph.create_node("call_module", path)
-                by_mode.meta.update(value=False, module=call[0])
-                builder.create_check(check_grad_mode, (by_mode, where))
+                builder.create_check(check_grad_mode, (found.answer, GRAD_MODE, where))
             else:
                 builder.create_check(
                     check_fact, (node, found.asked, dict(found.arguments), found.answer, node.name, where)
                 )
+
+
+def in_training_with_gradients(builder: GraphBuilder) -> list[Literal]:
+    """Where a graph that knows eval alone asks for the grad mode: in training it is the other one."""
+    return [Literal(node, (0, 0), False, True) for node in builder.graph.nodes if node.target is check_grad_mode]
 
 
 def _first_after(graph: fx.Graph, node: fx.Node | None) -> fx.Node:

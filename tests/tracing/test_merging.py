@@ -1,7 +1,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections import namedtuple
+import pickle
+from collections import OrderedDict, namedtuple
 from typing import Any
 
 import pytest
@@ -54,6 +55,37 @@ def test_training_is_the_same_from_a_file_and_in_the_models_own_class(tmp_path: 
     for made in (loaded.train(), own.train()):
         for a, b in zip(made(x), expected, strict=True):
             torch.testing.assert_close(a, b, rtol=0, atol=1e-12)
+
+
+KINDS: dict[str, tuple[Any, Any]] = {
+    "a list for a tuple": (lambda x, y: [x, y], lambda x, y: (x, y)),
+    "a tuple for a list": (lambda x, y: (x, y), lambda x, y: [x, y]),
+    "another order": (lambda x, y: {"x": x, "y": y}, lambda x, y: {"y": y, "x": x}),
+    "an ordered dict": (lambda x, y: OrderedDict(x=x, y=y), lambda x, y: {"x": x, "y": y}),
+    "a plain dict": (lambda x, y: {"x": x, "y": y}, lambda x, y: OrderedDict(x=x, y=y)),
+    "a named tuple": (lambda x, y: Outputs(x, y), lambda x, y: (x, y)),
+    "an inner list": (lambda x, y: {"x": [x, y]}, lambda x, y: {"x": (x, y)}),
+    "an empty list": (lambda x, y: (x, []), lambda x, y: (x, ())),
+    "another order of numbers": (lambda x, y: (x, {"a": 1, "b": 2}), lambda x, y: (x, {"b": 2, "a": 1})),
+}
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_what_is_returned_is_of_the_kind_that_each_mode_has(name: str) -> None:
+    def forward(self: Any, x: Tensor) -> Any:
+        return KINDS[name][not self.training](self.b(self.a(x)), x.sum())
+
+    model = net(forward, a=nn.Linear(4, 8), b=nn.Linear(8, 2))
+    pruned = fxprune.prune(model, 0.6, example_inputs=tokens(), compensate=False)
+    for made in (pruned, pickle.loads(pickle.dumps(pruned)), trace(pruned, tokens())):
+        for training in (True, False):
+            expected, got = (each.train(training)(tokens(6)) for each in (model, made))
+            assert repr(torch.utils._pytree.tree_structure(got)) == repr(torch.utils._pytree.tree_structure(expected))
+            assert type(got) is type(expected)
+            if isinstance(expected, dict):
+                assert [*got] == [*expected]
+    for training in (False, True):
+        assert fxprune.verify(model, pruned, tokens(6), training=training) < 1e-9
 
 
 def test_an_example_of_one_sample_that_batch_norm_cannot_train_on_is_enough() -> None:

@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 import torch
 import torchvision
-from invariant import check_invariant, net
+from invariant import check_invariant, net, tokens
 from same_model import assert_same, targets
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fxprune.errors import FxpruneWarning
+from fxprune.errors import FxpruneError, FxpruneWarning
 from fxprune.tracing.notes import trace_notes
 from fxprune.tracing.tracer import trace
 
@@ -127,3 +127,26 @@ def test_a_product_with_a_weight_is_a_layer_and_one_with_a_vector_is_none(produc
         traced = trace(model, x)
         assert targets(traced, "call_module") == calls
         assert_same(model, traced, x)
+
+
+class Pair(nn.Module):
+    """Without layers, so that it stays whole; it returns something of another kind in training."""
+
+    def forward(self, x: Tensor) -> Any:
+        return (x, x.mean()) if self.training else x
+
+
+def with_a_pair(self: Any, x: Tensor) -> Tensor:
+    x = self.pair(self.a(x))
+    return self.b(x[0].sin() if isinstance(x, tuple) else x)  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("leaves", [(), ("pair",)])
+def test_what_follows_a_module_that_stays_whole_and_returns_another_kind_follows_the_mode(leaves: Any) -> None:
+    model, x = net(with_a_pair, a=nn.Linear(4, 8), pair=Pair(), b=nn.Linear(8, 2)), tokens(7)
+    traced = trace(model, tokens(), leaves=leaves)
+    for training in (True, False):
+        assert torch.equal(traced.train(training)(x), model.train(training)(x))
+        traced.pair.train(not training)
+        with pytest.raises(FxpruneError, match="the graph has what the model does where both are in the same mode"):
+            traced(x)

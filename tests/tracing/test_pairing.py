@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from invariant import net
 from torch import nn
@@ -17,6 +19,6 @@ def test_calls_of_both_modes_are_partners_and_others_have_none() -> None:
         b=nn.Linear(8, 2),
     )
     runner = Runner(model, (torch.randn(3, 4),), {}, True, {})
-    in_eval, in_training = (runner.record((), set(), training=training).builder for training in (False, True))
+    in_eval, in_training = (each.record((), set()).builder for each in (runner, replace(runner, training=True)))
     found = partners(in_eval, in_training, shapes=True)
     assert [(theirs.target, ours.target) for theirs, ours in found.items()] == [(n, n) for n in ("a", "relu", "b")]

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import CheckpointFunction, checkpoint
 
 import fxprune
+from fxprune import FxpruneError, FxpruneWarning
 from fxprune.tracing.tracer import trace
 
 
@@ -212,3 +213,21 @@ def test_a_tensor_made_past_torch_functions_is_refused_with_what_to_write_instea
     model = net(lambda self, x: self.a(x) * torch.Tensor(x.size(0), 1).fill_(0.5), a=nn.Linear(4, 8))
     with pytest.raises(fxprune.FxpruneError, match=r"write `torch\.empty\(size\)`"):
         fxprune.trace(model, torch.randn(3, 4))
+
+
+def norm_in_eval(self: Any, x: Tensor) -> Tensor:
+    x = self.a(x)
+    self.norm.eval()
+    return self.b(self.norm(x))  # type: ignore[no-any-return]
+
+
+def test_a_mode_that_forward_sets_is_warned_of_or_refused() -> None:
+    parts = {"a": nn.Linear(4, 8), "norm": nn.BatchNorm1d(8), "b": nn.Linear(8, 2)}
+    model, x = net(norm_in_eval, **parts), torch.randn(3, 4)
+    with pytest.warns(FxpruneWarning, match="Forward changes the mode of `norm`"):
+        traced = trace(model, x)
+    assert torch.equal(traced.eval()(x), model.eval()(x))
+    with pytest.warns(FxpruneWarning, match="Forward changes the mode of `norm`"):
+        traced.train()(x)
+    with pytest.raises(FxpruneError, match="forward puts `norm` into training"):
+        trace(net(lambda self, x: self.b(self.norm.train()(self.a(x))), **parts), x)

@@ -142,3 +142,44 @@ def test_a_draw_that_decides_nothing_is_not_warned_of() -> None:
     model = net(_skipping, layers=nn.ModuleList([nn.Linear(4, 4)]))
     model.rate = 0.0
     assert_same(model, trace(model, torch.randn(2, 4)), torch.randn(3, 4))
+
+
+READ_IN_TRAINING: dict[str, Callable[[Any, Tensor], Any]] = {
+    "a truth": lambda self, x: x.sin() if self.gain > 0 else x,
+    "a number": lambda self, x: x * self.gain.item(),
+    "a float": lambda self, x: x * float(self.gain),
+    "a buffer": lambda self, x: x.sin() if self.level > 0 else x,
+    "a number of a buffer": lambda self, x: x * self.level.item(),
+}
+
+
+@pytest.mark.parametrize("name", READ_IN_TRAINING)
+def test_what_training_may_change_is_checked_in_training_where_the_code_reads_it(name: str) -> None:
+    def forward(self: Any, x: Tensor) -> Any:
+        x = self.a(x)
+        return self.b(READ_IN_TRAINING[name](self, x) if self.training else x)
+
+    gain, level = nn.Parameter(torch.tensor(0.5)), torch.tensor(0.5)
+    model, x = net(forward, a=nn.Linear(4, 8), b=nn.Linear(8, 2), gain=gain, level=level), torch.randn(3, 4)
+    traced = trace(model, x)
+    assert_same(model, traced, x)
+    for made in (traced, trace(traced, x)):
+        with torch.no_grad():
+            made.gain.fill_(-1.0)
+            made.level.fill_(-1.0)
+        made.eval()(x)
+        with pytest.raises(FxpruneError, match=r"here, and was .* when the model was traced.*in training"):
+            made.train()(x)
+
+
+def test_a_count_of_steps_is_checked_in_training() -> None:
+    def forward(self: Any, x: Tensor) -> Any:
+        x = self.norm(self.a(x))
+        return self.b(x.sin() if self.training and self.norm.num_batches_tracked > 2 else x)
+
+    model, x = net(forward, a=nn.Linear(4, 8), norm=nn.BatchNorm1d(8), b=nn.Linear(8, 2)), torch.randn(3, 4)
+    traced = trace(model, x).train()
+    for _ in range(2):
+        assert torch.equal(traced(x), model.train()(x))
+    with pytest.raises(FxpruneError, match="is True here, and was False"):
+        traced(x)

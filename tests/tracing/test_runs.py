@@ -81,3 +81,28 @@ def test_random_numbers_of_numpy_and_python_are_no_constants_of_training() -> No
         out = traced.train()(x)
     # Dropout is there all the same.
     assert ((out == 0) | torch.isclose(out, 2 * traced.eval()(x))).all()
+
+
+class OwnMode(nn.Module):
+    """Knows its mode by another name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.learns = nn.Linear(4, 4), True
+
+    def train(self, mode: bool = True) -> OwnMode:
+        self.learns = mode
+        return super().train(mode)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.a(x) * (2.0 if self.learns else 1.0)  # type: ignore[no-any-return]
+
+
+def test_a_mode_that_train_keeps_elsewhere_is_followed() -> None:
+    model, x = nn.Sequential(OwnMode(), OwnMode(), nn.Linear(4, 2)), torch.randn(3, 4)
+    traced = trace(model.eval(), x)
+    for made in (model, traced):
+        made.train().get_submodule("1").eval()
+    assert torch.equal(traced(x), model(x))
+    for training in (True, False):
+        assert torch.equal(traced.train(training)(x), model.train(training)(x))

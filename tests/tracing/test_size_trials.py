@@ -41,6 +41,43 @@ def test_other_sizes_are_refused_where_the_graph_has_a_number_from_a_size(name: 
         pruned(tokens(length=11, batch=4))
 
 
+IN_TRAINING: dict[str, Any] = {
+    **{name: UNSEEN[name] for name in ("a float before a size", "a table of numbers", "a set of sizes", "the batch")},
+    "a branch": lambda self, x: self.b(self.a(x).relu() if x.shape[1] > 6 else self.a(x)),
+    "a number that is the same for the example": lambda self, x: self.b(self.a(x) * (2.0 if x.shape[1] > 6 else 1.0)),
+}
+
+
+@pytest.mark.parametrize("name", IN_TRAINING)
+def test_sizes_are_refused_in_training_where_that_alone_follows_them(name: str) -> None:
+    def forward(self: Any, x: Tensor) -> Tensor:
+        return IN_TRAINING[name](self, x) if self.training else self.b(self.a(x))  # type: ignore[no-any-return]
+
+    model = net(forward, a=nn.Linear(4, 8), b=nn.Linear(8, 2))
+    pruned = fxprune.prune(model, 0.6, example_inputs=tokens(), compensate=False)
+    others = tokens(length=11, batch=4)
+    assert fxprune.verify(model, pruned, training=True) < 1e-9
+    assert fxprune.verify(model, pruned, others) < 1e-9
+    with pytest.raises(FxpruneError, match="when the model was traced"):
+        pruned.train()(others)
+
+
+def test_sizes_that_training_alone_follows_are_checked_beside_a_loop() -> None:
+    def forward(self: Any, x: Tensor) -> Tensor:
+        y = self.a(x)
+        total = torch.zeros_like(y[:, 0])
+        for k in range(x.shape[1]):
+            total = total + y[:, k].tanh()
+        return self.b(total * 2 if self.training and x.shape[1] > 10 else total)  # type: ignore[no-any-return]
+
+    model = net(forward, a=nn.Linear(4, 8), b=nn.Linear(8, 2))
+    pruned = fxprune.prune(model, 0.6, example_inputs=tokens(), compensate=False)
+    for training in (False, True):
+        assert fxprune.verify(model, pruned, tokens(length=9), training=training) < 1e-9
+    with pytest.raises(FxpruneError, match=r"`x.size\(1\) > 10` is True"):
+        pruned.train()(tokens(length=11))
+
+
 def test_only_the_sizes_that_matter_are_tied() -> None:
     model = net(UNSEEN["a float before a size"], a=nn.Linear(4, 8), b=nn.Linear(8, 2))
     pruned = fxprune.prune(model, 0.6, example_inputs=tokens(), compensate=False)

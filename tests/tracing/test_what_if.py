@@ -43,6 +43,11 @@ def in_low_precision(self: Any, x: Tensor) -> Tensor:
     return self.h(y.tanh() if y.dtype in (torch.float16, torch.bfloat16) else y)  # type: ignore[no-any-return]
 
 
+def another_number(self: Any, x: Tensor) -> Tensor:
+    y = self.f(x)
+    return self.h(y + (0.5 if y.dtype == torch.float16 else 0.25))  # type: ignore[no-any-return]
+
+
 def only_in_single(self: Any, x: Tensor) -> Tensor:
     kind = x.dtype
     return self.h(self.f(x).tanh() if kind is torch.float32 else self.f(x))  # type: ignore[no-any-return]
@@ -53,6 +58,7 @@ def only_in_single(self: Any, x: Tensor) -> Tensor:
     [
         (clamped_in_half, (torch.float16,), (torch.float64, torch.bfloat16)),
         (in_low_precision, (torch.float16, torch.bfloat16), (torch.float64,)),
+        (another_number, (torch.float16,), (torch.float64, torch.bfloat16)),
         (only_in_single, (torch.float16, torch.bfloat16, torch.float64), ()),
     ],
 )
@@ -91,6 +97,15 @@ def test_questions_that_change_nothing_give_no_checks() -> None:
 
 def by_layout(self: Any, x: Tensor) -> Tensor:
     return self.h(self.f(x if x.is_contiguous() else x * 2))  # type: ignore[no-any-return]
+
+
+def test_the_limits_of_a_type_are_no_other_way_to_go() -> None:
+    def forward(self: Any, x: Tensor) -> Tensor:
+        y = self.f(x)
+        least = torch.finfo(y.dtype).min if y.dtype in (torch.float16, torch.float32) else -torch.finfo(y.dtype).max
+        return self.h(y.clamp(min=least))  # type: ignore[no-any-return]
+
+    assert not checks_of(trace(net(forward, **parts()), torch.randn(4, 8)))
 
 
 def test_another_layout_is_refused_where_the_code_follows_it() -> None:
@@ -148,6 +163,40 @@ def test_a_module_without_layers_that_follows_the_grad_mode_stays_whole() -> Non
     assert torch.equal(traced(x), model(x))
     with torch.no_grad():
         assert torch.equal(traced(x), model(x))
+
+
+IN_TRAINING: dict[str, tuple[Any, Any]] = {
+    "requires_grad": (lambda y: y.requires_grad, lambda run, x: torch.no_grad()(run)(x)),
+    "grad_fn": (lambda y: y.grad_fn is not None, lambda run, x: torch.no_grad()(run)(x)),
+    "is_leaf": (lambda y: y.is_leaf, lambda run, x: torch.no_grad()(run)(x)),
+    "is_grad_enabled": (lambda y: torch.is_grad_enabled(), lambda run, x: torch.no_grad()(run)(x)),
+    "dtype": (lambda y: y.dtype == torch.bfloat16, lambda run, x: run.bfloat16()(x.bfloat16())),
+    "is_contiguous": (lambda y: y.is_contiguous(), lambda run, x: run(x.t().contiguous().t())),
+    "is_autocast_enabled": (
+        lambda y: torch.is_autocast_enabled("cpu"), lambda run, x: torch.autocast("cpu", torch.bfloat16)(run)(x)
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("fact", IN_TRAINING)
+def test_questions_in_training_alone_are_checked_there_alone(fact: str) -> None:
+    question, otherwise = IN_TRAINING[fact]
+
+    def forward(self: Any, x: Tensor) -> Tensor:
+        y = x if fact == "is_contiguous" else self.f(x)
+        y = y * 2 if self.training and question(y) else y
+        return self.h(self.f(y) if fact == "is_contiguous" else y)  # type: ignore[no-any-return]
+
+    model, x = net(forward, **parts()), torch.randn(8, 8)
+    pruned = fxprune.prune(model, 0.5, example_inputs=x, compensate=False)
+    if fact not in ("requires_grad", "grad_fn", "is_leaf", "is_grad_enabled"):
+        assert fxprune.verify(model, pruned, training=True) < 1e-9
+    for made in (trace(model, x), pruned, pickle.loads(pickle.dumps(pruned)), trace(pruned, x)):
+        if made.h.in_features == model.h.in_features:
+            assert torch.equal(made.train()(x), model.train()(x))
+        with pytest.raises(FxpruneError, match=rf"{fact}.* (is|does).*`Net`"):
+            otherwise(copy.deepcopy(made).train(), x)
+        otherwise(copy.deepcopy(made).eval(), x)
 
 
 def test_checks_of_facts_are_compiled_and_exported() -> None:
