@@ -15,6 +15,7 @@ The parts of a recorder
     results: what a call gives back to the model.
     size_nodes: nodes of sizes and of numbers computed from them; guards are noted there.
     real_values: values that the model's code asks for.
+    number_tensors: whole numbers that go through tensors, as numbers.
     grad_regions: `torch.no_grad()` and its like.
 
 Calls

@@ -23,8 +23,10 @@ from fxprune.running.copies import META
 from fxprune.running.one_node import run_node, with_values
 from fxprune.tracing.checks import check_outcome
 from fxprune.tracing.graph_builder import GraphBuilder, Origin, reads_layout, reads_size
+from fxprune.tracing.number_tensors import NumberTensors
 from fxprune.tracing.scopes import Switch
 from fxprune.tracing.size_nodes import SizeNodes
+from fxprune.tracing.sizes import TracedNumber
 from fxprune.tracing.spelling import name_of, spell
 
 __all__ = ["LIKELIER_DRAW", "DataDependentError", "RealValues"]
@@ -85,6 +87,7 @@ class RealValues:
         self._training = training
         self._counters = counters
         self._computed: dict[fx.Node, Any] = {}
+        self._number_tensors = NumberTensors(builder, sizes, self.of)
 
     def is_known(self, tensor: Tensor) -> bool:
         """Whether the input has no part in a tensor's values."""
@@ -160,6 +163,10 @@ class RealValues:
             self._builder.create_check(check_outcome, (node, traced, node.name, where))
             return func(value, *args)
 
+    def whole_number(self, tensor: Tensor) -> Any:
+        """The whole number in a tensor, computed by the graph where the input has a part in it."""
+        return self.answer(Tensor.item, tensor) if self.is_known(tensor) else self.count(self._builder.node_of(tensor))
+
     def count(self, node: fx.Node) -> Any:
         """The whole number that a node gives, computed by the graph; Python sees that of the example."""
         with torch._C.DisableTorchFunction():
@@ -211,7 +218,11 @@ class RealValues:
                 self._guard_sizes(node)
                 return func(value, *args)
             number = self._number_in(node, value)
-            return number if func is Tensor.item else func(value)
+            if func is Tensor.item:
+                return number
+            if isinstance(number, TracedNumber):
+                number.as_traced()
+            return func(value)
 
     def _numbers_in(self, node: fx.Node, value: Tensor) -> Any:
         """`tensor.tolist()`."""
@@ -225,6 +236,12 @@ class RealValues:
     def _number_in(self, node: fx.Node, value: Tensor) -> Any:
         """`tensor.item()`; a truth is a plain one, for which the graph has a guard."""
         truth = value.dtype is torch.bool
+        entries = self._number_tensors.entries(_before(node, past_layouts=False))
+        if entries is not None:
+            (number,) = entries
+            if truth:
+                self._number_tensors.rely_on(number, bool(value))
+            return bool(value) if truth else number
         if truth:
             meta = node.meta["value"].int()
             node = self._builder.create_node("call_method", "int", (node,), {}, meta, self._builder.origin[node])

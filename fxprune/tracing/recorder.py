@@ -135,8 +135,14 @@ class Recorder(TorchFunctionMode):
         except RuntimeError as error:
             if "cannot be called on meta tensors" not in str(error):
                 raise
-            # Whole numbers in tensors, among numbers: the paddings of `pad`, the sizes of `reshape`, bounds of slices.
+        # Whole numbers in tensors, among numbers: the paddings of `pad`, the sizes of `reshape`, bounds of slices.
+        try:
             return self._call(func, self._with_numbers(args), self._with_numbers(kwargs))
+        except RuntimeError as error:
+            if "cannot be called on meta tensors" not in str(error):
+                raise
+        # Or in place of a number, as the dimension of `squeeze`.
+        return self._call(func, (*args[:1], *self._with_numbers(args[1:], True)), self._with_numbers(kwargs, True))
 
     def _with_numbers(self, arg: Any, nested: bool = False) -> Any:
         """The tensors of one whole number that are in tuples, lists and slices, as numbers of the graph."""
@@ -147,7 +153,7 @@ class Recorder(TorchFunctionMode):
         if type(arg) is slice:
             return slice(*(self._with_numbers(bound, True) for bound in (arg.start, arg.stop, arg.step)))
         if nested and isinstance(arg, Tensor) and not arg.dim() and not (arg.is_floating_point() or arg.is_complex()):
-            return self.values.count(self.builder.node_of(arg))
+            return self.values.whole_number(arg)
         return arg
 
     def _call(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

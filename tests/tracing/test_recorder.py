@@ -44,6 +44,24 @@ def test_sizes_that_depend_on_the_values_of_the_input_are_an_error_that_says_so(
         trace(Selecting(), torch.randn(2, 3))
 
 
+class SqueezedByTensors(nn.Module):
+    """Takes its dimensions from a buffer, as converted models do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("dims", torch.tensor([0, 2]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for dim in torch.sort(self.dims, descending=True).values:
+            x = torch.squeeze(x, dim=dim)
+        return torch.flip(x, (self.dims[0],))
+
+
+def test_dimensions_may_be_tensors() -> None:
+    traced = trace(SqueezedByTensors(), torch.randn(1, 3, 1, 4))
+    assert_same(SqueezedByTensors(), traced, torch.randn(1, 2, 1, 5))
+
+
 class PaddedByTensors(nn.Module):
     """Computes its padding with buffers, as audio codecs do."""
 
