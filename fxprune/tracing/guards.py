@@ -73,7 +73,10 @@ def named_sizes(builder: GraphBuilder, sizes: SizeNodes) -> set[Place]:
     needed = needed_guards(builder, sizes) if any(guard.place for guard in sizes.guards) else []
     leaves = [{_name(leaf) for leaf in _leaves(guard.operands)} for guard in needed]
     tied = {name for guard, names in zip(needed, leaves, strict=True) if _ties(guard) for name in names}
-    return {guard.place for guard, names in zip(needed, leaves, strict=True) if guard.place and not names <= tied}
+    found = {guard.place for guard, names in zip(needed, leaves, strict=True) if guard.place and not names <= tied}
+    # A loop may ask there for other sizes too, which no input changes: their branch is right as it is.
+    alike = {id(guard) for guard in needed}
+    return found - {guard.place for guard in sizes.guards if id(guard) not in alike}
 
 
 def _ties(guard: Guard) -> bool:

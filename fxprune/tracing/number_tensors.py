@@ -123,7 +123,7 @@ class NumberTensors:
             return self._given(node.args[0])
         function = _entrywise(name, node.kwargs)
         if function is not None and is_truth == (name in _COMPARISONS):
-            operands = torch.broadcast_tensors(*map(self._given, node.args))
+            operands = torch.broadcast_tensors(*map(self._given, node.args))  # type: ignore[no-untyped-call]
             rows = zip(*(operand.flatten().tolist() for operand in operands), strict=True)
             entries = [_call(function, tuple(self._numbers[place] for place in row)) for row in rows]
             return self._keep(entries).reshape(operands[0].shape)

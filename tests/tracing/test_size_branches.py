@@ -64,6 +64,20 @@ def test_the_branch_for_other_sizes_is_taken_where_it_gives_the_same(forward: An
     assert fxprune.verify(model, pruned, image(size=9).double(), training=True) <= TOLERANCE
 
 
+def test_a_line_that_asks_for_fixed_sizes_too_is_told_the_truth() -> None:
+    def forward(self: Any, x: Tensor) -> Tensor:
+        found = []
+        for feature, width in ((x, 3), (self.a(x), 8)):
+            if feature.shape[1] != width:
+                last = feature.shape[3] == width
+                feature = feature.movedim(3, 1) if last else feature
+            found.append(feature)
+        return self.b(self.a(found[0]))  # type: ignore[no-any-return]
+
+    traced = fxprune.trace(model_of(forward), image(size=8).double())
+    assert traced(image(size=6).double()).shape == (2, 2, 6, 6)
+
+
 def test_a_branch_that_computes_something_else_is_that_of_the_example() -> None:
     model = model_of(by_tuple)
     model.register_buffer("table", table(6, 6) + 1e-3)
