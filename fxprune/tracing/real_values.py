@@ -8,6 +8,7 @@ the trace can be repeated without them.
 from __future__ import annotations
 
 import hashlib
+import math
 import operator
 from collections.abc import Callable, Mapping
 from collections.abc import Set as AbstractSet
@@ -26,7 +27,7 @@ from fxprune.tracing.graph_builder import GraphBuilder, Origin, reads_layout, re
 from fxprune.tracing.number_tensors import NumberTensors
 from fxprune.tracing.scopes import Switch
 from fxprune.tracing.size_nodes import SizeNodes
-from fxprune.tracing.sizes import TracedNumber
+from fxprune.tracing.sizes import TracedNumber, ValueFloat
 from fxprune.tracing.spelling import name_of, spell
 
 __all__ = ["LIKELIER_DRAW", "DataDependentError", "RealValues"]
@@ -120,7 +121,8 @@ class RealValues:
         """`bool(tensor)`, `tensor.item()` and the like.
 
         Raises:
-            DataDependentError: the value depends on the input, and is no whole number computed from whole numbers.
+            DataDependentError: the value depends on the input, and is neither a float, with which the graph computes,
+                nor a whole number computed from whole numbers.
         """
         node = self._builder.node_of(tensor)
         origin = self._builder.origin[node]
@@ -130,10 +132,14 @@ class RealValues:
                 return self.count(node)
             if func is Tensor.__bool__ and self._training:
                 return self._outcome(node)
-            raise DataDependentError(
+            error = DataDependentError(
                 f"`{func.__name__}` asks for the value of a tensor that depends on the model's input"
                 f" (node `{node.name}`, shape {tuple(tensor.shape)})"
             )
+            if func is Tensor.item and tensor.is_floating_point():
+                item = self._builder.create_node("call_method", "item", (node,), {}, math.nan, origin)
+                return ValueFloat.of(self._sizes, item, error)
+            raise error
         if func is Tensor.item and tensor.dtype is not torch.bool and _tensors_read(node) & self._counters:
             with torch._C.DisableTorchFunction():
                 return self._number_in(node, self.of(node, constant=False))

@@ -128,8 +128,8 @@ class SizeNodes:
         # Products and sums of sizes may be the same for other sizes.
         sizes = [operand for operand in operands if not _is_named(operand)]
         names_size = len(sizes) == 1 and sizes[0].function is read_size
-        finds_it = (function is operator.eq and outcome) or (function is operator.ne and not outcome)
-        place = place_in_model() if names_size and finds_it and self._switch.on else None
+        finds_it = names_size and _finds_size(function, operands, outcome)
+        place = place_in_model() if finds_it and self._switch.on else None
         if place in self._otherwise:
             return not outcome
         self.guard(function, operands, outcome, place)
@@ -169,8 +169,21 @@ class SizeNodes:
 
 def _is_named(operand: Any) -> bool:
     """Whether the model has a number in its code, or as the size of one of its tensors."""
-    of_tensor = isinstance(operand, TracedNumber) and operand.function is read_size
-    return operand.operands[0].op == "get_attr" if of_tensor else not isinstance(operand, TracedNumber)
+    return not isinstance(operand, TracedNumber) or _is_of_table(operand)
+
+
+def _is_of_table(operand: Any) -> bool:
+    """Whether a number is the size of one of the model's tensors."""
+    is_size = isinstance(operand, TracedNumber) and operand.function is read_size
+    return is_size and operand.operands[0].op == "get_attr"
+
+
+def _finds_size(function: Callable[..., Any], operands: tuple[Any, ...], outcome: bool) -> bool:
+    """Whether a size is found to be the one that the code names, or a table of the model to be large enough for it."""
+    if function in (operator.eq, operator.ne):
+        return outcome == (function is operator.eq)
+    first, second = map(_is_of_table, operands)
+    return (first or second) and outcome == ((function in (operator.ge, operator.gt)) == first)
 
 
 def _in_graph(operand: Any) -> Any:

@@ -21,7 +21,7 @@ from fxprune.tracing.user_code import user_frame
 
 __all__ = [
     "NumberNodes", "StaleSize", "StandIn", "TracedFloat", "TracedInt", "TracedNumber", "TracedPieces", "TracedSize",
-    "call_with_numbers", "plain", "read_size", "traced_number", "untraced_type",
+    "ValueFloat", "call_with_numbers", "plain", "read_size", "traced_number", "untraced_type",
 ]  # fmt: skip
 
 
@@ -170,6 +170,27 @@ class TracedFloat(TracedNumber, float):
         return whole
 
 
+class ValueFloat(TracedFloat):
+    """A float that the values of the input decide: the graph computes with it, and Python sees that it is no number.
+
+    Attributes:
+        error: raised where the model's code follows it.
+    """
+
+    error: Exception
+
+    def as_traced(self) -> Any:
+        """What the model's code needs to know of it."""
+        raise self.error
+
+    @staticmethod
+    def of(nodes: NumberNodes, node: fx.Node, error: Exception) -> ValueFloat:
+        """The float that a node gives."""
+        made = ValueFloat(math.nan)
+        made.nodes, made.function, made.operands, made.cached, made.error = nodes, operator.pos, (), node, error
+        return made
+
+
 def read_size(node: fx.Node, dim: int) -> int:
     """Marks a traced number that is the size of a node's tensor in one dimension; it is never called."""
     raise AssertionError("becomes a `size` node")
@@ -194,6 +215,9 @@ def traced_number(nodes: NumberNodes, function: Callable[..., Any], operands: tu
 
 def call_with_numbers(function: Callable[..., Any], operands: tuple[Any, ...]) -> Any:
     """`function(*operands)`, as a traced number where an operand is one."""
+    unknown = next((operand for operand in operands if isinstance(operand, ValueFloat)), None)
+    if unknown is not None:
+        return _of_unknown(unknown, function, operands)
     value = function(*(_plain_nested(operand) for operand in operands))
     for stale in operands:
         if isinstance(stale, StaleSize):
@@ -205,6 +229,17 @@ def call_with_numbers(function: Callable[..., Any], operands: tuple[Any, ...]) -
                     number.nodes.guard(function, operands, value)
                 return traced_number(number.nodes, function, operands, value)
     return value
+
+
+def _of_unknown(unknown: ValueFloat, function: Callable[..., Any], operands: tuple[Any, ...]) -> Any:
+    try:
+        value = function(*map(plain, operands))
+    except (ArithmeticError, ValueError):
+        value = None
+    if type(value) is not float:
+        # A whole number may be a size, an index or the end of a loop.
+        raise unknown.error
+    return ValueFloat.of(unknown.nodes, unknown.nodes.number_node(function, operands, value), unknown.error)
 
 
 def _plain_nested(value: Any) -> Any:
@@ -227,6 +262,8 @@ def _comparison(function: Callable[..., Any]) -> Callable[[Any, Any], Any]:
     def method(self: Any, other: Any) -> Any:
         if not isinstance(other, (int, float)):
             return NotImplemented
+        if isinstance(unknown := other if isinstance(other, ValueFloat) else self, ValueFloat):
+            raise unknown.error
         outcome = function(plain(self), plain(other))
         if isinstance(other, StaleSize):
             # No size of a tensor changes this.

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from invariant import check_invariant, net
@@ -183,3 +185,42 @@ def test_a_count_of_steps_is_checked_in_training() -> None:
         assert torch.equal(traced(x), model.train()(x))
     with pytest.raises(FxpruneError, match="is True here, and was False"):
         traced(x)
+
+
+# --- floats that the input gives ---
+
+
+def _by_floats(self: Any, x: Tensor) -> Any:
+    y = self.a(x).relu()
+    scale = float(y.detach().mean())
+    y = self.b(y) * (1.0 / (1 + max(scale, 0.5))) + y.mean().item()
+    if self.training:
+        y = y * (float(torch.bernoulli(torch.full((1,), 0.5))) / 0.5)
+    return y, scale
+
+
+def test_the_graph_computes_with_floats_that_the_input_gives_and_with_random_ones() -> None:
+    model = net(_by_floats, a=nn.Linear(4, 8), b=nn.Linear(8, 4))
+    check_invariant(model, torch.randn(3, 4), 8)
+    traced = trace(model, torch.randn(3, 4).double())
+    for seed in range(4):
+        torch.manual_seed(seed)
+        assert_same(model, traced, torch.randn(5, 4).double())
+    compiled, x = torch.compile(traced.eval(), backend="eager"), torch.randn(2, 4).double()
+    with torch.no_grad():
+        assert torch.allclose(compiled(x)[0], model.eval()(x)[0])
+
+
+@pytest.mark.parametrize(
+    "follow",
+    [
+        lambda v: v > 0, bool, int, round, lambda v: [1, 2][int(v * 0)], lambda v: max(v, 1.0) > 2,
+        lambda v: (v * 0 + 1).is_integer(), lambda v: math.isnan(v), lambda v: np.sqrt(v) > 1, lambda v: v // 1 == 0,
+    ],
+)  # fmt: skip
+def test_a_float_that_the_input_gives_is_not_followed(follow: Callable[[float], Any]) -> None:
+    def forward(self: Any, x: Tensor) -> Tensor:
+        return x * 2 if follow(self.a(x).mean().item()) else x
+
+    with pytest.raises(FxpruneError, match="`item` asks for the value of a tensor that depends on the model's input"):
+        trace(net(forward, a=nn.Linear(4, 4)), torch.randn(3, 4))

@@ -54,7 +54,17 @@ def by_tuple_after_a_check(self: Any, x: Tensor) -> Tensor:
     return by_tuple(self, x)
 
 
-@pytest.mark.parametrize("forward", [by_tuple, by_number, by_table, by_tuple_after_a_check])
+def by_a_table_that_is_large_enough(self: Any, x: Tensor) -> Tensor:
+    y = self.a(x)
+    height, width = y.shape[2:]
+    if self.table.shape[0] < height or width > self.table.shape[1]:
+        self.register_buffer("table", table(height, width))
+    return self.b(y + self.table[:height, :width])  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize(
+    "forward", [by_tuple, by_number, by_table, by_tuple_after_a_check, by_a_table_that_is_large_enough]
+)
 def test_the_branch_for_other_sizes_is_taken_where_it_gives_the_same(forward: Any) -> None:
     model = model_of(forward)
     model.register_buffer("table", table(6, 6))
