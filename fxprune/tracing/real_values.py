@@ -42,7 +42,13 @@ _MOST_NUMBERS = 64
 
 
 class DataDependentError(FxpruneError):
-    """The model's Python code asked for the value of a tensor that depends on the input."""
+    """The model's Python code asked for the value of a tensor that depends on the input.
+
+    Attributes:
+        module: the path of the module whose code did, or that made the tensor; known once the run has ended.
+    """
+
+    module: str = ""
 
 
 class RealValues:

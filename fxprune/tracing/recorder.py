@@ -131,6 +131,7 @@ class Recorder(TorchFunctionMode):
         except DataDependentError as error:
             if func not in _MAY_BE_UNKNOWN:
                 raise
+            error.module, _ = self.scopes.current
             return Unknown(error)
         except RuntimeError as error:
             if "cannot be called on meta tensors" not in str(error):

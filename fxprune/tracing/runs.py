@@ -29,6 +29,7 @@ from fxprune.tracing.module_calls import ModuleCalls
 from fxprune.tracing.number_functions import is_refused_type
 from fxprune.tracing.patching import patched
 from fxprune.tracing.python_state import PythonState, python_state
+from fxprune.tracing.real_values import DataDependentError
 from fxprune.tracing.recorder import Recorder
 from fxprune.tracing.refusals import explained
 from fxprune.tracing.signature import SignatureCodeGen
@@ -250,7 +251,10 @@ class Runner:
                     recorder.builder.create_node("output", "output", (result,), {}, values, origin)
         except Exception as error:
             shapes = [tuple(tensor.shape) for tensor in trees.tensors(list(bound.values()))]
-            raise explained(self.model, recorder.scopes.failed_in or "", shapes, error) from error
+            failed_in = recorder.scopes.failed_in or ""
+            if isinstance(error, DataDependentError):
+                error.module = error.module or failed_in
+            raise explained(self.model, failed_in, shapes, error) from error
         own = {path for path, module in twin.named_modules() if has_own_train(module)}
         seen = frozenset(reads | recorder.facts.readers() | {(path, path) for path in own | modules.may_follow_mode})
         builder, sizes, read = recorder.builder, recorder.sizes, recorder.values.read

@@ -78,11 +78,12 @@ def trace(
             draws random numbers from NumPy or Python, or layers are skipped at random. The graph warns of it too, when
             it runs in training. Or the model's own `train()` leaves parts in eval. Or random numbers that it draws from
             NumPy or Python in eval are constants of the graph. Or forward keeps something from call to call, or asks
-            something of autograd, that the graph has not.
+            something of autograd, that the graph has not. Or a part stays whole, since its code follows the values of
+            the input.
     """
     traced = trace_knowing(model, example_inputs, {}, copy=copy, leaves=leaves)
     for note in trace_notes(traced).remarks:
-        if note.startswith((*_LOST_IN_TRAINING, _DRAWN_ONCE, _USUAL_TRAIN, STATE_IS_LOST, GRADIENTS_DIFFER)):
+        if note.startswith((*_LOST_IN_TRAINING, *_ALSO_WARNED)):
             warnings.warn(note, FxpruneWarning, stacklevel=2)
     return traced
 
@@ -236,13 +237,38 @@ def _insert_warning(builder: GraphBuilder, lost: list[str]) -> None:
 
 
 def _record_in_eval(runner: Runner, leaves: Leaves, kept: set[str], remarks: list[str]) -> Recording:
+    """The recording; modules whose code follows the values of the input stay whole if they are less than half."""
+    first: FxpruneError | None = None
+    while True:
+        try:
+            return _record_as_it_is_or_exported(runner, leaves, kept, remarks)
+        except FxpruneError as error:
+            first = first or error
+            path = error.__cause__.module if isinstance(error.__cause__, DataDependentError) else ""
+            if not path or path in kept or _part(runner.model, path) >= 0.5:
+                raise first from first.__cause__
+            kept.add(path)
+            remarks.append(f"{_STAYS_WHOLE}: the code of `{path}` follows the values of the input, which no graph can.")
+
+
+def _part(model: nn.Module, path: str) -> float:
+    """The part of the model's parameters that a module has."""
+    numbers = [sum(p.numel() for p in module.parameters()) for module in (model.get_submodule(path), model)]
+    return numbers[0] / max(numbers[1], 1)
+
+
+def _record_as_it_is_or_exported(runner: Runner, leaves: Leaves, kept: set[str], remarks: list[str]) -> Recording:
     try:
         return runner.record(leaves, kept)
     except FxpruneError as error:
         if runner.exporting or not isinstance(error.__cause__, DataDependentError):
             raise
         runner.exporting = True
-        recorded = runner.record(leaves, kept)
+        try:
+            recorded = runner.record(leaves, kept)
+        except FxpruneError:
+            runner.exporting = False
+            raise
         remarks.append(
             "Traced as for torch.export: otherwise the model's control flow depends on the values of its input."
         )
@@ -255,6 +281,8 @@ def _record_in_eval(runner: Runner, leaves: Leaves, kept: set[str], remarks: lis
 _ONLY_EVAL = "Only the code of eval is in the graph"
 _USUAL_TRAIN = "The graph trains as a whole."
 _DRAWN_ONCE = "Random numbers that the model draws from NumPy or Python in eval are constants of the graph"
+_STAYS_WHOLE = "A part stays whole"
+_ALSO_WARNED = (_DRAWN_ONCE, _STAYS_WHOLE, _USUAL_TRAIN, STATE_IS_LOST, GRADIENTS_DIFFER)
 _LOST_IN_TRAINING = (_ONLY_EVAL, LIKELIER_DRAW)
 
 

@@ -55,7 +55,9 @@ def _differs(runner: Runner, recorded: Recording, leaves: Leaves, kept: set[str]
         return True
     recorded.builder.remarks.extend(each for each in other.builder.remarks if each.startswith(GRADIENTS_DIFFER))
     differences = compare(recorded.builder, other.builder, ignored=_LAYOUTS)
-    return bool(differences.scopes) or not all(map(_is_limit_of_types, differences.literals))
+    # A tensor that a function makes learns nothing, whether or not it is to have a gradient.
+    followed = [literal for literal in differences.literals if literal.place[-1] != "requires_grad"]
+    return bool(differences.scopes) or not all(map(_is_limit_of_types, followed))
 
 
 def _is_limit_of_types(literal: Literal) -> bool:

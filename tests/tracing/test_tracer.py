@@ -11,9 +11,10 @@ import pytest
 import timm
 import torch
 from invariant import net
-from same_model import assert_same, make
+from same_model import assert_same, make, targets
 from torch import Tensor, nn
 
+import fxprune
 from fxprune.errors import FxpruneError, FxpruneWarning
 from fxprune.tracing.checks import check_argument, check_as_traced
 from fxprune.tracing.notes import trace_notes
@@ -99,10 +100,14 @@ class Branching(nn.Module):
 
 
 class Branch(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(3))
+
     def forward(self, x: Tensor) -> Tensor:
         if x.sum() > 0:
             return x
-        return -x
+        return -x * self.scale
 
 
 def test_control_flow_on_the_input_says_where_and_what_to_do() -> None:
@@ -149,3 +154,40 @@ def test_random_numbers_of_python_and_numpy_in_eval_are_warned_of() -> None:
 
     with pytest.warns(FxpruneWarning, match="draws from NumPy or Python in eval are constants"):
         trace(net(forward, a=nn.Linear(4, 8)), torch.randn(3, 4))
+
+
+class Keypoints(nn.Module):
+    """How many it finds depends on the values."""
+
+    def __init__(self, width: int = 4) -> None:
+        super().__init__()
+        self.head = nn.Linear(8, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        found = self.head(x).flatten(0, -2)
+        return found[found[:, 0] > 0]
+
+
+def _found_by_a_part(self: Any, x: Tensor) -> Any:
+    y = self.b(self.a(x).relu())
+    return self.c(y), self.find(y) * 2
+
+
+def test_a_small_part_whose_code_follows_values_stays_whole() -> None:
+    parts = {"a": nn.Linear(4, 16), "b": nn.Linear(16, 8), "c": nn.Linear(8, 8), "find": Keypoints()}
+    model, x = net(_found_by_a_part, **parts), torch.randn(9, 4)
+    with pytest.warns(FxpruneWarning, match="A part stays whole: the code of `find` follows the values"):
+        traced = trace(model, x)
+    assert "find" in targets(traced, "call_module")
+    for batch in (3, 20):
+        assert_same(model, traced, torch.randn(batch, 4))
+    with pytest.warns(FxpruneWarning, match="stays whole"):
+        pruned = fxprune.prune(model.double(), 0.7, example_inputs=x.double(), compensate=False)
+    for training in (False, True):
+        assert fxprune.verify(model, pruned, torch.randn(7, 4).double(), training=training) <= 1e-9
+
+
+def test_a_part_that_is_most_of_the_model_does_not_stay_whole() -> None:
+    model = net(lambda self, x: self.find(self.a(x)), a=nn.Linear(4, 8), find=Keypoints(32))
+    with pytest.raises(FxpruneError, match=r"the size of what `getitem` gives depends on the values of the input"):
+        trace(model, torch.randn(9, 4))

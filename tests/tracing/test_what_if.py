@@ -205,3 +205,14 @@ def test_checks_of_facts_are_compiled_and_exported() -> None:
         assert checks_of(traced)
         torch.testing.assert_close(torch.compile(traced, backend="eager", fullgraph=True)(x), traced(x))
         torch.testing.assert_close(torch.export.export(traced, (x,)).module()(x), traced(x))
+
+
+def test_whether_a_new_tensor_is_to_have_a_gradient_is_nothing_that_the_code_follows() -> None:
+    def forward(self: Any, x: Tensor) -> Tensor:
+        return self.a(x) * torch.ones(x.shape[0], 1, requires_grad=x.requires_grad)  # type: ignore[no-any-return]
+
+    model = net(forward, a=nn.Linear(4, 2))
+    traced = trace(model, torch.randn(3, 4))
+    x = torch.randn(2, 4, requires_grad=True)
+    gradient, expected = (torch.autograd.grad(f(x).sum(), x)[0] for f in (traced, model))
+    assert torch.equal(gradient, expected)
