@@ -66,7 +66,8 @@ class _Trial:
         if self._is_refused(other):
             return None
         differences = compare(self.recorded.builder, other.builder)
-        if not (differences.scopes or differences.literals):
+        constants = self.recorded.builder.constants, other.builder.constants
+        if not (differences.scopes or differences.literals) and _same_constants(*constants):
             return None
         theirs = other.sizes.read_sizes()
         ours = {place: int(size) for place, size in self.recorded.sizes.read_sizes().items()}
@@ -80,6 +81,18 @@ class _Trial:
             for ours, theirs in zip(self.recorded.sizes.guards, other.sizes.guards, strict=False)
             if ours.function is theirs.function
         )
+
+
+def _same_constants(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> bool:
+    """Whether the tensors are the same that graphs have and the model's `state_dict` has not."""
+    return ours.keys() == theirs.keys() and all(_is_same(ours[name], theirs[name]) for name in ours)
+
+
+def _is_same(one: Tensor, other: Tensor) -> bool:
+    if one.shape != other.shape or one.dtype != other.dtype or one.is_meta or other.is_meta:
+        return one.shape == other.shape and one.dtype == other.dtype
+    # Not a number is not equal to itself.
+    return one is other or bool(((one == other) | (one != one) & (other != other)).all())
 
 
 def _is_position(tensor: Tensor, d: int) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -28,6 +29,8 @@ UNSEEN: dict[str, Any] = {
     "a branch on a size that looks fixed": lambda self, x: self.b(
         self.a(x) * (2 if (self.a(x) @ self.q).shape[1] > 6 else 1)
     ),
+    "a table of numpy": lambda self, x: self.b(self.a(x) * torch.from_numpy(np.tri(x.shape[1])).to(x).sum(1)[:, None]),
+    "indices of numpy": lambda self, x: self.b(self.a(x) + x[:, np.tril_indices(x.shape[1])[0]].mean()),
     "the batch": lambda self, x: self.b(self.a(x) * (1.0 / x.shape[0])),
 }
 
@@ -75,6 +78,20 @@ def test_sizes_that_training_alone_follows_are_checked_beside_a_loop() -> None:
     for training in (False, True):
         assert fxprune.verify(model, pruned, tokens(length=9), training=training) < 1e-9
     with pytest.raises(FxpruneError, match=r"`x.size\(1\) > 10` is True"):
+        pruned.train()(tokens(length=11))
+
+
+@pytest.mark.parametrize("name", ["a float before a size", "indices of numpy"])
+def test_other_sizes_are_refused_in_training_where_training_alone_has_such_a_number(name: str) -> None:
+    def forward(self: Any, x: Tensor) -> Any:
+        y = self.b(self.a(x))
+        return (y, UNSEEN[name](self, x)) if self.training else y
+
+    model = net(forward, a=nn.Linear(4, 8), b=nn.Linear(8, 2))
+    pruned = fxprune.prune(model, 0.6, example_inputs=tokens(), compensate=False)
+    assert fxprune.verify(model, pruned, tokens(length=11)) < 1e-9
+    assert fxprune.verify(model, pruned, training=True) < 1e-9
+    with pytest.raises(FxpruneError, match="when the model was traced"):
         pruned.train()(tokens(length=11))
 
 
