@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributions import Distribution
 from torch.overrides import handle_torch_function
 
 from fxprune.errors import FxpruneError
@@ -174,6 +175,14 @@ for _name in (
     "_check_tensor_all", "_check_tensor_all_with", "_assert",
 ):  # fmt: skip
     _replace(torch, _name, _check)
+
+
+def _without_checks(recorder: Recorder, original: Any, made: Any, *shapes: Any, **given: Any) -> None:
+    """A distribution checks its parameters when it is made, and samples later; that computes nothing either."""
+    original(made, *shapes[:2], **given | {"validate_args": False})
+
+
+_replace(Distribution, "__init__", _without_checks)
 for _owner in (torch, torch.random):
     _replace(_owner, "manual_seed", _set)
 _replace(torch, "set_default_dtype", _set)

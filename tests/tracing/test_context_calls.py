@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
+import pytest
 import torch
-from invariant import net
-from torch import Tensor, nn
+from invariant import check_invariant, net
+from torch import Tensor, distributions, nn
 
 from fxprune import trace
 from fxprune.tracing.context_calls import context_patches
@@ -23,3 +25,24 @@ def test_what_is_replaced_is_there_again_after_a_trace() -> None:
     trace(net(forward, a=nn.Linear(4, 2)), torch.zeros(3, 4))
     assert before
     assert all(vars(owner)[name] is value for owner, name, value in before)
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda y: distributions.Normal(y, y.abs() + 1).log_prob(y * 2),
+        lambda y: distributions.StudentT(y.abs() + 2, y, y.abs() + 0.1, validate_args=True).log_prob(y),
+        lambda y: distributions.Categorical(logits=y).entropy(),
+        lambda y: distributions.NegativeBinomial(y.abs() + 1, logits=y).mean,
+        lambda y: distributions.TransformedDistribution(
+            distributions.Normal(y, y.abs() + 1), [distributions.AffineTransform(1.0, y.abs() + 1)]
+        ).log_prob(y),
+    ],
+)
+def test_distributions_are_traced_past_their_checks(use: Callable[[Tensor], Tensor]) -> None:
+    def forward(self: Any, x: Tensor) -> Tensor:
+        return use(self.b(self.a(x).relu()))
+
+    check_invariant(net(forward, a=nn.Linear(4, 8), b=nn.Linear(8, 4)), torch.randn(3, 4), 8)
+    with pytest.raises(ValueError, match="scale"):
+        distributions.Normal(torch.zeros(2), -torch.ones(2))
