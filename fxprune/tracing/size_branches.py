@@ -38,7 +38,7 @@ def right_for_all_sizes(runner: Runner, recorded: Recording, leaves: Leaves) -> 
     """The places in the model's code where the branch for other sizes does at the example's what the one for it does.
 
     If there are such branches, the model and the graphs with the other branches run in float64: in eval and training,
-    with weights and inputs that are not special, and with each dimension of the inputs twice as large.
+    with weights and inputs that are not special, and with each dimension of the inputs twice as large or one less.
     """
     if OTHER_BRANCHES in runner.earlier_values:
         # A model without values, as one that a file is loaded into.
@@ -61,7 +61,7 @@ def right_for_all_sizes(runner: Runner, recorded: Recording, leaves: Leaves) -> 
 
 
 def _calls(runner: Runner) -> Iterator[Call]:
-    """The example with random numbers, and with each of its dimensions twice as large."""
+    """The example with random numbers, with each of its dimensions twice as large, and smaller by one."""
     generator = torch.Generator().manual_seed(0)
     example: Call = trees.map_tensors(
         lambda x: torch.randn(x.shape, generator=generator).to(x) if x.is_floating_point() else x,
@@ -74,7 +74,11 @@ def _calls(runner: Runner) -> Iterator[Call]:
         def twice(x: Tensor, d: int = d, n: int = n) -> Tensor:
             return torch.cat([x, x.flip(d)], d) if x.ndim > d and x.shape[d] == n else x
 
+        def less(x: Tensor, d: int = d, n: int = n) -> Tensor:
+            return x.narrow(d, 0, n - 1) if x.ndim > d and x.shape[d] == n > 1 else x
+
         yield trees.map_tensors(twice, example)
+        yield trees.map_tensors(less, example)
 
 
 def _gives(trials: list[tuple[Call, bool, list[Tensor]]], runner: Runner, leaves: Leaves) -> bool:
@@ -84,7 +88,7 @@ def _gives(trials: list[tuple[Call, bool, list[Tensor]]], runner: Runner, leaves
     for call, training, expected in trials:
         try:
             if training not in graphs:
-                recorded = replace(runner, training=training).record(leaves, set())
+                recorded = runner.record_training(leaves, set()) if training else runner.record(leaves, set())
                 insert_guards(recorded.builder, recorded.sizes)
                 graphs[training] = assemble(runner.model, recorded.builder, lambda tensor: tensor.detach().clone())
             got = _outputs(runner, graphs[training], call, training)

@@ -125,9 +125,11 @@ class SizeNodes:
 
     def compare(self, function: Callable[..., Any], operands: tuple[Any, ...], outcome: bool) -> bool:
         """What the model's code is told of a comparison: the outcome, on which the graph then relies, or the other."""
-        # Products and sums of sizes may be the same for other sizes.
         sizes = [operand for operand in operands if not _is_named(operand)]
-        names_size = len(sizes) == 1 and sizes[0].function is read_size
+        # Products and sums of sizes may be the same for other sizes, and remainders are often 0 or 1.
+        names_size = len(sizes) == 1 and (
+            sizes[0].function is read_size or (len(_read(sizes[0])) == 1 and max(map(plain, operands)) > 1)
+        )
         finds_it = names_size and _finds_size(function, operands, outcome)
         place = place_in_model() if finds_it and self._switch.on else None
         if place in self._otherwise:
@@ -165,6 +167,16 @@ class SizeNodes:
             finally:
                 builder.step = outer
         builder.finished_loops.add(number)
+
+
+def _read(operand: Any) -> set[tuple[fx.Node, int]]:
+    """The sizes that a number is computed from, each as node and dimension."""
+    if not isinstance(operand, TracedNumber):
+        return set()
+    if operand.function is read_size:
+        return {operand.operands}  # type: ignore[arg-type]
+    parts = [part for given in operand.operands for part in (given if isinstance(given, (tuple, list)) else (given,))]
+    return set().union(*map(_read, parts))
 
 
 def _is_named(operand: Any) -> bool:

@@ -62,8 +62,18 @@ def by_a_table_that_is_large_enough(self: Any, x: Tensor) -> Tensor:
     return self.b(y + self.table[:height, :width])  # type: ignore[no-any-return]
 
 
+def by_a_padded_size(self: Any, x: Tensor) -> Tensor:
+    y = self.a(x)
+    height, width = (size + (3 - size % 3) % 3 for size in y.shape[2:])
+    y = torch.nn.functional.pad(y, (0, width - y.shape[3], 0, height - y.shape[2]))
+    if self.table.shape[0] != height or self.table.shape[1] != width:
+        return self.b(y * table(height, width))  # type: ignore[no-any-return]
+    return self.b(y * self.table)  # type: ignore[no-any-return]
+
+
 @pytest.mark.parametrize(
-    "forward", [by_tuple, by_number, by_table, by_tuple_after_a_check, by_a_table_that_is_large_enough]
+    "forward",
+    [by_a_padded_size, by_tuple, by_number, by_table, by_tuple_after_a_check, by_a_table_that_is_large_enough],
 )
 def test_the_branch_for_other_sizes_is_taken_where_it_gives_the_same(forward: Any) -> None:
     model = model_of(forward)
@@ -119,7 +129,15 @@ def _by_batch(self: Any, x: Tensor) -> Tensor:
     return self.b(nn.functional.batch_norm(y, self.n.running_mean, self.n.running_var, training=self.training))  # type: ignore[no-any-return]
 
 
-@pytest.mark.parametrize("forward", [_by_one_side, _by_area, _with_a_weight_of_zero, _by_batch])
+def _by_a_padded_size(self: Any, x: Tensor) -> Tensor:
+    y = self.a(x)
+    height, width = (size + (3 - size % 3) % 3 for size in y.shape[2:])
+    if self.table.shape[0] == height and self.table.shape[1] == width:
+        return self.b(y * self.table[: y.shape[2], : y.shape[3]])  # type: ignore[no-any-return]
+    return self.b(y * table(height, width)[:6, :6].flip(0)[: y.shape[2], : y.shape[3]].flip(0))  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("forward", [_by_one_side, _by_a_padded_size, _by_area, _with_a_weight_of_zero, _by_batch])
 def test_what_is_the_same_by_chance_is_not_taken(forward: Any) -> None:
     model = model_of(forward, n=nn.BatchNorm2d(8), zero=nn.Parameter(torch.zeros(1)))
     model.register_buffer("table", table(6, 6))
