@@ -174,7 +174,7 @@ def _read(operand: Any) -> set[tuple[fx.Node, int]]:
     if not isinstance(operand, TracedNumber):
         return set()
     if operand.function is read_size:
-        return {operand.operands}  # type: ignore[arg-type]
+        return {operand.operands}
     parts = [part for given in operand.operands for part in (given if isinstance(given, (tuple, list)) else (given,))]
     return set().union(*map(_read, parts))
 
