@@ -29,6 +29,7 @@ Calls
 
 Numbers
     sizes: ints and floats that know how they were computed.
+    repeated: lists that a size repeats.
     number_functions: `int`, `len`, `math` and `numpy` for such numbers.
 
 After the run

@@ -17,6 +17,7 @@ import torch
 from torch import fx
 
 from fxprune.tracing.loop_watch import is_iterated
+from fxprune.tracing.repeated import Repeated
 from fxprune.tracing.user_code import user_frame
 
 __all__ = [
@@ -249,7 +250,7 @@ def _plain_nested(value: Any) -> Any:
 def _arithmetic(name: str, function: Callable[..., Any], reflected: bool) -> Callable[[Any, Any], Any]:
     def method(self: Any, other: Any) -> Any:
         if isinstance(other, (list, tuple, str)) and function is operator.mul:
-            return other * self.as_traced()
+            return Repeated.of(other, self, plain(self)) if type(other) is list else other * self.as_traced()
         if not isinstance(other, (int, float)):
             return NotImplemented
         return call_with_numbers(function, (other, self) if reflected else (self, other))

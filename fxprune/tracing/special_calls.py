@@ -16,6 +16,7 @@ from fxprune.tracing.context_calls import CONTEXT_CALLS
 from fxprune.tracing.gradient_calls import GRADIENT_CALLS
 from fxprune.tracing.graph_builder import Origin
 from fxprune.tracing.recorder import Recorder, SpecialCall
+from fxprune.tracing.repeated import Repeated
 from fxprune.tracing.sizes import TracedSize
 from fxprune.tracing.user_code import asked_by_model
 
@@ -139,6 +140,15 @@ def _new(recorder: Recorder, func: Any, tensor: Tensor, *given: Any, **options: 
     return recorder.call(Tensor.new_empty, (tensor, *(given or (first,))), options)
 
 
+def _tensor(recorder: Recorder, func: Any, *args: Any, **kwargs: Any) -> Any:
+    """A tensor of the entries of a list, which a size may repeat."""
+    data = args[0] if args else None
+    if isinstance(data, Repeated) and all(isinstance(item, (int, float)) for item in data.items):
+        with recorder:
+            return func(data.items, *args[1:], **kwargs).repeat(data.number)
+    return recorder.call(func, args, kwargs)
+
+
 def _set_data(recorder: Recorder, func: Any, tensor: Tensor, value: Tensor) -> None:
     """`weight.data = value`, as layers do that keep their norm small: writes into the tensor, hidden from autograd."""
     if value.shape != tensor.shape:
@@ -218,6 +228,7 @@ SPECIAL_CALLS: dict[Any, SpecialCall] = {
     torch._C._set_grad_enabled: _set_grad_enabled,
     vars(torch._C.TensorBase)["data"].__set__: _set_data,
     nn.functional.multi_head_attention_forward: _inline_attention, Tensor.__getitem__: _getitem,
+    **dict.fromkeys([torch.tensor, torch.as_tensor], _tensor),
     Tensor.detach: _detach, Tensor.new: _new, Tensor.type: _type,
     **dict.fromkeys([_getter(name) for name in (
         "ndim", "is_cuda", "is_meta", "layout", "is_quantized",
