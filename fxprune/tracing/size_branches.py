@@ -1,14 +1,15 @@
 """Branches for one size, as `mask = self.mask if x.shape[2] == 64 else self.make_mask(x.shape[2])`.
 
 The graph has one of both branches. The one for the size that the code names would tie it to that size. The other one is
-good for all sizes if it computes the same for that one too, so both are tried.
+good for all sizes if it computes the same for that one too, so both are tried. Where the example has taken the other
+one already, that is done for a size of 1: a single sample or step often has a branch of its own.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -34,11 +35,22 @@ OTHER_BRANCHES = "branches for other sizes"
 _SAME = 1e-9
 
 
+@dataclass(frozen=True)
+class _Trial:
+    """A call, what the model gives for it, and where its code finds a size to be 1 that is not 1 in the example."""
+
+    call: Call
+    training: bool
+    outputs: list[Tensor]
+    finds_one: frozenset[Place]
+
+
 def right_for_all_sizes(runner: Runner, recorded: Recording, leaves: Leaves) -> frozenset[Place]:
     """The places in the model's code where the branch for other sizes does at the example's what the one for it does.
 
     If there are such branches, the model and the graphs with the other branches run in float64: in eval and training,
-    with weights and inputs that are not special, and with each dimension of the inputs twice as large or one less.
+    with weights and inputs that are not special, and with each dimension of the inputs twice as large or one less. For
+    branches for a size of 1, a dimension has that size.
     """
     if OTHER_BRANCHES in runner.earlier_values:
         # A model without values, as one that a file is loaded into.
@@ -46,13 +58,18 @@ def right_for_all_sizes(runner: Runner, recorded: Recording, leaves: Leaves) -> 
     places = named_sizes(recorded.builder, recorded.sizes)
     if not places or any(tensor.is_meta for tensor in parameters_and_buffers(runner.model)):
         return frozenset()
+    found_there = {guard.place for guard in recorded.sizes.guards if guard.finds_size}
+    ones = frozenset(places - found_there)
+    calls = [(call, frozenset[Place]()) for call in _calls(runner, others=places > ones)]
+    calls += [(call, there) for call in _calls_of_one(runner) if (there := _finds_one(runner, call, leaves, ones))]
     trials = []
     for training in (False, True):
-        for call in _calls(runner):
+        for call, finds_one in calls:
             # A graph that is traced again may refuse it.
             with suppress(FxpruneError):
                 if (outputs := _outputs(runner, runner.model, call, training)) is not None:
-                    trials.append((call, training, outputs))
+                    trials.append(_Trial(call, training, outputs, finds_one))
+    places -= ones.difference(*(trial.finds_one for trial in trials))
     found: frozenset[Place] = frozenset()
     for tried in dict.fromkeys((frozenset(places), *(frozenset({place}) for place in sorted(places)))):
         if not tried <= found and _gives(trials, replace(runner, otherwise=found | tried), leaves):
@@ -60,7 +77,7 @@ def right_for_all_sizes(runner: Runner, recorded: Recording, leaves: Leaves) -> 
     return found
 
 
-def _calls(runner: Runner) -> Iterator[Call]:
+def _calls(runner: Runner, *, others: bool) -> Iterator[Call]:
     """The example with random numbers, with each of its dimensions twice as large, and smaller by one."""
     generator = torch.Generator().manual_seed(0)
     example: Call = trees.map_tensors(
@@ -68,36 +85,64 @@ def _calls(runner: Runner) -> Iterator[Call]:
         (runner.args, runner.kwargs),
     )
     yield example
-    sizes = {(d, n) for tensor in trees.tensors(example) for d, n in enumerate(tensor.shape)}
-    for d, n in sorted(sizes):
+    for d, n in _dimensions(example) if others else ():
 
         def twice(x: Tensor, d: int = d, n: int = n) -> Tensor:
             return torch.cat([x, x.flip(d)], d) if x.ndim > d and x.shape[d] == n else x
 
-        def less(x: Tensor, d: int = d, n: int = n) -> Tensor:
-            return x.narrow(d, 0, n - 1) if x.ndim > d and x.shape[d] == n > 1 else x
-
         yield trees.map_tensors(twice, example)
-        yield trees.map_tensors(less, example)
+        yield _narrowed(example, d, n, n - 1)
 
 
-def _gives(trials: list[tuple[Call, bool, list[Tensor]]], runner: Runner, leaves: Leaves) -> bool:
+def _calls_of_one(runner: Runner) -> Iterator[Call]:
+    """The example with one entry of each of its dimensions."""
+    example = next(_calls(runner, others=False))
+    for d, n in _dimensions(example):
+        yield _narrowed(example, d, n, 1)
+
+
+def _dimensions(call: Call) -> list[tuple[int, int]]:
+    """The places of dimensions and their sizes, of all tensors."""
+    return sorted({(d, n) for tensor in trees.tensors(call) for d, n in enumerate(tensor.shape)})
+
+
+def _narrowed(call: Call, d: int, n: int, size: int) -> Call:
+    narrowed: Call = trees.map_tensors(
+        lambda x: x.narrow(d, 0, size) if x.ndim > d and x.shape[d] == n > 1 else x, call
+    )
+    return narrowed
+
+
+def _finds_one(runner: Runner, call: Call, leaves: Leaves, ones: frozenset[Place]) -> frozenset[Place]:
+    """Those of these places where the code finds in this call that a size is 1."""
+    if not ones:
+        return frozenset()
+    args, kwargs = call
+    try:
+        recorded = replace(runner, args=args, kwargs=kwargs).record(leaves, set())
+    except FxpruneError:
+        return frozenset()
+    return ones & {guard.place for guard in recorded.sizes.guards if guard.place is not None and guard.finds_size}
+
+
+def _gives(trials: list[_Trial], runner: Runner, leaves: Leaves) -> bool:
     """Whether the graphs with the other branches give these outputs."""
     graphs: dict[bool, nn.Module] = {}
     known = False
-    for call, training, expected in trials:
+    for trial in trials:
+        training = trial.training
         try:
             if training not in graphs:
                 recorded = runner.record_training(leaves, set()) if training else runner.record(leaves, set())
                 insert_guards(recorded.builder, recorded.sizes)
                 graphs[training] = assemble(runner.model, recorded.builder, lambda tensor: tensor.detach().clone())
-            got = _outputs(runner, graphs[training], call, training)
+            got = _outputs(runner, graphs[training], trial.call, training)
         except FxpruneError:
-            if training not in graphs:
+            if training not in graphs or (runner.otherwise or frozenset()) & trial.finds_one:
                 return False
             # Refused at this size because of other branches.
             continue
-        if got is None or len(got) != len(expected) or not all(map(_is_same, expected, got)):
+        if got is None or len(got) != len(trial.outputs) or not all(map(_is_same, trial.outputs, got)):
             return False
         known = True
     return known

@@ -28,7 +28,7 @@ class Guard:
     """`function(*operands)` was `traced`, and the code went on accordingly; `call` is the module call that did.
 
     Where it is the number of steps of a loop, `loop` is the number of that. Where a size was found to be one that the
-    code names, `place` is where.
+    code names, or not to be 1, `place` is where.
     """
 
     function: Callable[..., Any]
@@ -37,6 +37,14 @@ class Guard:
     call: ModuleCall
     loop: int | None = None
     place: Place | None = None
+
+    @property
+    def finds_size(self) -> bool:
+        """Whether a size was found to be the one that the code names at `place`."""
+        return self.function not in _EQUAL or self.traced == (self.function is operator.eq)
+
+
+_EQUAL = (operator.eq, operator.ne)
 
 
 class SizeNodes:
@@ -131,9 +139,10 @@ class SizeNodes:
             sizes[0].function is read_size or (len(_read(sizes[0])) == 1 and max(map(plain, operands)) > 1)
         )
         finds_it = names_size and _finds_size(function, operands, outcome)
-        place = place_in_model() if finds_it and self._switch.on else None
+        is_one = names_size and function in _EQUAL and 1 in map(plain, operands)
+        place = place_in_model() if (finds_it or is_one) and self._switch.on else None
         if place in self._otherwise:
-            return not outcome
+            return outcome != finds_it
         self.guard(function, operands, outcome, place)
         return outcome
 
@@ -192,7 +201,7 @@ def _is_of_table(operand: Any) -> bool:
 
 def _finds_size(function: Callable[..., Any], operands: tuple[Any, ...], outcome: bool) -> bool:
     """Whether a size is found to be the one that the code names, or a table of the model to be large enough for it."""
-    if function in (operator.eq, operator.ne):
+    if function in _EQUAL:
         return outcome == (function is operator.eq)
     first, second = map(_is_of_table, operands)
     return (first or second) and outcome == ((function in (operator.ge, operator.gt)) == first)

@@ -151,6 +151,39 @@ def test_what_is_the_same_by_chance_is_not_taken(forward: Any) -> None:
         traced(image(batch=3, size=9).double())
 
 
+def _of_one_sample(self: Any, x: Tensor) -> Tensor:
+    y = self.a(x)
+    mean = y[0].mean((1, 2))[None] if y.shape[0] == 1 else y.mean((2, 3))
+    return self.b(y * mean[..., None, None])  # type: ignore[no-any-return]
+
+
+def test_a_branch_for_one_sample_is_left_out_where_the_other_gives_the_same() -> None:
+    model = model_of(_of_one_sample)
+    pruned = fxprune.prune(model, 0.6, example_inputs=image().double(), compensate=False)
+    for batch in (1, 2, 3):
+        assert fxprune.verify(model, pruned, image(batch=batch).double()) <= TOLERANCE
+    assert fxprune.verify(model, pruned, image(batch=1).double(), training=True) <= TOLERANCE
+
+
+def _of_one_row(self: Any, x: Tensor) -> Tensor:
+    y = self.a(x)
+    return self.b(y.sin() if y.shape[2] == 1 else y)  # type: ignore[no-any-return]
+
+
+def _of_one_piece(self: Any, x: Tensor) -> Tensor:
+    # No input of the trials has a piece of this size.
+    y = self.a(x)
+    return self.b(y.sin() if y[:, :, 4:].shape[2] == 1 else y)  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize(("forward", "height"), [(_of_one_row, 1), (_of_one_piece, 5)])
+def test_a_branch_for_one_that_computes_something_else_is_refused(forward: Any, height: int) -> None:
+    traced = fxprune.trace(model_of(forward), image().double())
+    assert traced(image(size=7).double()).shape == (2, 2, 7, 7)
+    with pytest.raises(FxpruneError, match="when the model was traced"):
+        traced(torch.randn(2, 3, height, 6).double())
+
+
 def test_one_branch_of_two_is_for_all_sizes() -> None:
     def forward(self: Any, x: Tensor) -> Tensor:
         y = by_tuple(self, x)
