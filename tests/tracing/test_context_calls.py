@@ -30,7 +30,7 @@ def test_what_is_replaced_is_there_again_after_a_trace() -> None:
 @pytest.mark.parametrize(
     "use",
     [
-        lambda y: distributions.Normal(y, y.abs() + 1).log_prob(y * 2),
+        lambda y: distributions.Normal(y, y.abs() + 1, validate_args=True).log_prob(y * 2),
         lambda y: distributions.StudentT(y.abs() + 2, y, y.abs() + 0.1, validate_args=True).log_prob(y),
         lambda y: distributions.Categorical(logits=y).entropy(),
         lambda y: distributions.NegativeBinomial(y.abs() + 1, logits=y).mean,
@@ -45,4 +45,4 @@ def test_distributions_are_traced_past_their_checks(use: Callable[[Tensor], Tens
 
     check_invariant(net(forward, a=nn.Linear(4, 8), b=nn.Linear(8, 4)), torch.randn(3, 4), 8)
     with pytest.raises(ValueError, match="scale"):
-        distributions.Normal(torch.zeros(2), -torch.ones(2))
+        distributions.Normal(torch.zeros(2), -torch.ones(2), validate_args=True)

@@ -56,7 +56,7 @@ def by_while(self: Any, x: Tensor) -> Tensor:
 
 
 def by_repetition(self: Any, x: Tensor) -> Tensor:
-    return self.f(x) + torch.tensor([1.0] * x.size(0))[:, None]
+    return self.f(x) + sum([1.0] * x.size(0))  # type: ignore[no-any-return]
 
 
 def by_lookup(self: Any, x: Tensor) -> Tensor:
