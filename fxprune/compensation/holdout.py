@@ -83,6 +83,8 @@ def _likeness(model: fx.GraphModule, samples: Batch) -> Tensor:
                     entries = output.reshape(batch.size, -1)
                     rows.append(entries[:, :: entries.shape[1] // _ENTRIES + 1].float().cpu())
             outputs.append(torch.cat(rows, 1))
+    if len({rows.shape[1] for rows in outputs}) > 1:
+        raise CannotScoreError("the sizes of the model's outputs depend on the values of the samples")
     differences = torch.cat(outputs).nan_to_num()
     directions = nn.functional.normalize(differences - differences.mean(0))
     return directions @ directions.T

@@ -15,7 +15,7 @@ from torch import fx
 
 from fxprune.channels import ChannelGraph, Group, Scores
 from fxprune.data import Batch, placeholder_values, run_model, running_on
-from fxprune.errors import CannotScoreError
+from fxprune.errors import CannotScoreError, FxpruneError
 from fxprune.losses import distillation_loss
 from fxprune.running.eval_mode import in_eval_without_grad
 from fxprune.running.one_node import run_node, with_values
@@ -98,7 +98,11 @@ class _Meter:
         """The distillation loss per sample of the model with other weights in some layers, by node name."""
         total, changed = 0.0, _ChangedModel(self._module, changes)
         for part, outputs in zip(self._parts, self._outputs, strict=True):
-            total += float(distillation_loss(changed.outputs(part), outputs, temperature=1.0)) * part.size
+            try:
+                loss = distillation_loss(changed.outputs(part), outputs, temperature=1.0)
+            except FxpruneError as error:
+                raise CannotScoreError(f"its outputs have other sizes with other weights: {error}") from error
+            total += float(loss) * part.size
         return total / sum(part.size for part in self._parts)
 
 

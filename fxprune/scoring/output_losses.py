@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 import torch
@@ -55,5 +56,5 @@ def _direction(output: Tensor, outputs: int, random: torch.Generator) -> Tensor:
         chance = output.float().softmax(1)
         noise = noise * chance.sqrt()
         return (noise - chance * noise.sum(1, keepdim=True)).to(output)
-    size = output.float().square().mean() * output[0].numel() * outputs
+    size = output.float().square().mean() * math.prod(output.shape[1:]) * outputs
     return noise * (2 / size.clamp_min(1e-30)).sqrt().to(output)

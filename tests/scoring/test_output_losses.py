@@ -46,3 +46,8 @@ def test_outputs_that_have_no_such_loss_are_refused() -> None:
         losses(torch.randn(6), probes=0)
     with pytest.raises(CannotScoreError, match="floating-point outputs"):
         losses(torch.arange(6))
+
+
+@pytest.mark.parametrize("shape", [(), (0, 3)], ids=["a number", "nothing found"])
+def test_outputs_without_samples_give_a_finite_loss(shape: tuple[int, ...]) -> None:
+    assert all(loss.isfinite() for loss in losses(torch.ones(shape).requires_grad_()))

@@ -187,6 +187,15 @@ def test_a_small_part_whose_code_follows_values_stays_whole() -> None:
         assert fxprune.verify(model, pruned, torch.randn(7, 4).double(), training=training) <= 1e-9
 
 
+def test_a_model_with_as_many_results_as_its_values_say_is_cut_by_relevance() -> None:
+    parts = {"a": nn.Linear(4, 16), "b": nn.Linear(16, 8), "c": nn.Linear(8, 8), "find": Keypoints()}
+    model, x = net(_found_by_a_part, **parts).eval(), torch.randn(9, 4)
+    with pytest.warns(FxpruneWarning) as warned:
+        pruned = fxprune.prune(model, 0.7, example_inputs=x, data=torch.randn(40, 4))
+    assert any("sizes" in str(each.message) and "relevance" in str(each.message) for each in warned)
+    assert fxprune.verify(model, pruned, x) <= 1e-9
+
+
 def test_a_part_that_is_most_of_the_model_does_not_stay_whole() -> None:
     model = net(lambda self, x: self.find(self.a(x)), a=nn.Linear(4, 8), find=Keypoints(32))
     with pytest.raises(FxpruneError, match=r"the size of what `getitem` gives depends on the values of the input"):
