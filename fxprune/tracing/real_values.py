@@ -248,7 +248,8 @@ class RealValues:
     def _number_in(self, node: fx.Node, value: Tensor) -> Any:
         """`tensor.item()`; a truth is a plain one, for which the graph has a guard."""
         truth = value.dtype is torch.bool
-        entries = self._number_tensors.entries(_before(node, past_layouts=False))
+        counts = bool(_tensors_read(node) & self._counters)
+        entries = None if counts else self._number_tensors.entries(_before(node, past_layouts=False))
         if entries is not None:
             (number,) = entries
             if truth:
