@@ -9,15 +9,17 @@ from collections.abc import Callable, Iterator, Mapping
 from enum import IntEnum
 from typing import Any
 
+import torch
 from torch import Tensor, fx, nn
 from torch.fx.node import Argument, Target
 
 from fxprune.errors import FxpruneError
+from fxprune.running import trees
 from fxprune.running.copies import META
 from fxprune.tracing.constants import Place, constant_name, place_of_tensor
 from fxprune.tracing.scopes import ModuleCall, Scopes
 
-__all__ = ["GraphBuilder", "Origin", "reads_layout", "reads_size"]
+__all__ = ["GraphBuilder", "Origin", "is_count", "reads_layout", "reads_size"]
 
 
 class Origin(IntEnum):
@@ -218,6 +220,22 @@ def reads_layout(node: fx.Node) -> bool:
 def reads_size(node: fx.Node) -> bool:
     """Whether a node reads a size of a tensor, or where its entries lie in memory, which its sizes decide."""
     return node.op == "call_method" and node.target in ("size", "numel", "stride", "storage_offset")
+
+
+def is_count(node: fx.Node) -> bool:
+    """Whether a whole number is computed from whole numbers only, as the longest of given lengths is."""
+    seen: set[fx.Node] = set()
+    stack = [node]
+    while stack:
+        current = stack.pop()
+        if current in seen or reads_layout(current):
+            continue
+        seen.add(current)
+        tensors = trees.tensors([current.meta["value"]])
+        if any(tensor.is_floating_point() or tensor.is_complex() for tensor in tensors) or "random" in current.meta:
+            return False
+        stack.extend(current.all_input_nodes)
+    return node.meta["value"].dtype is not torch.bool
 
 
 def _memory(tensor: Tensor) -> tuple[Any, ...]:

@@ -19,11 +19,10 @@ from torch import Tensor, fx, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from fxprune.errors import FxpruneError
-from fxprune.running import trees
 from fxprune.running.copies import META
 from fxprune.running.one_node import run_node, with_values
 from fxprune.tracing.checks import check_outcome
-from fxprune.tracing.graph_builder import GraphBuilder, Origin, reads_layout, reads_size
+from fxprune.tracing.graph_builder import GraphBuilder, Origin, is_count, reads_layout, reads_size
 from fxprune.tracing.number_tensors import NumberTensors
 from fxprune.tracing.scopes import Switch
 from fxprune.tracing.size_nodes import SizeNodes
@@ -134,7 +133,7 @@ class RealValues:
         origin = self._builder.origin[node]
         where = self._builder.scopes.described
         if origin == Origin.INPUTS:
-            if func is Tensor.item and _is_count(node):
+            if func is Tensor.item and is_count(node):
                 return self.count(node)
             if func is Tensor.__bool__ and self._training:
                 return self._outcome(node)
@@ -343,22 +342,6 @@ def _size_nodes(node: fx.Node) -> list[fx.Node]:
 
 def _reads_sizes(node: fx.Node) -> bool:
     return bool(_size_nodes(node))
-
-
-def _is_count(node: fx.Node) -> bool:
-    """Whether a whole number is computed from whole numbers only, as the longest of given lengths is."""
-    seen: set[fx.Node] = set()
-    stack = [node]
-    while stack:
-        current = stack.pop()
-        if current in seen or reads_layout(current):
-            continue
-        seen.add(current)
-        tensors = trees.tensors([current.meta["value"]])
-        if any(tensor.is_floating_point() or tensor.is_complex() for tensor in tensors) or "random" in current.meta:
-            return False
-        stack.extend(current.all_input_nodes)
-    return node.meta["value"].dtype is not torch.bool
 
 
 # --- in plain types ---------------------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from fxprune.errors import FxpruneError
 from fxprune.tracing.real_values import DataDependentError
 from fxprune.tracing.user_code import place_of
 
-__all__ = ["explained", "refuse_what_cannot_be_traced"]
+__all__ = ["explained", "part_of", "refuse_what_cannot_be_traced"]
 
 _PARALLEL = (nn.DataParallel, nn.parallel.DistributedDataParallel)
 
@@ -70,6 +70,12 @@ def _not_plain(model: nn.Module) -> Iterator[tuple[str, str]]:
         if hasattr(module, "_packed_params"):
             kind = type(module)
             yield path, f"{kind.__module__}.{kind.__qualname__}"
+
+
+def part_of(model: nn.Module, path: str) -> float:
+    """The part of the model's parameters that a module has."""
+    numbers = [sum(p.numel() for p in module.parameters()) for module in (model.get_submodule(path), model)]
+    return numbers[0] / max(numbers[1], 1)
 
 
 def explained(model: nn.Module, path: str, shapes: Sequence[tuple[int, ...]], error: Exception) -> FxpruneError:

@@ -33,7 +33,7 @@ from fxprune.tracing.modes import Literal, compare, insert_modes, small_readers
 from fxprune.tracing.next_call import computes_the_same
 from fxprune.tracing.notes import TraceNotes, set_trace_notes, trace_notes
 from fxprune.tracing.real_values import LIKELIER_DRAW, DataDependentError
-from fxprune.tracing.refusals import refuse_what_cannot_be_traced
+from fxprune.tracing.refusals import part_of, refuse_what_cannot_be_traced
 from fxprune.tracing.rolling import alike_in_steps
 from fxprune.tracing.runs import Leaves, Recording, Runner, has_own_train
 from fxprune.tracing.size_branches import OTHER_BRANCHES, right_for_all_sizes
@@ -245,16 +245,10 @@ def _record_in_eval(runner: Runner, leaves: Leaves, kept: set[str], remarks: lis
         except FxpruneError as error:
             first = first or error
             path = error.__cause__.module if isinstance(error.__cause__, DataDependentError) else ""
-            if not path or path in kept or _part(runner.model, path) >= 0.5:
+            if not path or path in kept or part_of(runner.model, path) >= 0.5:
                 raise first from first.__cause__
             kept.add(path)
             remarks.append(f"{_STAYS_WHOLE}: the code of `{path}` follows the values of the input, which no graph can.")
-
-
-def _part(model: nn.Module, path: str) -> float:
-    """The part of the model's parameters that a module has."""
-    numbers = [sum(p.numel() for p in module.parameters()) for module in (model.get_submodule(path), model)]
-    return numbers[0] / max(numbers[1], 1)
 
 
 def _record_as_it_is_or_exported(runner: Runner, leaves: Leaves, kept: set[str], remarks: list[str]) -> Recording:
