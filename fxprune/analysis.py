@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import operator
 from collections import OrderedDict
-from dataclasses import is_dataclass
+from dataclasses import is_dataclass, replace
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -20,6 +20,7 @@ from fxprune.errors import FxpruneError
 from fxprune.flops import count_flops
 from fxprune.ops import Trait, traits
 from fxprune.rules import UnsupportedCall, find_rule
+from fxprune.rules.blocks import find_blocks
 from fxprune.rules.indexing import getitem
 from fxprune.rules.memory import memory_place
 from fxprune.rules.op import Op, map_values
@@ -85,16 +86,26 @@ def _analyze(traced: fx.GraphModule, splits: Splits, sizes: OtherSizes) -> tuple
             costs[node.name] = cost
         elif node in used and not cost and _computes_products(op):
             uncounted.append(f"{op.name} (`{node.name}`)")
+    blocks = find_blocks(traced.graph, modules, state, costs)
     resolved = state.ids.resolve()
     graph = collect(
         traced,
         resolved,
         state.parameters.by_name(),
         state.labels,
-        costs,
+        blocks.costs,
         state.contractions,
         (*trace_notes(traced).remarks, *_not_counted(uncounted)),
         state.held,
+    )
+    graph = replace(
+        graph,
+        blocks=tuple(replace(block, channel=int(resolved.channel_of[block.channel])) for block in blocks.found),
+        no_blocks=blocks.refused,
+        optional={
+            name: tuple(tuple(resolved.channel_of[list(each)].tolist()) for each in sets)
+            for name, sets in blocks.optional.items()
+        },
     )
     return graph, _fully_frozen_splits(state, resolved)
 

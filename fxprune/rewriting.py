@@ -19,6 +19,7 @@ from fxprune.channels import ChannelGraph, Ids, Labels, Size
 from fxprune.errors import FxpruneError
 from fxprune.planning.plan import Plan, composed, plan_since
 from fxprune.rules import find_rule
+from fxprune.rules.block_removal import remove_blocks
 from fxprune.rules.known_index import computes_indices
 from fxprune.rules.rewrite import Rewrite
 from fxprune.running.copies import copy_module, named_tensors
@@ -118,9 +119,12 @@ def _take_notes(traced: fx.GraphModule, pruned: fx.GraphModule, plan: Plan) -> N
 
 def _is_made_by(notes: PruningNotes, architecture: Fingerprint) -> bool:
     """Whether an architecture is what the plan makes of the original, and was not changed in other ways since."""
+    gone = notes.plan.gone
     for name, (shape, _) in notes.original.tensors.items():
         kept = notes.plan.kept.get(name, {})
         expected = tuple(n if n == 1 else len(kept.get(d, range(n))) for d, n in enumerate(shape))
+        if name in gone:
+            continue
         if name not in architecture.tensors or architecture.tensors[name][0] != expected:
             return False
     return True
@@ -243,6 +247,12 @@ def alive_channels(graph: ChannelGraph, plan: Plan) -> npt.NDArray[np.bool_]:
             )
         if not mask.any():
             raise FxpruneError(f"plan leaves {name} without any index in dimension {d}: keep at least one")
+    by_ends = {block.ends: block for block in graph.blocks}
+    for name, removed in plan.removed.items():
+        block = by_ends.get(removed.ends)
+        if block is None:
+            raise FxpruneError(f"plan leaves out {name}, which is no block of this model")
+        alive[block.channel] = False
     for frozen in graph.frozen:
         if not alive[frozen.channels].all():
             raise FxpruneError(f"plan removes frozen channels of {frozen.dimensions[0]}: {frozen.reason}")
@@ -268,8 +278,9 @@ def _copy_with_slices(graph: ChannelGraph, plan: Plan) -> fx.GraphModule:
     """A copy of the traced model in which every tensor is copied once, already cut to size."""
     traced = graph.module
     memo: dict[int, Any] = {}
+    gone = plan.gone
     for name, tensor in named_tensors(traced).items():
-        if id(tensor) not in memo:
+        if id(tensor) not in memo and name not in gone:
             memo[id(tensor)] = _slice(name, tensor, plan)
     for child in traced.children():
         copy_module(child, memo)
@@ -290,6 +301,7 @@ def _slice(name: str, tensor: torch.Tensor, plan: Plan) -> torch.Tensor:
 def _rewrite_nodes(pruned: fx.GraphModule, graph: ChannelGraph, alive: npt.NDArray[np.bool_]) -> None:
     modules, originals = dict(pruned.named_modules()), dict(graph.module.named_modules())
     labels_of = dict(graph.labels)
+    remove_blocks(pruned, graph, alive, labels_of)
     _fix_sizes(pruned.graph, labels_of, alive)
     for node in list(pruned.graph.nodes):
         labels = labels_of.get(node.name)

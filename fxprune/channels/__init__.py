@@ -4,7 +4,7 @@
 and `polynomial` counts FLOPs for any set of kept channels.
 """
 
-from fxprune.channels.graph import ChannelGraph, Dimension, Frozen, Group
+from fxprune.channels.graph import Block, ChannelGraph, Dimension, Frozen, Group, NoBlock
 from fxprune.channels.ids import (
     Dim,
     Ids,
@@ -21,7 +21,7 @@ from fxprune.channels.ids import (
 
 # fmt: off
 __all__ = [
-    "ChannelGraph", "Dim", "Dimension", "Frozen", "Group", "IdTable", "Ids", "LabelTree", "Labels", "Scores", "Size",
-    "is_labelled", "labels_in", "map_labels", "size_of",
+    "Block", "ChannelGraph", "Dim", "Dimension", "Frozen", "Group", "IdTable", "Ids", "LabelTree", "Labels", "NoBlock",
+    "Scores", "Size", "is_labelled", "labels_in", "map_labels", "size_of",
 ]
 # fmt: on

@@ -12,7 +12,7 @@ from fxprune.channels.ids import Dim, Ids, Labels, LabelTree
 from fxprune.channels.polynomial import Polynomial, Term
 from fxprune.errors import FxpruneError
 
-__all__ = ["ChannelGraph", "Dimension", "Frozen", "Group"]
+__all__ = ["Block", "ChannelGraph", "Dimension", "Frozen", "Group", "NoBlock"]
 
 
 @dataclass(frozen=True)
@@ -68,6 +68,44 @@ class Frozen:
 
 
 @dataclass(frozen=True, eq=False, repr=False)
+class Block:
+    """A part of the model that can be left out whole, such as the branch of a residual connection.
+
+    Attributes:
+        name: the module that has its weights; numbered where several blocks have one name.
+        channel: its number among the channels; it is on no dimension.
+        nodes: the names of the nodes that serve nothing else, in the order of the graph.
+        value: the name of the last of them, whose value is left out of a sum.
+        sum: the name of the sum.
+        stays: the name of the node whose value the sum then is.
+        ends: the parameters and buffers at its end: when these are zero, its value is.
+        tensors: all parameters and buffers that go with it.
+        flops: of its nodes, when all channels are there.
+    """
+
+    name: str
+    channel: int
+    nodes: tuple[str, ...]
+    value: str
+    sum: str
+    stays: str
+    ends: tuple[str, ...]
+    tensors: tuple[str, ...]
+    flops: int
+
+    def __repr__(self) -> str:
+        return f"Block({self.name!r}, {_number(len(self.nodes), 'node')}, {self.flops:,} FLOPs)"
+
+
+@dataclass(frozen=True)
+class NoBlock:
+    """A value that is added to another one and cannot be left out, by the name of its node, and why."""
+
+    value: str
+    reason: str
+
+
+@dataclass(frozen=True, eq=False, repr=False)
 class ChannelGraph:
     """A traced model and its channels. `str` lists all groups and reasons, `repr` only counts them.
 
@@ -77,6 +115,10 @@ class ChannelGraph:
         parameters: the dimensions of the parameters and buffers that are used, by name, in channel numbers.
         groups: the channels that can be pruned.
         frozen: the channels that cannot, with the reason.
+        blocks: the parts that can be left out whole.
+        no_blocks: the values that are added to others and cannot be left out, with the reason.
+        optional: by node name, the sets of blocks, by channel number, of which one must be there whole for the node to
+            be needed. Nodes that are always needed are missing.
         flops: FLOPs as a polynomial in the kept channels, as fvcore counts them.
         costs: the terms of the polynomial, by node name.
         num_channels: the number of channels, frozen ones included.
@@ -98,6 +140,9 @@ class ChannelGraph:
     num_channels: int
     contractions: Mapping[str, tuple[tuple[str, int], ...]] = field(default_factory=dict)
     held: Mapping[str, tuple[tuple[str, int], ...]] = field(default_factory=dict)
+    blocks: tuple[Block, ...] = ()
+    no_blocks: tuple[NoBlock, ...] = ()
+    optional: Mapping[str, tuple[tuple[int, ...], ...]] = field(default_factory=dict)
     remarks: tuple[str, ...] = field(default=())
     latency: Polynomial | None = None
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
@@ -15,7 +16,20 @@ from torch import Tensor
 from fxprune.channels import ChannelGraph
 from fxprune.errors import FxpruneError
 
-__all__ = ["Plan", "composed", "kept_indices", "plan_from_json", "plan_since", "plan_to_json"]
+__all__ = ["Plan", "RemovedBlock", "composed", "kept_indices", "plan_from_json", "plan_since", "plan_to_json", "removed_blocks"]
+
+
+@dataclass(frozen=True)
+class RemovedBlock:
+    """A block that is left out.
+
+    Attributes:
+        ends: the parameters and buffers at its end; where these are zero, the original does without the block too.
+        tensors: all parameters and buffers that go with it.
+    """
+
+    ends: tuple[str, ...]
+    tensors: tuple[str, ...]
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,11 +37,12 @@ class Plan:
     """What is kept of a model.
 
     Attributes:
-        kept: parameter or buffer name -> {dimension: kept indices, ascending}; lists only what loses indices.
+        kept: parameter or buffer name -> {dimension: kept indices, ascending}; lists only what loses indices and stays.
         flops: FLOPs of the pruned model, equal to fvcore's count.
         flops_before: FLOPs of the model that the plan is for.
         flops_target: the budget of FLOPs.
         latency_target: the budget of time, as a fraction of the model's; 1 if there was none.
+        removed: the blocks that are left out, by name.
     """
 
     kept: Mapping[str, Mapping[int, list[int]]]
@@ -35,21 +50,29 @@ class Plan:
     flops_before: int
     flops_target: int
     latency_target: float = 1.0
+    removed: Mapping[str, RemovedBlock] = field(default_factory=dict)
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Plan):
             return NotImplemented
-        return (self.kept, self.flops, self.flops_before) == (other.kept, other.flops, other.flops_before)
+        mine, others = ((each.kept, each.flops, each.flops_before, each.removed) for each in (self, other))
+        return mine == others
 
     __hash__ = None  # type: ignore[assignment]
 
     def __repr__(self) -> str:
         latency = f", latency_target={self.latency_target:g}" if self.latency_target < 1 else ""
         share = self.flops / max(self.flops_before, 1)
+        blocks = f", {len(self.removed)} blocks removed" if self.removed else ""
         return (
-            f"Plan({self.flops:,} of {self.flops_before:,} FLOPs ({share:.1%}), {len(self.kept)} tensors cut, "
+            f"Plan({self.flops:,} of {self.flops_before:,} FLOPs ({share:.1%}), {len(self.kept)} tensors cut{blocks}, "
             f"flops_target={self.flops_target:,}{latency})"
         )
+
+    @property
+    def gone(self) -> frozenset[str]:
+        """The names of the parameters and buffers that go with removed blocks."""
+        return frozenset(name for block in self.removed.values() for name in block.tensors)
 
     def cut(self, name: str, tensor: Tensor) -> Tensor:
         """The kept part of a parameter or buffer, or of an optimizer's state for it.
@@ -75,9 +98,14 @@ class Plan:
     def zero_(self, name: str, tensor: Tensor, fill: float = 0.0) -> None:
         """Set the removed entries of a parameter or buffer to zero, or to `fill`, in place.
 
+        Of a removed block these are all entries of the tensors at its end, which are always set to zero.
+
         Raises:
             FxpruneError: the tensor is too small for the plan.
         """
+        if any(name in block.ends for block in self.removed.values()):
+            tensor.zero_()
+            return
         for d, stays in self._kept_of(name, tensor).items():
             gone = torch.ones(tensor.shape[d], dtype=torch.bool)
             gone[_as_tensor(stays)] = False
@@ -114,7 +142,13 @@ def composed(first: Plan, second: Plan) -> Plan:
     same = second.flops_before == first.flops
     before = first.flops_before if same else round(first.flops_before * second.flops_before / max(first.flops, 1))
     latency = first.latency_target * second.latency_target
-    return Plan(kept, second.flops, before, second.flops_target, latency)
+    removed = dict(first.removed)
+    for name, block in second.removed.items():
+        free = next(n for n in (name, *(f"{name}#{k}" for k in itertools.count(2))) if n not in removed)
+        removed[free] = block
+    gone = {name for block in removed.values() for name in block.tensors}
+    kept = {name: by_dim for name, by_dim in kept.items() if name not in gone}
+    return Plan(kept, second.flops, before, second.flops_target, latency, removed)
 
 
 def plan_since(first: Plan, both: Plan) -> Plan:
@@ -124,7 +158,10 @@ def plan_since(first: Plan, both: Plan) -> Plan:
         ValueError: `both` keeps what the first plan removes.
     """
     kept: dict[str, dict[int, list[int]]] = {}
-    if any(by_dim.keys() - both.kept.get(name, {}).keys() for name, by_dim in first.kept.items()):
+    gone, earlier = both.gone, list(first.removed.values())
+    removed = {name: block for name, block in both.removed.items() if block not in earlier}
+    lost = (by_dim.keys() - both.kept.get(name, {}).keys() for name, by_dim in first.kept.items() if name not in gone)
+    if any(lost) or len(removed) + len(earlier) != len(both.removed):
         raise ValueError("the first plan removes what both keep")
     for name, by_dim in both.kept.items():
         for d, stays in by_dim.items():
@@ -136,7 +173,8 @@ def plan_since(first: Plan, both: Plan) -> Plan:
                 stays = [place[index] for index in stays]
             if left is None or len(stays) < len(left):
                 kept.setdefault(name, {})[d] = stays
-    return Plan(kept, both.flops, first.flops, both.flops_target, both.latency_target / first.latency_target)
+    latency = both.latency_target / first.latency_target
+    return Plan(kept, both.flops, first.flops, both.flops_target, latency, removed)
 
 
 def _as_tensor(indices: list[int]) -> Tensor:
@@ -145,12 +183,13 @@ def _as_tensor(indices: list[int]) -> Tensor:
 
 
 def kept_indices(graph: ChannelGraph, alive: npt.NDArray[np.bool_]) -> dict[str, dict[int, list[int]]]:
-    """`Plan.kept` of the plan that keeps the channels marked in `alive`."""
+    """`Plan.kept` of the plan that keeps the channels and blocks marked in `alive`."""
     kept: dict[str, dict[int, list[int]]] = {}
+    gone = {name for block in graph.blocks if not alive[block.channel] for name in block.tensors}
     # Dimensions that carry the same channels share one list.
     indices: dict[int, list[int]] = {}
     for name, dims in graph.parameters.items():
-        for d, dim in enumerate(dims):
+        for d, dim in enumerate(() if name in gone else dims):
             if isinstance(dim, int):
                 continue
             if id(dim) not in indices:
@@ -158,6 +197,12 @@ def kept_indices(graph: ChannelGraph, alive: npt.NDArray[np.bool_]) -> dict[str,
             if len(indices[id(dim)]) < len(dim):
                 kept.setdefault(name, {})[d] = indices[id(dim)]
     return kept
+
+
+def removed_blocks(graph: ChannelGraph, alive: npt.NDArray[np.bool_]) -> dict[str, RemovedBlock]:
+    """`Plan.removed` of the plan that keeps the channels and blocks marked in `alive`."""
+    gone = (block for block in graph.blocks if not alive[block.channel])
+    return {block.name: RemovedBlock(block.ends, block.tensors) for block in gone}
 
 
 def plan_to_json(plan: Plan) -> dict[str, Any]:
@@ -174,6 +219,7 @@ def plan_to_json(plan: Plan) -> dict[str, Any]:
         "latency_target": plan.latency_target,
         "indices": [list(stays) for stays in lists],
         "kept": kept,
+        "removed": {name: [list(block.ends), list(block.tensors)] for name, block in plan.removed.items()},
     }
 
 
@@ -214,7 +260,19 @@ def plan_from_json(value: Any, shapes: Mapping[str, tuple[int, ...]]) -> Plan:
                     f"the plan keeps index {lists[number][-1]} of {name} in dimension {key} of size {shape[int(key)]}"
                 )
             kept.setdefault(name, {})[int(key)] = lists[number]
-    return Plan(kept, flops, before, target, float(latency))
+    return Plan(kept, flops, before, target, float(latency), _removed_from_json(value.get("removed", {}), shapes))
+
+
+def _removed_from_json(value: Any, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, RemovedBlock]:
+    if not isinstance(value, dict) or not all(isinstance(both, list) and len(both) == 2 for both in value.values()):
+        raise ValueError("the plan's removed blocks are not an object of pairs")
+    removed: dict[str, RemovedBlock] = {}
+    for name, (ends, tensors) in value.items():
+        for names in (ends, tensors):
+            if not isinstance(names, list) or not names or not all(isinstance(n, str) and n in shapes for n in names):
+                raise ValueError(f"the removed block {name!r} does not list tensors of the model")
+        removed[name] = RemovedBlock(tuple(ends), tuple(tensors))
+    return removed
 
 
 def _natural(value: Any, key: str) -> int:

@@ -37,6 +37,14 @@ class Parameters:
     def __contains__(self, name: str) -> bool:
         return name in self._tensors
 
+    def canonical(self, name: str) -> str:
+        """The first name of the tensor that a name stands for."""
+        return self._canonical[name]
+
+    def tensor(self, name: str) -> torch.Tensor:
+        """The parameter or buffer of a name."""
+        return self._tensors[name]
+
     def labels(self, name: str, dims: Iterable[int] | None = None) -> Labels:
         """The labels of a parameter or buffer.
 

@@ -1,0 +1,145 @@
+"""Pass: leave blocks out of a graph, and their weights out of its module."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, MutableMapping
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, fx, nn
+
+from fxprune.channels import Block, ChannelGraph, LabelTree
+from fxprune.tracing.aliasing import alias_roots
+
+__all__ = ["remove_blocks"]
+
+
+def remove_blocks(
+    module: fx.GraphModule,
+    graph: ChannelGraph,
+    alive: npt.NDArray[np.bool_],
+    labels_of: MutableMapping[str, LabelTree],
+) -> None:
+    """Leave out the blocks that are not alive.
+
+    Args:
+        module: a copy of the graph's module with nodes of the same names; it is changed.
+        graph: the analysed model.
+        alive: which channels and blocks stay.
+        labels_of: what the value of every node carries, by node name; gets the labels of new nodes.
+    """
+    gone = [block for block in graph.blocks if not alive[block.channel]]
+    if not gone:
+        return
+    nodes = {node.name: node for node in module.graph.nodes}
+    dead = {nodes[n] for n, sets in graph.optional.items() if not any(alive[list(each)].all() for each in sets)}
+    copying, renamed = _Copying(module, dead), dict[str, str]()
+    for block, total, value in [(block, nodes[block.sum], nodes[block.value]) for block in gone]:
+        if total not in dead:
+            # Of sums in a row the first may be replaced already.
+            stays = next(source for source in total.all_input_nodes if source is not value)
+            replacement = copying.instead_of(total, stays)
+            labels_of.setdefault(replacement.name, labels_of[block.sum])
+            total.replace_all_uses_with(replacement, delete_user_cb=lambda user, own=replacement: user is not own)
+            renamed[total.name] = replacement.name
+            dead.add(total)
+    for node in module.graph.nodes:
+        # Checks, and the sizes that they read.
+        if any(source in dead for source in node.all_input_nodes):
+            dead.add(node)
+        if "mutates" in node.meta:
+            node.meta["mutates"] = tuple(_followed(name, renamed) for name in node.meta["mutates"])
+    called = {str(node.target) for node in dead if node.op == "call_module"}
+    for node in reversed(module.graph.nodes):
+        if node in dead:
+            module.graph.erase_node(node)
+    _drop(module, called, gone)
+
+
+def _followed(name: str, renamed: Mapping[str, str]) -> str:
+    while name in renamed:
+        name = renamed[name]
+    return name
+
+
+class _Copying:
+    """Decides where a sum's place is taken by what is left of it, and where by a copy of that."""
+
+    def __init__(self, module: fx.GraphModule, dead: Collection[fx.Node]) -> None:
+        self._dead = dead
+        self._roots = alias_roots(module.graph, dict(module.named_modules()))
+        self._place = {node: k for k, node in enumerate(module.graph.nodes)}
+        by_name = {node.name: node for node in module.graph.nodes}
+        self._writes = [
+            (node, self._roots[by_name[name]]) for node in module.graph.nodes for name in node.meta.get("mutates", ())
+        ]
+
+    def instead_of(self, total: fx.Node, stays: fx.Node) -> fx.Node:
+        """What takes the place of a sum."""
+        form = _memory_format(total.meta["value"], stays.meta["value"])
+        if form is None and not self._is_overwritten(total, stays):
+            return stays
+        with total.graph.inserting_after(total):
+            copied = total.graph.call_method("clone", (stays,), {} if form is None else {"memory_format": form})
+        copied.meta = {key: value for key, value in total.meta.items() if key != "mutates"}
+        return copied
+
+    def _is_overwritten(self, total: fx.Node, stays: fx.Node) -> bool:
+        """Whether something is written into the sum which must not be written into what is left of it."""
+        root, other = self._roots[total], self._roots.get(stays, stays)
+        later = any(
+            into is root and node not in self._dead and self._place[node] > self._place[total]
+            for node, into in self._writes
+        )
+        if not later or root is other:
+            return False
+        return stays is not other or not stays.op.startswith("call") or any(
+            user is not total and user not in self._dead for user in stays.users
+        )  # fmt: skip
+
+
+def _memory_format(total: Tensor, stays: Tensor) -> torch.memory_format | None:
+    """The order in memory of a sum, if what is left of it has another one."""
+
+    def strides(tensor: Tensor) -> list[int]:
+        return [stride for stride, n in zip(tensor.stride(), tensor.shape, strict=True) if n != 1]
+
+    if strides(total) == strides(stays):
+        return None
+    if total.dim() == 4 and total.is_contiguous(memory_format=torch.channels_last) and not total.is_contiguous():
+        return torch.channels_last
+    return torch.contiguous_format if total.is_contiguous() else torch.preserve_format
+
+
+def _drop(module: fx.GraphModule, called: Collection[str], gone: Collection[Block]) -> None:
+    """Remove the modules that nothing calls any more, and the tensors of the blocks."""
+    used = {str(node.target) for node in module.graph.nodes if node.op in ("call_module", "get_attr")}
+    paths = set(called) - used
+    for name in {name for block in gone for name in block.tensors}:
+        path, _, own = name.rpartition(".")
+        owner = _find(module, path)
+        if owner is not None and path not in paths:
+            owner._parameters.pop(own, None)
+            owner._buffers.pop(own, None)
+            paths.add(path)
+    while paths:
+        path = paths.pop()
+        owner = _find(module, path)
+        needed = any(name == path or name.startswith(f"{path}.") for name in used)
+        if not path or owner is None or needed or (path not in called and _holds_anything(owner)):
+            continue
+        parent, _, own = path.rpartition(".")
+        del module.get_submodule(parent)._modules[own]
+        paths.add(parent)
+
+
+def _find(module: nn.Module, path: str) -> nn.Module | None:
+    try:
+        return module.get_submodule(path)
+    except AttributeError:
+        return None
+
+
+def _holds_anything(module: nn.Module) -> bool:
+    return any(True for _ in (*module.children(), *module.parameters(False), *module.buffers(False)))

@@ -1,0 +1,321 @@
+"""Blocks: parts of a graph that can be left out whole, such as the branch of a residual connection.
+
+A value that is added to another one can be left out where it is exactly zero once the parameters at its end are zero:
+then the sum is the other value. What serves nothing else goes with it.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections import ChainMap, Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+from torch import Tensor, fx, nn
+
+from fxprune.channels import IdTable, Labels, LabelTree, Size, labels_in, map_labels
+from fxprune.channels.graph import Block, NoBlock
+from fxprune.channels.polynomial import Term
+from fxprune.errors import FxpruneError
+from fxprune.ops import Trait, traits
+from fxprune.rules.needs import ALWAYS, Edge, needs_of, serving_only, unneeded
+from fxprune.rules.op import Op
+from fxprune.rules.probe import probe
+from fxprune.rules.registry import find_rule
+from fxprune.rules.state import Splits, State
+from fxprune.running import trees
+from fxprune.running.one_node import with_values
+from fxprune.tracing.rolling import has_loops
+
+__all__ = ["Blocks", "find_blocks"]
+
+# The costs of a node are a longer sum the more sets of blocks need it. Not tuned.
+_MOST_SETS = 6
+
+
+@dataclass(frozen=True, eq=False)
+class Blocks:
+    """The blocks of a graph.
+
+    Attributes:
+        found: the blocks; their channels are ids.
+        refused: the values that are added to others and are no blocks.
+        costs: the FLOPs of every node, with the blocks as factors.
+        optional: as in `ChannelGraph`, with ids.
+    """
+
+    found: tuple[Block, ...]
+    refused: tuple[NoBlock, ...]
+    costs: Mapping[str, Sequence[Term]]
+    optional: Mapping[str, tuple[tuple[int, ...], ...]]
+
+
+@dataclass(frozen=True, eq=False)
+class _Candidate:
+    """A value that may be left out, with all that serves it alone."""
+
+    inside: tuple[fx.Node, ...]
+    ends: tuple[str, ...]
+    tensors: tuple[str, ...]
+    flops: int
+    name: str
+
+
+def find_blocks(
+    graph: fx.Graph, modules: Mapping[str, nn.Module], state: State, costs: Mapping[str, Sequence[Term]]
+) -> Blocks:
+    """Find what can be left out of a graph.
+
+    Args:
+        graph: of a traced model, through which the rules have gone.
+        modules: the modules that it calls, by path.
+        state: what the rules have found; each block gets an id of its own.
+        costs: the FLOPs of every node that has any, by node name.
+    """
+    refused: dict[Edge, str] = {}
+    edges = [] if has_loops(graph) else list(_edges(graph, modules, state, refused))
+    owned = _Owned(graph, modules, state)
+    place, idle = {node: k for k, node in enumerate(graph.nodes)}, unneeded(graph)
+    candidates: dict[Edge, _Candidate] = {}
+    for edge in edges:
+        made = owned.candidate(edge, serving_only(edge, place, idle), costs)
+        if isinstance(made, str):
+            refused[edge] = made
+        else:
+            candidates[edge] = made
+    chosen, crowded = _one_for_each_sum(candidates, refused), {0}
+    while crowded:
+        needs, crowded = needs_of(graph, state.roots, {edge: k for k, edge in enumerate(chosen)}, _MOST_SETS)
+        refused |= {chosen[k]: "it shares much with other values" for k in crowded}
+        chosen = [edge for k, edge in enumerate(chosen) if k not in crowded]
+    ids = [int(number) for number in state.ids.fresh(len(chosen))]
+    found = _named([_block(edge, candidates[edge], number) for edge, number in zip(chosen, ids, strict=True)])
+    optional = {
+        node.name: tuple(sorted(tuple(sorted(ids[k] for k in each)) for each in sets))
+        for node, sets in needs.items()
+        if sets and sets != ALWAYS
+    }
+    factored = {name: [*_by_blocks(terms, optional.get(name, ((),)))] for name, terms in costs.items()}
+    ended = {total for _, total in chosen}
+    no_blocks = tuple(NoBlock(edge[0].name, reason) for edge, reason in refused.items() if edge[1] not in ended)
+    return Blocks(found, no_blocks, factored, optional)
+
+
+def _other(total: fx.Node, value: fx.Node) -> fx.Node:
+    """What a value is added to."""
+    first, second = total.args
+    other = second if first is value else first
+    assert isinstance(other, fx.Node)
+    return other
+
+
+def _edges(
+    graph: fx.Graph, modules: Mapping[str, nn.Module], state: State, refused: dict[Edge, str]
+) -> Iterator[Edge]:
+    """The values that are added to another one which can take the place of the sum."""
+    for node in graph.nodes:
+        if Trait.ADDITION not in traits(node, modules.get(str(node.target))) or len(node.args) != 2 or node.kwargs:
+            continue
+        first, second = node.args
+        if not all(isinstance(x, fx.Node) and isinstance(x.meta["value"], Tensor) for x in (first, second)):
+            continue
+        if first is not second:
+            for value, stays in ((first, second), (second, first)):
+                if stays not in state.input_dependent or value not in state.input_dependent:
+                    continue
+                reason = _why_not_alike(stays, node, state)
+                if reason:
+                    refused[value, node] = reason
+                else:
+                    yield value, node
+
+
+def _why_not_alike(stays: fx.Node, total: fx.Node, state: State) -> str:
+    """Why a sum cannot be replaced by what is left of it; empty if it can."""
+    left, whole = stays.meta["value"], total.meta["value"]
+    if left.shape != whole.shape:
+        return f"what is left of the sum has shape {tuple(left.shape)}, not {tuple(whole.shape)}"
+    if left.dtype != whole.dtype:
+        return f"what is left of the sum is {left.dtype}, not {whole.dtype}"
+    # A dimension of 1 may be broadcast for other inputs.
+    fixed = state.sizes.fixed.get(stays)
+    if any(n == 1 and known for n, known in zip(left.shape, fixed or (), strict=False)):
+        return "what is left of the sum is broadcast for other inputs"
+    return ""
+
+
+def _one_for_each_sum(candidates: Mapping[Edge, _Candidate], refused: dict[Edge, str]) -> list[Edge]:
+    """Of the two sides of a sum one stays: that of fewer FLOPs."""
+    chosen: dict[fx.Node, Edge] = {}
+    for edge, made in candidates.items():
+        other = chosen.setdefault(edge[1], edge)
+        if other is not edge:
+            more, less = (edge, other) if made.flops > candidates[other].flops else (other, edge)
+            chosen[edge[1]] = more
+            refused[less] = "the other side of the sum is left out instead"
+    return list(chosen.values())
+
+
+def _block(edge: Edge, made: _Candidate, number: int) -> Block:
+    value, total = edge
+    return Block(
+        name=made.name,
+        channel=number,
+        nodes=tuple(node.name for node in made.inside),
+        value=value.name,
+        sum=total.name,
+        stays=_other(total, value).name,
+        ends=made.ends,
+        tensors=made.tensors,
+        flops=made.flops,
+    )
+
+
+def _named(blocks: Sequence[Block]) -> tuple[Block, ...]:
+    """The same blocks, numbered where several have one name."""
+    taken: Counter[str] = Counter()
+    named = []
+    for block in blocks:
+        taken[block.name] += 1
+        count = taken[block.name]
+        named.append(block if count == 1 else replace(block, name=f"{block.name}#{count}"))
+    return tuple(named)
+
+
+def _by_blocks(terms: Iterable[Term], sets: Sequence[tuple[int, ...]]) -> Iterator[Term]:
+    """The terms of a node that is needed if all blocks of one of these sets are there."""
+    for count in range(1, len(sets) + 1):
+        for some in itertools.combinations(sets, count):
+            blocks = [np.array([block], dtype=np.int64) for block in sorted({k for each in some for k in each})]
+            sign = 1 if count % 2 else -1
+            yield from (Term(sign * item.coefficient, (*item.factors, *blocks)) for item in terms)
+
+
+@dataclass(frozen=True)
+class _Zeroed:
+    """What a value carries when some parameters are zero, and these parameters."""
+
+    labels: LabelTree
+    ends: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class _Inside:
+    """The nodes and tensors of a candidate, and which of its nodes parameters make zero."""
+
+    nodes: set[fx.Node]
+    tensors: frozenset[str]
+    known: dict[fx.Node, _Zeroed | None] = field(default_factory=dict)
+
+
+class _Owned:
+    """Which parameters and buffers each part of a graph has for itself, and which of them end it."""
+
+    def __init__(self, graph: fx.Graph, modules: Mapping[str, nn.Module], state: State) -> None:
+        self._modules = modules
+        self._state = state
+        self._readers: dict[str, set[fx.Node]] = {}
+        for node in graph.nodes:
+            for name in self._names(node):
+                self._readers.setdefault(state.parameters.canonical(name), set()).add(node)
+
+    def _names(self, node: fx.Node) -> list[str]:
+        """The parameters and buffers that a node reads."""
+        if node.op == "get_attr":
+            return [str(node.target)] if str(node.target) in self._state.parameters else []
+        if node.op != "call_module":
+            return []
+        module = self._modules[str(node.target)]
+        named = (*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False))
+        return [f"{node.target}.{name}" for name, _ in named]
+
+    def candidate(self, edge: Edge, inside: list[fx.Node], costs: Mapping[str, Sequence[Term]]) -> _Candidate | str:
+        """What goes with a value, or why the value cannot be left out."""
+        if not inside:
+            return "it is used elsewhere too"
+        flops = sum(_total(item) for node in inside for item in costs.get(node.name, ()))
+        if not flops:
+            return "it has no FLOPs"
+        within = set(inside)
+        names = dict.fromkeys(name for node in inside for name in self._names(node))
+        tensors = tuple(n for n in names if self._readers[self._state.parameters.canonical(n)] <= within)
+        zeroed = self._zeroed(edge[0], _Inside(within, frozenset(tensors)))
+        if zeroed is None:
+            return "no parameters at its end make it zero"
+        return _Candidate(tuple(inside), zeroed.ends, tensors, flops, _name_of(tensors, zeroed.ends, self._state))
+
+    def _zeroed(self, node: fx.Node, inside: _Inside) -> _Zeroed | None:
+        """What a node's value carries once the parameters at its end are zero, with these; None if it is not zero."""
+        if node not in inside.nodes or not node.op.startswith("call"):
+            return None
+        if node not in inside.known:
+            inside.known[node] = None
+            inside.known[node] = self._try_zeroed(node, inside)
+        return inside.known[node]
+
+    def _try_zeroed(self, node: fx.Node, inside: _Inside) -> _Zeroed | None:
+        sources = node.all_input_nodes
+        own = [name for each in (node, *(x for x in sources if x.op == "get_attr")) for name in self._names(each)]
+        if not inside.tensors.issuperset(own):
+            return None
+        tensors = {name: self._state.parameters.tensor(name) for name in own}
+        parameters = [name for name, tensor in tensors.items() if isinstance(tensor, nn.Parameter)]
+        # If not even a matrix of zeros makes the result zero, inputs that are zero do not.
+        for deep in (False,) if any(tensors[name].dim() > 1 for name in parameters) else (False, True):
+            ends, labels = dict.fromkeys(parameters or own), dict[str, LabelTree]()
+            for source in sources:
+                below = self._zeroed(source, inside) if deep else None
+                if below is not None:
+                    labels[source.name] = below.labels
+                    ends |= dict.fromkeys(below.ends)
+                elif source.op != "get_attr":
+                    labels[source.name] = map_labels(_not_zero, self._state.labels[source.name])
+            if ends and (deep or own):
+                made = self._carried(node, labels)
+                if any(any(each.zero) for each in labels_in(made)):
+                    return _Zeroed(made, tuple(ends))
+        return None
+
+    def _carried(self, node: fx.Node, labels: Mapping[str, LabelTree]) -> LabelTree:
+        """What the rule of a node makes of such inputs; None where it has none or does not support this."""
+        module = self._modules[str(node.target)] if node.op == "call_module" else None
+        known = self._state
+        splits = Splits(known.splits.avoided, dict(known.splits.chosen))
+        state = replace(
+            known, ids=IdTable(), labels=ChainMap(dict(labels), known.labels), contractions={}, held={},
+            merged=dict(known.merged), splits=splits,
+        )  # fmt: skip
+        op = Op(node, module, state)
+
+        def value_of(source: fx.Node) -> object:
+            value = source.meta["value"]
+            return op.labels_of[source.name] if trees.has_tensor(value) else value
+
+        args, kwargs = with_values(node, value_of)
+        rule = find_rule(node, module)
+        try:
+            if rule is None:
+                given = {source: op.labels_of[source.name] for source in node.all_input_nodes}
+                return probe(op, {source: x for source, x in given.items() if isinstance(x, Labels)})
+            return rule.propagate(op, *args, **kwargs)
+        except (FxpruneError, TypeError, ValueError):
+            return None
+
+
+def _total(item: Term) -> int:
+    return item.coefficient * math.prod(map(len, item.factors))
+
+
+def _not_zero(label: Labels | Size) -> Labels | Size:
+    return label.never_zero() if isinstance(label, Labels) else label
+
+
+def _name_of(tensors: Sequence[str], ends: Iterable[str], state: State) -> str:
+    """The innermost module that has all matrices of weights of a block, or that at its end."""
+    known = {name: state.parameters.tensor(name) for name in tensors}
+    matrices = [n for n, tensor in known.items() if tensor.dim() > 1 and isinstance(tensor, nn.Parameter)] or list(ends)
+    paths = [name.split(".")[:-1] for name in matrices]
+    common = list(itertools.takewhile(lambda parts: len(set(parts)) == 1, zip(*paths, strict=False)))
+    return ".".join(parts[0] for parts in common) or ".".join(paths[-1]) or matrices[-1]

@@ -1,0 +1,103 @@
+"""What each node of a graph is needed for, where some edges of the graph may be cut."""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Iterable, Mapping
+from typing import TypeAlias
+
+from torch import fx
+
+from fxprune.running.regions import is_boundary
+
+__all__ = ["ALWAYS", "Edge", "Needs", "needs_of", "serving_only", "unneeded"]
+
+# The sets of edges, by number, of which one must be there whole for a node to be needed.
+Needs: TypeAlias = "frozenset[frozenset[int]]"
+#: Of a node that is needed whatever is cut.
+ALWAYS: Needs = frozenset([frozenset()])
+# A value, and the node that reads it.
+Edge: TypeAlias = "tuple[fx.Node, fx.Node]"
+
+
+def unneeded(graph: fx.Graph) -> set[fx.Node]:
+    """The nodes that nothing needs: checks, and what only checks read."""
+    found: set[fx.Node] = set()
+    for node in reversed(graph.nodes):
+        called = node.op.startswith("call") and not is_boundary(node) and "mutates" not in node.meta
+        if called and found.issuperset(node.users):
+            found.add(node)
+    return found
+
+
+def serving_only(edge: Edge, place: Mapping[fx.Node, int], idle: set[fx.Node]) -> list[fx.Node]:
+    """The value of an edge and what serves nothing else, in the order of the graph; empty if it serves something.
+
+    Args:
+        edge: may be cut.
+        place: of each node in the graph.
+        idle: the nodes that nothing needs.
+    """
+    value, reader = edge
+    inside: set[fx.Node] = set()
+    # From the last node to the first: what reads a node is known before it.
+    heap, seen = [(-place[value], value)], {value}
+    while heap:
+        _, node = heapq.heappop(heap)
+        served = {user for user in node.users if user not in idle} - inside
+        if served <= ({reader} if node is value else set()) and node.op != "placeholder" and not is_boundary(node):
+            inside.add(node)
+            for source in node.all_input_nodes:
+                if source not in seen:
+                    seen.add(source)
+                    heapq.heappush(heap, (-place[source], source))
+    return sorted(inside, key=place.__getitem__)
+
+
+def needs_of(
+    graph: fx.Graph, roots: Mapping[fx.Node, fx.Node], edges: Mapping[Edge, int], most: int
+) -> tuple[dict[fx.Node, Needs], set[int]]:
+    """For each node, of which edges one set must be there whole for the node to be needed; empty where nothing needs it.
+
+    Args:
+        graph: of a traced model.
+        roots: for each node the first one that shares its memory.
+        edges: those that may be cut, with their numbers.
+        most: the number of sets up to which they are told apart.
+
+    Returns:
+        The needs, and the edges in sets that were too many.
+    """
+    needs: dict[fx.Node, Needs] = {}
+    crowded: set[int] = set()
+    # By alias root, what the nodes that come later and share its memory are needed for.
+    sharing: dict[fx.Node, Needs] = {}
+    by_name = {node.name: node for node in graph.nodes}
+    for node in reversed(graph.nodes):
+        if node.op in ("output", "placeholder") or is_boundary(node):
+            needs[node] = ALWAYS
+        else:
+            found = [_through(edges.get((node, user)), needs[user]) for user in node.users]
+            for name in node.meta.get("mutates", ()):
+                root = roots[by_name[name]]
+                # What is written into the model's or the caller's tensors outlasts the call.
+                outlasts = root.op in ("get_attr", "placeholder")
+                found.append(ALWAYS if outlasts else sharing.get(root, frozenset()))
+            needs[node] = _minimal(each for some in found for each in some)
+            if len(needs[node]) > most:
+                crowded.update(number for each in needs[node] for number in each)
+                needs[node] = ALWAYS
+        sharing[roots[node]] = _minimal((*sharing.get(roots[node], ()), *needs[node]))
+    return needs, crowded
+
+
+def _through(edge: int | None, needs: Needs) -> Needs:
+    return needs if edge is None else frozenset(each | {edge} for each in needs)
+
+
+def _minimal(sets: Iterable[frozenset[int]]) -> Needs:
+    """Without sets that contain another one."""
+    distinct = set(sets)
+    if len(distinct) < 2:
+        return frozenset(distinct)
+    return frozenset(each for each in distinct if not any(other < each for other in distinct))
