@@ -13,15 +13,15 @@ from __future__ import annotations
 
 import copy
 import sys
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from torch import fx, nn
 
 from fxprune.channels import ChannelGraph
 from fxprune.compensation.correction import Correction
 from fxprune.compensation.holdout import output_error, split_apart
-from fxprune.data import Data, calibration_batch
+from fxprune.data import Batch, Data, calibration_batch
 from fxprune.errors import FxpruneError, called_as
 from fxprune.progress import Progress, shown
 from fxprune.rewriting import (
@@ -35,10 +35,16 @@ from fxprune.rewriting import (
 from fxprune.running.allocator import keep_freed_memory
 from fxprune.running.devices import check_values
 
-__all__ = ["compensate"]
+__all__ = ["HOLDOUT", "Compensation", "Fit", "compensate"]
 
 
 _CALL = "fxprune.compensate(original, pruned, data)"
+#: Chosen by tests/benchmarks/photographs.py.
+DAMPING = (1e-2, 1e-1, 1.0, 4.0)
+#: Not tuned.
+HOLDOUT, POSITIONS = 0.25, 32768
+# All corrections together, then each alone.
+_PARTS = (("ridge", "moments"), ("moments",), ("ridge",))
 
 
 @called_as(_CALL)
@@ -50,15 +56,13 @@ def compensate(
     *,
     ridge: bool = True,
     moments: bool = True,
-    holdout: float = 0.25,
-    damping: float | Sequence[float] = (1e-2, 1e-1, 1.0, 4.0),
-    positions: int = 32768,
+    holdout: float = HOLDOUT,
+    damping: float | Sequence[float] = DAMPING,
+    positions: int = POSITIONS,
     seed: int = 0,
     progress: bool | Progress = False,
 ) -> fx.GraphModule:
     """Change the weights of a pruned model so that it does what the original does on samples.
-
-    The default of `damping` was chosen by tests/benchmarks/photographs.py; the other numbers are not tuned.
 
     Args:
         original: the model that was pruned, or its `ChannelGraph`; not changed.
@@ -91,31 +95,98 @@ def compensate(
     check_values("compensate", model, pruned)
     samples = calibration_batch(data, sys.maxsize, model)
     graph = original if isinstance(original, ChannelGraph) else original_graph(original, pruned, samples.example)
-    fit, judge = ([] if side is None else side.split() for side in split_apart(graph.module, samples, holdout, seed))
-    alive = alive_channels(graph, plan_from(graph.module, pruned))
-    best, kept = copy.deepcopy(pruned), tuple[str, ...]()
     with shown(progress) as show:
-        correction = Correction(graph, alive, positions, seed, show)
-        least = output_error(graph.module, best, judge)
+        run = Compensation.of(
+            graph, samples, holdout, seed, show, parts=_trials(ridge, moments), damping=strengths, positions=positions
+        )
+        return run.finish(run.fit(pruned))
+
+
+@dataclass(frozen=True, eq=False)
+class Fit:
+    """A pruned model with the corrections that the held-out samples approve of.
+
+    Attributes:
+        pruned: before it was corrected.
+        fitted: after, on the samples that are not held out.
+        parts: the corrections that were kept.
+        damping: what each layer chose, by node name.
+        error: of the outputs on the held-out samples.
+    """
+
+    pruned: fx.GraphModule
+    fitted: fx.GraphModule
+    parts: tuple[str, ...]
+    damping: Mapping[str, Sequence[float]]
+    error: float
+
+
+@dataclass(frozen=True, eq=False)
+class Compensation:
+    """How pruned models of one original are compensated: `fit` several, compare their errors, and `finish` the best.
+
+    Attributes:
+        graph: the original.
+        samples: to fit to, and those held out to judge by.
+        parts: the corrections to try, together or alone, in this order.
+        damping, positions, seed: as for `compensate`.
+        progress: is called with the number of nodes done.
+    """
+
+    graph: ChannelGraph
+    samples: tuple[Sequence[Batch], Sequence[Batch]]
+    parts: Sequence[tuple[str, ...]]
+    damping: Sequence[float]
+    positions: int
+    seed: int
+    progress: Progress
+
+    @staticmethod
+    def of(
+        graph: ChannelGraph,
+        samples: Batch,
+        holdout: float,
+        seed: int,
+        progress: Progress,
+        *,
+        parts: Sequence[tuple[str, ...]] = _PARTS,
+        damping: Sequence[float] = DAMPING,
+        positions: int = POSITIONS,
+    ) -> Compensation:
+        """One that splits these samples, as `compensate` does."""
+        fit, judge = ([] if part is None else part.split() for part in split_apart(graph.module, samples, holdout, seed))
+        return Compensation(graph, (fit, judge), parts, damping, positions, seed, progress)
+
+    def fit(self, pruned: fx.GraphModule) -> Fit:
+        """Correct a copy of a pruned model, as far as that helps on the held-out samples."""
+        (fit, judge), correction = self.samples, self._correction(pruned)
+        least = output_error(self.graph.module, pruned, judge)
         # If both together help, neither is tried alone.
-        for parts in [] if alive.all() else _trials(ridge, moments):
+        for parts in [] if correction.alive.all() else self.parts:
             fitted = copy.deepcopy(pruned)
-            chosen = correction.apply(fitted, parts, fit, judge, lambda node: strengths)
-            if judge and not output_error(graph.module, fitted, judge) < least:
-                continue
-            if judge:
-                # The held-out samples have decided; now the model is fitted to them as well.
-                fitted = copy.deepcopy(pruned)
-                correction.apply(fitted, parts, [*fit, *judge], [], chosen.__getitem__)
-            best, kept = fitted, parts
-            break
-    notes = pruning_notes(best)
-    set_pruning_notes(best, replace(notes, compensated=tuple(dict.fromkeys((*notes.compensated, *kept)))))
-    return best
+            chosen = correction.apply(fitted, parts, fit, judge, lambda node: self.damping)
+            error = output_error(self.graph.module, fitted, judge)
+            if not judge or error < least:
+                return Fit(pruned, fitted, parts, chosen, error)
+        return Fit(pruned, pruned, (), {}, least)
+
+    def finish(self, done: Fit) -> fx.GraphModule:
+        """The pruned model, corrected on all samples: those held out have decided."""
+        (fit, judge), best = self.samples, copy.deepcopy(done.fitted)
+        if judge and done.parts:
+            best = copy.deepcopy(done.pruned)
+            self._correction(best).apply(best, done.parts, [*fit, *judge], [], done.damping.__getitem__)
+        notes = pruning_notes(best)
+        kept = tuple(dict.fromkeys((*notes.compensated, *done.parts)))
+        set_pruning_notes(best, replace(notes, compensated=kept))
+        return best
+
+    def _correction(self, pruned: fx.GraphModule) -> Correction:
+        alive = alive_channels(self.graph, plan_from(self.graph.module, pruned))
+        return Correction(self.graph, alive, self.positions, self.seed, self.progress)
 
 
 def _trials(ridge: bool, moments: bool) -> list[tuple[str, ...]]:
-    """The corrections to try, in this order: all together, then each alone."""
-    if ridge and moments:
-        return [("ridge", "moments"), ("moments",), ("ridge",)]
-    return [("ridge",)] if ridge else [("moments",)] if moments else []
+    """The corrections to try, in this order."""
+    wanted = {"ridge": ridge, "moments": moments}
+    return [parts for parts in _PARTS if all(wanted[part] for part in parts)]

@@ -116,7 +116,7 @@ class _Walk:
 
     def reconstruct(self, partner: fx.Node, node: fx.Node, layer: FittedLayer, damping: Sequence[float]) -> None:
         """Fit a layer to the outputs of the original, its partner, and to what the other side of a sum lacks."""
-        lacking = self._lacking(partner, layer, self.layers.other_side(node, layer))
+        lacking = self._lacking(partner, layer, node)
         inputs = self.lockstep.pruned.values[layer.contraction.input]
         strength = self.reconstruction.apply(layer, inputs, self._wanted(partner, lacking), damping)
         self.chosen[node.name] = [] if strength is None else [strength]
@@ -129,17 +129,17 @@ class _Walk:
             kept = self.channels.cut(partner, y)
             yield kept + lacking[number] if lacking else kept
 
-    def _lacking(self, partner: fx.Node, layer: FittedLayer, other: fx.Node | None) -> list[Tensor]:
+    def _lacking(self, partner: fx.Node, layer: FittedLayer, node: fx.Node) -> list[Tensor]:
         """What the other side of a sum lacks, for each batch, in units of the layer's outputs; empty for no such side.
 
         Args:
             partner: the layer in the original.
             layer: the layer.
-            other: what its outputs are added to, after its BatchNorm if it has one.
+            node: its node.
         """
         values = self.lockstep.original.values
-        other_partner = None if other is None else next((each for each in values if each.name == other.name), None)
-        if other is None or other_partner is None or other not in self.lockstep.pruned.values:
+        other, other_partner = self.layers.other_side(node, layer), self.channels.other_side(partner)
+        if other_partner not in values or other not in self.lockstep.pruned.values:
             return []
         lacking = []
         for wanted, now, own in zip(
@@ -161,6 +161,13 @@ class _Channels:
 
     graph: ChannelGraph
     alive: npt.NDArray[np.bool_]
+
+    def other_side(self, node: fx.Node) -> fx.Node | None:
+        """What the outputs of a layer, or of the BatchNorm after it, are added to."""
+        modules = dict(self.graph.module.named_modules())
+        follower = next(iter(node.users)) if len(node.users) == 1 else None
+        module = modules[str(follower.target)] if follower is not None and follower.op == "call_module" else None
+        return other_side(follower if follower is not None and has_statistics(module) else node, modules)
 
     def kept(self, node: fx.Node, axis: int = 1) -> Tensor:
         """The indices that are kept of a dimension of a node's output."""

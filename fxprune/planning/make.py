@@ -13,11 +13,11 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from fxprune.channels import ChannelGraph, Group, Scores, size_of
+from fxprune.channels import Block, ChannelGraph, Group, Scores, size_of
 from fxprune.errors import FxpruneError, UnreachableBudgetError
 from fxprune.planning.alignment import preferred_multiple
 from fxprune.planning.budgets import Budget, Request, as_patterns, budgets_of
-from fxprune.planning.plan import Plan, kept_indices
+from fxprune.planning.plan import Plan, kept_indices, removed_blocks
 from fxprune.planning.selection import choose, fewest, units_of
 
 __all__ = ["check_reachable", "lowest_flops", "make_plan", "plan_for"]
@@ -66,8 +66,8 @@ def make_plan(
     return plan_for(graph, scores, Request(flops, latency, round_to, as_patterns(ignore)))
 
 
-def plan_for(graph: ChannelGraph, scores: Scores, request: Request) -> Plan:
-    """`make_plan` for a request.
+def plan_for(graph: ChannelGraph, scores: Scores, request: Request, without: Iterable[Block] = ()) -> Plan:
+    """`make_plan` for a request, with these blocks left out.
 
     Raises:
         UnreachableBudgetError: no plan meets the budgets.
@@ -77,13 +77,21 @@ def plan_for(graph: ChannelGraph, scores: Scores, request: Request) -> Plan:
         raise FxpruneError(
             f"latency (={request.latency!r}) needs the time of channels: give what fxprune.time_channels returns"
         )
-    budgets, groups = budgets_of(graph, request), _groups(graph, request)
+    start = np.ones(graph.num_channels, dtype=bool)
+    start[[block.channel for block in without]] = False
+    budgets, groups = budgets_of(graph, request), _groups(graph, request, start)
     willing = [group for group in groups if not group.last_resort]
     for chosen, multiple in itertools.product((willing, groups), _multiples(graph, request)):
-        alive = choose(budgets, units_of(chosen, scores, multiple))
+        alive = choose(budgets, units_of(chosen, scores, multiple), start)
         if alive is not None:
-            latency = float(request.latency or 1.0)
-            return Plan(kept_indices(graph, alive), graph.flops(alive), graph.flops.total, budgets[0].target, latency)
+            return Plan(
+                kept=kept_indices(graph, alive),
+                flops=graph.flops(alive),
+                flops_before=graph.flops.total,
+                flops_target=budgets[0].target,
+                latency_target=float(request.latency or 1.0),
+                removed=removed_blocks(graph, alive),
+            )
     raise _unreachable(graph, request, budgets)
 
 
@@ -114,21 +122,27 @@ def _multiples(graph: ChannelGraph, request: Request) -> list[int]:
     return [multiple >> k for k in range(multiple.bit_length())]
 
 
-def _groups(graph: ChannelGraph, request: Request) -> list[Group]:
-    """The groups that may lose channels."""
+def _groups(graph: ChannelGraph, request: Request, start: npt.NDArray[np.bool_]) -> list[Group]:
+    """The groups that may lose channels, of those that are left with the blocks at the start."""
     if not graph.flops.total:
         raise FxpruneError(
             "the model has no operation whose FLOPs are counted, such as a convolution or a linear layer: "
             "there is nothing to prune"
         )
     ignored = _ignored_channels(graph, request.ignore)
-    return [group for group in graph.groups if not ignored[group.channels].any()]
+    gone = {name for block in graph.blocks if not start[block.channel] for name in block.tensors}
+    return [
+        group
+        for group in graph.groups
+        if not ignored[group.channels].any() and any(d.parameter not in gone for d in group.dimensions)
+    ]
 
 
 def _fewest(graph: ChannelGraph, request: Request) -> npt.NDArray[np.bool_]:
     """The channels left when everything goes that may go."""
-    groups, multiple = _groups(graph, request), _multiples(graph, request)[-1]
-    return fewest(graph.num_channels, units_of(groups, np.zeros(graph.num_channels), multiple))
+    start = np.ones(graph.num_channels, dtype=bool)
+    groups, multiple = _groups(graph, request, start), _multiples(graph, request)[-1]
+    return fewest(units_of(groups, np.zeros(graph.num_channels), multiple), start)
 
 
 def _ignored_channels(graph: ChannelGraph, patterns: Sequence[str]) -> npt.NDArray[np.bool_]:

@@ -79,9 +79,10 @@ def units_of(groups: Sequence[Group], scores: Scores, round_to: int) -> Units:
 class _State:
     """The kept channels and their cost, updated with each change."""
 
-    def __init__(self, polynomial: Polynomial) -> None:
+    def __init__(self, polynomial: Polynomial, start: npt.NDArray[np.bool_]) -> None:
         self._polynomial = polynomial
-        self.alive = np.ones(polynomial.num_channels, dtype=bool)
+        self._start = start
+        self.alive = start.copy()
         self._forms, self._forms_from = _index(polynomial.channel_of, polynomial.form_of, polynomial.num_channels)
         row = np.repeat(np.arange(len(polynomial.products)), polynomial.products.shape[1])
         self._terms, self._terms_from = _index(polynomial.products.ravel(), row, polynomial.num_forms)
@@ -92,8 +93,8 @@ class _State:
         self.cost = self._polynomial.of_sizes(self._sizes)
 
     def remove_first(self, units: Units, count: int) -> None:
-        """Keep all channels except those of the first `count` units."""
-        self.alive[:] = True
+        """Keep all channels of the start except those of the first `count` units."""
+        self.alive[:] = self._start
         self.alive[units.channels[: units.bounds[count]]] = False
         self._refresh()
 
@@ -127,30 +128,38 @@ def _index(keys: Ids, values: Ids, count: int) -> tuple[Ids, Ids]:
     return values[order], np.searchsorted(keys[order], np.arange(count + 1))
 
 
-def choose(budgets: Sequence[Budget], units: Units) -> npt.NDArray[np.bool_] | None:
-    """The channels that stay, or None if a budget is out of reach."""
+def choose(
+    budgets: Sequence[Budget], units: Units, start: npt.NDArray[np.bool_]
+) -> npt.NDArray[np.bool_] | None:
+    """The channels that stay, or None if a budget is out of reach.
+
+    Args:
+        budgets: what they may cost.
+        units: all that may go.
+        start: the channels and blocks that are there (number of channels,).
+    """
     # Units go in one order for all budgets: as long as nothing comes back, the plan for the tightest meets the others.
-    tightest = min((_without_first(budget, units) for budget in budgets), key=np.count_nonzero)
+    tightest = min((_without_first(budget, units, start) for budget in budgets), key=np.count_nonzero)
     if not all(budget.holds(tightest) for budget in budgets):
         return None
     for share in _TIGHTER:
         for budget in budgets:
-            alive = _choose_one(budget.polynomial, units, math.floor(share * budget.target))
+            alive = _choose_one(budget.polynomial, units, start, math.floor(share * budget.target))
             if alive is not None and all(other.holds(alive) for other in budgets):
                 return alive
     return tightest
 
 
-def fewest(num_channels: int, units: Units) -> npt.NDArray[np.bool_]:
-    """The channels left when all units go."""
-    alive = np.ones(num_channels, dtype=bool)
+def fewest(units: Units, start: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
+    """The channels left of those at the start when all units go."""
+    alive = start.copy()
     alive[units.channels] = False
     return alive
 
 
-def _without_first(budget: Budget, units: Units) -> npt.NDArray[np.bool_]:
+def _without_first(budget: Budget, units: Units, start: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
     """All channels except those of the first units: of as few as the budget allows, or of all."""
-    state = _State(budget.polynomial)
+    state = _State(budget.polynomial, start)
     _remove_until(state, units, budget.target)
     return state.alive
 
@@ -166,9 +175,11 @@ def _remove_until(state: _State, units: Units, target: int) -> int:
     return low
 
 
-def _choose_one(polynomial: Polynomial, units: Units, target: int) -> npt.NDArray[np.bool_] | None:
+def _choose_one(
+    polynomial: Polynomial, units: Units, start: npt.NDArray[np.bool_], target: int
+) -> npt.NDArray[np.bool_] | None:
     """The channels that stay for a single budget, or None if it is out of reach."""
-    state = _State(polynomial)
+    state = _State(polynomial, start)
     low = _remove_until(state, units, target)
     if state.cost > target:
         return None
