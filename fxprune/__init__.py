@@ -16,9 +16,10 @@ from fxprune.optimizers import prune_optimizer
 from fxprune.parts import PrunedParts, prune_parts
 from fxprune.planning.make import make_plan
 from fxprune.planning.plan import Plan
+from fxprune.provenance import plan_of
 from fxprune.reporting import Report, report
 from fxprune.restoring import restore_class
-from fxprune.rewriting import plan_of, rewrite
+from fxprune.rewriting import rewrite
 from fxprune.scoring.criteria import scores
 from fxprune.tracing.tracer import trace
 from fxprune.training.finetune import DivergenceError, Epoch, finetune

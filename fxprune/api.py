@@ -3,26 +3,28 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import fx, nn
 
 from fxprune.analysis import analyze
-from fxprune.channels import ChannelGraph, Scores
-from fxprune.compensation.compensate import compensate as compensated
+from fxprune.channels import Block, ChannelGraph, Scores
+from fxprune.compensation.compensate import ALL_PARTS, HOLDOUT, Compensation
 from fxprune.compensation.holdout import clusters_of
 from fxprune.compensation.synthesis import synthesize
 from fxprune.data import Batch, Data, Inputs, calibration_batch, check_labels, run_model
+from fxprune.depth import best_depth, blocks_in_order
 from fxprune.errors import CannotScoreError, FxpruneError, FxpruneWarning
 from fxprune.gates.learning import learn_gates
 from fxprune.latency.budget import plan_for_latency
 from fxprune.latency.channels import time_channels
 from fxprune.losses import are_class_labels, number_of_classes
-from fxprune.planning.budgets import Request, as_patterns, flops_target
-from fxprune.planning.make import check_reachable, plan_for
+from fxprune.planning.budgets import Request, as_patterns, budgets_of, flops_target
+from fxprune.planning.make import check_reachable, plan_for, removable_blocks
 from fxprune.planning.plan import Plan
 from fxprune.progress import Progress, shown
 from fxprune.rewriting import rewrite
@@ -51,6 +53,8 @@ def prune(
     samples: int = 128,
     ignore: str | Iterable[str] = (),
     round_to: int | Literal["auto"] = 1,
+    depth: bool = False,
+    width: bool = True,
     seed: int = 0,
     progress: bool | Progress = True,
 ) -> fx.GraphModule:
@@ -80,6 +84,9 @@ def prune(
         ignore: names or glob patterns of modules to leave whole.
         round_to: the widths that change become multiples of this; "auto" for multiples that the device computes
             without waste, see `fxprune.make_plan`.
+        depth: whether blocks, such as the branches of residual connections, may be left out whole. Which and how many
+            is measured on the samples (`fxprune.depth`), which takes several times as long.
+        width: whether channels may be removed; False with ``depth=True`` for blocks alone.
         seed: of everything random.
         progress: True shows bars in a terminal, False nothing; a function is called with the progress
             (`fxprune.progress.Progress`).
@@ -103,7 +110,7 @@ def prune(
         >>> small.get_parameter("0.weight").shape
         torch.Size([8, 3, 3, 3])
     """
-    request = Request(flops, latency, round_to, as_patterns(ignore))
+    request = Request(flops, latency, round_to, as_patterns(ignore), depth, width)
     if method is not None:
         check_method(method, ("dagger",))
     with shown(progress) as show:
@@ -121,21 +128,18 @@ def prune(
             graph = time_channels(graph, progress=show)
             check_reachable(graph, request)
         try:
-            if batch is None and (compensate or method == "dagger" or method in FROM_DATA):
-                batch = _made_samples(graph, method, seed, show)
-            if batch is not None and (compensate or method in (None, "surgeon")):
+            blocks = removable_blocks(graph, request)
+            if batch is None and (compensate or blocks or method == "dagger" or method in FROM_DATA):
+                batch = _made_samples(graph, method, depth, seed, show)
+            if batch is not None and (compensate or blocks or method in (None, "surgeon")):
                 # Scoring and compensation split the samples by the same clusters.
                 batch = replace(batch, clusters=clusters_of(graph.module, batch))
-            if method == "dagger":
-                chosen = _learned_scores(graph, request, data, batch, seed, show)
-            else:
-                default = "relevance" if batch is None else "surgeon"
-                chosen = scores(graph, method or default, data=batch, seed=seed, progress=show)
-            plan = _planned(model, graph, chosen, request)
-            pruned = rewrite(graph, plan)
-            if not compensate or batch is None or plan.flops == plan.flops_before:
-                return pruned
-            return compensated(graph, pruned, batch, seed=seed, progress=show)
+            chosen = _scored(graph, request, method, data, batch, seed, show)
+            if batch is None or not (compensate or blocks):
+                return rewrite(graph, _planned(model, graph, chosen, request))
+            run = Compensation.of(graph, batch, HOLDOUT, seed, show, parts=ALL_PARTS if compensate else ())
+            order = blocks_in_order(graph, blocks, budgets_of(graph, request), batch, show)
+            return run.finish(best_depth(graph, order, lambda gone: _planned(model, graph, chosen, request, gone), run))
         except CannotScoreError as error:
             if method is not None:
                 raise
@@ -173,16 +177,35 @@ def _check_data(graph: ChannelGraph, batch: Batch) -> None:
         check_labels(batch, number_of_classes(outputs))
 
 
-def _made_samples(graph: ChannelGraph, method: Method | None, seed: int, show: Progress) -> Batch | None:
-    """Synthetic samples; None if none can be made and the method needs none."""
+def _scored(
+    graph: ChannelGraph,
+    request: Request,
+    method: Method | None,
+    data: Data | None,
+    batch: Batch | None,
+    seed: int,
+    show: Progress,
+) -> Scores:
+    """The scores of channels; of no consequence if none may go."""
+    if not request.width:
+        return np.zeros(graph.num_channels)
+    if method == "dagger":
+        return _learned_scores(graph, request, data, batch, seed, show)
+    default = "relevance" if batch is None else "surgeon"
+    return scores(graph, method or default, data=batch, seed=seed, progress=show)
+
+
+def _made_samples(graph: ChannelGraph, method: Method | None, depth: bool, seed: int, show: Progress) -> Batch | None:
+    """Synthetic samples; None if none can be made and nothing needs any."""
     made = synthesize(graph, seed=seed, progress=show)
     if made is not None:
         if not made.isfinite().all():
             raise CannotScoreError("synthetic samples became NaN or infinite: check the weights for NaN and infinity")
         return Batch((made,), {}, checked=True)
-    if method == "dagger" or method in FROM_DATA:
+    if depth or method == "dagger" or method in FROM_DATA:
+        what = "depth=True" if depth else f"method {method!r}"
         raise FxpruneError(
-            f"method {method!r} needs data, and none can be made from this model, which has no BatchNorm "
+            f"{what} needs data, and none can be made from this model, which has no BatchNorm "
             "statistics or not one input: give data, a loader or a list of batches, or another method"
         )
     return None
@@ -197,7 +220,9 @@ def _learned_scores(
     return learn_gates(graph, samples, flops=share, epochs=epochs, seed=seed, progress=show).scores
 
 
-def _planned(model: nn.Module, graph: ChannelGraph, chosen: Scores, request: Request) -> Plan:
+def _planned(
+    model: nn.Module, graph: ChannelGraph, chosen: Scores, request: Request, without: Sequence[Block] = ()
+) -> Plan:
     if request.latency is None or request.latency == 1:
-        return plan_for(graph, chosen, request)
-    return plan_for_latency(graph, chosen, copy_module(model), request)
+        return plan_for(graph, chosen, request, without)
+    return plan_for_latency(graph, chosen, copy_module(model), request, without)

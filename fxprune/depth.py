@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Sequence
 
+import numpy as np
 import torch
-from torch import fx
 
 from fxprune.channels import Block, ChannelGraph
 from fxprune.compensation.compensate import Compensation, Fit
@@ -29,24 +29,24 @@ from fxprune.running.eval_mode import in_eval
 
 __all__ = ["best_depth", "blocks_in_order"]
 
-# How many samples say which block goes next, and how many numbers of blocks in a row that are worse than the best so far
-# end the search. Not tuned.
+# How many samples say which block goes next, and after how many numbers of blocks in a row that are worse than the best
+# so far the search ends. Not tuned.
 _SAMPLES, _PATIENCE = 32, 2
 
 
 def best_depth(
-    graph: ChannelGraph,
-    blocks: Sequence[Block],
-    plan_without: Callable[[Sequence[Block]], Plan],
-    run: Compensation,
+    graph: ChannelGraph, blocks: Sequence[Block], plan_without: Callable[[Sequence[Block]], Plan], run: Compensation
 ) -> Fit:
-    """The best of the plans that leave out the first of some blocks, fitted.
+    """Of the plans that leave out the first of some blocks, that with the best outputs on held-out samples, fitted.
 
     Args:
         graph: the analysed model.
         blocks: in the order in which they go.
         plan_without: makes the plan with these blocks left out.
-        run: fits pruned models, and says what their errors on held-out samples are.
+        run: fits pruned models.
+
+    Raises:
+        UnreachableBudgetError: no plan is within the budget.
     """
     best: Fit | None = None
     worse = 0
@@ -54,7 +54,9 @@ def best_depth(
         try:
             plan = plan_without(blocks[:count])
         except UnreachableBudgetError:
-            continue
+            if count < len(blocks) or best is not None:
+                continue
+            raise
         fit = run.fit(rewrite(graph, plan))
         if best is None or fit.error < best.error:
             best, worse = fit, 0
@@ -62,44 +64,49 @@ def best_depth(
             worse += 1
         if worse == _PATIENCE:
             break
-    if best is None:
-        plan_without(blocks)
-        raise AssertionError("some plan was within the budget")
+    assert best is not None
     return best
 
 
 def blocks_in_order(
-    graph: ChannelGraph, blocks: Collection[Block], budgets: Sequence[Budget], samples: Batch, progress: Progress
+    graph: ChannelGraph, blocks: Sequence[Block], budgets: Sequence[Budget], samples: Batch, progress: Progress
 ) -> list[Block]:
-    """Blocks in the order in which they go, until a budget is met by that alone.
+    """Blocks in the order in which they go, until that alone meets the budgets.
+
+    The next is the one whose loss adds least to that of the outputs, for what it saves. What the last one adds is
+    measured anew for those that come into question, since it grows as others go.
 
     Args:
         graph: the analysed model.
         blocks: those that may go.
-        budgets: of the plan; the first says what a block saves.
-        samples: the loss of the outputs on some of these says what a block costs.
+        budgets: of the plan; the last says what a block saves.
+        samples: some of these measure the loss.
         progress: is called with the number of blocks that are gone.
     """
-    losses = _Losses(graph, samples)
-    price = budgets[-1].polynomial
-    alive = torch.ones(graph.num_channels, dtype=torch.bool).numpy()
+    if not blocks:
+        return []
+    losses, price = _Losses(graph, samples), budgets[-1].polynomial
+    alive = np.ones(graph.num_channels, dtype=bool)
     order: list[Block] = []
-    queue = [(-math.inf, number, -1) for number in range(len(blocks))]
-    candidates, loss = list(blocks), 0.0
+    loss = 0.0
+    # What a block costs for what it saves, its number, how many were gone when that was measured, and the loss then.
+    queue = [(-math.inf, number, -1, 0.0) for number in range(len(blocks))]
     while queue and not all(budget.holds(alive) for budget in budgets):
-        cost, number, measured = heapq.heappop(queue)
-        block = candidates[number]
-        alive[block.channel] = False
-        if measured == len(order):
+        _, number, gone, after = heapq.heappop(queue)
+        block = blocks[number]
+        if gone == len(order):
+            alive[block.channel], loss = False, after
             order.append(block)
-            loss = losses.without(order)
-            progress("blocks", len(order), len(candidates), {})
+            progress("blocks", len(order), len(blocks), {})
             continue
         saved = price(alive)
+        alive[block.channel] = False
+        saved -= price(alive)
         alive[block.channel] = True
-        saved = price(alive) - saved
+        # Inside a block that is gone, others save nothing.
         if saved > 0:
-            heapq.heappush(queue, ((losses.without([*order, block]) - loss) / saved, number, len(order)))
+            after = losses.without([*order, block])
+            heapq.heappush(queue, ((after - loss) / saved, number, len(order), after))
     return order
 
 

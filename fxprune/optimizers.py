@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from fxprune.errors import FxpruneError, called_as
 from fxprune.planning.plan import Plan
-from fxprune.rewriting import check_order, earlier_stage, plan_from, pruning_notes
+from fxprune.provenance import check_order, earlier_stage, plan_from, pruning_notes
 from fxprune.running.copies import named_tensors
 
 __all__ = ["prune_optimizer"]

@@ -20,8 +20,8 @@ from fxprune.planning.budgets import Request
 from fxprune.planning.make import lowest_flops
 from fxprune.planning.plan import Plan
 from fxprune.progress import Progress
+from fxprune.provenance import plan_of
 from fxprune.restoring import restore_class
-from fxprune.rewriting import plan_of
 from fxprune.running import trees
 from fxprune.running.calls import Call, call_arguments, given_call
 from fxprune.running.copies import copy_module, meta_like

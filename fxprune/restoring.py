@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from fxprune.errors import FxpruneError, called_as
-from fxprune.rewriting import check_order, plan_of
+from fxprune.provenance import check_order, plan_of
 from fxprune.running.copies import copy_module, named_tensors
 from fxprune.running.devices import check_values
 from fxprune.running.double import outputs_in_double

@@ -1,11 +1,10 @@
-"""Pass: ChannelGraph + Plan -> smaller GraphModule, and what that knows of its pruning."""
+"""Pass: ChannelGraph + Plan -> smaller GraphModule."""
 
 from __future__ import annotations
 
 import copy
 import operator
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
@@ -17,21 +16,18 @@ from torch import fx, nn
 from fxprune.analysis import analyze
 from fxprune.channels import ChannelGraph, Ids, Labels, Size
 from fxprune.errors import FxpruneError
-from fxprune.planning.plan import Plan, composed, plan_since
+from fxprune.planning.plan import Plan, plan_since
+from fxprune.provenance import PruningNotes, earlier_notes, take_notes
 from fxprune.rules import find_rule
 from fxprune.rules.block_removal import remove_blocks
 from fxprune.rules.known_index import computes_indices
 from fxprune.rules.rewrite import Rewrite
 from fxprune.running.copies import copy_module, named_tensors
 from fxprune.tracing.checks import check_as_traced
-from fxprune.tracing.fingerprint import Fingerprint, fingerprint
-from fxprune.tracing.notes import example_of, notes_in, set_trace_notes, trace_notes
+from fxprune.tracing.notes import example_of, trace_notes
 from fxprune.tracing.tracer import trace
 
-__all__ = [
-    "PruningNotes", "alive_channels", "check_order", "earlier_stage", "original_graph", "plan_from", "plan_of",
-    "pruning_notes", "rewrite", "rewrite_in_stages", "set_pruning_notes",
-]  # fmt: skip
+__all__ = ["alive_channels", "original_graph", "rewrite", "rewrite_in_stages"]
 
 
 def rewrite(graph: ChannelGraph, plan: Plan) -> fx.GraphModule:
@@ -54,129 +50,8 @@ def rewrite(graph: ChannelGraph, plan: Plan) -> fx.GraphModule:
     _rewrite_nodes(pruned, graph, alive)
     pruned.graph.lint()
     pruned.recompile()
-    _take_notes(graph.module, pruned, plan)
+    take_notes(graph.module, pruned, plan)
     return pruned
-
-
-# --- what a pruned model knows of its pruning -------------------------------------------------------------------------
-
-_KEY = "fxprune.pruning"
-
-
-@dataclass(frozen=True, eq=False)
-class PruningNotes:
-    """What a pruned model knows of its pruning.
-
-    Attributes:
-        plan: what was kept of the original.
-        original: the architecture that was pruned; of a model that was pruned several times, before the first time.
-        compensated: the corrections that `fxprune.compensate` made to the weights.
-        stages: of a model that was pruned several times, the plans before the last, each for the original.
-    """
-
-    plan: Plan
-    original: Fingerprint
-    compensated: tuple[str, ...] = ()
-    stages: tuple[Plan, ...] = ()
-
-
-def pruning_notes(pruned: nn.Module) -> PruningNotes:
-    """The notes of a pruned model.
-
-    Raises:
-        FxpruneError: the model was not made by `fxprune.prune` or `fxprune.rewrite`.
-    """
-    notes = _notes_in(pruned)
-    if notes is None:
-        name = type(pruned).__name__
-        raise FxpruneError(f"{name} has no plan: only what fxprune.prune or fxprune.rewrite returns has one")
-    return notes
-
-
-def _notes_in(model: object) -> PruningNotes | None:
-    meta = getattr(model, "meta", None)
-    notes = meta.get(_KEY) if isinstance(meta, dict) else None
-    return notes if isinstance(notes, PruningNotes) else None
-
-
-def _earlier_notes(model: nn.Module) -> PruningNotes | None:
-    """The notes of a pruned model or of a trace of one; None for any other model."""
-    own = _notes_in(model)
-    earlier = trace_notes(model).traced_from.get(_KEY)
-    return own or (earlier if isinstance(earlier, PruningNotes) else None)
-
-
-def _take_notes(traced: fx.GraphModule, pruned: fx.GraphModule, plan: Plan) -> None:
-    """Give a pruned model its notes: those of the model before the first pruning, where that is known."""
-    architecture, trace, first = fingerprint(traced), trace_notes(traced), _earlier_notes(traced)
-    if first is not None and _is_made_by(first, architecture):
-        set_trace_notes(pruned, trace.after(notes_in(trace.traced_from)))
-        set_pruning_notes(pruned, replace(first, plan=composed(first.plan, plan), stages=(*first.stages, first.plan)))
-    else:
-        set_trace_notes(pruned, replace(trace, traced_from={}))
-        set_pruning_notes(pruned, PruningNotes(plan, architecture))
-
-
-def _is_made_by(notes: PruningNotes, architecture: Fingerprint) -> bool:
-    """Whether an architecture is what the plan makes of the original, and was not changed in other ways since."""
-    gone = notes.plan.gone
-    for name, (shape, _) in notes.original.tensors.items():
-        kept = notes.plan.kept.get(name, {})
-        expected = tuple(n if n == 1 else len(kept.get(d, range(n))) for d, n in enumerate(shape))
-        if name in gone:
-            continue
-        if name not in architecture.tensors or architecture.tensors[name][0] != expected:
-            return False
-    return True
-
-
-def set_pruning_notes(pruned: fx.GraphModule, notes: PruningNotes) -> None:
-    """Give a pruned model its notes."""
-    pruned.meta[_KEY] = notes
-
-
-def plan_of(pruned: nn.Module) -> Plan:
-    """The plan that a pruned model was made by.
-
-    Raises:
-        FxpruneError: the model was not made by `fxprune.prune` or `fxprune.rewrite`.
-    """
-    return pruning_notes(pruned).plan
-
-
-def earlier_stage(original: nn.Module, pruned: nn.Module) -> PruningNotes | None:
-    """The notes of a model given as original, if that was pruned from the same one; None if it is no pruned model."""
-    notes = _earlier_notes(original)
-    return notes if notes is not None and notes.original == pruning_notes(pruned).original else None
-
-
-def plan_from(original: nn.Module, pruned: nn.Module) -> Plan:
-    """The plan by which a pruned model was made from this one.
-
-    Args:
-        original: the model before pruning; of a model that was pruned several times, before any of them.
-        pruned: what was made of it.
-
-    Raises:
-        FxpruneError: it was made from another model.
-    """
-    notes, earlier = pruning_notes(pruned), earlier_stage(original, pruned)
-    if earlier is not None:
-        try:
-            return plan_since(earlier.plan, notes.plan)
-        except ValueError:
-            raise FxpruneError(
-                f"the {type(original).__name__} given as original was pruned itself, and this model was not made from "
-                "it: it keeps what is missing there. Give the model that was pruned"
-            ) from None
-    for name, parameter in original.named_parameters(remove_duplicate=False):
-        shape = notes.original.tensors.get(name, (tuple(parameter.shape), ""))[0]
-        if name in notes.plan.kept and tuple(parameter.shape) != shape:
-            raise FxpruneError(
-                f"{name} has shape {tuple(parameter.shape)}, and had {shape} when the plan was made: this is not the "
-                "model that was pruned"
-            )
-    return notes.plan
 
 
 def rewrite_in_stages(
@@ -192,26 +67,13 @@ def rewrite_in_stages(
         notes: of the pruned model.
         trace_again: traces what comes out of a stage.
     """
-    earlier, plans = _earlier_notes(graph.module), [*notes.stages, notes.plan]
+    earlier, plans = earlier_notes(graph.module), [*notes.stages, notes.plan]
     if earlier is not None and earlier.original == notes.original:
         plans = [plan_since(earlier.plan, plan) for plan in plans[len(earlier.stages) + 1 :] or plans[-1:]]
     pruned = rewrite(graph, plans[0])
     for before, after in pairwise(plans):
         pruned = rewrite(analyze(trace_again(pruned)), plan_since(before, after))
     return pruned
-
-
-def check_order(call: str, original: object, pruned: object) -> None:
-    """Refuse an original and a pruned model in the wrong order, which older versions had, with the call to make.
-
-    Raises:
-        FxpruneError: one of them is not a model, or only the first was pruned.
-    """
-    for name, model in (("original", original), ("pruned", pruned)):
-        if not isinstance(model, nn.Module):
-            raise FxpruneError(f"{name} (a {type(model).__name__}) is not a model: call {call}")
-    if _notes_in(original) is not None and _notes_in(pruned) is None:
-        raise FxpruneError(f"original was pruned and pruned was not: the original comes first, call {call}")
 
 
 def original_graph(original: nn.Module, pruned: nn.Module, example_inputs: Any = None) -> ChannelGraph:

@@ -12,7 +12,8 @@ from torch import Tensor, fx, nn
 
 from fxprune.errors import FxpruneError, called_as
 from fxprune.planning.plan import Plan
-from fxprune.rewriting import check_order, original_graph, plan_from, pruning_notes, rewrite_in_stages
+from fxprune.provenance import check_order, plan_from, pruning_notes
+from fxprune.rewriting import original_graph, rewrite_in_stages
 from fxprune.running.calls import Call
 from fxprune.running.copies import copy_module, named_tensors
 from fxprune.running.devices import check_values

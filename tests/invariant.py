@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, fx, nn
 
 import fxprune
-from fxprune.planning.plan import kept_indices
+from fxprune.planning.plan import kept_indices, removed_blocks
 from fxprune.running import trees
 from fxprune.verification import TOLERANCE, largest_error, mask
 
@@ -53,8 +53,12 @@ def prunable(graph: fxprune.ChannelGraph) -> int:
 
 
 def masks(graph: fxprune.ChannelGraph, plans: int, seed: int = 0) -> Iterator[npt.NDArray[np.bool_]]:
-    """Random plans, as masks of the channels that stay: at least one of each group."""
-    random = np.random.default_rng(seed)
+    """Random plans, as masks of the channels and blocks that stay: at least one channel of each group.
+
+    If there are blocks, the second plan leaves out all, and the others some.
+    """
+    random, of_blocks = np.random.default_rng(seed), np.random.default_rng(seed)
+    blocks = np.array([block.channel for block in graph.blocks], dtype=np.int64)
     for k in range(plans):
         alive = np.ones(graph.num_channels, dtype=bool)
         for group in graph.groups:
@@ -62,12 +66,14 @@ def masks(graph: fxprune.ChannelGraph, plans: int, seed: int = 0) -> Iterator[np
             kept = 1 if k == 0 else random.integers(1, len(group) + 1)
             alive[group.channels] = False
             alive[random.choice(group.channels, kept, replace=False)] = True
+        alive[blocks[of_blocks.random(len(blocks)) < (1.0 if k == 1 else 0.5)]] = False
         yield alive
 
 
 def plan_for(graph: fxprune.ChannelGraph, alive: npt.NDArray[np.bool_]) -> fxprune.Plan:
-    """The plan that keeps these channels."""
-    return fxprune.Plan(kept_indices(graph, alive), graph.flops(alive), graph.flops.total, graph.flops.total)
+    """The plan that keeps these channels and blocks."""
+    flops, total = graph.flops(alive), graph.flops.total
+    return fxprune.Plan(kept_indices(graph, alive), flops, total, total, removed=removed_blocks(graph, alive))
 
 
 def to_double(inputs: Any) -> Any:
@@ -126,7 +132,7 @@ def _check_plan(
     assert error <= TOLERANCE, f"the pruned model is off by {error:.1e}\n{graph}\n{pruned.code}"
     counted = fxprune.count_flops(pruned, inputs)
     assert plan.flops == counted, f"predicted {plan.flops} FLOPs, counted {counted}\n{graph}\n{pruned.code}"
-    assert list(pruned.state_dict()) == list(model.state_dict())
+    assert list(pruned.state_dict()) == [name for name in model.state_dict() if name not in plan.gone]
     for name, tensor in pruned.state_dict().items():
         shape = list(model.state_dict()[name].shape)
         for d, kept in plan.kept.get(name, {}).items():

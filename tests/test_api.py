@@ -14,7 +14,7 @@ from refusals import assert_refused, small
 from torch import Tensor, nn
 
 import fxprune
-from fxprune.rewriting import pruning_notes
+from fxprune.provenance import pruning_notes
 
 
 class Small(nn.Module):

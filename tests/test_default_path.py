@@ -13,7 +13,7 @@ from random_nets import OPS, Step, build
 from torch import Tensor, nn
 
 import fxprune
-from fxprune.rewriting import pruning_notes
+from fxprune.provenance import pruning_notes
 
 
 def description(seed: int) -> tuple[list[Step], int, int]:

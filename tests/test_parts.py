@@ -122,7 +122,7 @@ def test_it_is_compensated_on_what_the_parts_get_of_the_data() -> None:
     data = [(images(8), None), (images(4), ["a label"])]
     found = prune_parts(model, 0.6, example_inputs=(images(),), data=data, progress=False)
     assert 0.57 <= found.flops / found.flops_before <= 0.6
-    assert any(fxprune.rewriting.pruning_notes(found.model.get_submodule(path)).compensated for path in found.plans)
+    assert any(fxprune.provenance.pruning_notes(found.model.get_submodule(path)).compensated for path in found.plans)
 
 
 def test_parts_that_are_named_are_pruned_and_others_are_not() -> None:

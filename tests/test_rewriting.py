@@ -23,7 +23,8 @@ from torch import Tensor, nn
 
 import fxprune
 from fxprune import FxpruneError
-from fxprune.rewriting import original_graph, pruning_notes, set_pruning_notes
+from fxprune.provenance import pruning_notes, set_pruning_notes
+from fxprune.rewriting import original_graph
 
 
 def make(name: str) -> tuple[nn.Module, Tensor]:

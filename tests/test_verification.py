@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 import fxprune
 from fxprune import FxpruneError
-from fxprune.rewriting import pruning_notes
+from fxprune.provenance import pruning_notes
 from fxprune.running.copies import copy_module
 from fxprune.verification import TOLERANCE, largest_error, mask, relative_error, verify_structure
 

@@ -24,18 +24,12 @@ from fxprune.compensation.holdout import output_error, split_apart
 from fxprune.data import Batch, Data, calibration_batch
 from fxprune.errors import FxpruneError, called_as
 from fxprune.progress import Progress, shown
-from fxprune.rewriting import (
-    alive_channels,
-    check_order,
-    original_graph,
-    plan_from,
-    pruning_notes,
-    set_pruning_notes,
-)
+from fxprune.provenance import check_order, plan_from, pruning_notes, set_pruning_notes
+from fxprune.rewriting import alive_channels, original_graph
 from fxprune.running.allocator import keep_freed_memory
 from fxprune.running.devices import check_values
 
-__all__ = ["HOLDOUT", "Compensation", "Fit", "compensate"]
+__all__ = ["ALL_PARTS", "HOLDOUT", "Compensation", "Fit", "compensate"]
 
 
 _CALL = "fxprune.compensate(original, pruned, data)"
@@ -43,8 +37,8 @@ _CALL = "fxprune.compensate(original, pruned, data)"
 DAMPING = (1e-2, 1e-1, 1.0, 4.0)
 #: Not tuned.
 HOLDOUT, POSITIONS = 0.25, 32768
-# All corrections together, then each alone.
-_PARTS = (("ridge", "moments"), ("moments",), ("ridge",))
+#: All corrections together, then each alone.
+ALL_PARTS = (("ridge", "moments"), ("moments",), ("ridge",))
 
 
 @called_as(_CALL)
@@ -78,7 +72,7 @@ def compensate(
         progress: show bars in a terminal, or call this function with the number of nodes done.
 
     Returns:
-        A new model with the same graph and shapes; `fxprune.rewriting.pruning_notes` names the corrections that were
+        A new model with the same graph and shapes; `fxprune.provenance.pruning_notes` names the corrections that were
         kept.
 
     Raises:
@@ -149,14 +143,17 @@ class Compensation:
         seed: int,
         progress: Progress,
         *,
-        parts: Sequence[tuple[str, ...]] = _PARTS,
+        parts: Sequence[tuple[str, ...]] = ALL_PARTS,
         damping: Sequence[float] = DAMPING,
         positions: int = POSITIONS,
     ) -> Compensation:
         """One that splits these samples, as `compensate` does."""
-        fit, judge = ([] if part is None else part.split() for part in split_apart(graph.module, samples, holdout, seed))
+        fit, judge = (
+            [] if part is None else part.split() for part in split_apart(graph.module, samples, holdout, seed)
+        )
         return Compensation(graph, (fit, judge), parts, damping, positions, seed, progress)
 
+    @keep_freed_memory()
     def fit(self, pruned: fx.GraphModule) -> Fit:
         """Correct a copy of a pruned model, as far as that helps on the held-out samples."""
         (fit, judge), correction = self.samples, self._correction(pruned)
@@ -170,6 +167,7 @@ class Compensation:
                 return Fit(pruned, fitted, parts, chosen, error)
         return Fit(pruned, pruned, (), {}, least)
 
+    @keep_freed_memory()
     def finish(self, done: Fit) -> fx.GraphModule:
         """The pruned model, corrected on all samples: those held out have decided."""
         (fit, judge), best = self.samples, copy.deepcopy(done.fitted)
@@ -189,4 +187,4 @@ class Compensation:
 def _trials(ridge: bool, moments: bool) -> list[tuple[str, ...]]:
     """The corrections to try, in this order."""
     wanted = {"ridge": ridge, "moments": moments}
-    return [parts for parts in _PARTS if all(wanted[part] for part in parts)]
+    return [parts for parts in ALL_PARTS if all(wanted[part] for part in parts)]

@@ -21,7 +21,7 @@ from fxprune.files.record import KEY, Record, kind_of, versions
 from fxprune.files.sources import source_to_store
 from fxprune.files.tensors import opened, put_tensors, read_tensors, storable, unusual_strides
 from fxprune.files.writing import write_tensors
-from fxprune.rewriting import pruning_notes, set_pruning_notes
+from fxprune.provenance import pruning_notes, set_pruning_notes
 from fxprune.running.copies import named_tensors
 from fxprune.running.devices import check_values
 from fxprune.tracing.notes import set_trace_notes, trace_notes

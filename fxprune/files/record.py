@@ -20,7 +20,7 @@ from fxprune.errors import FxpruneError
 from fxprune.files.packing import pack, unpack
 from fxprune.models import Source
 from fxprune.planning.plan import plan_from_json, plan_to_json
-from fxprune.rewriting import PruningNotes
+from fxprune.provenance import PruningNotes
 from fxprune.running.calls import Call
 from fxprune.tracing.fingerprint import Fingerprint
 from fxprune.tracing.notes import TraceNotes

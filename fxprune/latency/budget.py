@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from dataclasses import replace
 
 from torch import nn
 
-from fxprune.channels import ChannelGraph, Scores
+from fxprune.channels import Block, ChannelGraph, Scores
 from fxprune.errors import FxpruneWarning, UnreachableBudgetError
 from fxprune.latency.measure import measure_latency
 from fxprune.planning.budgets import Request
@@ -27,7 +28,9 @@ _NEAR, _AIM, _STEP = 0.97, 0.985, 0.7
 _UNSTEADY = 0.25
 
 
-def plan_for_latency(graph: ChannelGraph, scores: Scores, model: nn.Module, request: Request) -> Plan:
+def plan_for_latency(
+    graph: ChannelGraph, scores: Scores, model: nn.Module, request: Request, without: Sequence[Block] = ()
+) -> Plan:
     """Plan, measure and plan again, until the measured time is just within the budget.
 
     Args:
@@ -35,6 +38,7 @@ def plan_for_latency(graph: ChannelGraph, scores: Scores, model: nn.Module, requ
         scores: as for `make_plan`.
         model: what the result is compared with.
         request: its latency is a fraction of the model's time; both are measured in turns.
+        without: the blocks that are left out.
 
     Raises:
         UnreachableBudgetError: the budget cannot be reached, by prediction or as measured.
@@ -48,7 +52,7 @@ def plan_for_latency(graph: ChannelGraph, scores: Scores, model: nn.Module, requ
     best, within, beyond = None, None, None
     for _ in range(_ROUNDS):
         try:
-            plan = plan_for(graph, scores, replace(request, latency=target))
+            plan = plan_for(graph, scores, replace(request, latency=target), without)
         except UnreachableBudgetError:
             # The machine takes longer than predicted, so that the target has fallen below what is possible.
             if not meter.measured:

@@ -26,6 +26,8 @@ class Request:
         latency: a fraction of the model's time, or None for no such budget.
         round_to: the widths that change become multiples of this.
         ignore: names or glob patterns of modules that stay whole.
+        depth: whether blocks may be left out.
+        width: whether channels may be removed.
 
     Raises:
         FxpruneError: a value has the wrong type or is out of range.
@@ -35,6 +37,8 @@ class Request:
     latency: float | None = None
     round_to: int | Literal["auto"] = 1
     ignore: tuple[str, ...] = ()
+    depth: bool = False
+    width: bool = True
 
     def __post_init__(self) -> None:
         flops, latency, round_to = self.flops, self.latency, self.round_to
@@ -48,6 +52,11 @@ class Request:
             raise FxpruneError(f"latency (={latency!r}) must be a fraction of the model's, in (0, 1]")
         if round_to != "auto" and (type(round_to) is not int or round_to < 1):
             raise FxpruneError(f"round_to (={round_to!r}) must be a whole number of at least 1, or 'auto'")
+        for name in ("depth", "width"):
+            if not isinstance(getattr(self, name), bool):
+                raise FxpruneError(f"{name} (={getattr(self, name)!r}) must be True or False")
+        if not (self.depth or self.width):
+            raise FxpruneError("depth=False and width=False leave nothing to prune: give one of the two")
 
 
 def _is_number(value: object) -> bool:

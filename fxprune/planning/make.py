@@ -8,6 +8,7 @@ import itertools
 import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Literal
 
 import numpy as np
@@ -20,7 +21,7 @@ from fxprune.planning.budgets import Budget, Request, as_patterns, budgets_of
 from fxprune.planning.plan import Plan, kept_indices, removed_blocks
 from fxprune.planning.selection import choose, fewest, units_of
 
-__all__ = ["check_reachable", "lowest_flops", "make_plan", "plan_for"]
+__all__ = ["check_reachable", "lowest_flops", "make_plan", "plan_for", "removable_blocks"]
 
 
 def make_plan(
@@ -124,6 +125,8 @@ def _multiples(graph: ChannelGraph, request: Request) -> list[int]:
 
 def _groups(graph: ChannelGraph, request: Request, start: npt.NDArray[np.bool_]) -> list[Group]:
     """The groups that may lose channels, of those that are left with the blocks at the start."""
+    if not request.width:
+        return []
     if not graph.flops.total:
         raise FxpruneError(
             "the model has no operation whose FLOPs are counted, such as a convolution or a linear layer: "
@@ -139,14 +142,41 @@ def _groups(graph: ChannelGraph, request: Request, start: npt.NDArray[np.bool_])
 
 
 def _fewest(graph: ChannelGraph, request: Request) -> npt.NDArray[np.bool_]:
-    """The channels left when everything goes that may go."""
+    """The channels and blocks left when everything goes that may go."""
     start = np.ones(graph.num_channels, dtype=bool)
+    start[[block.channel for block in removable_blocks(graph, request)]] = False
     groups, multiple = _groups(graph, request, start), _multiples(graph, request)[-1]
     return fewest(units_of(groups, np.zeros(graph.num_channels), multiple), start)
 
 
+def removable_blocks(graph: ChannelGraph, request: Request) -> tuple[Block, ...]:
+    """The blocks that a request lets go.
+
+    Raises:
+        FxpruneError: there are none, and channels may not go either; or a pattern matches nothing.
+    """
+    if not request.depth:
+        return ()
+    ignored = _ignored_tensors(graph, request.ignore)
+    left = tuple(block for block in graph.blocks if ignored.isdisjoint(block.tensors))
+    if not left and not request.width:
+        why = "all of its blocks are ignored" if graph.blocks else "it has no block that can be left out"
+        raise FxpruneError(f"width=False leaves nothing to prune in this model: {why}. Give width=True")
+    return left
+
+
 def _ignored_channels(graph: ChannelGraph, patterns: Sequence[str]) -> npt.NDArray[np.bool_]:
     ignored = np.zeros(graph.num_channels, dtype=bool)
+    for name in _ignored_tensors(graph, patterns):
+        for dim in graph.parameters[name]:
+            if not isinstance(dim, int):
+                ignored[dim] = True
+    return ignored
+
+
+def _ignored_tensors(graph: ChannelGraph, patterns: Sequence[str]) -> set[str]:
+    """The parameters and buffers, of those with channels, that patterns cover."""
+    ignored: set[str] = set()
     names = {name for name, _ in graph.module.named_modules() if name} | set(graph.parameters)
     for pattern in patterns:
         hits = {name for name in names if fnmatch.fnmatchcase(name, pattern)}
@@ -154,12 +184,10 @@ def _ignored_channels(graph: ChannelGraph, patterns: Sequence[str]) -> npt.NDArr
             close = difflib.get_close_matches(pattern, names, n=3, cutoff=0.4)
             hint = f"; close names are {', '.join(close)}" if close else ""
             raise FxpruneError(f"ignore pattern {pattern!r} matches no module of the model{hint}")
-        for name, dims in graph.parameters.items():
+        for name in graph.parameters:
             path = name.split(".")
             if any(".".join(path[:k]) in hits for k in range(1, len(path) + 1)):
-                for dim in dims:
-                    if not isinstance(dim, int):
-                        ignored[dim] = True
+                ignored.add(name)
     return ignored
 
 
@@ -188,8 +216,15 @@ def _unreachable(graph: ChannelGraph, request: Request, budgets: Sequence[Budget
         total = late.polynomial.total
         what, raised = f"{late.target / total:.1%} of the latency", "latency"
         lowest = f"predicted to be {late.polynomial(left) / total:.1%}"
+    blocks = len(removable_blocks(graph, request))
+    how = [f"all {blocks} blocks left out"] * bool(blocks) + ["one channel left in each group"] * request.width
+    advice = f"Raise {raised}, or ignore less"
+    for name, given in (("depth", request.depth), ("width", request.width)):
+        wider = replace(request, depth=True, width=True)
+        if not given and all(budget.holds(_fewest(graph, wider)) for budget in budgets):
+            advice += f", or give {name}=True, which can reach it"
     return UnreachableBudgetError(
-        f"a budget of {what} cannot be reached: the lowest is {lowest} with one channel left in each group. "
-        f"Frozen are {'; '.join(listed) or 'none'}. Raise {raised}, or ignore less."
+        f"a budget of {what} cannot be reached: the lowest is {lowest} with {' and '.join(how)}. "
+        f"Frozen are {'; '.join(listed) or 'none'}. {advice}."
         + (f" If {target} % was meant, give {target / 100:g}." if target <= 100 and late is None else "")
     )

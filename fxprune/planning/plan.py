@@ -16,7 +16,16 @@ from torch import Tensor
 from fxprune.channels import ChannelGraph
 from fxprune.errors import FxpruneError
 
-__all__ = ["Plan", "RemovedBlock", "composed", "kept_indices", "plan_from_json", "plan_since", "plan_to_json", "removed_blocks"]
+__all__ = [
+    "Plan",
+    "RemovedBlock",
+    "composed",
+    "kept_indices",
+    "plan_from_json",
+    "plan_since",
+    "plan_to_json",
+    "removed_blocks",
+]
 
 
 @dataclass(frozen=True)

@@ -82,7 +82,7 @@ class _State:
     def __init__(self, polynomial: Polynomial, start: npt.NDArray[np.bool_]) -> None:
         self._polynomial = polynomial
         self._start = start
-        self.alive = start.copy()
+        self.alive: npt.NDArray[np.bool_] = start.copy()
         self._forms, self._forms_from = _index(polynomial.channel_of, polynomial.form_of, polynomial.num_channels)
         row = np.repeat(np.arange(len(polynomial.products)), polynomial.products.shape[1])
         self._terms, self._terms_from = _index(polynomial.products.ravel(), row, polynomial.num_forms)
@@ -128,9 +128,7 @@ def _index(keys: Ids, values: Ids, count: int) -> tuple[Ids, Ids]:
     return values[order], np.searchsorted(keys[order], np.arange(count + 1))
 
 
-def choose(
-    budgets: Sequence[Budget], units: Units, start: npt.NDArray[np.bool_]
-) -> npt.NDArray[np.bool_] | None:
+def choose(budgets: Sequence[Budget], units: Units, start: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_] | None:
     """The channels that stay, or None if a budget is out of reach.
 
     Args:
@@ -152,7 +150,7 @@ def choose(
 
 def fewest(units: Units, start: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
     """The channels left of those at the start when all units go."""
-    alive = start.copy()
+    alive: npt.NDArray[np.bool_] = start.copy()
     alive[units.channels] = False
     return alive
 

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from fxprune.channels import ChannelGraph, Group
 from fxprune.channels.polynomial import Term
 from fxprune.errors import FxpruneError
+from fxprune.provenance import pruning_notes
 from fxprune.reporting.facts import Change
-from fxprune.rewriting import alive_channels, original_graph, pruning_notes
+from fxprune.rewriting import alive_channels, original_graph
 from fxprune.running.copies import named_tensors
 from fxprune.tracing.fingerprint import Fingerprint, fingerprint
 

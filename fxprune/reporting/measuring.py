@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from fxprune.provenance import pruning_notes
 from fxprune.reporting.facts import Certificate, Memory
-from fxprune.rewriting import pruning_notes
 from fxprune.running import trees
 from fxprune.running.copies import named_tensors
 from fxprune.running.eval_mode import in_eval

@@ -8,7 +8,7 @@ from torch import nn
 from fxprune.errors import FxpruneError
 from fxprune.files.sources import trusted_source
 from fxprune.models import load_model
-from fxprune.rewriting import pruning_notes
+from fxprune.provenance import pruning_notes
 from fxprune.running.copies import named_tensors
 from fxprune.tracing.notes import trace_notes
 

@@ -13,6 +13,7 @@ from fxprune.errors import called_as
 from fxprune.files.writing import replace_file
 from fxprune.latency.measure import Latency, measure_latency
 from fxprune.models import Source
+from fxprune.provenance import pruning_notes
 from fxprune.reporting import page, text
 from fxprune.reporting.basis import Basis, make_basis
 from fxprune.reporting.facts import Certificate, Change, FrozenFacts, GroupFacts, LayerFacts, Memory, Row, total
@@ -20,7 +21,6 @@ from fxprune.reporting.measuring import certify, memory_of
 from fxprune.reporting.numbers import TIMES, arrow
 from fxprune.reporting.originals import rebuilt
 from fxprune.reporting.structure import structure
-from fxprune.rewriting import pruning_notes
 from fxprune.running import trees
 from fxprune.running.devices import check_values
 from fxprune.tracing.notes import call_of, example_of, trace_notes

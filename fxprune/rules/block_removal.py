@@ -119,7 +119,7 @@ def _drop(module: fx.GraphModule, called: Collection[str], gone: Collection[Bloc
     for name in {name for block in gone for name in block.tensors}:
         path, _, own = name.rpartition(".")
         owner = _find(module, path)
-        if owner is not None and path not in paths:
+        if owner is not None:
             owner._parameters.pop(own, None)
             owner._buffers.pop(own, None)
             paths.add(path)
@@ -127,7 +127,7 @@ def _drop(module: fx.GraphModule, called: Collection[str], gone: Collection[Bloc
         path = paths.pop()
         owner = _find(module, path)
         needed = any(name == path or name.startswith(f"{path}.") for name in used)
-        if not path or owner is None or needed or (path not in called and _holds_anything(owner)):
+        if not path or owner is None or needed or _holds_anything(owner):
             continue
         parent, _, own = path.rpartition(".")
         del module.get_submodule(parent)._modules[own]

@@ -111,9 +111,7 @@ def _other(total: fx.Node, value: fx.Node) -> fx.Node:
     return other
 
 
-def _edges(
-    graph: fx.Graph, modules: Mapping[str, nn.Module], state: State, refused: dict[Edge, str]
-) -> Iterator[Edge]:
+def _edges(graph: fx.Graph, modules: Mapping[str, nn.Module], state: State, refused: dict[Edge, str]) -> Iterator[Edge]:
     """The values that are added to another one which can take the place of the sum."""
     for node in graph.nodes:
         if Trait.ADDITION not in traits(node, modules.get(str(node.target))) or len(node.args) != 2 or node.kwargs:
@@ -262,9 +260,10 @@ class _Owned:
             return None
         tensors = {name: self._state.parameters.tensor(name) for name in own}
         parameters = [name for name, tensor in tensors.items() if isinstance(tensor, nn.Parameter)]
+        others = [name for name, tensor in tensors.items() if tensor.is_floating_point()]
         # If not even a matrix of zeros makes the result zero, inputs that are zero do not.
         for deep in (False,) if any(tensors[name].dim() > 1 for name in parameters) else (False, True):
-            ends, labels = dict.fromkeys(parameters or own), dict[str, LabelTree]()
+            ends, labels = dict.fromkeys(parameters or others), dict[str, LabelTree]()
             for source in sources:
                 below = self._zeroed(source, inside) if deep else None
                 if below is not None:
@@ -299,9 +298,10 @@ class _Owned:
             if rule is None:
                 given = {source: op.labels_of[source.name] for source in node.all_input_nodes}
                 return probe(op, {source: x for source, x in given.items() if isinstance(x, Labels)})
-            return rule.propagate(op, *args, **kwargs)
+            made: LabelTree = rule.propagate(op, *args, **kwargs)
         except (FxpruneError, TypeError, ValueError):
             return None
+        return made
 
 
 def _total(item: Term) -> int:

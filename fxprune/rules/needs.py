@@ -57,7 +57,7 @@ def serving_only(edge: Edge, place: Mapping[fx.Node, int], idle: set[fx.Node]) -
 def needs_of(
     graph: fx.Graph, roots: Mapping[fx.Node, fx.Node], edges: Mapping[Edge, int], most: int
 ) -> tuple[dict[fx.Node, Needs], set[int]]:
-    """For each node, of which edges one set must be there whole for the node to be needed; empty where nothing needs it.
+    """For each node, of which edges one set must be there whole for the node to be needed; empty if `unneeded`.
 
     Args:
         graph: of a traced model.

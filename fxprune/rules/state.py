@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
@@ -59,7 +59,7 @@ class State:
     roots: Mapping[fx.Node, fx.Node]
     splits: Splits
     sizes: OtherSizes
-    labels: dict[str, LabelTree] = field(default_factory=dict)
+    labels: MutableMapping[str, LabelTree] = field(default_factory=dict)
     contractions: dict[str, tuple[tuple[str, int], ...]] = field(default_factory=dict)
     held: dict[str, tuple[tuple[str, int], ...]] = field(default_factory=dict)
     merged: dict[int, tuple[Ids, Sequence[Sizes], int]] = field(default_factory=dict)

@@ -11,8 +11,8 @@ from safetensors.torch import load_file, save_file
 
 import fxprune
 from fxprune.errors import CannotScoreError
+from fxprune.provenance import pruning_notes
 from fxprune.reporting.facts import Certificate
-from fxprune.rewriting import pruning_notes
 
 
 def test_the_result_is_a_file_that_load_reads(small: Path) -> None:

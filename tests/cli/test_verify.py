@@ -8,7 +8,7 @@ import torch
 from command_line import MODEL, Small, assert_fails, run
 
 import fxprune
-from fxprune.rewriting import pruning_notes, set_pruning_notes
+from fxprune.provenance import pruning_notes, set_pruning_notes
 
 
 def test_outputs_are_compared_with_the_weights_of_the_original_and_else_the_structure(

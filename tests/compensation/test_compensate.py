@@ -20,7 +20,7 @@ from fxprune.errors import CannotScoreError
 from fxprune.layers.residuals import other_side
 from fxprune.losses import distillation_loss
 from fxprune.models import example_inputs, load_model
-from fxprune.rewriting import pruning_notes
+from fxprune.provenance import pruning_notes
 
 
 def _net() -> nn.Module:

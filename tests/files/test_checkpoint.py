@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import fxprune
 from fxprune import FxpruneError
-from fxprune.rewriting import pruning_notes
+from fxprune.provenance import pruning_notes
 from fxprune.running.copies import named_tensors
 from fxprune.tracing.notes import trace_notes
 

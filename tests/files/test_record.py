@@ -17,7 +17,7 @@ import fxprune
 from fxprune import FxpruneError
 from fxprune.files.record import Record, kind_of
 from fxprune.models import Source
-from fxprune.rewriting import pruning_notes
+from fxprune.provenance import pruning_notes
 from fxprune.tracing.notes import TraceNotes, trace_notes
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 import torch
 from torch import nn
@@ -24,6 +25,10 @@ def scores(graph: fxprune.ChannelGraph) -> Scores:
     return np.random.default_rng(0).random(graph.num_channels)
 
 
+def every(graph: fxprune.ChannelGraph) -> npt.NDArray[np.bool_]:
+    return np.ones(graph.num_channels, dtype=bool)
+
+
 @pytest.mark.parametrize(("round_to", "stay"), [(1, {10: 1, 7: 1}), (4, {10: 4, 7: 4}), (10, {10: 10, 7: 7})])
 def test_units_leave_one_channel_or_one_multiple_of_each_group(
     graph: fxprune.ChannelGraph, scores: Scores, round_to: int, stay: dict[int, int]
@@ -43,7 +48,7 @@ def test_units_go_in_the_order_of_their_scores(graph: fxprune.ChannelGraph, scor
 
 
 def test_the_fewest_channels_are_one_of_each_group(graph: fxprune.ChannelGraph, scores: Scores) -> None:
-    alive = fewest(graph.num_channels, units_of(graph.groups, scores, 1))
+    alive = fewest(units_of(graph.groups, scores, 1), every(graph))
     assert [int(alive[group.channels].sum()) for group in graph.groups] == [1, 1]
     assert all(alive[frozen.channels].all() for frozen in graph.frozen)
 
@@ -52,18 +57,18 @@ def test_a_plan_holds_every_budget_and_none_is_made_for_one_out_of_reach(
     graph: fxprune.ChannelGraph, scores: Scores
 ) -> None:
     units = units_of(graph.groups, scores, 1)
-    total, least = graph.flops.total, graph.flops(fewest(graph.num_channels, units))
+    total, least = graph.flops.total, graph.flops(fewest(units, every(graph)))
     for target in range(least, total + 1):
         budgets = [Budget(graph.flops, target), Budget(graph.flops, (target + total) // 2)]
-        alive = choose(budgets, units)
+        alive = choose(budgets, units, every(graph))
         assert alive is not None
         assert all(budget.holds(alive) for budget in budgets)
-    assert choose([Budget(graph.flops, least - 1)], units) is None
+    assert choose([Budget(graph.flops, least - 1)], units, every(graph)) is None
 
 
 def test_without_groups_only_the_whole_model_is_a_plan(graph: fxprune.ChannelGraph, scores: Scores) -> None:
     units = units_of([], scores, 1)
-    whole = choose([Budget(graph.flops, graph.flops.total)], units)
+    whole = choose([Budget(graph.flops, graph.flops.total)], units, every(graph))
     assert whole is not None
     assert whole.all()
-    assert choose([Budget(graph.flops, graph.flops.total - 1)], units) is None
+    assert choose([Budget(graph.flops, graph.flops.total - 1)], units, every(graph)) is None

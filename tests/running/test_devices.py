@@ -19,7 +19,7 @@ from torch import Tensor, nn
 import fxprune
 from fxprune.compensation.synthesis import synthesize
 from fxprune.errors import FxpruneError
-from fxprune.rewriting import pruning_notes
+from fxprune.provenance import pruning_notes
 from fxprune.running.devices import check_values, device_of, on_device_of
 
 WITHOUT_DATA = ("relevance", "l1", "l2", "uniform", "batchnorm", "fpgm", "random")
