@@ -137,11 +137,7 @@ def _why_not_alike(stays: fx.Node, total: fx.Node, state: State) -> str:
         return f"what is left of the sum has shape {tuple(left.shape)}, not {tuple(whole.shape)}"
     if left.dtype != whole.dtype:
         return f"what is left of the sum is {left.dtype}, not {whole.dtype}"
-    # A dimension of 1 may be broadcast for other inputs.
-    fixed = state.sizes.fixed.get(stays)
-    if any(n == 1 and known for n, known in zip(left.shape, fixed or (), strict=False)):
-        return "what is left of the sum is broadcast for other inputs"
-    return ""
+    return "" if state.sizes.same_shape(stays, total) else "what is left of the sum is broadcast for other inputs"
 
 
 def _one_for_each_sum(candidates: Mapping[Edge, _Candidate], refused: dict[Edge, str]) -> list[Edge]:

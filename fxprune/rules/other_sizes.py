@@ -81,6 +81,18 @@ class OtherSizes:
         """
         return [tuple(run[node] for node in nodes) for run in self._runs if self._mixes(run) is mixing]
 
+    def same_shape(self, first: fx.Node, second: fx.Node) -> bool:
+        """Whether two tensors that have the same shape for the example have it for other inputs.
+
+        Sizes of more than 1 do: where they meet, nothing is broadcast. For the batch one run says it.
+        """
+        shape = _shape(first)
+        if 1 not in shape:
+            return True
+        run = self._run(_all_at_once(2, 1, 1)) if 1 not in shape[1:] else None
+        pairs = self.shapes(first, second) if run is None else [(run[first], run[second])]
+        return all(one == other for one, other in pairs)
+
     def _mixes(self, run: _Shapes) -> bool:
         """Whether there are more or fewer results than for the example, of as many samples."""
         given = [node for node in self._inputs if node in run]
