@@ -64,9 +64,12 @@ def prune_optimizer(original: nn.Module, pruned: nn.Module, optimizer: Optimizer
                     f"parameter {position} of group {number} of the optimizer (shape {list(parameter.shape)}) is not "
                     f"one of the {type(original).__name__} given as original: give the model that the optimizer trains"
                 )
-            partners[parameter] = _partner(name, parameter, small, plan)
+            if name not in plan.gone:
+                partners[parameter] = _partner(name, parameter, small, plan)
     result = _like(optimizer, partners)
     for parameter, entries in optimizer.state.items():
+        if names.get(id(parameter)) in plan.gone:
+            continue
         if parameter not in partners:
             raise FxpruneError(f"{type(optimizer).__name__} keeps state for {parameter!r:.60}, which is no parameter")
         name, partner = names[id(parameter)], partners[parameter]
@@ -101,9 +104,10 @@ def _like(optimizer: Optimizer, partners: Mapping[Tensor, nn.Parameter]) -> Opti
     groups: list[dict[str, Any]] = []
     for group in optimizer.param_groups:
         settings = {key: copy.deepcopy(value) for key, value in group.items() if key not in ("params", "param_names")}
-        parameters: list[Any] = [partners[parameter] for parameter in group["params"]]
+        left = [position for position, parameter in enumerate(group["params"]) if parameter in partners]
+        parameters: list[Any] = [partners[group["params"][position]] for position in left]
         if "param_names" in group:
-            parameters = list(zip(group["param_names"], parameters, strict=True))
+            parameters = [(group["param_names"][position], partners[group["params"][position]]) for position in left]
         groups.append({**settings, "params": parameters})
     accepted = inspect.signature(kind).parameters
     defaults = {key: copy.deepcopy(value) for key, value in optimizer.defaults.items() if key in accepted}

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import Tensor, nn
+import torch
+from torch import Tensor, fx, nn
 
+from fxprune.channels import ChannelGraph
 from fxprune.errors import FxpruneError, called_as
+from fxprune.layers.contraction import find_parameter
+from fxprune.planning.plan import Plan
 from fxprune.provenance import check_order, plan_of
+from fxprune.rewriting import original_graph
 from fxprune.running.copies import copy_module, named_tensors
 from fxprune.running.devices import check_values
 from fxprune.running.double import outputs_in_double
@@ -53,6 +58,8 @@ def restore_class(original: nn.Module, pruned: nn.Module, example_inputs: Any = 
     if unknown:
         raise FxpruneError(f"{name} has no {min(unknown)}, which was pruned: give the model that was pruned")
     own = copy_module(original)
+    if plan_of(pruned).removed:
+        _leave_out_blocks(own, original_graph(original, pruned), plan_of(pruned))
     _take_over(own, pruned)
     args, kwargs = call_of(pruned, example_inputs)
     try:
@@ -71,6 +78,47 @@ def restore_class(original: nn.Module, pruned: nn.Module, example_inputs: Any = 
             f"{name} with the pruned weights differs from the pruned graph by {difference:.1e}: {_ADVICE}"
         )
     return own
+
+
+class _LeftOut(nn.Module):
+    """In place of a module whose output was added to something, and is left out: returns zeros like its input."""
+
+    def forward(self, x: Tensor, *arguments: object, **options: object) -> Tensor:
+        """Zeros of the shape of the first argument."""
+        return torch.zeros_like(x)
+
+
+def _leave_out_blocks(own: nn.Module, graph: ChannelGraph, plan: Plan) -> None:
+    """Put modules that do nothing in place of those that are blocks.
+
+    Of a module that is a residual connection as a whole only its input is left. A module that is the branch gives
+    zeros. Where no module is one of the two, the parameters at the end of the block stay, as zeros.
+    """
+    nodes = {node.name: node for node in graph.module.graph.nodes}
+    ends = {block.ends for block in plan.removed.values()}
+    gone = [block for block in graph.blocks if block.ends in ends]
+    dead = {name for block in gone for name in (*block.nodes, block.sum)}
+    for block in gone:
+        for name in block.ends:
+            find_parameter(own, name).data.zero_()
+        around = str(nodes[block.sum].meta.get("module") or "")
+        for path, made in ((around, nn.Identity()), (block.name.partition("#")[0], _LeftOut())):
+            inside = [n for n in nodes.values() if _is_within(n, path)] if path else []
+            costly = [n for n in inside if n.name in graph.costs]
+            if inside and costly and all(n.name in dead for n in costly) and _has(own, path):
+                own.set_submodule(path, made)
+                break
+
+
+def _is_within(node: fx.Node, path: str) -> bool:
+    """Whether a node is of a module."""
+    places = (str(node.meta.get("module") or ""), str(node.target) if node.op == "call_module" else "")
+    return any(place == path or place.startswith(f"{path}.") for place in places)
+
+
+def _has(model: nn.Module, path: str) -> bool:
+    """Whether a model still has a module of a path."""
+    return any(name == path for name, _ in model.named_modules())
 
 
 def _take_over(own: nn.Module, pruned: nn.Module) -> None:

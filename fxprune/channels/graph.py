@@ -168,7 +168,8 @@ class ChannelGraph:
     def _summary(self) -> str:
         free, kept = sum(map(len, self.groups)), sum(map(len, self.frozen))
         groups = _number(len(self.groups), "group")
-        return f"{free} prunable channels in {groups}, {kept} frozen, {self.flops.total:,} FLOPs"
+        blocks = f", {_number(len(self.blocks), 'block')}" if self.blocks else ""
+        return f"{free} prunable channels in {groups}, {kept} frozen{blocks}, {self.flops.total:,} FLOPs"
 
     def __str__(self) -> str:
         lines = [self._summary()]
@@ -186,6 +187,12 @@ class ChannelGraph:
             members = [d for frozen in self.frozen if frozen.reason == reason for d in frozen.dimensions]
             lines.append(f"  {reason}: {count} channels")
             lines.extend(f"    {line}" for line in _shortened(members))
+        if self.blocks:
+            lines.append("blocks:")
+        lines.extend(f"  {block.name}: {block.flops:,} FLOPs" for block in self.blocks)
+        if self.no_blocks:
+            lines.append("no blocks:")
+        lines.extend(f"  {each.value}: {each.reason}" for each in self.no_blocks)
         lines.extend(f"note: {remark}" for remark in self.remarks)
         return "\n".join(lines)
 

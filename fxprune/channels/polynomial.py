@@ -7,6 +7,7 @@ microseconds to compute, and the derivative takes no longer.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ import numpy.typing as npt
 
 from fxprune.channels.ids import Dim, Ids
 
-__all__ = ["Polynomial", "Term", "build_polynomial", "term"]
+__all__ = ["Polynomial", "Term", "build_polynomial", "term", "with_blocks"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,6 +36,20 @@ def term(*dims: Dim) -> Term:
     """The product of some dimensions' sizes."""
     coefficient = math.prod(dim for dim in dims if isinstance(dim, int))
     return Term(coefficient, tuple(dim for dim in dims if not isinstance(dim, int)))
+
+
+def with_blocks(terms: Iterable[Term], sets: Sequence[tuple[int, ...]]) -> list[Term]:
+    """The terms of a node that is needed if all blocks of one of these sets are there, by channel number.
+
+    By inclusion and exclusion: what two sets need is there for either, and costs once.
+    """
+    made = []
+    for count in range(1, len(sets) + 1):
+        for some in itertools.combinations(sets, count):
+            blocks = [np.array([block], dtype=np.int64) for block in sorted({k for each in some for k in each})]
+            sign = 1 if count % 2 else -1
+            made += [Term(sign * item.coefficient, (*item.factors, *blocks)) for item in terms]
+    return made
 
 
 @dataclass(frozen=True, eq=False)

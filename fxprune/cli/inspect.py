@@ -17,7 +17,7 @@ def inspect(
     model: common.Model, arguments: common.Arguments = None, weights: common.Weights = None,
     input_shape: common.Input = None, as_json: common.AsJson = False, debug: common.Debug = False,
 ) -> None:  # fmt: skip
-    """Show a model's channels: which are pruned together, which cannot be pruned, and why."""
+    """Show a model's channels and blocks: which are pruned together, which cannot be pruned, and why."""
     stages = common.Stages()
     given = inputs_of(input_shape)
     with stages("load"):
@@ -37,4 +37,6 @@ def inspect(
         {"reason": each.reason, "channels": len(each), "dimensions": list(map(str, each.dimensions))}
         for each in graph.frozen
     ]
-    common.print_json({"model": model, "flops": graph.flops.total, "groups": groups, "frozen": frozen})
+    blocks = [{"name": block.name, "flops": block.flops, "parameters": block.tensors} for block in graph.blocks]
+    total = graph.flops.total
+    common.print_json({"model": model, "flops": total, "groups": groups, "frozen": frozen, "blocks": blocks})

@@ -64,6 +64,10 @@ def prune(
     ignore: Annotated[
         list[str] | None, typer.Option(metavar="PATTERN", help="name or glob of modules to leave whole; repeatable")
     ] = None,
+    depth: Annotated[
+        bool, typer.Option("--depth/--no-depth", help="whether blocks, as residual branches are, may be left out")
+    ] = False,
+    width: Annotated[bool, typer.Option("--width/--no-width", help="whether channels may be removed")] = True,
     weights: common.Weights = None, pretrained: common.Pretrained = False,
     arguments: common.Arguments = None, input_shape: common.Input = None,
     mean: Mean = None, std: Std = None, download: Download = False, seed: common.Seed = 0,
@@ -95,7 +99,7 @@ def prune(
     with stages("prune") as show:
         small = prune_model(
             network, flops, latency=latency, example_inputs=inputs, data=batches, method=method, compensate=compensate,
-            samples=samples, ignore=ignore or (), round_to=round_to, seed=seed, progress=show,
+            samples=samples, ignore=ignore or (), round_to=round_to, depth=depth, width=width, seed=seed, progress=show,
         )  # fmt: skip
     certificate = None
     if verify:
@@ -120,6 +124,7 @@ def prune(
             "latency_target",
             "parameters",
             "compensated",
+            "blocks",
             "groups",
             "frozen",
         )

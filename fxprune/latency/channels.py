@@ -13,7 +13,7 @@ import torch
 from torch import fx, nn
 
 from fxprune.channels import ChannelGraph, Labels
-from fxprune.channels.polynomial import Polynomial, Term, build_polynomial, term
+from fxprune.channels.polynomial import Polynomial, Term, build_polynomial, term, with_blocks
 from fxprune.data import Batch, placeholder_values
 from fxprune.latency.measure import Run, check_settings, inference_on, without_collection
 from fxprune.progress import Progress, shown
@@ -36,9 +36,9 @@ def time_channels(
     """Measure the time that channels cost on this machine.
 
     The model is run node by node. The time of a node is proportional to its FLOPs or, if it has none, to the size of
-    its output; the time of the calls as such is constant. Scores per FLOP become scores per time for the graph that is
-    returned, and `make_plan` takes a budget of latency for it. (Similar to HALP, Shen et al., NeurIPS 2022, which looks
-    latencies up in a table.)
+    its output; the time of the calls as such is constant, but for blocks that can be left out. Scores per FLOP become scores per time
+    for the graph that is returned, and `make_plan` takes a budget of latency for it. (Similar to HALP, Shen et al.,
+    NeurIPS 2022, which looks latencies up in a table.)
 
     Args:
         graph: the analysed model; it is not changed.
@@ -68,8 +68,7 @@ def time_channels(
             stepper.run_on(run.fresh_call())
             show("measure", number + 1, repeats, {})
         calling = _seconds_of_a_call(run.wait)
-    seconds = {name: max(took - calling, 0.0) for name, took in stepper.seconds.items()}
-    return replace(graph, latency=_polynomial(graph, seconds, min(run.times)))
+    return replace(graph, latency=_polynomial(graph, stepper.seconds, calling, min(run.times)))
 
 
 class _Stepper(fx.Interpreter):
@@ -104,12 +103,13 @@ def _seconds_of_a_call(wait: Callable[[], object]) -> float:
     return min(stepper.seconds[node.name] for node in nothing.graph.nodes if node.op == "call_module")
 
 
-def _polynomial(graph: ChannelGraph, seconds: Mapping[str, float], whole: float) -> Polynomial:
+def _polynomial(graph: ChannelGraph, seconds: Mapping[str, float], calling: float, whole: float) -> Polynomial:
     """Time in femtoseconds.
 
     Args:
         graph: the analysed model.
-        seconds: of each node that is called.
+        seconds: of each node that is called, the call as such included.
+        calling: the seconds of a call as such.
         whole: the seconds of the whole model; what the nodes leave of it is constant.
     """
     terms: list[Term] = []
@@ -120,11 +120,17 @@ def _polynomial(graph: ChannelGraph, seconds: Mapping[str, float], whole: float)
         _, of_training = modes.get(node, ("", False))
         if of_training or node.op not in ("call_module", "call_function", "call_method"):
             continue
-        took = round(seconds[node.name] * _FEMTOSECONDS)
+        took = round(max(seconds[node.name] - calling, 0.0) * _FEMTOSECONDS)
         left -= took
-        parts = graph.costs.get(node.name) or _of_outputs(graph.labels.get(node.name))
+        sets = graph.optional.get(node.name, ((),))
+        parts = graph.costs.get(node.name) or with_blocks(_of_outputs(graph.labels.get(node.name)), sets)
         total = sum(part(every) for part in parts)
         terms.extend(Term(part.coefficient * took // max(total, 1), part.factors) for part in parts)
+        if node.name in graph.optional:
+            # A call goes with its block.
+            fixed = round(min(calling, seconds[node.name]) * _FEMTOSECONDS)
+            left -= fixed
+            terms.extend(with_blocks([term(fixed)], sets))
     terms.append(term(max(left, 0)))
     return build_polynomial(terms, graph.num_channels)
 

@@ -153,7 +153,8 @@ def composed(first: Plan, second: Plan) -> Plan:
     latency = first.latency_target * second.latency_target
     removed = dict(first.removed)
     for name, block in second.removed.items():
-        free = next(n for n in (name, *(f"{name}#{k}" for k in itertools.count(2))) if n not in removed)
+        names = itertools.chain([name], (f"{name}#{k}" for k in itertools.count(2)))
+        free = next(each for each in names if each not in removed)
         removed[free] = block
     gone = {name for block in removed.values() for name in block.tensors}
     kept = {name: by_dim for name, by_dim in kept.items() if name not in gone}

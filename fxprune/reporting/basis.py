@@ -52,7 +52,9 @@ class Basis:
 
     def shape(self, name: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """The shape of a tensor before and after."""
-        after = tuple(self.tensors[name].shape)
+        before = self.original.tensors.get(name, ((), ""))[0]
+        # Of a block that is left out nothing is there.
+        after = tuple(self.tensors[name].shape) if name in self.tensors else (0,) * max(len(before), 1)
         return (self.original.tensors[name][0] if name in self.original.tensors else after), after
 
     def size(self, name: str) -> Change:
@@ -106,4 +108,7 @@ def make_basis(pruned: nn.Module, original: nn.Module | None) -> Basis:
             # After the first pruning, channels may have been free of each other that the original ties.
             return of_pruned()
         raise
+    for group in graph.groups:
+        if notes.plan.gone.issuperset(place.parameter for place in group.dimensions):
+            alive[group.channels] = False
     return Basis(graph, alive, tensors, architecture, whole=True)

@@ -102,6 +102,8 @@ def _mark(row: Row, k: int, lane: int, step: float) -> str:
     if row.channels is None and row.kind not in ("input", "output"):
         return f'<circle{colour} cx="{x:.1f}" cy="{y}" r="{min(4.0, step / 2):.1f}"/>'
     half = min(6.0, step)
+    if row.channels is not None and row.channels.after == 0:
+        colour = ' class="gone"'
     return f'<rect{colour} x="{x - half:.1f}" y="{y - half}" width="{2 * half}" height="{2 * half}" rx="3"/>'
 
 
@@ -111,7 +113,8 @@ def _line(row: Row) -> str:
     kind = row.name if row.channels is None else row.kind
     title = escape(f"{row.name}: {row.kind}")
     shown = "" if kind == name else f'<span class="kind">{escape(kind)}</span>'
-    return f'<li title="{title}"><span class="what">{escape(name)}</span>{shown}{channels}</li>'
+    gone = ' class="gone"' if row.channels is not None and row.channels.after == 0 else ""
+    return f'<li{gone} title="{title}"><span class="what">{escape(name)}</span>{shown}{channels}</li>'
 
 
 def _at(lane: int, step: float) -> float:

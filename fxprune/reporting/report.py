@@ -13,7 +13,7 @@ from fxprune.errors import called_as
 from fxprune.files.writing import replace_file
 from fxprune.latency.measure import Latency, measure_latency
 from fxprune.models import Source
-from fxprune.provenance import pruning_notes
+from fxprune.provenance import plan_of, pruning_notes
 from fxprune.reporting import page, text
 from fxprune.reporting.basis import Basis, make_basis
 from fxprune.reporting.facts import Certificate, Change, FrozenFacts, GroupFacts, LayerFacts, Memory, Row, total
@@ -38,6 +38,7 @@ class Report:
         flops: before and after, as fvcore counts them.
         flops_target: the budget; the FLOPs before where only latency had a budget.
         parameters: before and after.
+        blocks: the names of the blocks that are left out.
         groups: channels that are pruned together, each with the layers that compute them.
         frozen: channels that cannot be pruned, by reason.
         layers: each layer, in the order of the computation.
@@ -56,6 +57,7 @@ class Report:
     flops: Change
     flops_target: int
     parameters: Change
+    blocks: tuple[str, ...]
     groups: tuple[GroupFacts, ...]
     frozen: tuple[FrozenFacts, ...]
     layers: tuple[LayerFacts, ...]
@@ -155,6 +157,7 @@ def report(
         flops=Change(plan.flops_before, plan.flops),
         flops_target=plan.flops_target,
         parameters=_parameters(pruned, basis),
+        blocks=tuple(plan.removed),
         groups=parts.groups,
         frozen=parts.frozen,
         layers=parts.layers,
@@ -170,7 +173,10 @@ def report(
 
 
 def _parameters(pruned: nn.Module, basis: Basis) -> Change:
-    return total(basis.size(name) for name, _ in pruned.named_parameters())
+    names = [name for name, _ in (basis.graph.module if basis.whole else pruned).named_parameters()]
+    change = total(basis.size(name) for name in names)
+    # Without the original nothing says which tensors of removed blocks were parameters.
+    return change if basis.whole or not plan_of(pruned).removed else Change(None, change.after)
 
 
 def _shapes(pruned: nn.Module) -> str:

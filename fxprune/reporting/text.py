@@ -57,6 +57,8 @@ def facts(report: Report) -> list[tuple[str, str]]:
         ("FLOPs", f"{_whole(report.flops.before, report.flops.after)}{target}"),
         ("parameters", _whole(report.parameters.before, report.parameters.after)),
     ]
+    if report.blocks:
+        lines.append(("left out", f"{count(len(report.blocks))} blocks: {', '.join(report.blocks)}"))
     if report.compensated:
         lines.append(("weights", f"compensated: {', '.join(report.compensated)}"))
     if report.certificate is not None:

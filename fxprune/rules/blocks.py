@@ -12,12 +12,11 @@ from collections import ChainMap, Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-import numpy as np
 from torch import Tensor, fx, nn
 
 from fxprune.channels import IdTable, Labels, LabelTree, Size, labels_in, map_labels
 from fxprune.channels.graph import Block, NoBlock
-from fxprune.channels.polynomial import Term
+from fxprune.channels.polynomial import Term, with_blocks
 from fxprune.errors import FxpruneError
 from fxprune.ops import Trait, traits
 from fxprune.rules.needs import ALWAYS, Edge, needs_of, serving_only, unneeded
@@ -97,7 +96,7 @@ def find_blocks(
         for node, sets in needs.items()
         if sets and sets != ALWAYS
     }
-    factored = {name: [*_by_blocks(terms, optional.get(name, ((),)))] for name, terms in costs.items()}
+    factored = {name: with_blocks(terms, optional.get(name, ((),))) for name, terms in costs.items()}
     ended = {total for _, total in chosen}
     no_blocks = tuple(NoBlock(edge[0].name, reason) for edge, reason in refused.items() if edge[1] not in ended)
     return Blocks(found, no_blocks, factored, optional)
@@ -176,15 +175,6 @@ def _named(blocks: Sequence[Block]) -> tuple[Block, ...]:
         count = taken[block.name]
         named.append(block if count == 1 else replace(block, name=f"{block.name}#{count}"))
     return tuple(named)
-
-
-def _by_blocks(terms: Iterable[Term], sets: Sequence[tuple[int, ...]]) -> Iterator[Term]:
-    """The terms of a node that is needed if all blocks of one of these sets are there."""
-    for count in range(1, len(sets) + 1):
-        for some in itertools.combinations(sets, count):
-            blocks = [np.array([block], dtype=np.int64) for block in sorted({k for each in some for k in each})]
-            sign = 1 if count % 2 else -1
-            yield from (Term(sign * item.coefficient, (*item.factors, *blocks)) for item in terms)
 
 
 @dataclass(frozen=True)

@@ -119,7 +119,7 @@ BROKEN: dict[str, tuple[Any, str, Any, dict[str, Any]]] = {
     "any shape will do": (blocks, "_why_not_alike", lambda *given: "",
                           {"forward": lambda self, x: self.head(self.stem(x).mean((2, 3), keepdim=True) + self.a(
                               self.stem(x)))}),
-    "costs stay": (blocks, "_by_blocks", lambda terms, sets: [Term(t.coefficient, t.factors) for t in terms],
+    "costs stay": (blocks, "with_blocks", lambda terms, sets: [Term(t.coefficient, t.factors) for t in terms],
                    {"forward": branches(lambda self, x: self.a(x))}),
 }  # fmt: skip
 

@@ -15,7 +15,11 @@ from fxprune.tracing.aliasing import alias_roots
 
 def traced(forward: Any, **parts: Any) -> tuple[fx.Graph, dict[str, fx.Node], dict[fx.Node, fx.Node]]:
     module = fxprune.trace(net(forward, **parts), image(4))
-    return module.graph, {n.name: n for n in module.graph.nodes}, alias_roots(module.graph, dict(module.named_modules()))
+    return (
+        module.graph,
+        {n.name: n for n in module.graph.nodes},
+        alias_roots(module.graph, dict(module.named_modules())),
+    )
 
 
 def two_branches(self: Any, x: torch.Tensor) -> torch.Tensor:

@@ -1,0 +1,203 @@
+"""Depth and width in one plan."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from invariant import image, net
+from torch import Tensor, nn
+
+import fxprune
+from fxprune import FxpruneError, UnreachableBudgetError
+from fxprune.data import Batch
+from fxprune.depth import blocks_in_order
+from fxprune.planning.budgets import Request, budgets_of
+from fxprune.planning.make import removable_blocks
+from fxprune.verification import TOLERANCE
+
+
+def forward(self: Any, x: Tensor) -> Tensor:
+    x = self.stem(x)
+    for each in self.blocks:
+        x = x + each(x)
+    return self.head(x.mean((2, 3)))
+
+
+def branch(scale: float) -> nn.Module:
+    made = nn.Sequential(nn.Conv2d(8, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3, padding=1))
+    with torch.no_grad():
+        for parameter in made[3].parameters():
+            parameter.mul_(scale)
+    return made
+
+
+@pytest.fixture
+def model() -> nn.Module:
+    torch.manual_seed(0)
+    blocks = nn.ModuleList([branch(3.0), branch(0.01), branch(1.0)])
+    return net(forward, stem=nn.Conv2d(3, 8, 3), blocks=blocks, head=nn.Linear(8, 4)).eval()
+
+
+def samples(count: int = 16) -> Tensor:
+    return torch.randn(count, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+
+
+def test_the_block_that_costs_least_goes_first(model: nn.Module) -> None:
+    graph = fxprune.analyze(fxprune.trace(model, image()))
+    assert [block.name for block in graph.blocks] == ["blocks.0", "blocks.1", "blocks.2"]
+    state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    steps: list[int] = []
+    order = blocks_in_order(graph, graph.blocks, budgets_of(graph, Request(0.05)), Batch((samples(),), {}),
+                            lambda what, done, total, more: steps.append(done))  # fmt: skip
+    assert [block.name for block in order] == ["blocks.1", "blocks.2", "blocks.0"]
+    assert steps == [1, 2, 3]
+    assert all(torch.equal(tensor, state[name]) for name, tensor in model.state_dict().items())
+
+
+def test_no_more_blocks_are_ordered_than_the_budget_asks_for(model: nn.Module) -> None:
+    graph = fxprune.analyze(fxprune.trace(model, image()))
+    order = blocks_in_order(graph, graph.blocks, budgets_of(graph, Request(0.7)), Batch((samples(),), {}),
+                            lambda *step: None)  # fmt: skip
+    assert [block.name for block in order] == ["blocks.1"]
+
+
+@pytest.mark.parametrize("compensate", [False, True])
+def test_a_block_that_does_nothing_is_left_out_rather_than_channels(model: nn.Module, compensate: bool) -> None:
+    pruned = fxprune.prune(model, 0.6, data=[samples()], depth=True, compensate=compensate, progress=False)
+    plan = fxprune.plan_of(pruned)
+    assert "blocks.1" in plan.removed
+    assert plan.flops <= 0.6 * plan.flops_before
+    assert plan.flops == fxprune.count_flops(pruned, samples(1))
+    assert fxprune.verify(model, pruned) <= TOLERANCE
+    assert not any(name.startswith("blocks.1.") for name in pruned.state_dict())
+
+
+def test_width_alone_and_depth_alone(model: nn.Module) -> None:
+    wide = fxprune.plan_of(fxprune.prune(model, 0.6, data=[samples()], progress=False))
+    assert not wide.removed
+    deep = fxprune.plan_of(fxprune.prune(model, 0.7, data=[samples()], depth=True, width=False, progress=False))
+    assert not deep.kept
+    assert list(deep.removed) == ["blocks.1"]
+
+
+def test_what_is_ignored_is_no_block_that_may_go(model: nn.Module) -> None:
+    graph = fxprune.analyze(fxprune.trace(model, image()))
+    left = removable_blocks(graph, Request(ignore=("blocks.1",), depth=True))
+    assert [block.name for block in left] == ["blocks.0", "blocks.2"]
+    assert removable_blocks(graph, Request()) == ()
+
+
+def test_a_budget_that_depth_alone_reaches_says_so(model: nn.Module) -> None:
+    with pytest.raises(UnreachableBudgetError, match="or give depth=True, which can reach it"):
+        fxprune.prune(model, 0.1, data=[samples()], ignore="stem", progress=False)
+
+
+def test_a_budget_that_width_alone_reaches_says_so(model: nn.Module) -> None:
+    with pytest.raises(UnreachableBudgetError, match=r"all 3 blocks left out.*or give width=True, which can reach it"):
+        fxprune.prune(model, 0.05, data=[samples()], depth=True, width=False, progress=False)
+
+
+def test_nothing_to_prune_is_refused(model: nn.Module) -> None:
+    plain = nn.Sequential(nn.Conv2d(3, 8, 1), nn.ReLU(), nn.Conv2d(8, 2, 1))
+    given: dict[str, Any] = {"data": [samples()], "depth": True, "width": False, "progress": False}
+    with pytest.raises(FxpruneError, match="width=False leaves nothing to prune.*no block that can be left out"):
+        fxprune.prune(plain, 0.5, **given)
+    with pytest.raises(FxpruneError, match="all of its blocks are ignored"):
+        fxprune.prune(model, 0.5, ignore="blocks.*", **given)
+    with pytest.raises(FxpruneError, match="depth=False and width=False leave nothing to prune"):
+        fxprune.prune(model, 0.5, data=[samples()], width=False, progress=False)
+    with pytest.raises(FxpruneError, match=r"depth \(=2\) must be True or False"):
+        fxprune.prune(model, 0.5, data=[samples()], depth=2, progress=False)  # type: ignore[arg-type]
+
+
+def test_depth_without_samples_is_refused() -> None:
+    plain = net(lambda self, x: x + self.a(x), a=nn.Conv2d(3, 3, 1))
+    with pytest.raises(FxpruneError, match="depth=True needs data"):
+        fxprune.prune(plain, 0.9, example_inputs=image(), depth=True, progress=False)
+
+
+@pytest.fixture
+def shallow(model: nn.Module) -> torch.fx.GraphModule:
+    return fxprune.prune(model, 0.6, data=[samples()], depth=True, compensate=False, progress=False)
+
+
+def test_a_file_brings_a_model_without_blocks_back(model: nn.Module, shallow: nn.Module, tmp_path: Path) -> None:
+    fxprune.save(shallow, tmp_path / "small.safetensors")
+    again = fxprune.load(tmp_path / "small.safetensors", original=model)
+    assert torch.equal(again(samples()), shallow(samples()))
+    assert fxprune.plan_of(again) == fxprune.plan_of(shallow)
+
+
+def test_it_is_pruned_again_and_verified_against_the_first_original(
+    model: nn.Module, shallow: nn.Module, tmp_path: Path
+) -> None:
+    twice = fxprune.prune(shallow, 0.6, data=[samples()], depth=True, compensate=False, progress=False)
+    plan = fxprune.plan_of(twice)
+    assert set(plan.removed) >= set(fxprune.plan_of(shallow).removed)
+    assert fxprune.verify(model, twice) <= TOLERANCE
+    assert fxprune.verify(shallow, twice) <= TOLERANCE
+    fxprune.save(twice, tmp_path / "small.safetensors")
+    again = fxprune.load(tmp_path / "small.safetensors", original=model)
+    assert torch.equal(again(samples()), twice(samples()))
+
+
+def test_an_optimizer_forgets_the_parameters_of_blocks(model: nn.Module, shallow: nn.Module) -> None:
+    optimizer = torch.optim.Adam(model.parameters())
+    model(samples()).sum().backward()
+    optimizer.step()
+    small = fxprune.prune_optimizer(model, shallow, optimizer)
+    assert len(small.param_groups[0]["params"]) == len(list(shallow.parameters()))
+    assert {id(p) for p in small.state} == {id(p) for p in shallow.parameters()}
+
+
+def test_the_own_class_does_without_its_blocks(model: nn.Module, shallow: nn.Module) -> None:
+    own = fxprune.restore_class(model, shallow)
+    torch.testing.assert_close(own(samples()), shallow(samples()))
+    assert type(own) is type(model)
+    assert sum(p.numel() for p in own.parameters()) == sum(p.numel() for p in shallow.parameters())
+
+
+def test_a_residual_module_passes_its_input_on() -> None:
+    torchvision = pytest.importorskip("torchvision")
+    original = torchvision.models.resnet18(weights=None).eval()
+    data = [torch.randn(8, 3, 64, 64)]
+    small = fxprune.prune(original, 0.8, data=data, depth=True, width=False, compensate=False, progress=False)
+    own = fxprune.restore_class(original, small)
+    assert any(isinstance(own.get_submodule(name), nn.Identity) for name in fxprune.plan_of(small).removed)
+    torch.testing.assert_close(own(data[0]), small(data[0]))
+
+
+def test_the_report_tells_which_blocks_are_gone(model: nn.Module, shallow: nn.Module) -> None:
+    made = fxprune.report(shallow, original=model, repeats=2)
+    assert "blocks.1" in made.blocks
+    assert f"{len(made.blocks)} blocks: " in str(made)
+    counts = [sum(p.numel() for p in each.parameters()) for each in (model, shallow)]
+    assert [made.parameters.before, made.parameters.after] == counts
+    gone = [layer for layer in made.layers if layer.name.startswith("blocks.1.")]
+    assert gone
+    assert all(layer.flops.after == layer.parameters.after == 0 for layer in gone)
+    assert sum(layer.flops.after for layer in made.layers) == made.flops.after
+    assert 'class="gone"' in made.to_html()
+    assert "blocks.1" in fxprune.report(shallow, measure=False).blocks
+
+
+def test_the_time_of_a_block_goes_with_it(model: nn.Module) -> None:
+    graph = fxprune.time_channels(fxprune.analyze(fxprune.trace(model, image(size=16))), repeats=5)
+    assert graph.latency is not None
+    alive = np.ones(graph.num_channels, dtype=bool)
+    whole = graph.latency(alive)
+    shares = []
+    for block in graph.blocks:
+        alive[block.channel] = False
+        shares.append((whole - graph.latency(alive)) / graph.latency.total)
+        whole = graph.latency(alive)
+    assert all(0.02 < share < 0.9 for share in shares)
+
+
+def test_it_exports(shallow: nn.Module) -> None:
+    program = torch.export.export(shallow, (samples(2),), dynamic_shapes=({0: torch.export.Dim("n")},))
+    torch.testing.assert_close(program.module()(samples(5)), shallow(samples(5)))
