@@ -104,7 +104,7 @@ def test_a_budget_that_width_alone_reaches_says_so(model: nn.Module) -> None:
 def test_nothing_to_prune_is_refused(model: nn.Module) -> None:
     plain = nn.Sequential(nn.Conv2d(3, 8, 1), nn.ReLU(), nn.Conv2d(8, 2, 1))
     given: dict[str, Any] = {"data": [samples()], "depth": True, "width": False, "progress": False}
-    with pytest.raises(FxpruneError, match="width=False leaves nothing to prune.*no block that can be left out"):
+    with pytest.raises(FxpruneError, match=r"width=False leaves nothing to prune.*no block that can be left out"):
         fxprune.prune(plain, 0.5, **given)
     with pytest.raises(FxpruneError, match="all of its blocks are ignored"):
         fxprune.prune(model, 0.5, ignore="blocks.*", **given)

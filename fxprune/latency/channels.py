@@ -36,9 +36,9 @@ def time_channels(
     """Measure the time that channels cost on this machine.
 
     The model is run node by node. The time of a node is proportional to its FLOPs or, if it has none, to the size of
-    its output; the time of the calls as such is constant, but for blocks that can be left out. Scores per FLOP become scores per time
-    for the graph that is returned, and `make_plan` takes a budget of latency for it. (Similar to HALP, Shen et al.,
-    NeurIPS 2022, which looks latencies up in a table.)
+    its output; the time of the calls as such is constant, but for blocks that can be left out. Scores per FLOP become
+    scores per time for the graph that is returned, and `make_plan` takes a budget of latency for it. (Similar to HALP,
+    Shen et al., NeurIPS 2022, which looks latencies up in a table.)
 
     Args:
         graph: the analysed model; it is not changed.
