@@ -125,6 +125,8 @@ def _check_analyze(spec: str, state: dict[str, Any], result: Result) -> None:
     result["nodes"] = len(traced.graph.nodes)
     result["groups"] = len(graph.groups)
     result["channels"] = sum(len(group.channels) for group in graph.groups)
+    result["blocks"] = len(graph.blocks)
+    state["graph"] = graph
     frozen: Counter[str] = Counter()
     for item in graph.frozen:
         frozen[item.reason] += len(item.channels)
@@ -180,6 +182,16 @@ def _check_verify(spec: str, state: dict[str, Any], result: Result) -> None:
         )
 
 
+def _check_blocks(spec: str, state: dict[str, Any], result: Result) -> None:
+    """FLOPs and outputs again, without half of the blocks."""
+    if state["graph"].blocks:
+        plan = on_meta.plan_without_blocks(state["graph"])
+        pruned = fxprune.rewrite(state["graph"], plan)
+        counted = fxprune.count_flops(pruned, state["inputs"])
+        _require(plan.flops == counted, f"FLOPs without blocks: predicted {plan.flops:,}, fvcore {counted:,}")
+        _check_verify(spec, {**state, "pruned": pruned}, result)
+
+
 def _own_noise(state: dict[str, Any]) -> float:
     """The effect of rounding: how the masked original's outputs change with the last digit of its inputs."""
     masked = mask(copy.deepcopy(state["model"]).double(), fxprune.plan_of(state["pruned"]))
@@ -233,6 +245,7 @@ CHECKS = {
     "flops": _check_flops,
     "predicted": _check_predicted,
     "verify": _check_verify,
+    "blocks": _check_blocks,
     "backward": _check_backward,
     "train": _check_train,
     "reload": _check_reload,

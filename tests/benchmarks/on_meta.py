@@ -11,15 +11,17 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
 import fxprune
 from fxprune.errors import FxpruneError
 from fxprune.models import example_inputs, load_model
+from fxprune.planning.plan import kept_indices, removed_blocks
 from fxprune.running import trees
 
-__all__ = ["CHECKS", "NEEDED", "PREFIX", "SLACK", "all_models", "backbone_of_detector"]
+__all__ = ["CHECKS", "NEEDED", "PREFIX", "SLACK", "all_models", "backbone_of_detector", "plan_without_blocks"]
 
 PREFIX = "meta:"
 BUDGET = 0.5
@@ -82,6 +84,7 @@ def _analyze(spec: str, state: State, result: Result) -> None:
     result["analyze_seconds"] = round(time.process_time() - start, 3)
     result["groups"] = len(graph.groups)
     result["channels"] = sum(map(len, graph.groups))
+    result["blocks"] = len(graph.blocks)
     frozen: Counter[str] = Counter()
     for item in graph.frozen:
         # Without the name of the node, so that equal reasons are counted together.
@@ -122,6 +125,28 @@ def _predicted(spec: str, state: State, result: Result) -> None:
     assert again == state["plan"].flops, f"predicted {state['plan'].flops:,} FLOPs, the pruned model has {again:,}"
 
 
+def plan_without_blocks(graph: fxprune.ChannelGraph) -> fxprune.Plan:
+    """A plan that leaves out about half of the blocks, and up to half of the channels of each group."""
+    random = np.random.default_rng(0)
+    alive = np.ones(graph.num_channels, dtype=bool)
+    alive[[block.channel for block in graph.blocks if random.random() < 0.5]] = False
+    for group in graph.groups:
+        alive[random.choice(group.channels, random.integers(len(group) // 2 + 1), replace=False)] = False
+    kept, removed = kept_indices(graph, alive), removed_blocks(graph, alive)
+    return fxprune.Plan(kept, graph.flops(alive), graph.flops.total, graph.flops.total, removed=removed)
+
+
+def _blocks(spec: str, state: State, result: Result) -> None:
+    """The checks after the plan again, without half of the blocks."""
+    if state["graph"].blocks:
+        plan = plan_without_blocks(state["graph"])
+        without = {**state, "plan": plan, "pruned": fxprune.rewrite(state["graph"], plan)}
+        left = [name for name in state["model"].state_dict() if name not in plan.gone]
+        assert left == list(without["pruned"].state_dict()), "state_dict keys are not those of what is left"
+        _shape(spec, without, result)
+        _predicted(spec, without, result)
+
+
 def _shapes(output: Any) -> list[tuple[int, ...]]:
     return [tuple(tensor.shape) for tensor in trees.tensors(output)]
 
@@ -134,5 +159,6 @@ CHECKS: dict[str, Callable[[str, State, Result], None]] = {
     "rewrite": _rewrite,
     "shape": _shape,
     "predicted": _predicted,
+    "blocks": _blocks,
 }
-NEEDED = CHECKS.keys() - {"shape", "predicted"}
+NEEDED = CHECKS.keys() - {"shape", "predicted", "blocks"}
