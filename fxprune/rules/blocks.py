@@ -11,14 +11,16 @@ import math
 from collections import ChainMap, Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from torch import Tensor, fx, nn
 
-from fxprune.channels import IdTable, Labels, LabelTree, Size, labels_in, map_labels
+from fxprune.channels import IdTable, Labels, LabelTree, Size, is_labelled, labels_in, map_labels
 from fxprune.channels.graph import Block, NoBlock
 from fxprune.channels.polynomial import Term, with_blocks
 from fxprune.errors import FxpruneError
 from fxprune.ops import Trait, traits
+from fxprune.rules.elementwise import stays_zero
 from fxprune.rules.needs import ALWAYS, Edge, needs_of, serving_only, unneeded
 from fxprune.rules.op import Op
 from fxprune.rules.probe import probe
@@ -247,6 +249,9 @@ class _Owned:
         tensors = {name: self._state.parameters.tensor(name) for name in own}
         parameters = [name for name, tensor in tensors.items() if isinstance(tensor, nn.Parameter)]
         others = [name for name, tensor in tensors.items() if tensor.is_floating_point()]
+        labels_here = self._state.labels[node.name]
+        if parameters and isinstance(labels_here, Labels) and self._is_scaled(node):
+            return _Zeroed(Labels(labels_here.dims, tuple(map(is_labelled, labels_here.dims))), tuple(parameters))
         # If not even a matrix of zeros makes the result zero, inputs that are zero do not.
         for deep in (False,) if any(tensors[name].dim() > 1 for name in parameters) else (False, True):
             ends, labels = dict.fromkeys(parameters or others), dict[str, LabelTree]()
@@ -263,8 +268,8 @@ class _Owned:
                     return _Zeroed(made, tuple(ends))
         return None
 
-    def _carried(self, node: fx.Node, labels: Mapping[str, LabelTree]) -> LabelTree:
-        """What the rule of a node makes of such inputs; None where it has none or does not support this."""
+    def _op(self, node: fx.Node, labels: Mapping[str, LabelTree]) -> tuple[Op, tuple[Any, ...], dict[str, Any]]:
+        """A node with its arguments as rules take them, apart from the analysis; some inputs carry something else."""
         module = self._modules[str(node.target)] if node.op == "call_module" else None
         known = self._state
         splits = Splits(known.splits.avoided, dict(known.splits.chosen))
@@ -278,8 +283,12 @@ class _Owned:
             value = source.meta["value"]
             return op.labels_of[source.name] if trees.has_tensor(value) else value
 
-        args, kwargs = with_values(node, value_of)
-        rule = find_rule(node, module)
+        return op, *with_values(node, value_of)
+
+    def _carried(self, node: fx.Node, labels: Mapping[str, LabelTree]) -> LabelTree:
+        """What the rule of a node makes of such inputs; None where it has none or does not support this."""
+        op, args, kwargs = self._op(node, labels)
+        rule = find_rule(node, op.module)
         try:
             if rule is None:
                 given = {source: op.labels_of[source.name] for source in node.all_input_nodes}
@@ -288,6 +297,16 @@ class _Owned:
         except (FxpruneError, TypeError, ValueError):
             return None
         return made
+
+    def _is_scaled(self, node: fx.Node) -> bool:
+        """Whether a node is zero if one of the parameters of a single entry that it reads is."""
+        tensors = [x for x in (*node.args, *node.kwargs.values()) if isinstance(x, fx.Node)]
+        tensors = [x for x in tensors if isinstance(x.meta["value"], Tensor)]
+        single = tuple(x.op == "get_attr" and x.meta["value"].numel() == 1 for x in tensors)
+        if Trait.ELEMENTWISE not in traits(node) or not any(single):
+            return False
+        op, args, kwargs = self._op(node, {})
+        return stays_zero(op, args, kwargs, single)
 
 
 def _total(item: Term) -> int:

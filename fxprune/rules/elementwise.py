@@ -18,7 +18,7 @@ from fxprune.rules.registry import rule
 from fxprune.rules.rewrite import Call, Rewrite
 from fxprune.running.one_node import run_node
 
-__all__ = ["activation", "broadcast", "elementwise", "take_from_tables", "unchanged"]
+__all__ = ["activation", "broadcast", "elementwise", "stays_zero", "take_from_tables", "unchanged"]
 
 
 def broadcast(op: Op, operands: list[Labels]) -> tuple[Dim, ...]:
@@ -32,7 +32,7 @@ def broadcast(op: Op, operands: list[Labels]) -> tuple[Dim, ...]:
     return tuple(dims)
 
 
-def _stays_zero(op: Op, arguments: tuple[Any, ...], options: dict[str, Any], zero: tuple[bool, ...]) -> bool:
+def stays_zero(op: Op, arguments: tuple[Any, ...], options: dict[str, Any], zero: tuple[bool, ...]) -> bool:
     """Whether the op gives exactly zero where the marked operands are zero and the others are anything."""
     nodes = [x for x in (*op.node.args, *op.node.kwargs.values()) if isinstance(x, fx.Node)]
     masks = [x.meta["value"].dtype is torch.bool for x in nodes if isinstance(x.meta["value"], torch.Tensor)]
@@ -88,7 +88,7 @@ def _elementwise(op: Op, *arguments: Any, **options: Any) -> Labels:
     for d, dim in enumerate(dims):
         flags = tuple(_is_zero(x, d - len(dims)) for x in operands)
         if is_labelled(dim) and any(flags) and flags not in known:
-            known[flags] = _stays_zero(op, arguments, options, flags)
+            known[flags] = stays_zero(op, arguments, options, flags)
         zero.append(is_labelled(dim) and known.get(flags, False))
     return Labels(dims, tuple(zero))
 

@@ -45,6 +45,8 @@ NETS: dict[str, tuple[Any, dict[str, Any], list[tuple[str, tuple[str, ...]]]]] =
                          {"a": conv(), "g": parameter(4)}, [("a", ("a.weight", "a.bias", "g"))]),
     "activation that keeps zeros": (branches(lambda self, x: torch.tanh(self.a(x))), {"a": conv()},
                                     [("a", ("a.weight", "a.bias"))]),
+    "one gain for all": (branches(lambda self, x: torch.sigmoid(self.a(x)).mul_(self.gain) * 0.2),
+                         {"a": conv(), "gain": parameter()}, [("a", ("gain",))]),
     "two in a row": (branches(lambda self, x: self.a(x), lambda self, x: self.b(x)), {"a": conv(), "b": conv()},
                      [("a", ("a.weight", "a.bias")), ("b", ("b.weight", "b.bias"))]),
     "one inside another": (branches(lambda self, x: self.c(self.a(x) + self.b(self.a(x)))),
