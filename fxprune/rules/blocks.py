@@ -242,7 +242,7 @@ class _Owned:
         return inside.known[node]
 
     def _try_zeroed(self, node: fx.Node, inside: _Inside) -> _Zeroed | None:
-        sources = node.all_input_nodes
+        sources = node.all_input_nodes[:1] if Trait.READS_FIRST in traits(node) else node.all_input_nodes
         own = [name for each in (node, *(x for x in sources if x.op == "get_attr")) for name in self._names(each)]
         if not inside.tensors.issuperset(own):
             return None
@@ -252,21 +252,31 @@ class _Owned:
         labels_here = self._state.labels[node.name]
         if parameters and isinstance(labels_here, Labels) and self._is_scaled(node):
             return _Zeroed(Labels(labels_here.dims, tuple(map(is_labelled, labels_here.dims))), tuple(parameters))
-        # If not even a matrix of zeros makes the result zero, inputs that are zero do not.
-        for deep in (False,) if any(tensors[name].dim() > 1 for name in parameters) else (False, True):
+        for trial in self._trials(node, sources, inside, any(tensors[name].dim() > 1 for name in parameters)):
             ends, labels = dict.fromkeys(parameters or others), dict[str, LabelTree]()
             for source in sources:
-                below = self._zeroed(source, inside) if deep else None
+                below = trial.get(source)
                 if below is not None:
                     labels[source.name] = below.labels
                     ends |= dict.fromkeys(below.ends)
                 elif source.op != "get_attr":
                     labels[source.name] = map_labels(_not_zero, self._state.labels[source.name])
-            if ends and (deep or own):
-                made = self._carried(node, labels)
-                if any(any(each.zero) for each in labels_in(made)):
-                    return _Zeroed(made, tuple(ends))
+            made = self._carried(node, labels) if ends and (trial or own) else None
+            if any(any(each.zero) for each in labels_in(made)):
+                return _Zeroed(made, tuple(ends))
         return None
+
+    def _trials(
+        self, node: fx.Node, sources: Sequence[fx.Node], inside: _Inside, has_matrix: bool
+    ) -> Iterator[dict[fx.Node, _Zeroed]]:
+        """Which inputs may be made zero as well as the parameters: none, each alone, all."""
+        yield {}
+        if not has_matrix:
+            # If not even a matrix of zeros makes the result zero, inputs that are zero do not.
+            found = {source: made for source in sources if (made := self._zeroed(source, inside)) is not None}
+            yield from ({source: made} for source, made in found.items())
+            if len(found) > 1:
+                yield found
 
     def _op(self, node: fx.Node, labels: Mapping[str, LabelTree]) -> tuple[Op, tuple[Any, ...], dict[str, Any]]:
         """A node with its arguments as rules take them, apart from the analysis; some inputs carry something else."""
