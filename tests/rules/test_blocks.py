@@ -42,7 +42,7 @@ NETS: dict[str, tuple[Any, dict[str, Any], list[tuple[str, tuple[str, ...]]]]] =
                                    {"a": conv(bias=False), "n": nn.BatchNorm2d(4, affine=False)},
                                    [("a", ("n.running_mean", "n.running_var", "a.weight"))]),
     "scale of a layer": (branches(lambda self, x: self.a(x) * self.g.view(-1, 1, 1)),
-                         {"a": conv(), "g": parameter(4)}, [("a", ("g",))]),
+                         {"a": conv(), "g": parameter(4)}, [("a", ("a.weight", "a.bias"))]),
     "activation that keeps zeros": (branches(lambda self, x: torch.tanh(self.a(x))), {"a": conv()},
                                     [("a", ("a.weight", "a.bias"))]),
     "one gain for all": (branches(lambda self, x: torch.sigmoid(self.a(x)).mul_(self.gain) * 0.2),
