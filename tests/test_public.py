@@ -13,7 +13,8 @@ PUBLIC = {
     "Batch": "args, kwargs, labels, clusters, checked",
     "CannotScoreError": "FxpruneError",
     "ChannelGraph": (
-        "module, labels, parameters, groups, frozen, flops, costs, num_channels, contractions, held, remarks, latency"
+        "module, labels, parameters, groups, frozen, flops, costs, num_channels, contractions, held, blocks, "
+        "no_blocks, optional, remarks, latency"
     ),
     "Dimension": "parameter, dim",
     "DivergenceError": "FxpruneError",
@@ -24,11 +25,11 @@ PUBLIC = {
     "Gates": "scores, module, flops, losses",
     "Group": "name, channels, dimensions, repeats, last_resort",
     "Latency": "seconds, spread, repeats, warmup, batch_size, threads, device, dtype, memory_format",
-    "Plan": "kept, flops, flops_before, flops_target, latency_target",
+    "Plan": "kept, flops, flops_before, flops_target, latency_target, removed",
     "PrunedParts": "model, plans, flops_before, flops, remarks",
     "Report": (
-        "model, inputs, flops, flops_target, parameters, groups, frozen, layers, rows, compensated, certificate, "
-        "latency, latency_target, memory, remarks, source"
+        "model, inputs, flops, flops_target, parameters, blocks, groups, frozen, layers, rows, compensated, "
+        "certificate, latency, latency_target, memory, remarks, source"
     ),
     "UnreachableBudgetError": "FxpruneError",
     "analyze": "(traced)",
@@ -51,14 +52,14 @@ PUBLIC = {
         "progress=True)"
     ),
     "load": "(path, *, original=None, strict=True)",
-    "make_plan": "(graph, scores, *, flops=None, latency=None, round_to=1, ignore=())",
+    "make_plan": "(graph, scores, *, flops=None, latency=None, round_to=1, ignore=(), without=())",
     "measure_latency": (
         "(model, example_inputs=None, *, batch_size=None, threads=None, device=None, warmup=5, repeats=30)"
     ),
     "plan_of": "(pruned)",
     "prune": (
         "(model, flops=None, *, latency=None, example_inputs=None, data=None, method=None, compensate=True, "
-        "samples=128, ignore=(), round_to=1, seed=0, progress=True)"
+        "samples=128, ignore=(), round_to=1, depth=False, width=True, seed=0, progress=True)"
     ),
     "prune_optimizer": "(original, pruned, optimizer)",
     "prune_parts": (

@@ -32,6 +32,7 @@ def make_plan(
     latency: float | None = None,
     round_to: int | Literal["auto"] = 1,
     ignore: str | Iterable[str] = (),
+    without: str | Iterable[str] = (),
 ) -> Plan:
     """Choose the channels to keep: those with the lowest scores go until the budgets hold.
 
@@ -47,6 +48,7 @@ def make_plan(
             computes without waste (`fxprune.planning.alignment`), or for half of that, a quarter and so on if the
             budgets cannot be met otherwise.
         ignore: names or glob patterns of modules to leave whole; a name covers all modules below it.
+        without: names of blocks (`graph.blocks`) that are left out.
 
     Returns:
         A plan within every budget, which uses at least 99.5 % of the tightest one if channels are small enough.
@@ -64,7 +66,15 @@ def make_plan(
         >>> len(plan.kept["0.weight"][0]), plan.flops / plan.flops_before
         (16, 0.5)
     """
-    return plan_for(graph, scores, Request(flops, latency, round_to, as_patterns(ignore)))
+    blocks = {block.name: block for block in graph.blocks}
+    names = as_patterns(without)
+    for name in names:
+        if name not in blocks:
+            close = difflib.get_close_matches(name, blocks, n=3, cutoff=0.4)
+            hint = f"; close names are {', '.join(close)}" if close else "; graph.blocks lists them"
+            raise FxpruneError(f"without (={name!r}) is no block of the model{hint}")
+    request = Request(flops, latency, round_to, as_patterns(ignore))
+    return plan_for(graph, scores, request, [blocks[name] for name in names])
 
 
 def plan_for(graph: ChannelGraph, scores: Scores, request: Request, without: Iterable[Block] = ()) -> Plan:

@@ -89,7 +89,7 @@ def test_warnings_of_fxprune_are_notes_of_one_line(tmp_path: Path, monkeypatch: 
     def refuse(*_: Any, **__: Any) -> None:
         raise CannotScoreError("too small")
 
-    monkeypatch.setattr("fxprune.api.compensated", refuse)
+    monkeypatch.setattr("fxprune.api.Compensation.of", refuse)
     result = run(*PRUNE, "-o", tmp_path / "small.safetensors")
     assert result.exit_code == 0, result.output
     assert "note: cut by relevance and not compensated: too small\n" in result.stderr

@@ -186,4 +186,4 @@ def test_what_runs_in_training_alone_takes_no_time() -> None:
     model = net(_more_in_training, a=nn.Conv2d(3, 8, 1), b=nn.Conv2d(8, 2, 1), c=nn.Conv2d(8, 4, 3)).eval()
     graph = fxprune.analyze(fxprune.trace(model, image()))
     seconds = {node.name: 1.0 if node.name == "c" else 1e-3 for node in graph.module.graph.nodes}
-    assert _polynomial(graph, seconds, 0.1).total / 1e15 == pytest.approx(0.1)
+    assert _polynomial(graph, seconds, 0.0, 0.1).total / 1e15 == pytest.approx(0.1)

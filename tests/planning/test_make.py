@@ -211,3 +211,13 @@ def test_a_model_without_flops_is_refused() -> None:
     graph = fxprune.analyze(fxprune.trace(nn.Sequential(nn.ReLU(), nn.Flatten()), image()))
     with pytest.raises(FxpruneError, match="there is nothing to prune"):
         fxprune.make_plan(graph, np.zeros(graph.num_channels))
+
+
+def test_blocks_are_left_out_by_name() -> None:
+    model = net(lambda self, x: x + self.b(self.a(x).relu()), a=nn.Conv2d(3, 8, 1), b=nn.Conv2d(8, 3, 1))
+    graph = fxprune.analyze(fxprune.trace(model, image()))
+    plan = fxprune.make_plan(graph, fxprune.scores(graph, "l2"), flops=0.5, without="b")
+    assert list(plan.removed) == ["b"]
+    assert plan.flops == 0
+    with pytest.raises(FxpruneError, match=r"without \(='bb'\) is no block of the model; close names are b"):
+        fxprune.make_plan(graph, fxprune.scores(graph, "l2"), flops=0.5, without=["bb"])
