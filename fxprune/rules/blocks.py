@@ -89,7 +89,10 @@ def find_blocks(
     chosen, crowded = _one_for_each_sum(candidates, refused), {0}
     while crowded:
         needs, crowded = needs_of(graph, state.roots, {edge: k for k, edge in enumerate(chosen)}, _MOST_SETS)
-        refused |= {chosen[k]: "it shares much with other values" for k in crowded}
+        for k, edge in enumerate(chosen):
+            if any(k not in each for node in candidates[edge].inside for each in needs[node]):
+                crowded.add(k)
+        refused |= {chosen[k]: "what serves it serves others too" for k in crowded}
         chosen = [edge for k, edge in enumerate(chosen) if k not in crowded]
     ids = [int(number) for number in state.ids.fresh(len(chosen))]
     found = _named([_block(edge, candidates[edge], number) for edge, number in zip(chosen, ids, strict=True)])

@@ -70,9 +70,9 @@ def needs_of(
     """
     needs: dict[fx.Node, Needs] = {}
     crowded: set[int] = set()
-    # By alias root, what the nodes that come later and share its memory are needed for.
-    sharing: dict[fx.Node, Needs] = {}
-    by_name = {node.name: node for node in graph.nodes}
+    by_name, place = {node.name: node for node in graph.nodes}, {node: k for k, node in enumerate(graph.nodes)}
+    # By alias root, the nodes so far that read its memory, and through which other node they do.
+    reads: dict[fx.Node, list[Edge]] = {}
     for node in reversed(graph.nodes):
         if node.op in ("output", "placeholder") or is_boundary(node):
             needs[node] = ALWAYS
@@ -80,14 +80,18 @@ def needs_of(
             found = [_through(edges.get((node, user)), needs[user]) for user in node.users]
             for name in node.meta.get("mutates", ()):
                 root = roots[by_name[name]]
-                # What is written into the model's or the caller's tensors outlasts the call.
-                outlasts = root.op in ("get_attr", "placeholder")
-                found.append(ALWAYS if outlasts else sharing.get(root, frozenset()))
+                if root.op in ("get_attr", "placeholder"):
+                    # What is written into the model's or the caller's tensors outlasts the call.
+                    found.append(ALWAYS)
+                # What reads the node itself is among its users.
+                older = ((x, user) for x, user in reads.get(root, ()) if place[x] < place[node])
+                found += [_through(edges.get((x, user)), needs[user]) for x, user in older]
             needs[node] = _minimal(each for some in found for each in some)
             if len(needs[node]) > most:
                 crowded.update(number for each in needs[node] for number in each)
                 needs[node] = ALWAYS
-        sharing[roots[node]] = _minimal((*sharing.get(roots[node], ()), *needs[node]))
+        for source in node.all_input_nodes:
+            reads.setdefault(roots[source], []).append((source, node))
     return needs, crowded
 
 

@@ -99,6 +99,18 @@ def test_of_the_two_sides_of_a_sum_that_of_fewer_flops_stays() -> None:
     assert [(block.name, block.stays) for block in graph.blocks] == [("a", "b")]
 
 
+def test_sums_in_place_in_a_row_are_left_out() -> None:
+    def forward(self: Any, x: Tensor) -> Tensor:
+        out = self.a(x)
+        for each in (self.b, self.c, self.d):
+            out += each(x)
+        return self.head(out.relu_())
+
+    parts = {name: nn.Conv2d(3, 4, 1) for name in "abcd"}
+    graph = check_invariant(net(forward, head=nn.Conv2d(4, 2, 1), **parts), image(), plans=6)
+    assert len(graph.blocks) == 3
+
+
 def test_attention_and_mlp_are_blocks() -> None:
     layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True, norm_first=True)
     model = net(lambda self, x: self.head(self.layer(self.stem(x))), layer=layer, stem=nn.Linear(4, 8),
