@@ -46,6 +46,7 @@ def prune(
     flops: float | None = None,
     *,
     latency: float | None = None,
+    params: float | None = None,
     example_inputs: Inputs | None = None,
     data: Data | None = None,
     method: Method | None = None,
@@ -58,7 +59,7 @@ def prune(
     seed: int = 0,
     progress: bool | Progress = True,
 ) -> fx.GraphModule:
-    """Make a model smaller, so that it costs at most `flops`, takes at most `latency`, or both.
+    """Make a model smaller, so that it costs at most `flops`, takes at most `latency`, has at most `params`, or all.
 
     The model is traced and its channels are found and scored; a plan removes those with the lowest scores until the
     budget holds; the model is rewritten without them, and its weights are changed to give the original's outputs on
@@ -67,11 +68,12 @@ def prune(
 
     Args:
         model: any module that can be traced; it is not changed.
-        flops: the budget; up to 1 a fraction of the model's FLOPs, above 1 a number of FLOPs as fvcore counts them.
-            Default: 0.5, or all of them if the latency is to fall below the model's.
+        flops: the budget; up to 1 a fraction of the model's FLOPs, above 1 a number of FLOPs per sample, as fvcore
+            counts them. Default: 0.5, or all of them if there is another budget below what the model has.
         latency: a budget of time, as a fraction of what the model takes for the example on its device, with the number
             of threads set in torch. Channels are then chosen by the time that they save, and the result is measured
             against the model. With ``latency=1`` the FLOPs are the only limit, and time decides which channels go.
+        params: a budget of parameters; up to 1 a fraction of the model's, above 1 a number of them.
         example_inputs: a tensor, a tuple of arguments or a dict of keyword arguments. Default: the first sample of
             `data`, or without data the inputs that a timm or torchvision model is made for.
         data: a DataLoader or any iterable of batches, with or without labels, see `fxprune.data`.
@@ -110,7 +112,7 @@ def prune(
         >>> small.get_parameter("0.weight").shape
         torch.Size([8, 3, 3, 3])
     """
-    request = Request(flops, latency, round_to, as_patterns(ignore), depth, width)
+    request = Request(flops, latency, params, round_to, as_patterns(ignore), depth, width)
     if method is not None:
         check_method(method, ("dagger",))
     with shown(progress) as show:
@@ -215,7 +217,7 @@ def _learned_scores(
     graph: ChannelGraph, request: Request, data: Data | None, made: Batch | None, seed: int, show: Progress
 ) -> Scores:
     """The scores of gates that are learned on all of the data, or on synthetic samples if there is none."""
-    share = min(flops_target(graph, request.flops, request.latency) / graph.flops.total, request.latency or 1.0)
+    share = min(flops_target(graph, request) / graph.flops.total, request.latency or 1.0)
     samples, epochs = (made, _SYNTHETIC_EPOCHS) if data is None else (data, 1)
     return learn_gates(graph, samples, flops=share, epochs=epochs, seed=seed, progress=show).scores
 

@@ -135,7 +135,7 @@ def prune_parts(
         Detector: 0.5000 of the FLOPs of the whole, pruned in net
     """
     flops = 0.5 if flops is None else flops
-    request = Request(flops, None, round_to)
+    request = Request(flops, round_to=round_to)
     call = given_call(model, example_inputs)
     paths = _find(model, call) if parts is None else list(parts)
     found = _parts(model, paths, call, request)

@@ -52,14 +52,14 @@ PUBLIC = {
         "progress=True)"
     ),
     "load": "(path, *, original=None, strict=True)",
-    "make_plan": "(graph, scores, *, flops=None, latency=None, round_to=1, ignore=(), without=())",
+    "make_plan": "(graph, scores, *, flops=None, latency=None, params=None, round_to=1, ignore=(), without=())",
     "measure_latency": (
         "(model, example_inputs=None, *, batch_size=None, threads=None, device=None, warmup=5, repeats=30)"
     ),
     "plan_of": "(pruned)",
     "prune": (
-        "(model, flops=None, *, latency=None, example_inputs=None, data=None, method=None, compensate=True, "
-        "samples=128, ignore=(), round_to=1, depth=False, width=True, seed=0, progress=True)"
+        "(model, flops=None, *, latency=None, params=None, example_inputs=None, data=None, method=None, "
+        "compensate=True, samples=128, ignore=(), round_to=1, depth=False, width=True, seed=0, progress=True)"
     ),
     "prune_optimizer": "(original, pruned, optimizer)",
     "prune_parts": (

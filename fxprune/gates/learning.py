@@ -137,7 +137,7 @@ def _budget(graph: ChannelGraph, flops: float | None) -> int:
     Raises:
         FxpruneError: not a budget, or no plan can meet it.
     """
-    most = flops_target(graph, flops)
+    most = flops_target(graph, Request(flops))
     if graph.latency is None:
         check_reachable(graph, Request(flops))
         return min(most, graph.flops.total)

@@ -1,20 +1,21 @@
-"""What is asked of a plan: budgets of FLOPs and of time, and what must stay whole."""
+"""What is asked of a plan: budgets of FLOPs, of parameters and of time, and what must stay whole."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
+from torch import Tensor
 
 from fxprune.channels import ChannelGraph
-from fxprune.channels.polynomial import Polynomial
+from fxprune.channels.polynomial import Polynomial, build_polynomial, term, with_blocks
 from fxprune.errors import FxpruneError
 
-__all__ = ["Budget", "Request", "as_patterns", "budgets_of", "flops_target"]
+__all__ = ["Budget", "Request", "as_patterns", "budgets_of", "flops_target", "parameters_of"]
 
 
 @dataclass(frozen=True)
@@ -22,8 +23,9 @@ class Request:
     """What is asked of a plan: the arguments of `fxprune.make_plan`, checked.
 
     Attributes:
-        flops: up to 1 a fraction of the model's FLOPs, above 1 a number of FLOPs; None for the default.
+        flops: up to 1 a fraction of the model's FLOPs, above 1 a number of FLOPs per sample; None for the default.
         latency: a fraction of the model's time, or None for no such budget.
+        params: up to 1 a fraction of the model's parameters, above 1 a number of them; None for no such budget.
         round_to: the widths that change become multiples of this.
         ignore: names or glob patterns of modules that stay whole.
         depth: whether blocks may be left out.
@@ -35,19 +37,21 @@ class Request:
 
     flops: float | None = None
     latency: float | None = None
+    params: float | None = None
     round_to: int | Literal["auto"] = 1
     ignore: tuple[str, ...] = ()
     depth: bool = False
     width: bool = True
 
     def __post_init__(self) -> None:
-        flops, latency, round_to = self.flops, self.latency, self.round_to
-        if flops is not None and not _is_number(flops):
-            raise FxpruneError(f"flops (={flops!r}) must be a number: a fraction in (0, 1], or a count above 1")
-        if flops is not None and (not flops > 0 or math.isinf(flops)):
-            raise FxpruneError(
-                f"flops (={flops!r}) must be positive and finite: a fraction in (0, 1], or a count above 1"
-            )
+        latency, round_to = self.latency, self.round_to
+        for name, value in (("flops", self.flops), ("params", self.params)):
+            if value is not None and not _is_number(value):
+                raise FxpruneError(f"{name} (={value!r}) must be a number: a fraction in (0, 1], or a count above 1")
+            if value is not None and (not value > 0 or math.isinf(value)):
+                raise FxpruneError(
+                    f"{name} (={value!r}) must be positive and finite: a fraction in (0, 1], or a count above 1"
+                )
         if latency is not None and not (_is_number(latency) and 0 < latency <= 1):
             raise FxpruneError(f"latency (={latency!r}) must be a fraction of the model's, in (0, 1]")
         if round_to != "auto" and (type(round_to) is not int or round_to < 1):
@@ -70,10 +74,17 @@ def as_patterns(ignore: str | Iterable[str]) -> tuple[str, ...]:
 
 @dataclass(frozen=True, eq=False)
 class Budget:
-    """What the kept channels may cost at most."""
+    """What the kept channels may cost at most.
+
+    Attributes:
+        polynomial: the cost.
+        target: the most that it may be.
+        name: of the argument that asks for it.
+    """
 
     polynomial: Polynomial
     target: int
+    name: str = "flops"
 
     def holds(self, alive: npt.NDArray[np.bool_]) -> bool:
         """Whether these channels cost no more than that."""
@@ -81,33 +92,63 @@ class Budget:
 
 
 def budgets_of(graph: ChannelGraph, request: Request) -> list[Budget]:
-    """The budget of FLOPs, then that of time if one is requested and `fxprune.time_channels` has measured the graph."""
-    budgets = [Budget(graph.flops, flops_target(graph, request.flops, request.latency))]
+    """The budget of FLOPs, then those of parameters and of time if they are requested.
+
+    That of time is missing as long as `fxprune.time_channels` has not measured the graph.
+    """
+    budgets = [Budget(graph.flops, flops_target(graph, request))]
+    if request.params is not None:
+        parameters = parameters_of(graph)
+        budgets.append(Budget(parameters, _count(request.params, parameters.total), "params"))
     if request.latency is not None and graph.latency is not None:
-        budgets.append(Budget(graph.latency, math.floor(request.latency * graph.latency.total)))
+        budgets.append(Budget(graph.latency, math.floor(request.latency * graph.latency.total), "latency"))
     return budgets
 
 
-def flops_target(graph: ChannelGraph, flops: float | None = None, latency: float | None = None) -> int:
-    """The most FLOPs that a budget allows.
+def flops_target(graph: ChannelGraph, request: Request) -> int:
+    """The most FLOPs that a budget allows: of the example as a whole, as `graph.flops` counts them.
 
-    Args:
-        graph: the analysed model.
-        flops: up to 1 a fraction of its FLOPs, above 1 a number of FLOPs. None stands for half of them, or for all if
-            the latency is to fall below the model's.
-        latency: the budget of time beside it, a fraction of the model's.
-
-    Raises:
-        FxpruneError: a budget is not a number, or out of range.
+    A count is for one sample. By default half of the FLOPs are allowed, or all if another budget is below the model's.
 
     Examples:
         >>> from fxprune import analyze, trace
         >>> from torch import nn, zeros
         >>> graph = analyze(trace(nn.Linear(4, 8), zeros(1, 4)))
-        >>> flops_target(graph), flops_target(graph, 0.75), flops_target(graph, 20)
-        (16, 24, 20)
+        >>> [flops_target(graph, Request(flops)) for flops in (None, 0.75, 20)]
+        [16, 24, 20]
+        >>> flops_target(analyze(trace(nn.Linear(4, 8), zeros(3, 4))), Request(20))
+        60
     """
-    Request(flops, latency)
+    flops = request.flops
     if flops is None:
-        flops = 0.5 if latency in (None, 1) else 1.0
-    return math.floor(flops * graph.flops.total) if flops <= 1 else math.floor(flops)
+        flops = 0.5 if request.latency in (None, 1) and request.params in (None, 1) else 1.0
+    return _count(flops, graph.flops.total, _samples_of(graph))
+
+
+def _count(budget: float, total: int, samples: int = 1) -> int:
+    """A budget as a number: a fraction of the total, or a count for each sample."""
+    return math.floor(budget * total) if budget <= 1 else math.floor(budget * samples)
+
+
+def _samples_of(graph: ChannelGraph) -> int:
+    """The samples in the example: the first size of all its tensors; 1 where they differ."""
+    given = (node.meta["value"] for node in graph.module.graph.nodes if node.op == "placeholder")
+    sizes = {tensor.shape[0] if tensor.dim() else 1 for value in given for tensor in _tensors(value)}
+    return sizes.pop() if len(sizes) == 1 else 1
+
+
+def _tensors(value: object) -> list[Tensor]:
+    if isinstance(value, Mapping):
+        value = list(value.values())
+    if isinstance(value, (tuple, list)):
+        return [tensor for item in value for tensor in _tensors(item)]
+    return [value] if isinstance(value, Tensor) else []
+
+
+def parameters_of(graph: ChannelGraph) -> Polynomial:
+    """The number of parameters as a polynomial in the kept channels and blocks."""
+    terms = []
+    for name, parameter in graph.module.named_parameters():
+        blocks = tuple(block.channel for block in graph.blocks if name in block.tensors)
+        terms += with_blocks([term(*graph.parameters.get(name, parameter.shape))], [blocks])
+    return build_polynomial(terms, graph.num_channels)

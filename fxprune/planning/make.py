@@ -6,6 +6,7 @@ import difflib
 import fnmatch
 import itertools
 import math
+import warnings
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
@@ -15,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fxprune.channels import Block, ChannelGraph, Group, Scores, size_of
-from fxprune.errors import FxpruneError, UnreachableBudgetError
+from fxprune.errors import FxpruneError, FxpruneWarning, UnreachableBudgetError
 from fxprune.planning.alignment import preferred_multiple
 from fxprune.planning.budgets import Budget, Request, as_patterns, budgets_of
 from fxprune.planning.plan import Plan, kept_indices, removed_blocks
@@ -30,6 +31,7 @@ def make_plan(
     *,
     flops: float | None = None,
     latency: float | None = None,
+    params: float | None = None,
     round_to: int | Literal["auto"] = 1,
     ignore: str | Iterable[str] = (),
     without: str | Iterable[str] = (),
@@ -41,9 +43,10 @@ def make_plan(
     Args:
         graph: the analysed model.
         scores: one number per channel, as from `fxprune.scores`.
-        flops: the budget; up to 1 a fraction of the model's FLOPs, above 1 a number of FLOPs. Default: half of them, or
-            all if the latency is to fall below the model's.
+        flops: the budget; up to 1 a fraction of the model's FLOPs, above 1 a number of FLOPs per sample. Default: half
+            of them, or all if there is another budget below what the model has.
         latency: a budget of time, as a fraction of the model's, predicted from what `fxprune.time_channels` measured.
+        params: a budget of parameters; up to 1 a fraction of the model's, above 1 a number of them.
         round_to: the widths that change become multiples of this; "auto" for the widths that the device of the weights
             computes without waste (`fxprune.planning.alignment`), or for half of that, a quarter and so on if the
             budgets cannot be met otherwise.
@@ -73,7 +76,7 @@ def make_plan(
             close = difflib.get_close_matches(name, blocks, n=3, cutoff=0.4)
             hint = f"; close names are {', '.join(close)}" if close else "; graph.blocks lists them"
             raise FxpruneError(f"without (={name!r}) is no block of the model{hint}")
-    request = Request(flops, latency, round_to, as_patterns(ignore))
+    request = Request(flops, latency, params, round_to, as_patterns(ignore))
     return plan_for(graph, scores, request, [blocks[name] for name in names])
 
 
@@ -90,6 +93,14 @@ def plan_for(graph: ChannelGraph, scores: Scores, request: Request, without: Ite
         )
     start = np.ones(graph.num_channels, dtype=bool)
     start[[block.channel for block in without]] = False
+    for budget in budgets_of(graph, request):
+        if budget.target > budget.polynomial.total:
+            warnings.warn(
+                f"{budget.name} (={getattr(request, budget.name)!r}) is above what the model has, "
+                f"{budget.polynomial.total:,} for the example: this budget removes nothing",
+                FxpruneWarning,
+                stacklevel=3,
+            )
     budgets, groups = budgets_of(graph, request), _groups(graph, request, start)
     willing = [group for group in groups if not group.last_resort]
     for chosen, multiple in itertools.product((willing, groups), _multiples(graph, request)):
@@ -218,14 +229,17 @@ def _unreachable(graph: ChannelGraph, request: Request, budgets: Sequence[Budget
     listed = [f"{count} channels: {reason}" for reason, count in _frozen_reasons(graph)[:5]]
     if ignored.any():
         listed.append(f"{int(ignored.sum())} channels: ignored")
-    target, total = budgets[0].target, graph.flops.total
+    flops, target, total = request.flops or 0.0, budgets[0].target, graph.flops.total
     what, raised = f"{target:,} FLOPs ({target / total:.1%})", "flops"
     lowest = f"{graph.flops(left):,} ({graph.flops(left) / total:.1%})"
     late = next((budget for budget in budgets[1:] if not budget.holds(left)), None)
     if late is not None:
-        total = late.polynomial.total
-        what, raised = f"{late.target / total:.1%} of the latency", "latency"
-        lowest = f"predicted to be {late.polynomial(left) / total:.1%}"
+        total, cost, raised = late.polynomial.total, late.polynomial(left), late.name
+        if late.name == "latency":
+            what, lowest = f"{late.target / total:.1%} of the latency", f"predicted to be {cost / total:.1%}"
+        else:
+            what = f"{late.target:,} parameters ({late.target / total:.1%})"
+            lowest = f"{cost:,} ({cost / total:.1%})"
     blocks = len(removable_blocks(graph, request))
     how = [f"all {blocks} blocks left out"] * bool(blocks) + ["one channel left in each group"] * request.width
     advice = f"Raise {raised}, or ignore less"
@@ -236,5 +250,5 @@ def _unreachable(graph: ChannelGraph, request: Request, budgets: Sequence[Budget
     return UnreachableBudgetError(
         f"a budget of {what} cannot be reached: the lowest is {lowest} with {' and '.join(how)}. "
         f"Frozen are {'; '.join(listed) or 'none'}. {advice}."
-        + (f" If {target} % was meant, give {target / 100:g}." if target <= 100 and late is None else "")
+        + (f" If {flops:g} % was meant, give {flops / 100:g}." if 1 < flops <= 100 and late is None else "")
     )

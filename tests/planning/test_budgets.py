@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import nn
+from invariant import masks, net, plan_for
+from torch import Tensor, nn
 
 import fxprune
-from fxprune import FxpruneError
-from fxprune.planning.budgets import Request, as_patterns, budgets_of, flops_target
+from fxprune import FxpruneError, UnreachableBudgetError
+from fxprune.planning.budgets import Request, as_patterns, budgets_of, flops_target, parameters_of
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +42,7 @@ def graph() -> fxprune.ChannelGraph:
 )
 def test_the_most_flops(graph: fxprune.ChannelGraph, flops: Any, latency: float | None, target: int) -> None:
     assert graph.flops.total == 48
-    assert flops_target(graph, flops, latency) == target
+    assert flops_target(graph, Request(flops, latency)) == target
 
 
 NUMBER = "must be a number: a fraction in (0, 1], or a count above 1"
@@ -60,10 +61,11 @@ POSITIVE = "must be positive and finite: a fraction in (0, 1], or a count above 
         ([0.5], f"flops (=[0.5]) {NUMBER}"),
     ],
 )
-def test_flops_that_are_no_budget_are_refused(graph: fxprune.ChannelGraph, flops: Any, message: str) -> None:
-    for act in (lambda: Request(flops), lambda: flops_target(graph, flops)):
-        with pytest.raises(FxpruneError, match=f"^{re.escape(message)}$"):
-            act()
+def test_numbers_that_are_no_budget_are_refused(flops: Any, message: str) -> None:
+    with pytest.raises(FxpruneError, match=f"^{re.escape(message)}$"):
+        Request(flops)
+    with pytest.raises(FxpruneError, match=f"^{re.escape(message.replace('flops', 'params'))}$"):
+        Request(params=flops)
 
 
 @pytest.mark.parametrize("latency", [0, -0.1, 1.5, math.nan, "fast", True])
@@ -94,3 +96,36 @@ def test_a_latency_is_a_budget_once_channels_are_timed(graph: fxprune.ChannelGra
     assert not flops.holds(whole)
     assert not time.holds(whole)
     assert flops.holds(half)
+
+
+def test_a_count_of_flops_is_for_one_sample() -> None:
+    model = nn.Sequential(nn.Linear(4, 32), nn.ReLU(), nn.Linear(32, 2))
+    shares = []
+    for batch in (1, 8):
+        small = fxprune.prune(model, 96, example_inputs=torch.zeros(batch, 4), method="l2", compensate=False)
+        plan = fxprune.plan_of(small)
+        assert plan.flops <= 96 * batch
+        shares.append(plan.flops / plan.flops_before)
+    assert shares == [0.5, 0.5]
+
+
+@pytest.mark.parametrize("params", [0.4, 120])
+def test_parameters_are_a_budget(params: float) -> None:
+    def forward(self: Any, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        x = x + self.b(self.a(x).relu())
+        return self.head(x + self.c(x))
+
+    parts = {"stem": nn.Linear(4, 8), "a": nn.Linear(8, 16), "b": nn.Linear(16, 8), "c": nn.Linear(8, 8)}
+    model = net(forward, **parts, head=nn.Linear(8, 2))
+    graph = fxprune.analyze(fxprune.trace(model, torch.zeros(1, 4)))
+    count = sum(parameter.numel() for parameter in model.parameters())
+    assert parameters_of(graph).total == count
+    for alive in masks(graph, 5):
+        small = fxprune.rewrite(graph, plan_for(graph, alive))
+        assert parameters_of(graph)(alive) == sum(parameter.numel() for parameter in small.parameters())
+    small = fxprune.prune(model, params=params, example_inputs=torch.zeros(1, 4), method="l2", compensate=False)
+    left, most = sum(parameter.numel() for parameter in small.parameters()), params if params > 1 else params * count
+    assert 0.8 * most <= left <= most
+    with pytest.raises(UnreachableBudgetError, match=r"a budget of 5 parameters .* cannot be reached.*Raise params"):
+        fxprune.make_plan(graph, fxprune.scores(graph, "l2"), params=5)
