@@ -14,12 +14,15 @@ from fxprune.running.regions import enter_region, exit_region, region
 from fxprune.tracing.checks import (
     check_argument,
     check_as_traced,
+    check_device,
     check_dtype,
     check_fact,
     check_grad_mode,
     check_modes,
     check_outcome,
+    check_rank,
     check_setting,
+    check_state,
     warn_in_training,
 )
 
@@ -73,10 +76,10 @@ def factory(op: Op, *arguments: object, **options: object) -> LabelTree:
 
 
 @rule(
-    check_argument, check_as_traced, check_dtype, check_fact, check_grad_mode, check_modes, check_outcome,
-    check_setting, warn_in_training, region, enter_region, exit_region, torch._C._set_grad_enabled, torch.manual_seed,
-    torch.set_default_dtype, torch.is_autocast_enabled, torch.is_autocast_cpu_enabled, torch.get_autocast_dtype,
-    torch.get_autocast_gpu_dtype, torch.get_autocast_cpu_dtype,
+    check_argument, check_as_traced, check_device, check_dtype, check_fact, check_grad_mode, check_modes, check_outcome,
+    check_rank, check_setting, check_state, warn_in_training, region, enter_region, exit_region,
+    torch._C._set_grad_enabled, torch.manual_seed, torch.set_default_dtype, torch.is_autocast_enabled,
+    torch.is_autocast_cpu_enabled, torch.get_autocast_dtype, torch.get_autocast_gpu_dtype, torch.get_autocast_cpu_dtype,
 )  # fmt: skip
 def setting(op: Op, *arguments: object, **options: object) -> None:
     """A guard reads a size, a setting or what is not a tensor, and returns nothing; a region changes a setting."""

@@ -20,12 +20,15 @@ from fxprune.tracing.sizes import TracedNumber, plain
 __all__ = [
     "check_argument",
     "check_as_traced",
+    "check_device",
     "check_dtype",
     "check_fact",
     "check_grad_mode",
     "check_modes",
     "check_outcome",
+    "check_rank",
     "check_setting",
+    "check_state",
     "expected_of",
     "warn_in_training",
 ]
@@ -84,7 +87,7 @@ def check_setting(value: Any, traced: Any, what: str, where: str, applies: bool 
     Raises:
         FxpruneError: it has changed.
     """
-    if applies and value != traced:
+    if applies and value != traced and not (isinstance(value, torch.dtype) and is_in_double()):
         raise FxpruneError(
             f"`{what}` is {value} here, and was {traced} when the model was traced. The code of {where} follows it, "
             "and the graph has what the code did then. Trace or prune the model in the context that it runs in"
@@ -145,8 +148,8 @@ _MODES = {True: "training", False: "eval"}
 
 @fx.node.has_side_effect
 def warn_in_training(message: str | None) -> None:
-    """Warn of what training lacks; there is no message in eval."""
-    if message is not None:
+    """Warn of what training lacks; there is no message in eval, and what is compiled cannot warn."""
+    if message is not None and not torch.compiler.is_compiling():
         warnings.warn(message, FxpruneWarning, stacklevel=2)
 
 
@@ -174,6 +177,8 @@ def check_fact(
     if not applies:
         return
     found = getattr(tensor, asked)
+    if asked == "layout":
+        asked, found = "layout == torch.strided", found == torch.strided
     found = found is not None if asked == "grad_fn" else found(**arguments) if callable(found) else found
     if found != traced:
         raise FxpruneError(
@@ -204,6 +209,48 @@ def check_dtype(tensor: Tensor, refused: list[torch.dtype], what: str, where: st
 
 
 @fx.node.has_side_effect
+def check_device(tensor: Tensor, other: str, what: str, where: str, applies: bool = True) -> None:
+    """Warn of a device for which the model's code does something else, which mostly is the same in another way.
+
+    Args:
+        tensor: checked.
+        other: the type of that device.
+        what: the name of the tensor, for the message.
+        where: the module whose code follows the device, for the message.
+        applies: whether the model is in the mode in which the code follows it.
+    """
+    if applies and tensor.device.type == other and not torch.compiler.is_compiling():
+        warnings.warn(
+            f"`{what}.device` is {tensor.device} here. The code of {where} does something else for {other} than for "
+            "the device that the model was traced on, and the graph has what the code did there",
+            FxpruneWarning,
+            stacklevel=2,
+        )
+
+
+@fx.node.has_side_effect
+def check_rank(tensor: Tensor, traced: int, what: str, where: str, applies: bool = True) -> None:
+    """Check that a tensor has as many dimensions as in the trace.
+
+    Args:
+        tensor: checked.
+        traced: how many it had.
+        what: the name of the tensor, for the message.
+        where: the module whose code follows that, for the message.
+        applies: whether the model is in the mode in which the code follows it.
+
+    Raises:
+        FxpruneError: it has more or fewer.
+    """
+    if applies and tensor.dim() != traced:
+        raise FxpruneError(
+            f"`{what}.dim()` is {tensor.dim()} here, and was {traced} when the model was traced. The code of {where} "
+            "follows it, and the graph has what the code did then. Call the model with inputs of as many dimensions, "
+            "or trace or prune it with an example of these"
+        )
+
+
+@fx.node.has_side_effect
 def check_grad_mode(traced: bool, what: str, where: str, applies: bool = True) -> None:
     """Check that gradients are computed, or not, as the model was told in the trace.
 
@@ -221,6 +268,24 @@ def check_grad_mode(traced: bool, what: str, where: str, applies: bool = True) -
             f"`{what}` is {not traced} here, and was {traced} when the model was traced. The code of "
             f"{where} follows it in a branch. Train with gradients, and in eval call the model under `torch.no_grad()`"
         )
+
+
+@fx.node.has_side_effect
+def check_state(name: str, traced: Any, what: str, where: str, applies: bool = True) -> None:
+    """Check that a state of torch, as the inference mode, is as in the trace; code that is compiled cannot ask.
+
+    Args:
+        name: of the function of torch that tells it.
+        traced: what it told.
+        what: how it is read, for the message.
+        where: the module whose code follows it, for the message.
+        applies: whether the model is in the mode in which the code follows it.
+
+    Raises:
+        FxpruneError: it is otherwise.
+    """
+    if not torch.compiler.is_compiling():
+        check_setting(getattr(torch, name)(), traced, what, where, applies)
 
 
 # --- arguments --------------------------------------------------------------------------------------------------------

@@ -88,12 +88,14 @@ def _enter_grad_mode(recorder: Recorder, original: Any, manager: Any) -> None:
 def _enter_inference_mode(recorder: Recorder, original: Any, manager: Any) -> None:
     # The recorder needs the versions of tensors, which this mode does not count.
     manager.grad_before = torch.is_grad_enabled()
+    recorder.inference_modes.append(manager.mode)
     recorder.regions.enter(manager, "inference_mode", manager.mode)
     torch._C._set_grad_enabled(not manager.mode)
 
 
 def _exit_inference_mode(recorder: Recorder, original: Any, manager: Any, *error: Any) -> None:
     torch._C._set_grad_enabled(manager.grad_before)
+    recorder.inference_modes.pop()
     recorder.regions.exit(manager)
 
 
@@ -152,6 +154,16 @@ def _read(recorder: Recorder, original: Any, *args: Any) -> Any:
     return value
 
 
+def _default_dtype(recorder: Recorder, original: Any) -> torch.dtype:
+    recorder.regions.check_state(original, dtype := original())
+    return dtype  # type: ignore[no-any-return]
+
+
+def _is_inference_mode(recorder: Recorder, original: Any) -> bool:
+    own = recorder.inference_modes
+    return own[-1] if own else recorder.facts.inference_mode(original())
+
+
 def _only_leaves_autocast(frame: FrameType) -> bool:
     """Whether a function leaves autocast if it is in it, and else does nothing: leaving it is the same both times."""
     chooses = {"autocast", "nullcontext"} <= set(frame.f_code.co_names)
@@ -193,4 +205,6 @@ for _name in (
     "get_autocast_cpu_dtype",
 ):  # fmt: skip
     READERS[getattr(torch, _name)] = _stand_in = _replace(torch, _name, _read, _by_user)
+for _name, _handler in (("get_default_dtype", _default_dtype), ("is_inference_mode_enabled", _is_inference_mode)):
+    READERS[getattr(torch, _name)] = _replace(torch, _name, _handler, _by_user)
 _CODE_OF_STAND_INS = _stand_in.__code__

@@ -24,10 +24,12 @@ from fxprune.tracing.graph_builder import GraphBuilder
 from fxprune.tracing.scopes import ModuleCall, Switch
 from fxprune.tracing.user_code import asked_by_model, is_of_model, user_frame
 
-__all__ = ["GRAD_MODE", "Fact", "Facts", "TypeRead", "asking_for_grad_mode"]
+__all__ = ["GRAD_MODE", "INFERENCE_MODE", "DeviceRead", "Fact", "Facts", "TypeRead", "asking_for_grad_mode"]
 
 # What is asked when `torch.is_grad_enabled()` is.
 GRAD_MODE = "torch.is_grad_enabled()"
+# What is asked when `torch.is_inference_mode_enabled()` is.
+INFERENCE_MODE = "torch.is_inference_mode_enabled()"
 _DTYPES: dict[str, torch.dtype] = {
     "float16": torch.float16, "half": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32,
     "float": torch.float32, "float64": torch.float64, "double": torch.float64,
@@ -43,8 +45,8 @@ class Fact:
     """A question of the model's code that is answered by yes or no.
 
     Attributes:
-        asked: a method or attribute of tensors, or `GRAD_MODE`.
-        node: of the tensor; None for `GRAD_MODE`.
+        asked: a method or attribute of tensors, or `GRAD_MODE` or `INFERENCE_MODE`.
+        node: of the tensor; None for these two.
         arguments: of the method, by name.
         answer: what the code was told.
         call: the module call that asked.
@@ -67,12 +69,21 @@ class TypeRead:
     call: ModuleCall
 
 
+@dataclass(frozen=True, eq=False)
+class DeviceRead:
+    """The device of a tensor, read by code that names types of devices."""
+
+    node: fx.Node
+    call: ModuleCall
+
+
 class Facts:
     """Answers the questions, and keeps them.
 
     Attributes:
         asked: in their order.
         types: the reads of dtypes that the code compares.
+        devices: the reads of devices that the code may compare.
         other_answer: what is asked in questions that get the other answer.
         told_grad_mode: what the model was told last of the grad mode; None if it did not ask.
     """
@@ -80,6 +91,7 @@ class Facts:
     def __init__(self, builder: GraphBuilder, other_answer: str | None, training: bool) -> None:
         self.asked: list[Fact] = []
         self.types: list[TypeRead] = []
+        self.devices: list[DeviceRead] = []
         self.other_answer = other_answer
         self.told_grad_mode: bool | None = None
         self._builder = builder
@@ -115,6 +127,10 @@ class Facts:
         self.told_grad_mode = self._answer(GRAD_MODE, None, self._training, {})
         return self.told_grad_mode
 
+    def inference_mode(self, enabled: bool) -> bool:
+        """Whether the model is to know that it is in inference mode."""
+        return self._answer(INFERENCE_MODE, None, enabled, {})
+
     def readers(self) -> set[tuple[str, str]]:
         """The modules that ask for the grad mode, and with it for their own."""
         return {(fact.call[0], fact.call[0]) for fact in self.asked if fact.asked == GRAD_MODE}
@@ -129,6 +145,20 @@ class Facts:
         """The model's code has read a dtype from a tensor."""
         if dtype.is_floating_point and (compared := _compared_here()):
             self.types.append(TypeRead(self._builder.node_of(tensor), dtype, compared, self._builder.scopes.current))
+
+    def note_device(self, tensor: Tensor, *, compared: bool = False) -> None:
+        """The model's code has read the device of a tensor, or has compared it."""
+        frame = user_frame() if asked_by_model() else None
+        if frame is not None and (compared or _names_devices(frame.f_code)):
+            self.devices.append(DeviceRead(self._builder.node_of(tensor), self._builder.scopes.current))
+
+
+@functools.lru_cache(maxsize=10_000)
+def _names_devices(code: CodeType) -> bool:
+    """Whether a function has the name of a type of devices in it, as in `x.device.type == "cuda"`."""
+    return not {"cpu", "cuda"}.isdisjoint(each for each in code.co_consts if isinstance(each, str)) or any(
+        isinstance(each, (tuple, frozenset)) and not {"cpu", "cuda"}.isdisjoint(each) for each in code.co_consts
+    )
 
 
 def _is_continuous(tensor: Tensor) -> bool:

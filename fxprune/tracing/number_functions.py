@@ -129,7 +129,11 @@ def _length(value: Any) -> int:
         return value.number
     if type(value) in (list, tuple) and (note := _noting_length()):
         note(value)
-    return value.size(0) if isinstance(value, torch.Tensor) and value.dim() else len(value)
+    if not isinstance(value, torch.Tensor):
+        return len(value)
+    with torch._C.DisableTorchFunction():
+        single = not value.dim()
+    return len(value) if single else value.size(0)
 
 
 def _noting_length() -> Callable[[Any], None] | None:

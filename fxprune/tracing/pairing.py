@@ -11,18 +11,24 @@ from torch import fx
 from fxprune.running import trees
 from fxprune.tracing.checks import (
     check_as_traced,
+    check_device,
     check_dtype,
     check_fact,
     check_grad_mode,
     check_outcome,
+    check_rank,
     check_setting,
+    check_state,
 )
 from fxprune.tracing.graph_builder import GraphBuilder
 
 __all__ = ["CHECKS", "floats", "is_aligned", "partners", "shapes_of"]
 
 # Their last positional arguments are for messages: what is checked, and where.
-CHECKS = (check_as_traced, check_outcome, check_setting, check_fact, check_dtype, check_grad_mode)
+CHECKS = (
+    check_as_traced, check_outcome, check_setting, check_fact, check_device, check_dtype, check_grad_mode,
+    check_rank, check_state,
+)  # fmt: skip
 
 
 def partners(in_eval: GraphBuilder, in_training: GraphBuilder, *, shapes: bool) -> dict[fx.Node, fx.Node]:

@@ -42,14 +42,22 @@ class PythonState:
         places = dict.fromkeys((*before.entries, *self.entries))
         return [place for place in places if not _same(before.entries.get(place), self.entries.get(place))]
 
-    def watch(self, places: list[str]) -> list[Watched]:
-        """Put numbers that notice what they are used for in the place of those at these places."""
-        watched = []
+    def count_on(self, places: list[str]) -> list[Watched | float]:
+        """Put numbers in the place of those at these places: far larger, and they notice what they are used for.
+
+        Python compares a whole number with a float, and takes an item of a list, without asking the number.
+        """
+        watched: list[Watched | float] = []
         for entry in [self.entries[place] for place in places if place in self.entries]:
-            if type(entry.value) is int and isinstance(entry.owner, (dict, list)):
-                watched.append(Watched(entry.value))
-                entry.owner[entry.key] = watched[-1]
+            if type(entry.value) in (int, float) and isinstance(entry.owner, (dict, list)):
+                later = entry.value + _MANY_CALLS
+                entry.owner[entry.key] = Watched(later) if type(later) is int else later
+                watched.append(entry.owner[entry.key])
         return watched
+
+
+# More than a model is called. Not tuned.
+_MANY_CALLS = 2**40
 
 
 class Watched(int):

@@ -31,7 +31,7 @@ from fxprune.tracing.node_targets import is_reflected, node_target
 from fxprune.tracing.real_values import DataDependentError, RealValues
 from fxprune.tracing.regions import Regions
 from fxprune.tracing.results import Results
-from fxprune.tracing.scopes import Scopes, Switch
+from fxprune.tracing.scopes import ModuleCall, Scopes, Switch
 from fxprune.tracing.size_nodes import SizeNodes
 from fxprune.tracing.unknown import Unknown
 from fxprune.tracing.user_code import Place
@@ -60,6 +60,8 @@ class Recorder(TorchFunctionMode):
         regions: contexts that the model enters, as `torch.autocast`.
         assumes_autocast: whether the model was told that it is in autocast, to see how it leaves that.
         facts: what the model's code has asked besides sizes and values.
+        inference_modes: those that the model has entered, whether they are on.
+        ranks: the nodes of tensors whose number of dimensions was read, with the module call that did first.
         training: whether the model is in training.
     """
 
@@ -108,8 +110,15 @@ class Recorder(TorchFunctionMode):
         self.assumes_autocast = False
         self.training = training
         self.facts = Facts(self.builder, other_answer, training)
+        self.inference_modes: list[bool] = []
+        self.ranks: dict[fx.Node, ModuleCall] = {}
         self.note_length = self.builder.note_length
         self._special_calls = special_calls
+
+    def note_rank(self, tensor: Tensor) -> None:
+        """The code has asked how many dimensions a tensor has."""
+        if self.switch.on:
+            self.ranks.setdefault(self.builder.node_of(tensor), self.scopes.current)
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}

@@ -13,7 +13,7 @@ from torch import fx
 
 from fxprune.errors import FxpruneError
 from fxprune.running.regions import enter_region, exit_region, region
-from fxprune.tracing.checks import check_setting
+from fxprune.tracing.checks import check_setting, check_state
 from fxprune.tracing.graph_builder import GraphBuilder, Origin
 from fxprune.tracing.lowering import Lowering
 
@@ -134,6 +134,12 @@ class Regions:
         path, _ = self._builder.scopes.current
         what = f"torch.{function.__name__}({', '.join(map(repr, args))})"
         self._create(check_setting, (read, value, what, f"`{path or type(self._builder.root).__name__}`"))
+
+    def check_state(self, function: Callable[..., Any], value: Any) -> None:
+        """As `check_setting`, of what torch.compile cannot ask for."""
+        path, _ = self._builder.scopes.current
+        name, where = function.__name__, f"`{path or type(self._builder.root).__name__}`"
+        self._create(check_state, (name, value, f"torch.{name}()", where))
 
     def call(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """A function that changes a setting of torch for all that follows."""

@@ -62,8 +62,13 @@ class Results:
         number: Any = node.kwargs.get(given, node.args[1] if at == 2 and len(node.args) > 1 else 1)
         if dim is None or not isinstance(number, (int, fx.Node)):
             return None
+        shape = source.meta["value"].shape
+        size: Any = self._sizes.size(source, dim % len(shape), shape[dim])
         if name == "chunk" and isinstance(number, int):
-            # As many for all sizes but the smallest.
+            if shape[dim]:
+                # As many for all sizes but the smallest, which the graph refuses.
+                length = (size + (number - 1)) // number
+                ((size + (length - 1)) // length).as_traced()
             return None
         if isinstance(number, fx.Node):
             value = number.meta["value"]
@@ -72,8 +77,6 @@ class Results:
             number = self._sizes.number_of(number, value)
         if name == "chunk":
             return number
-        shape = source.meta["value"].shape
-        size = self._sizes.size(source, dim % len(shape), shape[dim])
         return size if at == 1 else (size + (number - 1)) // number
 
 

@@ -8,6 +8,7 @@ import random
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from types import CodeType, FunctionType
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -32,6 +33,7 @@ from fxprune.tracing.python_state import PythonState, python_state
 from fxprune.tracing.real_values import DataDependentError
 from fxprune.tracing.recorder import Recorder
 from fxprune.tracing.refusals import explained
+from fxprune.tracing.scopes import ModuleCall
 from fxprune.tracing.signature import SignatureCodeGen
 from fxprune.tracing.size_nodes import SizeNodes
 from fxprune.tracing.special_calls import SPECIAL_CALLS
@@ -58,6 +60,8 @@ class Recording:
         real: as for `Recorder`.
         arguments: what the model was called with.
         facts: what else its code has asked.
+        device: what its code was told of the device of tensors.
+        ranks: as for `Recorder`.
         draws_elsewhere: whether forward drew random numbers from NumPy or Python, which are constants in the graph.
         changed_leaves: the paths of modules that forward changed before it called them.
         written_after_read: the names of tensors that forward writes into, and whose entries Python has read.
@@ -75,6 +79,8 @@ class Recording:
     real: Mapping[int, Tensor]
     arguments: Arguments
     facts: Facts
+    device: torch.device
+    ranks: Mapping[fx.Node, ModuleCall]
     draws_elsewhere: bool
     changed_leaves: frozenset[str]
     written_after_read: frozenset[str]
@@ -97,6 +103,7 @@ class Runner:
         own_types: whether `int` and `float` are Python's own in the model's files.
         other_answer: what is answered otherwise than it is, as in `Facts`.
         dtype: of the floating-point tensors, where it is not that of the model.
+        device: what is told of the device of tensors, where it is not that of the input.
         otherwise: where the code is told that a size is another than the one it names; None before that was looked for.
         kept_keys: attributes that look like keys of caches, and are none.
         changed_leaves: the paths of modules that forward changes before it calls them.
@@ -115,6 +122,7 @@ class Runner:
     own_types: bool = False
     other_answer: str | None = None
     dtype: torch.dtype | None = None
+    device: torch.device | None = None
     otherwise: frozenset[Place] | None = None
     kept_keys: set[Key] = field(default_factory=set)
     changed_leaves: set[str] = field(default_factory=set)
@@ -212,9 +220,11 @@ class Runner:
 
         arguments = self._bind(twin)
         bound = arguments.values
+        given_on = (tensor.device for tensor in trees.tensors((self.args, self.kwargs)))
+        device = self.device or next(given_on, torch.device("cpu"))
         recorder = Recorder(
             twin, real, bound,
-            device=next((tensor.device for tensor in trees.tensors((self.args, self.kwargs))), torch.device("cpu")),
+            device=device,
             real_module=functools.partial(self._real_module, {}),
             earlier_values=self.earlier_values,
             special_calls=SPECIAL_CALLS,
@@ -255,13 +265,13 @@ class Runner:
             if isinstance(error, DataDependentError):
                 error.module = error.module or failed_in
             raise explained(self.model, failed_in, shapes, error) from error
-        own = {path for path, module in twin.named_modules() if has_own_train(module)}
+        own = {path for path, module in twin.named_modules() if has_own_train(module) or _looks_up_training(module)}
         seen = frozenset(reads | recorder.facts.readers() | {(path, path) for path in own | modules.may_follow_mode})
         builder, sizes, read = recorder.builder, recorder.sizes, recorder.values.read
         stale = frozenset(recorder.values.sources & _written(builder)) if recorder.values.sources else frozenset()
         return Recording(
             builder, sizes, read, seen, tuple(now.changed_since(kept_before)), now, real, arguments, recorder.facts,
-            draws_elsewhere,
+            device, recorder.ranks, draws_elsewhere,
             frozenset(modules.changed), stale, *state, self,
         )  # fmt: skip
 
@@ -304,6 +314,22 @@ class Runner:
 def has_own_train(module: nn.Module) -> bool:
     """Whether `train()` of a module may do more than set `training`."""
     return type(module).train is not nn.Module.train
+
+
+def _looks_up_training(module: nn.Module) -> bool:
+    """Whether the code of a class may read its mode from a dict, as in `vars(self)["training"]`, which nobody sees."""
+    parts = (
+        part
+        for base in type(module).__mro__
+        if not base.__module__.startswith("torch.")
+        for part in vars(base).values()
+    )
+    codes: list[Any] = [part.__code__ for part in parts if isinstance(part, FunctionType)]
+    for code in codes:
+        if "training" in code.co_consts:
+            return True
+        codes.extend(each for each in code.co_consts if isinstance(each, CodeType))
+    return False
 
 
 def _written(builder: GraphBuilder) -> set[str]:

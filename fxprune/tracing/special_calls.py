@@ -25,7 +25,14 @@ __all__ = ["SPECIAL_CALLS"]
 
 def _shape(recorder: Recorder, func: Any, tensor: Tensor, *_: Any) -> Any:
     node = recorder.builder.node_of(tensor)
-    return TracedSize(recorder.sizes.size(node, i, size) for i, size in enumerate(tensor.shape))
+    shape = TracedSize(recorder.sizes.size(node, i, size) for i, size in enumerate(tensor.shape))
+    shape.on_rank = lambda: recorder.note_rank(tensor)
+    return shape
+
+
+def _dim(recorder: Recorder, func: Any, tensor: Tensor, *_: Any) -> Any:
+    recorder.note_rank(tensor)
+    return func(tensor)
 
 
 def _size(recorder: Recorder, func: Any, tensor: Tensor, dim: int | None = None) -> Any:
@@ -34,11 +41,12 @@ def _size(recorder: Recorder, func: Any, tensor: Tensor, dim: int | None = None)
 
 
 def _numel(recorder: Recorder, func: Any, tensor: Tensor) -> Any:
+    recorder.note_rank(tensor)
     return recorder.sizes.numel(tensor)
 
 
 def _nbytes(recorder: Recorder, func: Any, tensor: Tensor, *_: Any) -> Any:
-    return recorder.sizes.numel(tensor) * tensor.element_size()
+    return _numel(recorder, func, tensor) * tensor.element_size()
 
 
 def _is_same_size(recorder: Recorder, func: Any, tensor: Tensor, other: Tensor) -> bool:
@@ -50,11 +58,13 @@ def _stride(recorder: Recorder, func: Any, tensor: Tensor, dim: int | None = Non
     if not asked_by_model():
         return func(tensor) if dim is None else func(tensor, dim)
     if dim is None:
+        recorder.note_rank(tensor)
         return tuple(_stride(recorder, func, tensor, d) for d in range(tensor.dim()))
     return _place(recorder, func, tensor, dim)
 
 
 def _dim_order(recorder: Recorder, func: Any, tensor: Tensor, **options: Any) -> Any:
+    recorder.note_rank(tensor)
     order = func(tensor, **options)
     strides = [_place(recorder, Tensor.stride, tensor, d) for d in order]
     # Comparisons of traced numbers are checked in the graph.
@@ -93,6 +103,18 @@ def _fact(name: str) -> SpecialCall:
     return lambda recorder, func, tensor, *_: recorder.facts.answer(name, tensor, func(tensor))
 
 
+def _layout(recorder: Recorder, func: Any, tensor: Tensor, *_: Any) -> torch.layout:
+    return torch.strided if recorder.facts.answer("layout", tensor, True) else torch.sparse_coo
+
+
+def _is_on(kind: str) -> SpecialCall:
+    def is_on(recorder: Recorder, func: Any, tensor: Tensor, *_: Any) -> bool:
+        recorder.facts.note_device(tensor, compared=True)
+        return recorder.device.type == kind
+
+    return is_on
+
+
 def _grad_fn(recorder: Recorder, func: Any, tensor: Tensor, *_: Any) -> Any:
     return object() if recorder.facts.answer("grad_fn", tensor, False) else None
 
@@ -108,6 +130,7 @@ def _device(recorder: Recorder, func: Any, tensor: Tensor, *_: Any) -> Any:
     builder = recorder.builder
     builder.bind(device, builder.create_part(getattr, builder.node_of(tensor), "device", device))
     recorder.regions.note_device(device)
+    recorder.facts.note_device(tensor)
     return device
 
 
@@ -183,7 +206,7 @@ def _getitem(recorder: Recorder, func: Any, tensor: Tensor, index: Any) -> Any:
 def _positions(recorder: Recorder, entry: Any) -> tuple[Any, ...]:
     if isinstance(entry, list) and entry and all(type(item) is bool for item in entry):
         return ([position for position, item in enumerate(entry) if item],)
-    if isinstance(entry, Tensor) and entry.dtype is torch.bool and entry.dim() and recorder.values.is_known(entry):
+    if isinstance(entry, Tensor) and entry.dtype is torch.bool and recorder.values.is_known(entry) and entry.dim():
         return entry.nonzero(as_tuple=True)
     return entry.nonzero() if isinstance(entry, np.ndarray) and entry.dtype == bool else (entry,)
 
@@ -218,12 +241,15 @@ def _getter(name: str) -> Any:
 SPECIAL_CALLS: dict[Any, SpecialCall] = {
     **CONTEXT_CALLS, **GRADIENT_CALLS,
     _getter("shape"): _shape, Tensor.size: _size,
+    **dict.fromkeys([_getter("ndim"), Tensor.dim, Tensor.ndimension], _dim),
     **dict.fromkeys([Tensor.numel, Tensor.nelement, torch.numel], _numel),
     _getter("nbytes"): _nbytes, **dict.fromkeys([Tensor.is_same_size, torch.is_same_size], _is_same_size),
     Tensor.stride: _stride, Tensor.storage_offset: _place, Tensor.dim_order: _dim_order,
     **dict.fromkeys([Tensor.data_ptr, Tensor.storage, Tensor.untyped_storage], _address),
     _getter("dtype"): _dtype, _getter("device"): _device,
-    **{_getter(name): _fact(name) for name in ("requires_grad", "is_leaf", "is_sparse")}, _getter("grad_fn"): _grad_fn,
+    **{_getter(name): _fact(name) for name in ("requires_grad", "is_leaf", "is_sparse", "is_nested")},
+    _getter("grad_fn"): _grad_fn, _getter("layout"): _layout,
+    **{_getter(f"is_{kind}"): _is_on(kind) for kind in ("cpu", "cuda", "mps")},
     Tensor.is_contiguous: _is_contiguous,
     torch._C._set_grad_enabled: _set_grad_enabled,
     vars(torch._C.TensorBase)["data"].__set__: _set_data,
@@ -231,11 +257,10 @@ SPECIAL_CALLS: dict[Any, SpecialCall] = {
     **dict.fromkeys([torch.tensor, torch.as_tensor], _tensor),
     Tensor.detach: _detach, Tensor.new: _new, Tensor.type: _type,
     **dict.fromkeys([_getter(name) for name in (
-        "ndim", "is_cuda", "is_meta", "layout", "is_quantized",
-        "is_cpu", "is_mps", "is_nested", "itemsize", "_version",
+        "is_meta", "is_quantized", "itemsize", "_version",
     )], _unrecorded),
     **dict.fromkeys([
-        Tensor.dim, Tensor.is_floating_point, Tensor.is_complex, torch.is_floating_point,
+        Tensor.is_floating_point, Tensor.is_complex, torch.is_floating_point,
     ], _unrecorded),
     **dict.fromkeys([
         Tensor.__bool__, Tensor.item, Tensor.__int__, Tensor.__float__, Tensor.__index__, Tensor.tolist, Tensor.numpy,

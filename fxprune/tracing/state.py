@@ -1,8 +1,9 @@
 """What a model keeps from one call to the next: tensors that `forward` replaces, and what it keeps in Python.
 
 Where forward computes with the old tensor, in eval or in training, and replaces it by one of the same size and type,
-as recurrent units and running averages do, the graph writes the new one into the old. Attention maps that are kept for
-inspection are no state, nor are tables made for another resolution: nothing is computed from the old ones.
+as recurrent units and running averages do, the graph writes the new one into the old. It does so too in a buffer of
+which nothing is computed, as the last loss, if its size is fixed. Attention maps that are kept for inspection are no
+state, nor are tables made for another resolution.
 """
 
 from __future__ import annotations
@@ -14,14 +15,16 @@ from typing import Any
 from torch import Tensor, fx, nn
 
 from fxprune.running import trees
+from fxprune.tracing.fixed_sizes import all_fixed, fixed_sizes
 from fxprune.tracing.graph_builder import Origin, reads_layout
 from fxprune.tracing.recorder import Recorder
 from fxprune.tracing.spelling import first_few
 
-__all__ = ["STATE_IS_LOST", "kept_tensors", "state_is_lost", "values_are_lost", "write_state"]
+__all__ = ["BUFFER_IS_LEFT", "STATE_IS_LOST", "kept_tensors", "state_is_lost", "values_are_lost", "write_state"]
 
 # How a remark starts that becomes a warning.
 STATE_IS_LOST = "What is kept from call to call is not in the graph"
+BUFFER_IS_LEFT = "A buffer stays as it is"
 
 
 def kept_tensors(model: nn.Module) -> dict[str, Tensor]:
@@ -81,12 +84,20 @@ def write_state(
         if new is old or not isinstance(new, Tensor) or not _is_other_in_each_call(recorder, new, nodes[name]):
             continue
         fits = new.shape == old.shape and new.dtype == old.dtype and old.untyped_storage()._cdata not in returned
-        if fits and name not in read | read_elsewhere:
-            left.add(name)
-        elif fits:
+        is_state, shown = name in read | read_elsewhere, last in owner._buffers
+        if fits and (is_state or (shown and _has_fixed_size(recorder, new))):
             with recorder.scopes.within((path, 0)):
                 recorder.builder.stored[recorder.builder.node_of(new)] = recorder.builder.node_of(old)
                 recorder.call(Tensor.copy_, (old, new), {})
+        elif fits and not shown:
+            left.add(name)
+        elif shown and not is_state and (fits or nodes[name] is None):
+            left.update([name] if fits else [])
+            recorder.builder.remarks.append(
+                f"{BUFFER_IS_LEFT}: the forward of `{path or type(model).__name__}` puts a tensor whose size follows "
+                f"the input into `{last}`, and computes nothing from it. The graph leaves that buffer alone. Return "
+                "the tensor, if it is needed."
+            )
         elif nodes[name] is not None or name in read_elsewhere:
             recorder.builder.remarks.append(
                 f"{STATE_IS_LOST}: the forward of `{path or type(model).__name__}` reads `{last}`, of shape "
@@ -110,6 +121,11 @@ def _is_other_in_each_call(recorder: Recorder, tensor: Tensor, before: fx.Node |
             seen.add(current)
             stack.extend(current.all_input_nodes)
     return before in seen
+
+
+def _has_fixed_size(recorder: Recorder, tensor: Tensor) -> bool:
+    builder = recorder.builder
+    return all_fixed(fixed_sizes(builder.graph, builder.module)[builder.node_of(tensor)])
 
 
 def _works_with(node: fx.Node) -> bool:

@@ -32,6 +32,8 @@ from fxprune.tracing.mode_trials import tie_modes_passed_on
 from fxprune.tracing.modes import Literal, compare, insert_modes, small_readers
 from fxprune.tracing.next_call import computes_the_same
 from fxprune.tracing.notes import TraceNotes, set_trace_notes, trace_notes
+from fxprune.tracing.python_state import Watched
+from fxprune.tracing.ranks import insert_rank_checks
 from fxprune.tracing.real_values import LIKELIER_DRAW, DataDependentError
 from fxprune.tracing.refusals import part_of, refuse_what_cannot_be_traced
 from fxprune.tracing.rolling import alike_in_steps
@@ -39,7 +41,7 @@ from fxprune.tracing.runs import Leaves, Recording, Runner, has_own_train
 from fxprune.tracing.size_branches import OTHER_BRANCHES, right_for_all_sizes
 from fxprune.tracing.size_trials import tie_unseen_sizes
 from fxprune.tracing.spelling import first_few
-from fxprune.tracing.state import STATE_IS_LOST, state_is_lost, values_are_lost
+from fxprune.tracing.state import BUFFER_IS_LEFT, STATE_IS_LOST, state_is_lost, values_are_lost
 from fxprune.tracing.traced_module import ApplyFunction, ByMode, TracedModule
 from fxprune.tracing.what_if import followed, in_training_with_gradients, insert_fact_checks
 
@@ -146,6 +148,7 @@ def _record_in_both_modes(
     literals: list[Literal] = []
     followed_too: Recording | None = None
     reads: frozenset[ModeRead] = frozenset()
+    only_in_training: list[str] = []
     while True:
         in_eval = _record_in_eval(runner, leaves, kept, remarks)
         if runner.otherwise is None:
@@ -172,9 +175,13 @@ def _record_in_both_modes(
         if runner.learns_from(in_training) or in_eval.tensors_left & in_training.tensors_read:
             continue
         values_read |= in_training.values_read
-        state.extend(_on_next_call(runner, in_training, leaves, kept))
-        remarks.extend(in_training.builder.remarks)
-        remarks.extend(values_are_lost(runner.model, in_training.written_after_read))
+        only_in_training = [
+            *(remark for remark in in_training.builder.remarks if remark.startswith((STATE_IS_LOST, BUFFER_IS_LEFT))),
+            *_on_next_call(runner, in_training, leaves, kept),
+            *values_are_lost(runner.model, in_training.written_after_read),
+        ]
+        only_in_training = [remark for remark in only_in_training if remark not in [*remarks, *builder.remarks, *state]]
+        remarks.extend([*in_training.builder.remarks, *only_in_training])
         differences = compare(builder, in_training.builder)
         reads = in_eval.mode_reads | in_training.mode_reads
         readers = {reader for reader, _ in reads}
@@ -208,9 +215,10 @@ def _record_in_both_modes(
             return _record_in_both_modes(runner, leaves, not_merged=f"Both ways cannot be in one graph: {error}. ")
     insert_modes(builder, literals, deciders)
     deciders.insert_checks()
-    _insert_warning(builder, [remark for remark in remarks if remark.startswith(_LOST_IN_TRAINING)])
-    remarks.extend(backward_hooks_are_lost(builder))
-    return in_eval, values_read, kept, [*remarks, *builder.remarks, *state, *guards]
+    remarks.extend([*builder.remarks, *backward_hooks_are_lost(builder), *state])
+    lost = (*_LOST_IN_TRAINING, GRADIENTS_DIFFER)
+    _insert_warning(builder, [remark for remark in remarks if remark.startswith(lost) or remark in only_in_training])
+    return in_eval, values_read, kept, [*remarks, *guards]
 
 
 def _insert_checks(recorded: Recording, leaves: Leaves, kept: set[str]) -> list[str]:
@@ -222,6 +230,7 @@ def _insert_checks(recorded: Recording, leaves: Leaves, kept: set[str]) -> list[
     tie_unseen_sizes(runner, recorded, leaves, kept)
     guards = insert_guards(builder, recorded.sizes)
     insert_fact_checks(builder, facts)
+    insert_rank_checks(builder, recorded.ranks)
     return guards
 
 
@@ -276,7 +285,7 @@ _ONLY_EVAL = "Only the code of eval is in the graph"
 _USUAL_TRAIN = "The graph trains as a whole."
 _DRAWN_ONCE = "Random numbers that the model draws from NumPy or Python in eval are constants of the graph"
 _STAYS_WHOLE = "A part stays whole"
-_ALSO_WARNED = (_DRAWN_ONCE, _STAYS_WHOLE, _USUAL_TRAIN, STATE_IS_LOST, GRADIENTS_DIFFER)
+_ALSO_WARNED = (_DRAWN_ONCE, _STAYS_WHOLE, _USUAL_TRAIN, STATE_IS_LOST, BUFFER_IS_LEFT, GRADIENTS_DIFFER)
 _LOST_IN_TRAINING = (_ONLY_EVAL, LIKELIER_DRAW)
 
 
@@ -313,10 +322,11 @@ def _on_next_call(runner: Runner, recorded: Recording, leaves: Leaves, kept: set
         again = runner.record_next(recorded, leaves, kept)
         if not computes_the_same(recorded.builder, again.builder):
             return [state_is_lost(recorded.changed)]
-        counters = again.kept.watch([place for place in again.changed if place in recorded.changed])
+        counters = again.kept.count_on([place for place in again.changed if place in recorded.changed])
         if counters:
-            runner.record_next(again, leaves, kept)
-            if any(counter.used for counter in counters):
+            later = runner.record_next(again, leaves, kept)
+            used = any(isinstance(counter, Watched) and counter.used for counter in counters)
+            if used or not computes_the_same(again.builder, later.builder):
                 return [state_is_lost(again.changed)]
     except FxpruneError as error:
         return [state_is_lost(recorded.changed, error)]

@@ -11,8 +11,8 @@ import torch
 from torch import fx
 
 from fxprune.errors import FxpruneError
-from fxprune.tracing.checks import check_dtype, check_fact, check_grad_mode
-from fxprune.tracing.facts import GRAD_MODE, Fact, TypeRead
+from fxprune.tracing.checks import check_device, check_dtype, check_fact, check_grad_mode, check_state
+from fxprune.tracing.facts import GRAD_MODE, INFERENCE_MODE, DeviceRead, Fact, TypeRead
 from fxprune.tracing.gradient_calls import GRADIENTS_DIFFER
 from fxprune.tracing.graph_builder import GraphBuilder
 from fxprune.tracing.modes import Literal, compare
@@ -22,8 +22,8 @@ __all__ = ["followed", "in_training_with_gradients", "insert_fact_checks"]
 
 # They give the same entries in another layout.
 _LAYOUTS = frozenset({"contiguous"})
-# A fact, or the read of a dtype with the dtypes for which the code goes another way.
-Followed: TypeAlias = "Fact | tuple[TypeRead, list[torch.dtype]]"
+# A fact, or the read of a dtype or device with the dtypes or the type of device for which the code goes another way.
+Followed: TypeAlias = "Fact | tuple[TypeRead, list[torch.dtype]] | tuple[DeviceRead, str]"
 _FLOATS = frozenset({torch.float16, torch.bfloat16, torch.float32, torch.float64})
 
 
@@ -37,6 +37,9 @@ def followed(runner: Runner, recorded: Recording, leaves: Leaves, kept: set[str]
     for asked in dict.fromkeys(fact.asked for fact in facts.asked):
         if _differs(replace(runner, other_answer=asked), recorded, leaves, kept):
             found.extend(fact for fact in facts.asked if fact.asked == asked)
+    other = "cpu" if recorded.device.type == "cuda" else "cuda"
+    if facts.devices and _differs(replace(runner, device=torch.device(other)), recorded, leaves, kept):
+        found.extend((read, other) for read in facts.devices)
     refused: dict[torch.dtype, bool] = {}
     for dtypes in _alike(facts.types):
         differs = _differs(replace(runner, dtype=dtypes[0]), recorded, leaves, kept)
@@ -86,14 +89,19 @@ def insert_fact_checks(builder: GraphBuilder, facts: list[Followed]) -> None:
         fact = found if isinstance(found, Fact) else found[0]
         call, node = fact.call, fact.node
         where = f"`{call[0] or type(builder.root).__name__}`"
-        key = (node, fact.asked if isinstance(fact, Fact) else "dtype", str(getattr(fact, "arguments", "")))
+        asked = fact.asked if isinstance(fact, Fact) else type(fact).__name__
+        key = (node, asked, str(getattr(fact, "arguments", "")))
         if key in done:
             continue
         done.add(key)
         with builder.scopes.within(call), builder.graph.inserting_before(_first_after(builder.graph, node)):
             if isinstance(found, tuple):
                 read, refused = found
-                builder.create_check(check_dtype, (read.node, refused, read.node.name, where))
+                check = check_device if isinstance(read, DeviceRead) else check_dtype
+                builder.create_check(check, (read.node, refused, read.node.name, where))
+            elif found.asked == INFERENCE_MODE:
+                name = "is_inference_mode_enabled"
+                builder.create_check(check_state, (name, found.answer, INFERENCE_MODE, where))
             elif found.asked == GRAD_MODE or node is None:
                 builder.create_check(check_grad_mode, (found.answer, GRAD_MODE, where))
             else:

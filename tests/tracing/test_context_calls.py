@@ -10,7 +10,7 @@ import torch
 from invariant import check_invariant, net
 from torch import Tensor, distributions, nn
 
-from fxprune import trace
+from fxprune import FxpruneError, trace
 from fxprune.tracing.context_calls import context_patches
 
 
@@ -46,3 +46,19 @@ def test_distributions_are_traced_past_their_checks(use: Callable[[Tensor], Tens
     check_invariant(net(forward, a=nn.Linear(4, 8), b=nn.Linear(8, 4)), torch.randn(3, 4), 8)
     with pytest.raises(ValueError, match="scale"):
         distributions.Normal(torch.zeros(2), -torch.ones(2), validate_args=True)
+
+
+def test_the_default_dtype_is_checked_where_the_code_reads_it() -> None:
+    def forward(self: Any, x: Tensor) -> Tensor:
+        return self.a(x).to(torch.get_default_dtype())
+
+    model, x = net(forward, a=nn.Linear(4, 2)), torch.zeros(3, 4)
+    traced = trace(model, x)
+    assert torch.equal(traced(x), model(x))
+    torch.compile(traced, backend="eager", fullgraph=True)(x)
+    torch.set_default_dtype(torch.float64)
+    try:
+        with pytest.raises(FxpruneError, match=r"get_default_dtype\(\)` is torch.float64 here, and was torch.float32"):
+            traced(x)
+    finally:
+        torch.set_default_dtype(torch.float32)

@@ -115,3 +115,14 @@ def test_backward_hooks_of_layers_are_kept_and_those_of_blocks_are_warned_of(reg
     getattr(model[1], register)(triple)
     with pytest.warns(FxpruneWarning, match="the backward hooks of `1` are not in the graph"):
         trace(model, tokens())
+
+
+def test_the_graph_warns_again_when_it_is_trained() -> None:
+    model = nn.Sequential(nn.Linear(4, 8), Block(nn.ReLU(), nn.Linear(8, 8)), nn.Linear(8, 2))
+    model[1].register_full_backward_hook(lambda *_: None)
+    with pytest.warns(FxpruneWarning):
+        traced = trace(model.eval(), tokens())
+    traced(tokens())
+    with pytest.warns(FxpruneWarning, match="the backward hooks of `1` are not in the graph"):
+        traced.train()(tokens())
+    torch.compile(traced, backend="eager", fullgraph=True)(tokens())

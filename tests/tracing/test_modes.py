@@ -150,3 +150,19 @@ def test_what_follows_a_module_that_stays_whole_and_returns_another_kind_follows
         traced.pair.train(not training)
         with pytest.raises(FxpruneError, match="the graph has what the model does where both are in the same mode"):
             traced(x)
+
+
+@pytest.mark.parametrize("look_up", [lambda m: vars(m)["training"], lambda m: m.__dict__.get("training")])
+def test_a_mode_that_is_looked_up_in_a_dict_is_followed(look_up: Any) -> None:
+    class Looking(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            y = super().forward(x)
+            return y * 2 if self.look_up() and vars(self)["training"] else y
+
+        def look_up(self) -> bool:
+            return bool(look_up(self))
+
+    model, x = nn.Sequential(Looking(4, 8), nn.Linear(8, 2)).eval(), torch.randn(3, 4)
+    traced = trace(model, x)
+    for training in (False, True):
+        assert torch.equal(traced.train(training)(x), model.train(training)(x))

@@ -5,9 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
 
+from fxprune import FxpruneError
 from fxprune.tracing.notes import trace_notes
 from fxprune.tracing.tracer import trace
 
@@ -35,3 +37,18 @@ def test_keyword_inputs_and_structured_outputs() -> None:
     assert isinstance(found["answer"], Answer)
     assert torch.equal(found["answer"].parts[1], expected["answer"].parts[1])
     assert trace_notes(traced).example_inputs == ((), inputs)
+
+
+class Chunked(nn.Module):
+    def forward(self, x: Tensor) -> Any:
+        first, second = x.chunk(2, 1)
+        return [piece * first.sum() + second.sum() for piece in x.chunk(4)]
+
+
+def test_chunks_are_as_many_as_in_the_trace() -> None:
+    model, x = Chunked(), torch.randn(3, 4)
+    traced = trace(model, x)
+    assert torch.equal(traced(x[:, :3])[2], model(x[:, :3])[2])
+    for other in (torch.randn(8, 4), torch.randn(2, 4), torch.randn(3, 1)):
+        with pytest.raises(FxpruneError, match=r"//.* is \d here, and was \d when the model was traced"):
+            traced(other)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from pathlib import Path
+from types import MethodType
 from typing import Any
 
 import pytest
@@ -16,6 +17,10 @@ import fxprune
 from fxprune import FxpruneWarning, analyze, make_plan, plan_of, scores, trace
 from fxprune.tracing.notes import trace_notes
 from fxprune.verification import mask
+
+
+# What `Stateful` shows; one test is about that.
+pytestmark = pytest.mark.filterwarnings("ignore:A buffer stays as it is")
 
 
 class Stateful(nn.Module):
@@ -41,7 +46,8 @@ class Stateful(nn.Module):
 @pytest.mark.parametrize("kind", ["buffer", "attribute", "returned"])
 def test_state_that_forward_replaces_goes_from_call_to_call(kind: str) -> None:
     model, x = Stateful(kind).eval(), torch.randn(3, 4)
-    traced = trace(model, x)
+    with pytest.warns(FxpruneWarning, match=r"^A buffer stays as it is: .* `Stateful` .* into `shown`"):
+        traced = trace(model, x)
     assert not any("kept from call to call" in note for note in trace_notes(traced).remarks)
     assert "shown" not in traced.code
     pruned = fxprune.rewrite(graph := analyze(traced), make_plan(graph, scores(graph, "l2"), flops=0.5))
@@ -131,3 +137,46 @@ def test_state_that_one_mode_writes_and_the_other_reads_is_kept(forward: Callabl
         x = torch.randn(5, 4)
         assert torch.equal(traced.train(training)(x), model.train(training)(x))
         assert torch.equal(traced.get_buffer("center"), model.center)
+
+
+def test_a_buffer_of_fixed_size_is_written_although_nothing_is_computed_from_it() -> None:
+    class Shown(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(4, 8), nn.Linear(8, 2)
+            self.register_buffer("loss", torch.zeros(()))
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.a(x)
+            if self.training:
+                self.loss = y.square().mean().detach()
+            return self.b(y.relu())  # type: ignore[no-any-return]
+
+    model, x = Shown().double().eval(), torch.randn(3, 4).double()
+    pruned = fxprune.prune(model, 0.6, example_inputs=x, compensate=False, method="random")
+    masked = mask(model, plan_of(pruned))
+    for training in (False, True):
+        x = torch.randn(5, 4).double()
+        torch.testing.assert_close(pruned.train(training)(x), masked.train(training)(x))
+        torch.testing.assert_close(pruned.loss, masked.loss)
+        assert bool(pruned.loss) == training
+
+
+def test_a_count_that_python_compares_unasked_is_warned_of() -> None:
+    class Counting(nn.Linear):
+        steps, rate = 0, 0.0
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.steps, self.rate = self.steps + 1, self.rate + 0.1
+            return super().forward(x) * self.follow()
+
+        def follow(self) -> float:
+            return 1.0
+
+    for follow in (lambda self: float(self.steps > 4.5), lambda self: [1.0, 1.0, 1.0, 2.0][self.steps]):
+        model = nn.Sequential(Counting(4, 4))
+        model[0].steps, model[0].rate = 0, 0.0
+        model[0].follow = MethodType(follow, model[0])
+        with pytest.warns(FxpruneWarning, match="What is kept from call to call is not in the graph"):
+            trace(model, torch.randn(2, 4))
+    trace(nn.Sequential(Counting(4, 4)), torch.randn(2, 4))

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 import fxprune
 from fxprune.errors import FxpruneError, FxpruneWarning
-from fxprune.tracing.checks import check_argument, check_as_traced
+from fxprune.tracing.checks import check_argument, check_as_traced, check_rank
 from fxprune.tracing.notes import trace_notes
 from fxprune.tracing.tracer import trace
 
@@ -85,7 +85,7 @@ def test_the_graph_is_tidy() -> None:
     traced = trace(make("test_vit"), torch.randn(1, 3, 160, 160))
     assert not any(isinstance(module, nn.Identity) for module in traced.modules())
     unused = [node for node in traced.graph.nodes if not node.users and node.op not in ("output", "placeholder")]
-    assert {node.target for node in unused} <= {check_argument, check_as_traced}
+    assert {node.target for node in unused} <= {check_argument, check_as_traced, check_rank}
     traced.graph.lint()
 
 

@@ -12,8 +12,8 @@ from invariant import check_invariant, net
 from torch import Tensor, nn
 
 import fxprune
-from fxprune import FxpruneError, trace
-from fxprune.tracing.checks import check_dtype, check_fact, check_grad_mode
+from fxprune import FxpruneError, FxpruneWarning, trace
+from fxprune.tracing.checks import check_device, check_dtype, check_fact, check_grad_mode
 
 CHECKS = (check_dtype, check_fact, check_grad_mode)
 
@@ -216,3 +216,55 @@ def test_whether_a_new_tensor_is_to_have_a_gradient_is_nothing_that_the_code_fol
     x = torch.randn(2, 4, requires_grad=True)
     gradient, expected = (torch.autograd.grad(f(x).sum(), x)[0] for f in (traced, model))
     assert torch.equal(gradient, expected)
+
+
+def in_inference_mode(self: Any, x: Tensor) -> Tensor:
+    y = self.f(x)
+    return self.h(y.tanh() if torch.is_inference_mode_enabled() else y)  # type: ignore[no-any-return]
+
+
+def in_own_inference_mode(self: Any, x: Tensor) -> Tensor:
+    with torch.inference_mode():
+        scale = 2.0 if torch.is_inference_mode_enabled() else 1.0
+    return self.h(self.f(x) * scale)  # type: ignore[no-any-return]
+
+
+def test_the_inference_mode_is_checked_where_the_code_follows_it() -> None:
+    x = torch.randn(4, 8)
+    model = net(in_inference_mode, **parts()).eval()
+    traced = trace(model, x)
+    assert torch.equal(traced(x), model(x))
+    torch.compile(traced, backend="eager", fullgraph=True)(x)
+    with torch.inference_mode(), pytest.raises(FxpruneError, match=r"is_inference_mode_enabled\(\)` is True here"):
+        traced(x)
+    model = net(in_own_inference_mode, **parts()).eval()
+    traced = trace(model, x)
+    with torch.inference_mode():
+        assert torch.equal(traced(x), model(x))
+
+
+def of_strided(self: Any, x: Tensor) -> Tensor:
+    return self.h(self.f(x if x.layout == torch.strided else x.to_dense().tanh()))  # type: ignore[no-any-return]
+
+
+def test_a_layout_that_the_code_follows_is_checked() -> None:
+    traced = trace(net(of_strided, **parts()).eval(), x := torch.randn(4, 8))
+    with pytest.raises(FxpruneError, match=r"layout == torch.strided` is False here"):
+        traced(x.to_sparse())
+
+
+@pytest.mark.parametrize(
+    "on_gpu",
+    [lambda x: x.is_cuda, lambda x: not x.is_cpu, lambda x: x.device.type == "cuda", lambda x: "cuda" in str(x.device)],
+)
+def test_another_device_is_warned_of_where_the_code_follows_it(on_gpu: Any) -> None:
+    def forward(self: Any, x: Tensor) -> Tensor:
+        return self.h(self.f(x).tanh() if on_gpu(x) else self.f(x))  # type: ignore[no-any-return]
+
+    model, x = net(forward, **parts()).eval(), torch.randn(4, 8)
+    traced = trace(model, x)
+    assert torch.equal(traced(x), model(x))
+    (check,) = (node for node in traced.graph.nodes if node.target is check_device)
+    assert check.args[1] == "cuda"
+    with pytest.warns(FxpruneWarning, match=r"`x\.device` is meta here\. The code of `Net` does something else"):
+        check_device(x.to("meta"), "meta", *check.args[2:])
