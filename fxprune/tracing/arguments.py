@@ -72,7 +72,10 @@ def insert_argument_checks(builder: GraphBuilder, arguments: Arguments, model: n
         if position == 0 and isinstance(value, Tensor):
             # Without it the graph fails.
             continue
-        checks.append((node, expected_of(value, is_computed_with=bool(node.users)), target.lstrip("*"), where))
+        expected = expected_of(value, is_computed_with=bool(node.users))
+        if node in builder.ordered:
+            expected = ("ordered", *expected[1:])
+        checks.append((node, expected, target.lstrip("*"), where))
     first = next(node for node in builder.graph.nodes if node.op != "placeholder")
     with builder.graph.inserting_before(first):
         for check in checks:

@@ -204,7 +204,8 @@ def check_dtype(tensor: Tensor, refused: list[torch.dtype], what: str, where: st
     if applies and tensor.dtype in refused and not is_in_double():
         raise FxpruneError(
             f"`{what}.dtype` is {tensor.dtype} here. The code of {where} does something else for this type than for "
-            "the one that the model was traced with. Trace or prune the model in this type: `prune(model.half(), ...)`"
+            "the one that the model was traced with. Trace or prune the model with an example of this type, and where "
+            "it is that of the weights, in this type: `prune(model.half(), ...)`"
         )
 
 
@@ -356,11 +357,11 @@ def _difference(value: Any, expected: Expected, name: str) -> tuple[str, str, st
             if found is not None:
                 return found
         return None
-    if kind == "entries":
+    if kind in ("entries", "ordered"):
         keys = [key for key, _ in expected[1]]
         # An `fx.Interpreter` gives a list of none for **keywords.
         given = value if isinstance(value, dict) else {} if not value and isinstance(value, list) else None
-        if given is None or len(given) != len(keys) or any(key not in given for key in keys):
+        if given is None or {*given} != {*keys} or (kind == "ordered" and [*given] != keys):
             return name, _shown(value if given is None else list(given)), _shown(keys)
         for key, part in expected[1]:
             found = _difference(given[key], part, f"{name}[{key!r}]")

@@ -20,7 +20,7 @@ from torch import Tensor, fx, nn
 
 from fxprune.ops import name_of_op
 from fxprune.tracing.checks import check_dtype
-from fxprune.tracing.graph_builder import GraphBuilder
+from fxprune.tracing.graph_builder import GraphBuilder, reads_layout
 from fxprune.tracing.scopes import ModuleCall, Switch
 from fxprune.tracing.user_code import asked_by_model, is_of_model, user_frame
 
@@ -32,8 +32,17 @@ GRAD_MODE = "torch.is_grad_enabled()"
 INFERENCE_MODE = "torch.is_inference_mode_enabled()"
 _DTYPES: dict[str, torch.dtype] = {
     "float16": torch.float16, "half": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32,
-    "float": torch.float32, "float64": torch.float64, "double": torch.float64,
+    "float": torch.float32, "float64": torch.float64, "double": torch.float64, "bool": torch.bool,
+    "uint8": torch.uint8, "int8": torch.int8, "int16": torch.int16, "short": torch.int16, "int32": torch.int32,
+    "int": torch.int32, "int64": torch.int64, "long": torch.int64, "complex64": torch.complex64,
+    "complex128": torch.complex128,
 }  # fmt: skip
+
+
+_ALL = frozenset(_DTYPES.values())
+_FLOATS = frozenset(dtype for dtype in _ALL if dtype.is_floating_point)
+# Both are indices.
+_INDICES = frozenset({torch.int32, torch.int64})
 
 
 # What a tensor answers that has gradients and is no parameter.
@@ -83,6 +92,8 @@ class Facts:
     Attributes:
         asked: in their order.
         types: the reads of dtypes that the code compares.
+        kinds: those of dtypes of inputs of which the code asks whether they are floating-point, or compares them with
+            dtypes that are not, and the dtypes that give another answer.
         devices: the reads of devices that the code may compare.
         other_answer: what is asked in questions that get the other answer.
         told_grad_mode: what the model was told last of the grad mode; None if it did not ask.
@@ -91,6 +102,7 @@ class Facts:
     def __init__(self, builder: GraphBuilder, other_answer: str | None, training: bool) -> None:
         self.asked: list[Fact] = []
         self.types: list[TypeRead] = []
+        self.kinds: list[tuple[TypeRead, list[torch.dtype]]] = []
         self.devices: list[DeviceRead] = []
         self.other_answer = other_answer
         self.told_grad_mode: bool | None = None
@@ -143,8 +155,43 @@ class Facts:
 
     def note_dtype(self, dtype: torch.dtype, tensor: Tensor) -> None:
         """The model's code has read a dtype from a tensor."""
-        if dtype.is_floating_point and (compared := _compared_here()):
-            self.types.append(TypeRead(self._builder.node_of(tensor), dtype, compared, self._builder.scopes.current))
+        compared = _compared_here()
+        others = compared - _FLOATS if dtype.is_floating_point else compared
+        if floats := compared - others:
+            self.types.append(TypeRead(self._builder.node_of(tensor), dtype, floats, self._builder.scopes.current))
+        if others:
+            self._note_kind(tensor, _ALL - {dtype} if dtype in others else others)
+
+    def is_kind(self, tensor: Tensor, kind: str) -> bool:
+        """The answer to whether a tensor is of floating-point, or of complex numbers."""
+        answer = getattr(tensor.dtype, kind)
+        if asked_by_model():
+            self._note_kind(tensor, frozenset(dtype for dtype in _ALL if getattr(dtype, kind) != answer))
+        return bool(answer)
+
+    def _note_kind(self, tensor: Tensor, others: frozenset[torch.dtype]) -> None:
+        node, dtype = self._builder.node_of(tensor), tensor.dtype
+        if self._has_dtype_of_input(node):
+            read = TypeRead(node, dtype, others, self._builder.scopes.current)
+            refused = others - (_INDICES if dtype in _INDICES else frozenset())
+            self.kinds.append((read, sorted(refused, key=str)))
+
+    def _has_dtype_of_input(self, node: fx.Node) -> bool:
+        """Whether a tensor is of another dtype where an input is: not what was converted, or made with weights."""
+        seen: set[fx.Node] = set()
+        stack = [node]
+        found = False
+        while stack:
+            current = stack.pop()
+            name, value = name_of_op(current.target), current.meta["value"]
+            if current in seen or name in _CONVERSIONS or reads_layout(current):
+                continue
+            seen.add(current)
+            found = found or current.op == "placeholder"
+            if current.op == "call_module" or (current.op == "get_attr" and value.is_floating_point()):
+                return False
+            stack.extend(current.all_input_nodes)
+        return found
 
     def note_device(self, tensor: Tensor, *, compared: bool = False) -> None:
         """The model's code has read the device of a tensor, or has compared it."""
@@ -161,6 +208,12 @@ def _names_devices(code: CodeType) -> bool:
     )
 
 
+_CONVERSIONS = frozenset({
+    "to", "float", "double", "half", "bfloat16", "long", "int", "bool", "type", "type_as", "eq", "ne", "lt", "le", "gt",
+    "ge", "isnan", "isinf", "isfinite", "logical_not", "logical_and", "logical_or", "argmax", "argmin",
+})  # fmt: skip
+
+
 def _is_continuous(tensor: Tensor) -> bool:
     return tensor.is_floating_point() or tensor.is_complex()
 
@@ -173,7 +226,7 @@ def _compared_here() -> frozenset[torch.dtype]:
             # A traced graph that is traced again.
             return frozenset(frame.f_locals["refused"])
         frame = frame.f_back
-    frame = user_frame()
+    frame = user_frame() if asked_by_model() else None
     return frozenset() if frame is None else _compared_dtypes(frame.f_code)
 
 

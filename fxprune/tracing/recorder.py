@@ -144,6 +144,7 @@ class Recorder(TorchFunctionMode):
             return Unknown(error)
         except RuntimeError as error:
             if "cannot be called on meta tensors" not in str(error):
+                self._tie_to(args, kwargs)
                 raise
         # Whole numbers in tensors, among numbers: the paddings of `pad`, the sizes of `reshape`, bounds of slices.
         try:
@@ -153,6 +154,14 @@ class Recorder(TorchFunctionMode):
                 raise
         # Or in place of a number, as the dimension of `squeeze`.
         return self._call(func, (*args[:1], *self._with_numbers(args[1:], True)), self._with_numbers(kwargs, True))
+
+    def _tie_to(self, *args: Any) -> None:
+        """A call has failed; where the code goes on all the same, it does so for these sizes of what was given."""
+        for tensor in trees.tensors(args):
+            self.note_rank(tensor)
+            node = self.builder.node_of(tensor)
+            for dim, size in enumerate(tensor.shape):
+                self.sizes.size(node, dim, size).as_traced()
 
     def _with_numbers(self, arg: Any, nested: bool = False) -> Any:
         """The tensors of one whole number that are in tuples, lists and slices, as numbers of the graph."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import operator
+from collections.abc import Callable, ItemsView, Iterator, KeysView, ValuesView
 from typing import Any
 
 from torch import Tensor, fx
@@ -44,9 +45,11 @@ class Results:
             # A named tuple cannot be rebuilt from its items in general; its tensors are bound all the same.
             return type(value)(items) if type(value) in (tuple, list) else value
         if isinstance(value, dict) and trees.has_tensor(value):
-            for key, item in value.items():
-                self.adopt(item, part(operator.getitem, node, key, item))
-        elif dataclasses.is_dataclass(value) and not isinstance(value, type):
+            entries = {key: self.adopt(item, part(operator.getitem, node, key, item)) for key, item in value.items()}
+            return (
+                _Entries.of(entries, node, self._builder) if type(value) is dict and node.op == "placeholder" else value
+            )
+        if dataclasses.is_dataclass(value) and not isinstance(value, type):
             for field in dataclasses.fields(value):
                 item = getattr(value, field.name)
                 if trees.has_tensor(item):
@@ -78,6 +81,36 @@ class Results:
         if name == "chunk":
             return number
         return size if at == 1 else (size + (number - 1)) // number
+
+
+class _Entries(dict[Any, Any]):
+    """A dict that the model is given; it notes whether its order is followed."""
+
+    @staticmethod
+    def of(entries: dict[Any, Any], node: fx.Node, builder: GraphBuilder) -> _Entries:
+        """These entries, of an input."""
+        made = _Entries(entries)
+        made._note = lambda: builder.ordered.add(node)
+        return made
+
+    _note: Callable[[], None]
+
+    def __iter__(self) -> Iterator[Any]:
+        """Go through the keys."""
+        self._note()
+        return super().__iter__()
+
+    def keys(self) -> Any:
+        """All of them."""
+        return KeysView(self)
+
+    def values(self) -> Any:
+        """All of them."""
+        return ValuesView(self)
+
+    def items(self) -> Any:
+        """All of them."""
+        return ItemsView(self)
 
 
 def dimension_cut(node: fx.Node) -> int | None:

@@ -103,6 +103,10 @@ def _fact(name: str) -> SpecialCall:
     return lambda recorder, func, tensor, *_: recorder.facts.answer(name, tensor, func(tensor))
 
 
+def _is_kind(kind: str) -> SpecialCall:
+    return lambda recorder, func, tensor: recorder.facts.is_kind(tensor, kind)
+
+
 def _layout(recorder: Recorder, func: Any, tensor: Tensor, *_: Any) -> torch.layout:
     return torch.strided if recorder.facts.answer("layout", tensor, True) else torch.sparse_coo
 
@@ -259,9 +263,8 @@ SPECIAL_CALLS: dict[Any, SpecialCall] = {
     **dict.fromkeys([_getter(name) for name in (
         "is_meta", "is_quantized", "itemsize", "_version",
     )], _unrecorded),
-    **dict.fromkeys([
-        Tensor.is_floating_point, Tensor.is_complex, torch.is_floating_point,
-    ], _unrecorded),
+    **dict.fromkeys([Tensor.is_floating_point, torch.is_floating_point], _is_kind("is_floating_point")),
+    **dict.fromkeys([Tensor.is_complex, torch.is_complex], _is_kind("is_complex")),
     **dict.fromkeys([
         Tensor.__bool__, Tensor.item, Tensor.__int__, Tensor.__float__, Tensor.__index__, Tensor.tolist, Tensor.numpy,
         torch.is_nonzero, Tensor.__contains__,

@@ -33,7 +33,7 @@ def followed(runner: Runner, recorded: Recording, leaves: Leaves, kept: set[str]
     The model is recorded once more for each kind of question, if its code asks any.
     """
     facts = recorded.facts
-    found: list[Followed] = []
+    found: list[Followed] = [*facts.kinds]
     for asked in dict.fromkeys(fact.asked for fact in facts.asked):
         if _differs(replace(runner, other_answer=asked), recorded, leaves, kept):
             found.extend(fact for fact in facts.asked if fact.asked == asked)
@@ -90,7 +90,7 @@ def insert_fact_checks(builder: GraphBuilder, facts: list[Followed]) -> None:
         call, node = fact.call, fact.node
         where = f"`{call[0] or type(builder.root).__name__}`"
         asked = fact.asked if isinstance(fact, Fact) else type(fact).__name__
-        key = (node, asked, str(getattr(fact, "arguments", "")))
+        key = (node, asked, str(getattr(fact, "arguments", "") if isinstance(found, Fact) else found[1]))
         if key in done:
             continue
         done.add(key)

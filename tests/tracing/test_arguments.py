@@ -150,3 +150,23 @@ def test_checks_of_arguments_are_compiled_and_exported() -> None:
     # Not in one graph, the refusal is what the user sees.
     with pytest.raises(FxpruneError, match="`flag`"):
         torch.compile(traced, backend="eager")(X, False)
+
+
+def test_the_order_of_a_dict_is_checked_where_the_code_follows_it() -> None:
+    def joined(self: Any, parts: dict[str, Tensor]) -> Tensor:
+        return self.f(torch.cat(list(parts.values()), 1))  # type: ignore[no-any-return]
+
+    def by_name(self: Any, parts: dict[str, Tensor]) -> Tensor:
+        return self.f(torch.cat([parts["a"], parts["b"]], 1)) if "b" in parts.keys() else None  # noqa: SIM118
+
+    given = {"a": torch.randn(2, 3), "b": torch.randn(2, 4)}
+    turned = dict(reversed(given.items()))
+    for forward in (joined, by_name):
+        model = net(forward, f=nn.Linear(7, 2))
+        traced = trace(model, (given,))
+        assert torch.equal(traced(given), model(given))
+        if forward is by_name:
+            assert torch.equal(traced(turned), model(turned))
+        else:
+            with pytest.raises(FxpruneError, match=r"argument `parts` is \['b', 'a'\] here, and was \['a', 'b'\]"):
+                traced(turned)

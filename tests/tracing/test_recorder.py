@@ -112,3 +112,23 @@ def test_all_pieces_of_a_tensor_are_joined_at_any_size(join: Callable[..., Tenso
     traced = trace(model, torch.randn(4, 3))
     assert check_as_traced not in targets(traced)
     assert_same(model, traced, torch.randn(8, 3))
+
+
+def test_what_fails_and_is_caught_ties_the_graph_to_the_sizes() -> None:
+    class Trying(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.f, self.table = nn.Linear(4, 8), nn.Parameter(torch.randn(3, 8))
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.f(x)
+            try:
+                return y + self.table  # type: ignore[no-any-return]
+            except RuntimeError:
+                return y + self.table.mean(0)  # type: ignore[no-any-return]
+
+    model, x = Trying(), torch.randn(2, 5, 4)
+    traced = trace(model, x)
+    assert torch.equal(traced(x), model(x))
+    with pytest.raises(FxpruneError, match=r"`f\.size\(1\)` is 3 here, and was 5"):
+        traced(x[:, :3])

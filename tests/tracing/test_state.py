@@ -18,7 +18,6 @@ from fxprune import FxpruneWarning, analyze, make_plan, plan_of, scores, trace
 from fxprune.tracing.notes import trace_notes
 from fxprune.verification import mask
 
-
 # What `Stateful` shows; one test is about that.
 pytestmark = pytest.mark.filterwarnings("ignore:A buffer stays as it is")
 

@@ -268,3 +268,50 @@ def test_another_device_is_warned_of_where_the_code_follows_it(on_gpu: Any) -> N
     assert check.args[1] == "cuda"
     with pytest.warns(FxpruneWarning, match=r"`x\.device` is meta here\. The code of `Net` does something else"):
         check_device(x.to("meta"), "meta", *check.args[2:])
+
+
+def from_bytes(self: Any, x: Tensor) -> Tensor:
+    if x.dtype == torch.uint8:
+        x = x / 255
+    return self.h(self.f(x.to(torch.float32)))  # type: ignore[no-any-return]
+
+
+def from_whole(self: Any, x: Tensor) -> Tensor:
+    x = x.flatten(1)
+    return self.h(self.f(x if x.is_floating_point() else x.float() / 255))  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("forward", [from_bytes, from_whole])
+def test_inputs_of_another_kind_of_numbers_are_refused_where_the_code_asks(forward: Any) -> None:
+    model, x = net(forward, **parts()).eval(), torch.randn(4, 8)
+    whole = (x * 100).to(torch.uint8)
+    for first, other in ((x, whole), (whole, x)):
+        pruned = fxprune.prune(model, 0.5, example_inputs=first, compensate=False)
+        assert fxprune.verify(model, pruned) < 1e-9
+        for made in (trace(model, first), pruned, trace(pruned, first)):
+            made(first)
+            with pytest.raises(FxpruneError, match=r"`(x|flatten)\.dtype` is torch.*`Net` does something else"):
+                made(other)
+
+
+def test_masks_of_one_kind_are_not_taken_for_those_of_another() -> None:
+    def forward(self: Any, x: Tensor, mask: Tensor) -> Tensor:
+        weights = x.masked_fill(~mask, -1e4) if mask.dtype == torch.bool else x + mask
+        return self.h(self.f(weights.softmax(-1)))  # type: ignore[no-any-return]
+
+    model, x = net(forward, **parts()).eval(), torch.randn(4, 8)
+    with pytest.raises(FxpruneError, match=r"`mask\.dtype` is torch\.bool here"):
+        trace(model, (x, torch.zeros(4, 8)))(x, torch.ones(4, 8, dtype=torch.bool))
+    with pytest.raises(FxpruneError, match=r"`mask\.dtype` is torch\.float32 here"):
+        trace(model, (x, torch.ones(4, 8, dtype=torch.bool)))(x, torch.zeros(4, 8))
+
+
+def test_what_weights_have_made_has_their_type_and_indices_are_of_two() -> None:
+    def forward(self: Any, i: Tensor) -> Tensor:
+        y = self.f(self.e(i.long() if i.dtype != torch.int64 else i))
+        return self.h(y if y.is_floating_point() and y.dtype != torch.int64 else y.float())  # type: ignore[no-any-return]
+
+    model, i = net(forward, **parts(), e=nn.Embedding(5, 8)).eval(), torch.randint(0, 5, (4, 3))
+    traced = trace(model, i)
+    assert len(checks_of(traced)) == 1
+    assert torch.equal(traced(i.int()), model(i.int()))
