@@ -18,6 +18,7 @@ from torch.fx.node import Target
 from torch.overrides import TorchFunctionMode
 from torch.utils._device import _device_constructors
 
+from fxprune.errors import FxpruneError
 from fxprune.ops import Trait, name_of_op, names_with
 from fxprune.running import trees
 from fxprune.running.copies import META
@@ -60,6 +61,7 @@ class Recorder(TorchFunctionMode):
         regions: contexts that the model enters, as `torch.autocast`.
         assumes_autocast: whether the model was told that it is in autocast, to see how it leaves that.
         facts: what the model's code has asked besides sizes and values.
+        refused: the first error of the tracer, which the model's code may catch.
         inference_modes: those that the model has entered, whether they are on.
         ranks: the nodes of tensors whose number of dimensions was read, with the module call that did first.
         training: whether the model is in training.
@@ -110,6 +112,7 @@ class Recorder(TorchFunctionMode):
         self.assumes_autocast = False
         self.training = training
         self.facts = Facts(self.builder, other_answer, training)
+        self.refused: Exception | None = None
         self.inference_modes: list[bool] = []
         self.ranks: dict[fx.Node, ModuleCall] = {}
         self.note_length = self.builder.note_length
@@ -125,13 +128,17 @@ class Recorder(TorchFunctionMode):
         if not self.switch.on:
             return func(*args, **kwargs)
         special = self._special_calls.get(func)
-        if special is not None:
-            return special(self, func, *args, **kwargs)
-        function = as_function(func)
-        if function is not None:
-            with self:
-                return function(*args, **kwargs)
-        return self.call(func, args, kwargs)
+        function = None if special is not None else as_function(func)
+        try:
+            if special is not None:
+                return special(self, func, *args, **kwargs)
+            if function is not None:
+                with self:
+                    return function(*args, **kwargs)
+            return self.call(func, args, kwargs)
+        except (FxpruneError, NotImplementedError) as error:
+            self.refused = self.refused or error
+            raise
 
     def call(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Record the call of a torch function or tensor method."""

@@ -13,6 +13,7 @@ from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, fx, nn
+from torch.nn.utils.rnn import PackedSequence
 from torch.nn.utils.spectral_norm import SpectralNorm
 
 from fxprune.running.deepcopy import deepcopy
@@ -86,6 +87,24 @@ class _Function:
 @dataclass(frozen=True)
 class _Operator:
     name: str
+
+
+@dataclass(frozen=True)
+class _Packed:
+    parts: tuple[Any, ...]
+
+
+def _packed_apart(value: Any, out: bool) -> Any:
+    """Packed sequences on the meta device as their parts, which can be pickled, or these put together."""
+    if type(value) in (tuple, list):
+        return type(value)(_packed_apart(item, out) for item in value)
+    if out:
+        return _Packed(tuple(value)) if isinstance(value, PackedSequence) else value
+    return tuple.__new__(PackedSequence, value.parts) if isinstance(value, _Packed) else value
+
+
+def _meta(meta: dict[str, Any], *, out: bool) -> dict[str, Any]:
+    return {name: _packed_apart(value, out) if name == "value" else value for name, value in meta.items()}
 
 
 def _named(target: Any) -> Any:
@@ -178,7 +197,15 @@ def _dump_graph(graph: fx.Graph) -> _Dumped:
         return fx.node.map_aggregate(arg, lambda leaf: _Ref(index[leaf]) if isinstance(leaf, fx.Node) else leaf)  # type: ignore[arg-type, return-value]
 
     rows = [
-        (node.op, _named(node.target), refer(node.args), refer(node.kwargs), node.name, node.type, dict(node.meta))
+        (
+            node.op,
+            _named(node.target),
+            refer(node.args),
+            refer(node.kwargs),
+            node.name,
+            node.type,
+            _meta(node.meta, out=True),
+        )
         for node in graph.nodes
     ]
     return signature_of(graph), rows
@@ -199,6 +226,6 @@ def _load_graph(dumped: _Dumped) -> fx.Graph:
 
     for op, target, args, kwargs, name, type_expr, meta in rows:
         node = graph.create_node(op, _of_name(target), resolve(args), resolve(kwargs), name, type_expr)
-        node.meta.update(meta)
+        node.meta.update(_meta(meta, out=False))
         nodes.append(node)
     return graph

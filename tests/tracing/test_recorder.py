@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from typing import Any
 
@@ -132,3 +133,20 @@ def test_what_fails_and_is_caught_ties_the_graph_to_the_sizes() -> None:
     assert torch.equal(traced(x), model(x))
     with pytest.raises(FxpruneError, match=r"`f\.size\(1\)` is 3 here, and was 5"):
         traced(x[:, :3])
+
+
+def test_a_question_that_the_tracer_refuses_is_refused_although_the_code_catches_that() -> None:
+    class Catching(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.f = nn.Linear(4, 8)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.f(x)
+            with contextlib.suppress(Exception):
+                if x.sum() > 0:
+                    y = y + 1
+            return y  # type: ignore[no-any-return]
+
+    with pytest.raises(FxpruneError, match="asks for the value of a tensor that depends on the model's input"):
+        trace(Catching(), torch.randn(2, 4))

@@ -8,6 +8,8 @@ import pickle
 import pytest
 import torch
 from same_model import assert_same, make
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from fxprune.tracing.tracer import trace
 
@@ -23,3 +25,19 @@ def test_copies_and_pickles_are_complete(name: str) -> None:
         assert all("value" in node.meta and "module" in node.meta for node in twin.graph.nodes)
         assert twin.meta.keys() == traced.meta.keys()
         assert not set(map(id, twin.parameters())) & set(map(id, traced.parameters()))
+
+
+def test_a_graph_with_packed_sequences_is_pickled() -> None:
+    class Packing(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.rnn = nn.GRU(4, 6, batch_first=True)
+
+        def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
+            packed = pack_padded_sequence(x, lengths, batch_first=True, enforce_sorted=False)
+            return pad_packed_sequence(self.rnn(packed)[0], batch_first=True)[0]
+
+    model, inputs = Packing().eval(), (torch.randn(2, 5, 4), torch.tensor([3, 5]))
+    again = pickle.loads(pickle.dumps(trace(model, inputs)))
+    assert torch.equal(again(*inputs), model(*inputs))
+    assert torch.equal(copy.deepcopy(again)(*inputs), model(*inputs))
