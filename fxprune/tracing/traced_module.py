@@ -196,18 +196,10 @@ def _dump_graph(graph: fx.Graph) -> _Dumped:
     def refer(arg: Any) -> Any:
         return fx.node.map_aggregate(arg, lambda leaf: _Ref(index[leaf]) if isinstance(leaf, fx.Node) else leaf)  # type: ignore[arg-type, return-value]
 
-    rows = [
-        (
-            node.op,
-            _named(node.target),
-            refer(node.args),
-            refer(node.kwargs),
-            node.name,
-            node.type,
-            _meta(node.meta, out=True),
-        )
-        for node in graph.nodes
-    ]
+    rows = []
+    for node in graph.nodes:
+        meta = _meta(node.meta, out=True)
+        rows.append((node.op, _named(node.target), refer(node.args), refer(node.kwargs), node.name, node.type, meta))
     return signature_of(graph), rows
 
 
