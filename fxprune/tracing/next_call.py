@@ -8,12 +8,35 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from fxprune.errors import FxpruneError
 from fxprune.ops import Trait, name_of_op, traits
 from fxprune.tracing.aliasing import alias_roots
 from fxprune.tracing.graph_builder import GraphBuilder, reads_layout
 from fxprune.tracing.modes import is_other_value
+from fxprune.tracing.python_state import Watched
+from fxprune.tracing.runs import Leaves, Recording, Runner
+from fxprune.tracing.state import STATE_IS_LOST, state_is_lost
 
-__all__ = ["computes_the_same"]
+__all__ = ["computes_the_same", "lost_on_next_call"]
+
+
+def lost_on_next_call(runner: Runner, recorded: Recording, leaves: Leaves, kept: set[str]) -> list[str]:
+    """A remark on what forward has changed in Python, if the next call does something else because of it."""
+    if not recorded.changed or any(said.startswith(STATE_IS_LOST) for said in recorded.builder.remarks):
+        return []
+    try:
+        again = runner.record_next(recorded, leaves, kept)
+        if not computes_the_same(recorded.builder, again.builder):
+            return [state_is_lost(recorded.changed)]
+        counters = again.kept.count_on([place for place in again.changed if place in recorded.changed])
+        if counters:
+            later = runner.record_next(again, leaves, kept)
+            used = any(isinstance(counter, Watched) and counter.used for counter in counters)
+            if used or not computes_the_same(again.builder, later.builder):
+                return [state_is_lost(again.changed)]
+    except FxpruneError as error:
+        return [state_is_lost(recorded.changed, error)]
+    return []
 
 
 def computes_the_same(first: GraphBuilder, second: GraphBuilder) -> bool:

@@ -30,9 +30,8 @@ from fxprune.tracing.loop_trials import unconfirmed_loops
 from fxprune.tracing.merging import CannotMergeError, common_literals, merge
 from fxprune.tracing.mode_trials import tie_modes_passed_on
 from fxprune.tracing.modes import Literal, compare, insert_modes, small_readers
-from fxprune.tracing.next_call import computes_the_same
+from fxprune.tracing.next_call import lost_on_next_call
 from fxprune.tracing.notes import TraceNotes, set_trace_notes, trace_notes
-from fxprune.tracing.python_state import Watched
 from fxprune.tracing.ranks import insert_rank_checks
 from fxprune.tracing.real_values import LIKELIER_DRAW, DataDependentError
 from fxprune.tracing.refusals import part_of, refuse_what_cannot_be_traced
@@ -41,7 +40,7 @@ from fxprune.tracing.runs import Leaves, Recording, Runner, has_own_train
 from fxprune.tracing.size_branches import OTHER_BRANCHES, right_for_all_sizes
 from fxprune.tracing.size_trials import tie_unseen_sizes
 from fxprune.tracing.spelling import first_few
-from fxprune.tracing.state import BUFFER_IS_LEFT, STATE_IS_LOST, state_is_lost, values_are_lost
+from fxprune.tracing.state import BUFFER_IS_LEFT, STATE_IS_LOST, values_are_lost
 from fxprune.tracing.traced_module import ApplyFunction, ByMode, TracedModule
 from fxprune.tracing.what_if import followed, in_training_with_gradients, insert_fact_checks
 
@@ -163,7 +162,7 @@ def _record_in_both_modes(
             values_read[OTHER_BRANCHES] = sorted(runner.otherwise)
         if in_eval.draws_elsewhere:
             remarks.append(f"{_DRAWN_ONCE}: draw them with torch, as in torch.rand, to have others in each call.")
-        state = _on_next_call(runner, in_eval, leaves, kept)
+        state = lost_on_next_call(runner, in_eval, leaves, kept)
         remarks.extend(values_are_lost(runner.model, in_eval.written_after_read))
         if not in_eval.mode_reads:
             break
@@ -177,7 +176,7 @@ def _record_in_both_modes(
         values_read |= in_training.values_read
         only_in_training = [
             *(remark for remark in in_training.builder.remarks if remark.startswith((STATE_IS_LOST, BUFFER_IS_LEFT))),
-            *_on_next_call(runner, in_training, leaves, kept),
+            *lost_on_next_call(runner, in_training, leaves, kept),
             *values_are_lost(runner.model, in_training.written_after_read),
         ]
         only_in_training = [remark for remark in only_in_training if remark not in [*remarks, *builder.remarks, *state]]
@@ -312,25 +311,6 @@ def _always(
         others = common_literals(builder, runner.record_training(leaves, kept).builder)
     again = {(each.node, each.place, each.train_value) for each in others}
     return [each for each in literals if (each.node, each.place, each.train_value) in again]
-
-
-def _on_next_call(runner: Runner, recorded: Recording, leaves: Leaves, kept: set[str]) -> list[str]:
-    """A remark on what forward has changed in Python, if the next call does something else because of it."""
-    if not recorded.changed or any(said.startswith(STATE_IS_LOST) for said in recorded.builder.remarks):
-        return []
-    try:
-        again = runner.record_next(recorded, leaves, kept)
-        if not computes_the_same(recorded.builder, again.builder):
-            return [state_is_lost(recorded.changed)]
-        counters = again.kept.count_on([place for place in again.changed if place in recorded.changed])
-        if counters:
-            later = runner.record_next(again, leaves, kept)
-            used = any(isinstance(counter, Watched) and counter.used for counter in counters)
-            if used or not computes_the_same(again.builder, later.builder):
-                return [state_is_lost(again.changed)]
-    except FxpruneError as error:
-        return [state_is_lost(recorded.changed, error)]
-    return []
 
 
 def _with_unusual_train(model: nn.Module) -> list[str]:
