@@ -16,7 +16,8 @@ import numpy as np
 import torch
 
 from fxprune.tracing.loop_watch import is_loop
-from fxprune.tracing.sizes import StandIn, TracedFloat, TracedInt, TracedNumber, TracedPieces, TracedSize
+from fxprune.tracing.shapes import TracedSize
+from fxprune.tracing.sizes import StandIn, TracedFloat, TracedInt, TracedNumber, TracedPieces
 from fxprune.tracing.sizes import call_with_numbers as _call
 
 __all__ = ["BUILTINS", "MATH_FUNCTIONS", "NUMPY_FUNCTIONS", "Size", "index", "is_refused_type"]

@@ -143,6 +143,7 @@ class RealValues:
             )
             if func is Tensor.item and tensor.is_floating_point():
                 item = self._builder.create_node("call_method", "item", (node,), {}, math.nan, origin)
+                self._builder.deferred.append(error.with_traceback(None))
                 return ValueFloat.of(self._sizes, item, error)
             raise error
         if func is Tensor.item and tensor.dtype is not torch.bool and _tensors_read(node) & self._counters:

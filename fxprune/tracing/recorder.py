@@ -118,6 +118,11 @@ class Recorder(TorchFunctionMode):
         self.note_length = self.builder.note_length
         self._special_calls = special_calls
 
+    def first_refusal(self) -> Exception | None:
+        """The first error that the model's code was given; it may have caught it."""
+        raised = (error for error in self.builder.deferred if error.__traceback__ is not None)
+        return self.refused or next(raised, None)
+
     def note_rank(self, tensor: Tensor) -> None:
         """The code has asked how many dimensions a tensor has."""
         if self.switch.on:
@@ -148,6 +153,7 @@ class Recorder(TorchFunctionMode):
             if func not in _MAY_BE_UNKNOWN:
                 raise
             error.module, _ = self.scopes.current
+            self.builder.deferred.append(error.with_traceback(None))
             return Unknown(error)
         except RuntimeError as error:
             if "cannot be called on meta tensors" not in str(error):

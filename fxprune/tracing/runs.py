@@ -252,9 +252,9 @@ class Runner:
                 tensors, kept_before = kept_tensors(twin), python_state(twin)
                 before = _random_state()
                 output = twin(*positional, **named)
-                if recorder.refused is not None:
+                if (refusal := recorder.first_refusal()) is not None:
                     # The model's code has caught it, and gone another way than with values.
-                    raise recorder.refused
+                    raise refusal
                 draws_elsewhere = _random_state() != before
                 now = python_state(twin)
                 recorder.regions.finish()

@@ -17,7 +17,7 @@ from fxprune.tracing.gradient_calls import GRADIENT_CALLS
 from fxprune.tracing.graph_builder import Origin
 from fxprune.tracing.recorder import Recorder, SpecialCall
 from fxprune.tracing.repeated import Repeated
-from fxprune.tracing.sizes import TracedSize
+from fxprune.tracing.shapes import TracedSize
 from fxprune.tracing.user_code import asked_by_model
 
 __all__ = ["SPECIAL_CALLS"]
