@@ -78,8 +78,8 @@ def _alike(reads: list[TypeRead]) -> Iterator[list[torch.dtype]]:
     traced = {read.dtype for read in reads}
     compared = frozenset[torch.dtype]().union(*(read.compared for read in reads))
     yield from ([dtype] for dtype in sorted(compared - traced, key=str))
-    if traced & compared:
-        yield sorted(_FLOATS - compared - traced, key=str)
+    if traced & compared and (others := _FLOATS - compared - traced):
+        yield sorted(others, key=str)
 
 
 def insert_fact_checks(builder: GraphBuilder, facts: list[Followed]) -> None:

@@ -53,6 +53,11 @@ def only_in_single(self: Any, x: Tensor) -> Tensor:
     return self.h(self.f(x).tanh() if kind is torch.float32 else self.f(x))  # type: ignore[no-any-return]
 
 
+def of_any_float(self: Any, x: Tensor) -> Tensor:
+    floats = x.dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+    return self.h(self.f(x).tanh() if floats else self.f(x))  # type: ignore[no-any-return]
+
+
 @pytest.mark.parametrize(
     ("forward", "refused", "taken"),
     [
@@ -60,6 +65,7 @@ def only_in_single(self: Any, x: Tensor) -> Tensor:
         (in_low_precision, (torch.float16, torch.bfloat16), (torch.float64,)),
         (another_number, (torch.float16,), (torch.float64, torch.bfloat16)),
         (only_in_single, (torch.float16, torch.bfloat16, torch.float64), ()),
+        (of_any_float, (), (torch.float16, torch.bfloat16, torch.float64)),
     ],
 )
 def test_a_type_for_which_the_code_does_something_else_is_refused(forward: Any, refused: Any, taken: Any) -> None:
