@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dis
 import functools
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable, Iterable, Iterator
 from types import FunctionType
 from typing import Any, TypeAlias, cast
 
@@ -19,7 +19,7 @@ from torch import nn
 from fxprune.running import trees
 from fxprune.tracing.sizes import StaleSize, TracedNumber
 
-__all__ = ["Key", "forget_keys", "keys_to_keep"]
+__all__ = ["Key", "forget", "forget_keys", "keys_to_keep"]
 
 # The path of a module and the name of its attribute.
 Key: TypeAlias = "tuple[str, str]"
@@ -38,6 +38,13 @@ def forget_keys(model: nn.Module, kept: set[Key]) -> dict[Key, Any]:
             for name in sorted(candidates & (assigned | entered)):
                 forgotten[path, name] = vars(module)[name] = _stale(vars(module)[name])
     return forgotten
+
+
+def forget(model: nn.Module, keys: Iterable[Key]) -> None:
+    """Put sizes that no tensor has in place of these keys."""
+    for path, name in keys:
+        attributes = vars(model.get_submodule(path))
+        attributes[name] = _stale(attributes[name])
 
 
 def keys_to_keep(model: nn.Module, forgotten: dict[Key, Any]) -> set[Key]:

@@ -11,6 +11,7 @@ from torch import fx, nn
 from fxprune.models import Source
 from fxprune.running.calls import Call, given_call
 from fxprune.running.devices import on_device_of
+from fxprune.tracing.caches import Key
 from fxprune.tracing.constants import Place
 
 __all__ = ["TraceNotes", "call_of", "example_of", "notes_in", "set_trace_notes", "trace_notes"]
@@ -29,6 +30,7 @@ class TraceNotes:
         values_read: values of tensors that the model's code has read; None for one too large to be saved.
         leaves: paths of the modules that the caller wanted as one node each.
         constant_places: where the model keeps each tensor that is a constant of the graph, by its name there.
+        forgotten_keys: the keys of caches that the graph makes anew, where the model has run before.
         traced_from: the `meta` of the traced model, if that was a GraphModule: it may have been pruned before.
     """
 
@@ -38,6 +40,7 @@ class TraceNotes:
     values_read: Mapping[str, Any] = field(default_factory=dict)
     leaves: tuple[str, ...] = ()
     constant_places: Mapping[str, Place] = field(default_factory=dict)
+    forgotten_keys: frozenset[Key] = frozenset()
     traced_from: Mapping[str, Any] = field(default_factory=dict)
 
     def after(self, first: TraceNotes) -> TraceNotes:

@@ -68,6 +68,7 @@ class Recording:
         tensors_read: the names of the tensors that forward has computed with.
         tensors_left: those of tensors that it has replaced and the graph has not.
         runner: how the model was run.
+        forgotten: the keys of caches that the run did not find, so that it made anew what the caches hold.
     """
 
     builder: GraphBuilder
@@ -87,6 +88,7 @@ class Recording:
     tensors_read: frozenset[str]
     tensors_left: frozenset[str]
     runner: Runner
+    forgotten: frozenset[Key] = frozenset()
 
 
 @dataclass
@@ -193,6 +195,8 @@ class Runner:
 
     def _record_without_keys(self, leaves: Leaves, kept: set[str]) -> Recording:
         """Record a run that finds no keys of caches, but for those that it needs."""
+        # Kept in vain where the run fails with them, too.
+        tried: set[Key] = set()
         while True:
             twin, real = self._twin()
             forgotten = forget_keys(twin, self.kept_keys)
@@ -200,12 +204,14 @@ class Runner:
                 recording = self._record(twin, real, leaves, kept)
             except FxpruneError:
                 if not forgotten:
+                    self.kept_keys -= tried
                     raise
-                self.kept_keys.update(forgotten)
+                tried |= forgotten.keys()
+                self.kept_keys |= forgotten.keys()
                 continue
             needed = keys_to_keep(twin, forgotten)
             if not needed:
-                return recording
+                return replace(recording, forgotten=frozenset(forgotten))
             self.kept_keys.update(needed)
 
     def _record(

@@ -122,6 +122,7 @@ def trace_knowing(
         values_read=values_read,
         leaves=tuple(whole),
         constant_places=builder.constant_places,
+        forgotten_keys=recorded.forgotten,
         traced_from=trace_notes(model).traced_from or (dict(model.meta) if isinstance(model, fx.GraphModule) else {}),
     )
     set_trace_notes(traced, known)

@@ -153,3 +153,36 @@ def test_numbers_that_are_no_keys_are_the_model_s() -> None:
     model = Counting().eval()
     model.load_state_dict(traced.state_dict())
     torch.testing.assert_close(traced(x), model(x))
+
+
+class Logits(nn.Module):
+    """Anchors that float32 rounds; `fails` in training, whatever the model has kept."""
+
+    def __init__(self, fails: bool) -> None:
+        super().__init__()
+        self.shapes: Any = []
+        self.table = torch.empty(0)
+        self.f, self.h, self.fails = nn.Linear(8, 8), nn.Linear(8, 3), fails
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training and self.fails and x.sum() > 0:
+            x = -x
+        shapes = [[x.size(0), x.size(1)]]
+        if self.shapes != shapes:
+            at = (torch.arange(x.size(1), dtype=x.dtype)[:, None] + 0.5) / x.size(1)
+            self.table, self.shapes = torch.log(at / (1 - at)), shapes
+        return self.h((self.f(x) + self.table).relu())  # type: ignore[no-any-return]
+
+
+@pytest.mark.filterwarnings("ignore:Only the code of eval is in the graph:fxprune.FxpruneWarning")
+@pytest.mark.parametrize("fails", [False, True])
+def test_tables_are_made_anew_and_verified_in_float64_where_a_run_has_rounded_them(fails: bool) -> None:
+    model, x = Logits(fails).eval(), torch.randn(2, 7, 8)
+    model(x)
+    pruned = fxprune.prune(model, 0.5, example_inputs=x, compensate=False)
+    # The first of them has the size of the table that the model has kept.
+    for y in (x, torch.randn(3, 11, 8)):
+        assert fxprune.verify(model, pruned, y) < 1e-12
+    assert model.shapes == [[2, 7]]
+    pruned.h.weight.data[0, 0] += 1e-7
+    assert fxprune.verify(model, pruned, x) > 1e-9
