@@ -150,7 +150,7 @@ def _groups(graph: ChannelGraph, request: Request, start: npt.NDArray[np.bool_])
         return []
     if not graph.flops.total:
         raise FxpruneError(
-            "the model has no operation whose FLOPs are counted, such as a convolution or a linear layer: "
+            "in eval the model has no operation whose FLOPs are counted, such as a convolution or a linear layer: "
             "there is nothing to prune"
         )
     ignored = _ignored_channels(graph, request.ignore)

@@ -34,6 +34,7 @@ from shared import DOCS, parser_of, settle
 
 import fxprune
 from fxprune.errors import FxpruneError
+from fxprune.running import trees
 
 # Each adds models of its kind.
 for _kind in (
@@ -52,7 +53,9 @@ def _build(spec: str, state: dict[str, Any], result: Result) -> None:
     try:
         model, inputs = MODELS[spec]()
         with torch.no_grad():
-            call(model.eval(), inputs)
+            outputs = call(model.eval(), inputs)
+        if not trees.tensors(outputs):
+            raise ValueError("gives no tensor in eval")
     except Exception as error:
         raise _NotRunError(f"{type(error).__name__}: {error}") from error
     model.requires_grad_(True)
