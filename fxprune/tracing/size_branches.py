@@ -1,7 +1,7 @@
 """Branches for one size, as `mask = self.mask if x.shape[2] == 64 else self.make_mask(x.shape[2])`.
 
 The graph has one of both branches. The one for the size that the code names would tie it to that size. The other one is
-good for all sizes if it computes the same for that one too, so both are tried. Where the example has taken the other
+good for all sizes if it computes the same for that one too, with no more FLOPs, so both are tried. Where the example has taken the other
 one already, that is done for a size of 1: a single sample or step often has a branch of its own.
 """
 
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from fxprune.errors import FxpruneError
+from fxprune.flops import count_flops
 from fxprune.running import trees
 from fxprune.running.calls import Call
 from fxprune.running.copies import copy_module, parameters_and_buffers
@@ -126,7 +127,7 @@ def _finds_one(runner: Runner, call: Call, leaves: Leaves, ones: frozenset[Place
 
 
 def _gives(trials: list[_Trial], runner: Runner, leaves: Leaves) -> bool:
-    """Whether the graphs with the other branches give these outputs."""
+    """Whether the graphs with the other branches give these outputs, for no more FLOPs."""
     graphs: dict[bool, nn.Module] = {}
     known = False
     for trial in trials:
@@ -145,7 +146,15 @@ def _gives(trials: list[_Trial], runner: Runner, leaves: Leaves) -> bool:
         if got is None or len(got) != len(trial.outputs) or not all(map(_is_same, trial.outputs, got)):
             return False
         known = True
-    return known
+    return known and _costs_no_more(graphs[False], runner)
+
+
+def _costs_no_more(graph: nn.Module, runner: Runner) -> bool:
+    """Whether a graph has the FLOPs of the model; to interpolate to the same size costs some."""
+    example = runner.kwargs or runner.args
+    with suppress(FxpruneError):
+        return count_flops(graph, example) <= count_flops(runner.model, example)
+    return False
 
 
 def _outputs(runner: Runner, model: nn.Module, call: Call, training: bool) -> list[Tensor] | None:

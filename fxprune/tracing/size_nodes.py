@@ -135,11 +135,13 @@ class SizeNodes:
         """What the model's code is told of a comparison: the outcome, on which the graph then relies, or the other."""
         sizes = [operand for operand in operands if not _is_named(operand)]
         # Products and sums of sizes may be the same for other sizes, and remainders are often 0 or 1.
-        names_size = len(sizes) == 1 and (
+        may_branch = len(sizes) == 1 and (
             sizes[0].function is read_size or (len(_read(sizes[0])) == 1 and max(map(plain, operands)) > 1)
         )
-        finds_it = names_size and _finds_size(function, operands, outcome)
-        is_one = names_size and function in _EQUAL and 1 in map(plain, operands)
+        # As those of two tensors of which one is repeated where they differ.
+        may_branch |= len(sizes) == 2 and function in _EQUAL and all(each.function is read_size for each in sizes)
+        finds_it = may_branch and _finds_size(function, operands, outcome)
+        is_one = may_branch and function in _EQUAL and 1 in map(plain, operands)
         place = place_in_model() if (finds_it or is_one) and self._switch.on else None
         if place in self._otherwise:
             return outcome != finds_it
@@ -194,9 +196,9 @@ def _is_named(operand: Any) -> bool:
 
 
 def _is_of_table(operand: Any) -> bool:
-    """Whether a number is the size of one of the model's tensors."""
-    is_size = isinstance(operand, TracedNumber) and operand.function is read_size
-    return is_size and operand.operands[0].op == "get_attr"
+    """Whether a number is the size of one of the model's tensors, or computed from such ones."""
+    read = _read(operand)
+    return bool(read) and all(node.op == "get_attr" for node, _ in read)
 
 
 def _finds_size(function: Callable[..., Any], operands: tuple[Any, ...], outcome: bool) -> bool:

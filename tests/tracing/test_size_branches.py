@@ -112,6 +112,39 @@ def _by_one_side(self: Any, x: Tensor) -> Tensor:
     return self.b(y if y.shape[3] == 6 else torch.nn.functional.adaptive_avg_pool2d(y, 6))  # type: ignore[no-any-return]
 
 
+def by_the_size_of_another_tensor(self: Any, x: Tensor) -> Tensor:
+    y = self.a(x)
+    text = self.text.type_as(x)
+    if text.shape[0] != y.shape[0]:
+        text = text.expand(y.shape[0], -1)
+    return self.b(y + text[..., None, None])  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+def test_what_is_repeated_for_other_batches_alone_is_always_repeated(batch: int) -> None:
+    model, x = model_of(by_the_size_of_another_tensor, text=nn.Parameter(torch.randn(1, 8))), image(batch=batch)
+    pruned = fxprune.prune(model.float(), 0.6, example_inputs=x, compensate=False)
+    for other in (1, 2, 3):
+        for training in (False, True):
+            assert fxprune.verify(model, pruned, image(batch=other), training=training) <= TOLERANCE
+
+
+def test_what_costs_more_is_not_taken_in_place_of_the_branch_for_one_size() -> None:
+    def forward(self: Any, x: Tensor) -> Tensor:
+        y = self.a(x)
+        fine = self.c(x[:, :, :6, :6])
+        if fine.shape[-2:] != y.shape[-2:]:
+            fine = nn.functional.interpolate(fine, y.shape[-2:], mode="bilinear")
+        return self.b(y + fine)  # type: ignore[no-any-return]
+
+    model, x = model_of(forward, c=nn.Conv2d(3, 8, 1)), image().double()
+    pruned = fxprune.prune(model, 0.6, example_inputs=x, compensate=False)
+    assert fxprune.plan_of(pruned).flops_before == fxprune.count_flops(model, x)
+    assert fxprune.verify(model, pruned) <= TOLERANCE
+    with pytest.raises(FxpruneError, match=r"c\.size\(.\) == a\.size"):
+        pruned(image(size=9).double())
+
+
 def _by_area(self: Any, x: Tensor) -> Tensor:
     y = self.a(x)
     return self.b(y * (self.table if y.shape[2] * y.shape[3] == 36 else table(*y.shape[2:])))  # type: ignore[no-any-return]
