@@ -127,7 +127,7 @@ _INDEX = operator.index
 def _length(value: Any) -> int:
     """`len(value)`, traced for a tensor and for the pieces of one."""
     if isinstance(value, TracedPieces):
-        return value.number
+        return value.number if value.rolls else value.number.as_traced()
     if type(value) in (list, tuple) and (note := _noting_length()):
         note(value)
     if not isinstance(value, torch.Tensor):

@@ -39,9 +39,9 @@ class Results:
         part = self._builder.create_part
         if isinstance(value, (tuple, list)) and trees.has_tensor(value):
             items = [self.adopt(item, part(operator.getitem, node, i, item)) for i, item in enumerate(value)]
-            count = self._number_of_pieces(node)
+            count, rolls = self._number_of_pieces(node)
             if count is not None:
-                return TracedPieces.of(tuple(items), node, count)
+                return TracedPieces.of(tuple(items), node, count, rolls)
             # A named tuple cannot be rebuilt from its items in general; its tensors are bound all the same.
             return type(value)(items) if type(value) in (tuple, list) else value
         if isinstance(value, dict) and trees.has_tensor(value):
@@ -56,31 +56,32 @@ class Results:
                     self.adopt(item, part(getattr, node, field.name, item))
         return value
 
-    def _number_of_pieces(self, node: fx.Node) -> Any:
-        """How many tensors the node gives, a traced number where the size of what it cuts says so; or None."""
+    def _number_of_pieces(self, node: fx.Node) -> tuple[Any, bool]:
+        """How many tensors the node gives, a traced number where the size of what it cuts says so; or None.
+
+        And whether that number is meant to follow the size.
+        """
         name = name_of_op(node.target)
         if name not in _CUTS or not isinstance(node.args[0], fx.Node):
-            return None
+            return None, False
         (at, given), source, dim = _CUTS[name], node.args[0], dimension_cut(node)
         number: Any = node.kwargs.get(given, node.args[1] if at == 2 and len(node.args) > 1 else 1)
         if dim is None or not isinstance(number, (int, fx.Node)):
-            return None
-        shape = source.meta["value"].shape
-        size: Any = self._sizes.size(source, dim % len(shape), shape[dim])
-        if name == "chunk" and isinstance(number, int):
-            if shape[dim]:
-                # As many for all sizes but the smallest, which the graph refuses.
-                length = (size + (number - 1)) // number
-                ((size + (length - 1)) // length).as_traced()
-            return None
+            return None, False
+        follows = name != "chunk" or isinstance(number, fx.Node)
         if isinstance(number, fx.Node):
             value = number.meta["value"]
             if not isinstance(value, int):
-                return None
+                return None, False
             number = self._sizes.number_of(number, value)
-        if name == "chunk":
-            return number
-        return size if at == 1 else (size + (number - 1)) // number
+        if name == "chunk" and follows:
+            return number, True
+        shape = source.meta["value"].shape
+        size = self._sizes.size(source, dim % len(shape), shape[dim])
+        if name == "chunk" and shape[dim]:
+            # Small sizes are cut into fewer pieces.
+            number = (size + (number - 1)) // number
+        return size if at == 1 else (size + (number - 1)) // number, follows
 
 
 class _Entries(dict[Any, Any]):

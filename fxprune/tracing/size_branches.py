@@ -1,8 +1,8 @@
 """Branches for one size, as `mask = self.mask if x.shape[2] == 64 else self.make_mask(x.shape[2])`.
 
 The graph has one of both branches. The one for the size that the code names would tie it to that size. The other one is
-good for all sizes if it computes the same for that one too, with no more FLOPs, so both are tried. Where the example has taken the other
-one already, that is done for a size of 1: a single sample or step often has a branch of its own.
+good for all sizes if it computes the same for that one too, with no more FLOPs, so both are tried. Where the example
+has taken the other one already, that is done for a size of 1: a single sample or step often has a branch of its own.
 """
 
 from __future__ import annotations

@@ -305,12 +305,13 @@ class TracedPieces(tuple[torch.Tensor, ...]):
 
     node: fx.Node
     number: TracedInt
+    rolls: bool
 
     @staticmethod
-    def of(pieces: tuple[torch.Tensor, ...], node: fx.Node, count: TracedInt) -> TracedPieces:
-        """The pieces that a node gives, `count` of them."""
+    def of(pieces: tuple[torch.Tensor, ...], node: fx.Node, count: TracedInt, rolls: bool) -> TracedPieces:
+        """The pieces that a node gives, `count` of them; `rolls` if a loop may go through more or fewer."""
         made = TracedPieces(pieces)
-        made.node, made.number = node, count
+        made.node, made.number, made.rolls = node, count, rolls
         return made
 
     def untraced(self) -> tuple[torch.Tensor, ...]:
@@ -320,7 +321,7 @@ class TracedPieces(tuple[torch.Tensor, ...]):
     def __iter__(self) -> Any:
         """Go through all of them."""
         frame = user_frame()
-        if self.number.nodes.active and frame is not None and is_iterated(frame):
+        if self.rolls and self.number.nodes.active and frame is not None and is_iterated(frame):
             return self.number.nodes.loop(self.number, 0, self._of_step)
         self.number.as_traced()
         return super().__iter__()
