@@ -45,6 +45,8 @@ class Guard:
 
 
 _EQUAL = (operator.eq, operator.ne)
+# More comparisons told otherwise than any model has calls that compare; not tuned.
+_MOST_TOLD = 1_000
 
 
 class SizeNodes:
@@ -62,6 +64,7 @@ class SizeNodes:
             otherwise: where sizes are said to be others than those that the code names.
         """
         self._otherwise = otherwise
+        self._told = 0
         self.guards: list[Guard] = []
         self._builder = builder
         self._switch = switch
@@ -144,6 +147,9 @@ class SizeNodes:
         is_one = may_branch and function in _EQUAL and 1 in map(plain, operands)
         place = place_in_model() if (finds_it or is_one) and self._switch.on else None
         if place in self._otherwise:
+            self._told += 1
+            if self._told > _MOST_TOLD:
+                raise RuntimeError(f"the loop at {place} goes on until a size is another one")
             return outcome != finds_it
         self.guard(function, operands, outcome, place)
         return outcome

@@ -217,6 +217,27 @@ def test_a_branch_for_one_that_computes_something_else_is_refused(forward: Any, 
         traced(torch.randn(2, 3, height, 6).double())
 
 
+def _until_it_fits(self: Any, x: Tensor) -> Tensor:
+    y = self.a(x)
+    while y.shape[2] != 4:
+        y = y[:, :, :-1] if y.shape[2] > 4 else y
+    return self.b(y)  # type: ignore[no-any-return]
+
+
+def _until_it_fits_another(self: Any, x: Tensor) -> Tensor:
+    y = self.a(x)
+    while True:
+        if y.shape[2] == x[:, :, :4].shape[2]:
+            return self.b(y)  # type: ignore[no-any-return]
+        y = y[:, :, :4]
+
+
+@pytest.mark.parametrize("forward", [_until_it_fits, _until_it_fits_another])
+def test_a_loop_that_goes_on_until_a_size_fits_ends(forward: Any) -> None:
+    model, x = model_of(forward), image().double()
+    assert torch.equal(fxprune.trace(model, x)(x), model(x))
+
+
 def test_one_branch_of_two_is_for_all_sizes() -> None:
     def forward(self: Any, x: Tensor) -> Tensor:
         y = by_tuple(self, x)
