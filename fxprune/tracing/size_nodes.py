@@ -141,18 +141,30 @@ class SizeNodes:
         may_branch = len(sizes) == 1 and (
             sizes[0].function is read_size or (len(_read(sizes[0])) == 1 and max(map(plain, operands)) > 1)
         )
-        # As those of two tensors of which one is repeated where they differ.
-        may_branch |= len(sizes) == 2 and function in _EQUAL and all(each.function is read_size for each in sizes)
+        # As those of two tensors of which one is repeated where they differ, or padded where it is smaller.
+        of_two = len(sizes) == 2 and all(each.function is read_size for each in sizes)
+        may_branch |= of_two and function in _EQUAL
+        orders = of_two and function not in _EQUAL
         finds_it = may_branch and _finds_size(function, operands, outcome)
         is_one = may_branch and function in _EQUAL and 1 in map(plain, operands)
-        place = place_in_model() if (finds_it or is_one) and self._switch.on else None
-        if place in self._otherwise:
-            self._told += 1
-            if self._told > _MOST_TOLD:
-                raise RuntimeError(f"the loop at {place} goes on until a size is another one")
-            return outcome != finds_it
+        place = place_in_model() if (finds_it or is_one or orders) and self._switch.on else None
+        if place is not None and orders:
+            # Which of them is smaller may be another one at another size: what is told belongs to the place.
+            for told in (True, False):
+                if f"{place} {told}" in self._otherwise:
+                    return self._tell(told, place)
+            place = f"{place} {not outcome}"
+        elif place in self._otherwise:
+            return self._tell(outcome != finds_it, place)
         self.guard(function, operands, outcome, place)
         return outcome
+
+    def _tell(self, told: bool, place: Place | None) -> bool:
+        """What the code is told in place of the outcome."""
+        self._told += 1
+        if self._told > _MOST_TOLD:
+            raise RuntimeError(f"the loop at {place} goes on until a size is another one")
+        return told
 
     def _without_index(self, operand: Any) -> Any:
         """An operand as it is in this step of a loop; the other steps need not be like it."""

@@ -129,6 +129,33 @@ def test_what_is_repeated_for_other_batches_alone_is_always_repeated(batch: int)
             assert fxprune.verify(model, pruned, image(batch=other), training=training) <= TOLERANCE
 
 
+def _padded_or_cut(self: Any, x: Tensor) -> Tensor:
+    y = self.c(x)
+    n, m = x.shape[2], y.shape[2]
+    y = nn.functional.pad(y, (0, 0, 0, n - m)) if n > m else y[:, :, :n]
+    return self.b(self.a(x) + y)  # type: ignore[no-any-return]
+
+
+def _cut_or_something_else(self: Any, x: Tensor) -> Tensor:
+    y = self.c(x)
+    y = y[:, :, : x.shape[2]] if x.shape[2] <= y.shape[2] else nn.functional.pad(y, (0, 0, 1, 0))
+    return self.b(self.a(x) + y)  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize(("forward", "right"), [(_padded_or_cut, True), (_cut_or_something_else, False)])
+def test_what_is_padded_or_cut_is_padded_by_less_than_nothing(forward: Any, right: bool) -> None:
+    # Of 6 rows it makes 6, and of 7 it makes 6, too.
+    c = nn.Sequential(nn.Conv2d(3, 8, (2, 1), (2, 1)), nn.Upsample(scale_factor=(2.0, 1.0)))
+    model = model_of(forward, c=c)
+    pruned = fxprune.prune(model, 0.6, example_inputs=image(size=6).double(), compensate=False)
+    assert fxprune.verify(model, pruned, image(size=8).double()) <= TOLERANCE
+    if right:
+        assert fxprune.verify(model, pruned, image(size=7).double(), training=True) <= TOLERANCE
+    else:
+        with pytest.raises(FxpruneError, match=r"<= .*was True when the model was traced"):
+            pruned(image(size=7).double())
+
+
 def test_what_costs_more_is_not_taken_in_place_of_the_branch_for_one_size() -> None:
     def forward(self: Any, x: Tensor) -> Tensor:
         y = self.a(x)
