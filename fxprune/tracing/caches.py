@@ -104,13 +104,16 @@ def _changed_by_forward(kind: Hashable) -> tuple[set[str], set[str]]:
     stack = ["forward"]
     while stack:
         name = stack.pop()
-        function = getattr(kind, name, None)
-        if name in seen or not isinstance(function, FunctionType):
+        if name in seen:
             continue
         seen.add(name)
-        stack.extend(function.__code__.co_names)
-        instructions = list(dis.get_instructions(function))
-        assigned.update(each.argval for each in instructions if each.opname == "STORE_ATTR")
-        if any(each.opname == "STORE_SUBSCR" for each in instructions):
-            entered.update(function.__code__.co_names)
+        # A method may call the one that it overrides.
+        for function in (getattr(base, name, None) for base in cast(type, kind).__mro__):
+            if not isinstance(function, FunctionType):
+                continue
+            stack.extend(function.__code__.co_names)
+            instructions = list(dis.get_instructions(function))
+            assigned.update(each.argval for each in instructions if each.opname == "STORE_ATTR")
+            if any(each.opname == "STORE_SUBSCR" for each in instructions):
+                entered.update(function.__code__.co_names)
     return assigned, entered
