@@ -54,6 +54,7 @@ def prune(
     samples: int = 128,
     ignore: str | Iterable[str] = (),
     round_to: int | Literal["auto"] = 1,
+    min_channels: int = 1,
     depth: bool = False,
     width: bool = True,
     seed: int = 0,
@@ -86,6 +87,7 @@ def prune(
         ignore: names or glob patterns of modules to leave whole.
         round_to: the widths that change become multiples of this; "auto" for multiples that the device computes
             without waste, see `fxprune.make_plan`.
+        min_channels: so many channels of each group stay.
         depth: whether blocks, such as the branches of residual connections, may be left out whole. Which and how many
             is measured on the samples (`fxprune.depth`), which takes several times as long.
         width: whether channels may be removed; False with ``depth=True`` for blocks alone.
@@ -112,7 +114,7 @@ def prune(
         >>> small.get_parameter("0.weight").shape
         torch.Size([8, 3, 3, 3])
     """
-    request = Request(flops, latency, params, round_to, as_patterns(ignore), depth, width)
+    request = Request(flops, latency, params, round_to, as_patterns(ignore), min_channels, depth, width)
     if method is not None:
         check_method(method, ("dagger",))
     with shown(progress) as show:

@@ -23,7 +23,7 @@ PUBLIC = {
     "FxpruneError": "Exception",
     "FxpruneWarning": "UserWarning",
     "Gates": "scores, module, flops, losses",
-    "Group": "name, channels, dimensions, repeats, last_resort",
+    "Group": "name, channels, dimensions, repeats, last_resort, common",
     "Latency": "seconds, spread, repeats, warmup, batch_size, threads, device, dtype, memory_format",
     "Plan": "kept, flops, flops_before, flops_target, latency_target, removed",
     "PrunedParts": "model, plans, flops_before, flops, remarks",
@@ -52,14 +52,17 @@ PUBLIC = {
         "progress=True)"
     ),
     "load": "(path, *, original=None, strict=True)",
-    "make_plan": "(graph, scores, *, flops=None, latency=None, params=None, round_to=1, ignore=(), without=())",
+    "make_plan": (
+        "(graph, scores, *, flops=None, latency=None, params=None, round_to=1, min_channels=1, ignore=(), without=())"
+    ),
     "measure_latency": (
         "(model, example_inputs=None, *, batch_size=None, threads=None, device=None, warmup=5, repeats=30)"
     ),
     "plan_of": "(pruned)",
     "prune": (
         "(model, flops=None, *, latency=None, params=None, example_inputs=None, data=None, method=None, "
-        "compensate=True, samples=128, ignore=(), round_to=1, depth=False, width=True, seed=0, progress=True)"
+        "compensate=True, samples=128, ignore=(), round_to=1, min_channels=1, depth=False, width=True, seed=0, "
+        "progress=True)"
     ),
     "prune_optimizer": "(original, pruned, optimizer)",
     "prune_parts": (

@@ -36,6 +36,8 @@ class Group:
         dimensions: the dimensions of parameters and buffers that the channels are on.
         repeats: how many indices one channel takes in the dimension where it takes the most.
         last_resort: why the group is pruned only if the budget cannot be met without it; empty for all other groups.
+        common: the largest number of indices that divides what one channel takes in every dimension of a weight or an
+            activation. A width of attention heads takes 8 indices of a layer with 8 heads, and 1 once they are split.
     """
 
     name: str
@@ -43,6 +45,7 @@ class Group:
     dimensions: tuple[Dimension, ...]
     repeats: int
     last_resort: str = ""
+    common: int = 1
 
     def __len__(self) -> int:
         return len(self.channels)

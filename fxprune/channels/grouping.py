@@ -102,6 +102,7 @@ def _groups(
     frozen: list[Frozen] = []
     taken: Counter[str] = Counter()
     dimensions, repeats = _members(named, label, num_channels)
+    common = _common_counts(carried, num_channels)
     for which, on in dimensions.items():
         channels = order[bounds[which] : bounds[which + 1]]
         frozen_for, last_resort_for = reasons[int(kind[channels[0]])]
@@ -109,7 +110,8 @@ def _groups(
             frozen.append(Frozen(frozen_for, channels, tuple(on)))
         else:
             most = int(repeats[channels].max())
-            groups.append(Group(_group_name(on, taken), channels, tuple(on), most, last_resort_for))
+            shared = int(np.gcd.reduce(common[channels]))
+            groups.append(Group(_group_name(on, taken), channels, tuple(on), most, last_resort_for, shared))
     return tuple(groups), tuple(frozen)
 
 
@@ -130,6 +132,19 @@ def _signatures(carried: Sequence[Ids], num_channels: int) -> npt.NDArray[np.uin
             seen.add(content)
             signature[dim] += random.integers(1, 2**63, dtype=np.uint64)
     return signature
+
+
+def _common_counts(carried: Sequence[Ids], num_channels: int) -> npt.NDArray[np.int64]:
+    """For each channel the greatest common divisor of the numbers of its indices in all dimensions that have it."""
+    common = np.zeros(num_channels, dtype=np.int64)
+    seen: set[bytes] = set()
+    for dim in carried:
+        content = dim.tobytes()
+        if content not in seen:
+            seen.add(content)
+            channels, counts = np.unique(dim, return_counts=True)
+            common[channels] = np.gcd(common[channels], counts)
+    return common
 
 
 def _members(

@@ -65,6 +65,7 @@ def prune(
             parser=_multiple, metavar="N", help="changed widths become multiples of N; auto chooses N for the device"
         ),
     ] = "1",
+    min_channels: Annotated[int, typer.Option(min=1, help="so many channels of each group stay")] = 1,
     ignore: Annotated[
         list[str] | None, typer.Option(metavar="PATTERN", help="name or glob of modules to leave whole; repeatable")
     ] = None,
@@ -104,7 +105,7 @@ def prune(
         small = prune_model(
             network, flops, latency=latency, params=params, example_inputs=inputs, data=batches, method=method,
             compensate=compensate, samples=samples, ignore=ignore or (), round_to=round_to, depth=depth, width=width,
-            seed=seed, progress=show,
+            min_channels=min_channels, seed=seed, progress=show,
         )  # fmt: skip
     certificate = None
     if verify:

@@ -28,6 +28,7 @@ class Request:
         params: up to 1 a fraction of the model's parameters, above 1 a number of them; None for no such budget.
         round_to: the widths that change become multiples of this.
         ignore: names or glob patterns of modules that stay whole.
+        min_channels: so many channels of each group stay.
         depth: whether blocks may be left out.
         width: whether channels may be removed.
 
@@ -40,6 +41,7 @@ class Request:
     params: float | None = None
     round_to: int | Literal["auto"] = 1
     ignore: tuple[str, ...] = ()
+    min_channels: int = 1
     depth: bool = False
     width: bool = True
 
@@ -56,6 +58,8 @@ class Request:
             raise FxpruneError(f"latency (={latency!r}) must be a fraction of the model's, in (0, 1]")
         if round_to != "auto" and (type(round_to) is not int or round_to < 1):
             raise FxpruneError(f"round_to (={round_to!r}) must be a whole number of at least 1, or 'auto'")
+        if type(self.min_channels) is not int or self.min_channels < 1:
+            raise FxpruneError(f"min_channels (={self.min_channels!r}) must be a whole number of at least 1")
         for name in ("depth", "width"):
             if not isinstance(getattr(self, name), bool):
                 raise FxpruneError(f"{name} (={getattr(self, name)!r}) must be True or False")

@@ -33,6 +33,7 @@ def make_plan(
     latency: float | None = None,
     params: float | None = None,
     round_to: int | Literal["auto"] = 1,
+    min_channels: int = 1,
     ignore: str | Iterable[str] = (),
     without: str | Iterable[str] = (),
 ) -> Plan:
@@ -47,9 +48,10 @@ def make_plan(
             of them, or all if there is another budget below what the model has.
         latency: a budget of time, as a fraction of the model's, predicted from what `fxprune.time_channels` measured.
         params: a budget of parameters; up to 1 a fraction of the model's, above 1 a number of them.
-        round_to: the widths that change become multiples of this; "auto" for the widths that the device of the weights
-            computes without waste (`fxprune.planning.alignment`), or for half of that, a quarter and so on if the
-            budgets cannot be met otherwise.
+        round_to: the widths that change become multiples of this, those of attention heads too; "auto" for the widths
+            that the device of the weights computes without waste (`fxprune.planning.alignment`), or for half of that, a
+            quarter and so on if the budgets cannot be met otherwise.
+        min_channels: so many channels of each group stay.
         ignore: names or glob patterns of modules to leave whole; a name covers all modules below it.
         without: names of blocks (`graph.blocks`) that are left out.
 
@@ -76,7 +78,7 @@ def make_plan(
             close = difflib.get_close_matches(name, blocks, n=3, cutoff=0.4)
             hint = f"; close names are {', '.join(close)}" if close else "; graph.blocks lists them"
             raise FxpruneError(f"without (={name!r}) is no block of the model{hint}")
-    request = Request(flops, latency, params, round_to, as_patterns(ignore))
+    request = Request(flops, latency, params, round_to, as_patterns(ignore), min_channels)
     return plan_for(graph, scores, request, [blocks[name] for name in names])
 
 
@@ -104,7 +106,7 @@ def plan_for(graph: ChannelGraph, scores: Scores, request: Request, without: Ite
     budgets, groups = budgets_of(graph, request), _groups(graph, request, start)
     willing = [group for group in groups if not group.last_resort]
     for chosen, multiple in itertools.product((willing, groups), _multiples(graph, request)):
-        alive = choose(budgets, units_of(chosen, scores, multiple), start)
+        alive = choose(budgets, units_of(chosen, scores, multiple, request.min_channels), start)
         if alive is not None:
             return Plan(
                 kept=kept_indices(graph, alive),
@@ -167,7 +169,7 @@ def _fewest(graph: ChannelGraph, request: Request) -> npt.NDArray[np.bool_]:
     start = np.ones(graph.num_channels, dtype=bool)
     start[[block.channel for block in removable_blocks(graph, request)]] = False
     groups, multiple = _groups(graph, request, start), _multiples(graph, request)[-1]
-    return fewest(units_of(groups, np.zeros(graph.num_channels), multiple), start)
+    return fewest(units_of(groups, np.zeros(graph.num_channels), multiple, request.min_channels), start)
 
 
 def removable_blocks(graph: ChannelGraph, request: Request) -> tuple[Block, ...]:
@@ -241,7 +243,8 @@ def _unreachable(graph: ChannelGraph, request: Request, budgets: Sequence[Budget
             what = f"{late.target:,} parameters ({late.target / total:.1%})"
             lowest = f"{cost:,} ({cost / total:.1%})"
     blocks = len(removable_blocks(graph, request))
-    how = [f"all {blocks} blocks left out"] * bool(blocks) + ["one channel left in each group"] * request.width
+    left_over = "one channel" if request.min_channels == 1 else f"{request.min_channels} channels"
+    how = [f"all {blocks} blocks left out"] * bool(blocks) + [f"{left_over} left in each group"] * request.width
     advice = f"Raise {raised}, or ignore less"
     for name, given in (("depth", request.depth), ("width", request.width)):
         wider = replace(request, depth=True, width=True)

@@ -50,15 +50,23 @@ class Units:
         return self.channels[self.bounds[k] : self.bounds[k + 1]]
 
 
-def units_of(groups: Sequence[Group], scores: Scores, round_to: int) -> Units:
-    """All that may be removed, lowest scores first; one channel of each group stays, or one multiple of them."""
+def units_of(groups: Sequence[Group], scores: Scores, round_to: int, least: int = 1) -> Units:
+    """All that may be removed, lowest scores first.
+
+    Args:
+        groups: that may lose channels.
+        scores: of all channels.
+        round_to: the widths that change become multiples of this.
+        least: so many channels of each group stay, or the next multiple; all, where there are no more.
+    """
     # numpy cannot concatenate nothing, if there is no group.
     members, sizes, means = [np.empty(0, np.int64)], [np.empty(0, np.int64)], [np.empty(0)]
     for group in groups:
-        step = round_to // math.gcd(round_to, group.repeats)
+        step = round_to // math.gcd(round_to, group.common)
         order = group.channels[np.argsort(scores[group.channels], kind="stable")]
         # The remainder of the width by the multiple goes first.
-        size = np.full((len(order) - 1) // step, step, dtype=np.int64)
+        stay = -(-least // step) * step
+        size = np.full(max(-(-(len(order) - stay) // step), 0), step, dtype=np.int64)
         size[:1] = len(order) % step or step
         order = order[: size.sum()]
         mean = np.add.reduceat(scores[order], np.cumsum(size) - size) / size if len(size) else np.empty(0)

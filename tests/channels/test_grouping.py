@@ -46,6 +46,16 @@ def test_a_channel_counts_its_indices_where_it_has_the_most() -> None:
     a = ids.fresh(2)
     graph = collect(TRACED, ids.resolve(), {"a.weight": [a], "b.weight": [5, np.repeat(a, 3)]}, {}, {}, {}, ())
     assert graph.groups[0].repeats == 3
+    assert graph.groups[0].common == 1
+
+
+def test_what_its_indices_in_all_dimensions_have_in_common_is_known() -> None:
+    ids = IdTable()
+    a = ids.fresh(2)
+    dims = [5, np.repeat(a, 4)]
+    labels = {"x": Labels((1, np.tile(a, 6)), (False, True))}
+    graph = collect(TRACED, ids.resolve(), {"a.weight": dims}, labels, {}, {}, ())
+    assert graph.groups[0].common == 2
 
 
 def test_costs_labels_and_contractions_are_in_channel_numbers() -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 import numpy as np
 import pytest
+import torch.nn.functional as F
 from invariant import image, net, randomise, tokens
-from torch import nn
+from torch import Tensor, nn
 
 import fxprune
 from fxprune import FxpruneError, FxpruneWarning, UnreachableBudgetError
@@ -120,6 +122,42 @@ def _reached(graph: fxprune.ChannelGraph, flops: float) -> fxprune.Plan | None:
         return fxprune.make_plan(graph, fxprune.scores(graph), flops=flops)
     except UnreachableBudgetError:
         return None
+
+
+def test_a_multiple_is_that_of_each_head() -> None:
+    def forward(self: Any, x: Tensor) -> Tensor:
+        q, k, v = (each(x).view(*x.shape[:2], 4, 12).transpose(1, 2) for each in (self.q, self.k, self.v))
+        return self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(*x.shape[:2], 48))
+
+    parts = {name: nn.Linear(16, 48) for name in "qkv"}
+    graph = fxprune.analyze(fxprune.trace(net(forward, **parts, out=nn.Linear(48, 16)), tokens(width=16)))
+    heads = [group for group in graph.groups if group.repeats == 4]
+    assert heads
+    assert all(group.common == 1 for group in heads)
+    plan = fxprune.make_plan(graph, fxprune.scores(graph, "l2"), flops=0.8, round_to=4)
+    widths = [len(kept) for name in "qkv" for kept in plan.kept.get(f"{name}.weight", {}).values()]
+    assert widths
+    assert all(width % 16 == 0 for width in widths)
+
+
+@pytest.mark.parametrize(("least", "round_to", "stay"), [(5, 1, 5), (5, 4, 8), (100, 1, 48)])
+def test_some_channels_of_each_group_stay(least: int, round_to: int, stay: int) -> None:
+    graph = fxprune.analyze(fxprune.trace(convnet(), image()))
+    scores = fxprune.scores(graph, "l2")
+    request = Request(1e-9, round_to=round_to, min_channels=least)
+    lowest = lowest_flops(graph, request) / graph.flops.total
+    just = min(lowest + 1e-9, 1.0)
+    plan = fxprune.make_plan(graph, scores, flops=just, round_to=round_to, min_channels=least)
+    widths = {len(kept) for by_dim in plan.kept.values() for kept in by_dim.values()}
+    assert widths == ({stay} if stay < 48 else set())
+    with pytest.raises(UnreachableBudgetError, match=f"with {least} channels left in each group"):
+        fxprune.make_plan(graph, scores, flops=0.9 * lowest, round_to=round_to, min_channels=least)
+
+
+@pytest.mark.parametrize("value", [0, 2.0, True, None])
+def test_a_number_of_channels_that_is_none_is_refused(value: Any) -> None:
+    with pytest.raises(FxpruneError, match=r"min_channels \(=.*\) must be a whole number of at least 1"):
+        Request(min_channels=value)
 
 
 def test_a_multiple_counts_what_flattening_repeats() -> None:
