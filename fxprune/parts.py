@@ -74,6 +74,11 @@ class _Part:
         """The budget for the first call."""
         return max(int(share * self.first), self.lowest)
 
+    def fraction(self, share: float) -> float:
+        """The same as a fraction of what the first call costs."""
+        # Half a unit above the target, so that rounding does not take one off.
+        return min((self.target(share) + 0.5) / self.first, 1.0)
+
 
 def prune_parts(
     model: nn.Module,
@@ -149,7 +154,7 @@ def prune_parts(
         graphs = {
             part.path: prune(
                 part.module,
-                max(part.target(share), 2),
+                part.fraction(share),
                 example_inputs=part.example,
                 data=batches.get(part.path),
                 method=method,

@@ -150,12 +150,12 @@ def test_a_model_that_cannot_be_scored_on_samples_is_cut_by_relevance_with_a_war
         fxprune.prune(model, 0.6, example_inputs=images[:2], data=[images], method="surgeon")
 
 
-@pytest.mark.parametrize("stage", ["scores", "plan_for", "rewrite", "compensated"])
+@pytest.mark.parametrize("stage", ["api.scores", "api.plan_for", "depth.rewrite", "api.Compensation.of"])
 def test_any_other_error_is_not_taken_for_that(stage: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: Any, **__: Any) -> None:
         raise fxprune.FxpruneError("a bug")
 
-    monkeypatch.setattr(f"fxprune.api.{stage}", fail)
+    monkeypatch.setattr(f"fxprune.{stage}", fail)
     with pytest.raises(fxprune.FxpruneError, match=r"^a bug$"):
         fxprune.prune(nn.Sequential(*layers()), 0.6, data=[torch.randn(8, 3, 8, 8)])
 
@@ -166,7 +166,7 @@ def test_a_pruned_model_that_does_not_run_is_a_bug_and_not_taken_for_that(monkey
         pruned.get_submodule("2").weight = nn.Parameter(torch.zeros(8, 1, 1, 1))
         return pruned
 
-    monkeypatch.setattr("fxprune.api.rewrite", wrong)
+    monkeypatch.setattr("fxprune.depth.rewrite", wrong)
     with pytest.raises(fxprune.FxpruneError, match="does not run on data of shapes") as caught:
         fxprune.prune(nn.Sequential(*layers()), 0.6, data=[torch.randn(8, 3, 8, 8)])
     assert not isinstance(caught.value, fxprune.CannotScoreError)

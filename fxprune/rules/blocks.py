@@ -141,6 +141,10 @@ def _why_not_alike(stays: fx.Node, total: fx.Node, state: State) -> str:
         return f"what is left of the sum has shape {tuple(left.shape)}, not {tuple(whole.shape)}"
     if left.dtype != whole.dtype:
         return f"what is left of the sum is {left.dtype}, not {whole.dtype}"
+    carried, summed = state.labels[stays.name], state.labels[total.name]
+    if not isinstance(carried, Labels) or not isinstance(summed, Labels) or carried.labelled != summed.labelled:
+        # The sum takes of the model's input what its other side has channels for.
+        return "what is left of the sum does not carry its channels"
     return "" if state.sizes.same_shape(stays, total) else "what is left of the sum is broadcast for other inputs"
 
 

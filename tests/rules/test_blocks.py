@@ -80,6 +80,8 @@ NO_BLOCKS: dict[str, tuple[Any, dict[str, Any], str]] = {
     "both are broadcast": (lambda self, x: self.head(self.stem(x).mean(2, keepdim=True) + self.a(x)),
                            {"a": nn.Sequential(nn.Conv2d(3, 4, 1), nn.AdaptiveAvgPool2d((None, 1)))}, "shape"),
     "it has no FLOPs": (branches(lambda self, x: x * self.g.view(-1, 1, 1)), {"g": parameter(4)}, "no FLOPs"),
+    "the input is not cut": (lambda self, x: self.head(x + self.b(self.a(x).relu())),
+                             {"a": nn.Conv2d(3, 4, 1), "b": nn.Conv2d(4, 3, 1), "head": nn.Conv2d(3, 2, 1)}, "carry"),
     "the stream is its end": (branches(lambda self, x: torch.tanh(x)), {}, "no FLOPs"),
 }  # fmt: skip
 
@@ -87,7 +89,7 @@ NO_BLOCKS: dict[str, tuple[Any, dict[str, Any], str]] = {
 @pytest.mark.parametrize("name", NO_BLOCKS)
 def test_what_is_no_block_says_why(name: str) -> None:
     forward, parts, reason = NO_BLOCKS[name]
-    graph = check_invariant(net(forward, **STREAM, **parts), image())
+    graph = check_invariant(net(forward, **(STREAM | parts)), image())
     assert not [block for block in graph.blocks if block.name != "head"]
     assert any(reason in each.reason for each in graph.no_blocks)
 

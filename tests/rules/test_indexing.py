@@ -86,10 +86,10 @@ NETS = {
         image(),
         8,
     ),
-    "sliced up to a number that is a tensor is frozen": (
+    "sliced up to a number that is a tensor": (
         lambda: vectors(lambda self, x: x[:, : self.n] + x[:, self.n :], out=4, n=torch.tensor(4)),
         torch.randn(3, 4),
-        0,
+        4,
     ),
     "rows taken by a list": (
         lambda: net(lambda self, x: self.out(self.a(x)[[1, 0]]), a=nn.Linear(4, 8), out=nn.Linear(8, 2)),

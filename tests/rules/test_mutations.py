@@ -210,7 +210,7 @@ MUTATIONS: dict[str, tuple[Patch, nn.Module, Any]] = {
     ),
     # elementwise
     "zero stays zero whatever the op": (
-        attribute(elementwise, "_stays_zero", lambda *_: True),
+        attribute(elementwise, "stays_zero", lambda *_: True),
         multiplied(torch.exp),
         tokens(),
     ),
