@@ -291,8 +291,11 @@ def _fingerprint(model: nn.Module) -> list[tuple[Any, ...]]:
 
 
 def call(model: nn.Module, inputs: Any) -> Any:
-    """The model's outputs: for a tensor, a tuple of positional or a dict of keyword arguments."""
-    args, kwargs = call_arguments(inputs)
+    """The model's outputs: for a tensor, a tuple of positional or a dict of keyword arguments.
+
+    They are copied, since some models write into their inputs.
+    """
+    args, kwargs = trees.map_tensors(torch.clone, call_arguments(inputs))
     return model(*args, **kwargs)
 
 
