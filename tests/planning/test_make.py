@@ -254,10 +254,12 @@ def test_a_model_without_flops_is_refused() -> None:
 
 
 def test_blocks_are_left_out_by_name() -> None:
-    model = net(lambda self, x: x + self.b(self.a(x).relu()), a=nn.Conv2d(3, 8, 1), b=nn.Conv2d(8, 3, 1))
+    parts = {"stem": nn.Conv2d(3, 4, 1), "a": nn.Conv2d(4, 8, 1), "b": nn.Conv2d(8, 4, 1)}
+    model = net(lambda self, x: (lambda y: y + self.b(self.a(y).relu()))(self.stem(x)), **parts)
     graph = fxprune.analyze(fxprune.trace(model, image()))
-    plan = fxprune.make_plan(graph, fxprune.scores(graph, "l2"), flops=0.5, without="b")
-    assert list(plan.removed) == ["b"]
-    assert plan.flops == 0
-    with pytest.raises(FxpruneError, match=r"without \(='bb'\) is no block of the model; close names are b"):
+    plan = fxprune.make_plan(graph, fxprune.scores(graph, "l2"), flops=0.5, without=graph.blocks[0].name)
+    [block] = graph.blocks
+    assert list(plan.removed) == [block.name]
+    assert plan.flops == graph.flops.total - block.flops
+    with pytest.raises(FxpruneError, match=r"without \(='bb'\) is no block of the model"):
         fxprune.make_plan(graph, fxprune.scores(graph, "l2"), flops=0.5, without=["bb"])
