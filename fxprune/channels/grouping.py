@@ -61,7 +61,9 @@ def collect(
         name: tuple(Term(item.coefficient, tuple(channel_of[factor] for factor in item.factors)) for item in terms)
         for name, terms in costs.items()
     }
-    groups, frozen = _groups(named, list(converted.values()), num_channels, _reasons(resolved))
+    # Many dimensions have equal contents; each counts once.
+    carried = list({dim.tobytes(): dim for dim in converted.values()}.values())
+    groups, frozen = _groups(named, carried, num_channels, _reasons(resolved))
     return ChannelGraph(
         module=traced,
         labels=labels,
@@ -125,25 +127,17 @@ def _signatures(carried: Sequence[Ids], num_channels: int) -> npt.NDArray[np.uin
     """One number per channel, equal for channels on the same dimensions: a sum of random numbers, one a dimension."""
     random = np.random.default_rng(0)
     signature = np.zeros(num_channels, dtype=np.uint64)
-    seen: set[bytes] = set()
     for dim in carried:
-        content = dim.tobytes()
-        if content not in seen:
-            seen.add(content)
-            signature[dim] += random.integers(1, 2**63, dtype=np.uint64)
+        signature[dim] += random.integers(1, 2**63, dtype=np.uint64)
     return signature
 
 
 def _common_counts(carried: Sequence[Ids], num_channels: int) -> npt.NDArray[np.int64]:
     """For each channel the greatest common divisor of the numbers of its indices in all dimensions that have it."""
     common = np.zeros(num_channels, dtype=np.int64)
-    seen: set[bytes] = set()
     for dim in carried:
-        content = dim.tobytes()
-        if content not in seen:
-            seen.add(content)
-            channels, counts = np.unique(dim, return_counts=True)
-            common[channels] = np.gcd(common[channels], counts)
+        channels, counts = np.unique(dim, return_counts=True)
+        common[channels] = np.gcd(common[channels], counts)
     return common
 
 
