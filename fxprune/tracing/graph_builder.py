@@ -5,7 +5,7 @@ The node of a tensor is found by the tensor's identity.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from enum import IntEnum
 from typing import Any
 
@@ -19,7 +19,7 @@ from fxprune.running.copies import META
 from fxprune.tracing.constants import Place, constant_name, place_of_tensor
 from fxprune.tracing.scopes import ModuleCall, Scopes
 
-__all__ = ["GraphBuilder", "Origin", "is_count", "reads_layout", "reads_size"]
+__all__ = ["GraphBuilder", "Origin", "computed_from", "entries_read", "is_count", "reads_layout", "reads_size"]
 
 
 class Origin(IntEnum):
@@ -226,19 +226,29 @@ def reads_size(node: fx.Node) -> bool:
     return node.op == "call_method" and node.target in ("size", "numel", "stride", "storage_offset")
 
 
-def is_count(node: fx.Node) -> bool:
-    """Whether a whole number is computed from whole numbers only, as the longest of given lengths is."""
+def entries_read(node: fx.Node) -> list[fx.Node]:
+    """The inputs of a node whose entries it reads: not sizes, types and devices."""
+    return [source for source in node.all_input_nodes if not reads_layout(source)]
+
+
+def computed_from(node: fx.Node, sources: Callable[[fx.Node], Iterable[fx.Node]] = entries_read) -> Iterator[fx.Node]:
+    """A node and what it is computed from, each node once; `sources` gives what comes before one of them."""
     seen: set[fx.Node] = set()
     stack = [node]
     while stack:
         current = stack.pop()
-        if current in seen or reads_layout(current):
-            continue
-        seen.add(current)
+        if current not in seen:
+            seen.add(current)
+            yield current
+            stack.extend(sources(current))
+
+
+def is_count(node: fx.Node) -> bool:
+    """Whether a whole number is computed from whole numbers only, as the longest of given lengths is."""
+    for current in computed_from(node):
         tensors = trees.tensors([current.meta["value"]])
         if any(tensor.is_floating_point() or tensor.is_complex() for tensor in tensors) or "random" in current.meta:
             return False
-        stack.extend(current.all_input_nodes)
     return node.meta["value"].dtype is not torch.bool
 
 

@@ -10,7 +10,7 @@ from torch import Tensor, fx
 from fxprune.ops import name_of_op
 from fxprune.running import trees
 from fxprune.tracing.checks import check_rank
-from fxprune.tracing.graph_builder import GraphBuilder, reads_layout
+from fxprune.tracing.graph_builder import GraphBuilder, computed_from, entries_read
 from fxprune.tracing.scopes import ModuleCall
 
 __all__ = ["insert_rank_checks"]
@@ -38,21 +38,11 @@ def insert_rank_checks(builder: GraphBuilder, reads: Mapping[fx.Node, ModuleCall
 
 def _sources(node: fx.Node) -> list[fx.Node]:
     """The nodes that decide how many dimensions the tensor of a node has: inputs, and what loses sizes of 1."""
-    found: list[fx.Node] = []
-    seen: set[fx.Node] = set()
-    stack = [node]
-    while stack:
-        current = stack.pop()
-        if current in seen or reads_layout(current):
-            continue
-        seen.add(current)
-        if isinstance(current.meta["value"], Tensor) and (
-            _is_input(current) or name_of_op(current.target) == "squeeze"
-        ):
-            found.append(current)
-        if not _has_own_rank(current):
-            stack.extend(current.all_input_nodes)
-    return found
+    return [
+        current
+        for current in computed_from(node, lambda each: [] if _has_own_rank(each) else entries_read(each))
+        if isinstance(current.meta["value"], Tensor) and (_is_input(current) or name_of_op(current.target) == "squeeze")
+    ]
 
 
 def _is_input(node: fx.Node) -> bool:

@@ -22,7 +22,7 @@ from fxprune.errors import FxpruneError
 from fxprune.running.copies import META
 from fxprune.running.one_node import run_node, with_values
 from fxprune.tracing.checks import check_outcome
-from fxprune.tracing.graph_builder import GraphBuilder, Origin, is_count, reads_layout, reads_size
+from fxprune.tracing.graph_builder import GraphBuilder, Origin, computed_from, is_count, reads_layout, reads_size
 from fxprune.tracing.number_tensors import NumberTensors
 from fxprune.tracing.scopes import Switch
 from fxprune.tracing.size_nodes import SizeNodes
@@ -312,15 +312,11 @@ def _before(node: fx.Node, *, past_layouts: bool = True) -> list[fx.Node]:
         node: the last one.
         past_layouts: whether also what comes before a read of a size or a type.
     """
-    seen: set[fx.Node] = set()
-    stack = [node]
-    while stack:
-        current = stack.pop()
-        if current not in seen:
-            seen.add(current)
-            if past_layouts or not reads_layout(current):
-                stack.extend(current.all_input_nodes)
-    return sorted(seen)
+
+    def sources(each: fx.Node) -> list[fx.Node]:
+        return each.all_input_nodes if past_layouts or not reads_layout(each) else []
+
+    return sorted(computed_from(node, sources))
 
 
 def _tensors_read(node: fx.Node) -> set[str]:

@@ -16,7 +16,7 @@ from torch import Tensor, fx, nn
 
 from fxprune.running import trees
 from fxprune.tracing.fixed_sizes import all_fixed, fixed_sizes
-from fxprune.tracing.graph_builder import Origin, reads_layout
+from fxprune.tracing.graph_builder import Origin, computed_from, reads_layout
 from fxprune.tracing.recorder import Recorder
 from fxprune.tracing.spelling import first_few
 
@@ -113,14 +113,7 @@ def _is_other_in_each_call(recorder: Recorder, tensor: Tensor, before: fx.Node |
     node = recorder.builder.find(tensor)
     if node is None or recorder.builder.origin[node] == Origin.INPUTS:
         return node is not None
-    seen: set[fx.Node] = set()
-    stack = [node]
-    while stack:
-        current = stack.pop()
-        if current not in seen and not reads_layout(current):
-            seen.add(current)
-            stack.extend(current.all_input_nodes)
-    return before in seen
+    return any(each is before for each in computed_from(node))
 
 
 def _has_fixed_size(recorder: Recorder, tensor: Tensor) -> bool:

@@ -71,7 +71,7 @@ NETS = [
 ]  # fmt: skip
 
 
-def _steps(models: list[nn.Module]) -> None:
+def check_steps(models: list[nn.Module]) -> None:
     """Outputs, buffers and gradients are the same over calls in eval, in training and in eval again."""
     for number, training in enumerate([False, False, True, True, False]):
         x, results = torch.randn(3, 3, 8, 8, dtype=torch.float64), []
@@ -90,7 +90,7 @@ def _steps(models: list[nn.Module]) -> None:
 def test_a_layer_computes_with_what_forward_has_set(forward: Callable[..., Tensor]) -> None:
     model = _net(forward)
     check_training(model, image(size=8))
-    _steps([copy.deepcopy(model), trace(model, image(size=8).double())])
+    check_steps([copy.deepcopy(model), trace(model, image(size=8).double())])
 
 
 def test_dropout_follows_what_forward_sets() -> None:
@@ -99,7 +99,12 @@ def test_dropout_follows_what_forward_sets() -> None:
         return _head(self, self.drop(self.a(x)))
 
     model = _net(dropping).double()
-    _steps([copy.deepcopy(model), trace(model, image(size=8).double())])
+    traced = trace(model, image(size=8).double())
+    check_steps([copy.deepcopy(model), traced])
+    other = _net(lambda self, x: _head(self, self.drop(self.a(x)))).double()
+    other.load_state_dict(model.state_dict())
+    with pytest.raises(AssertionError, match="not close"):
+        check_steps([other, traced])
 
 
 def test_a_setting_that_forward_puts_back_or_that_is_not_used_leaves_the_layer_one_node() -> None:
