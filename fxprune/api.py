@@ -134,7 +134,7 @@ def prune(
         try:
             blocks = removable_blocks(graph, request)
             if batch is None and (compensate or blocks or method == "dagger" or method in FROM_DATA):
-                batch = _made_samples(graph, method, depth, seed, show)
+                batch = _made_samples(graph, method, bool(blocks), seed, show)
             if batch is not None and (compensate or blocks or method in (None, "surgeon")):
                 # Scoring and compensation split the samples by the same clusters.
                 batch = replace(batch, clusters=clusters_of(graph.module, batch))

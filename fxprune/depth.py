@@ -58,7 +58,8 @@ def best_depth(
                 continue
             raise
         fit = run.fit(rewrite(graph, plan))
-        if best is None or fit.error < best.error:
+        # Not a number is worse than any.
+        if best is None or not best.error <= fit.error:
             best, worse = fit, 0
         else:
             worse += 1
@@ -92,8 +93,11 @@ def blocks_in_order(
     # What a block costs for what it saves, its number, how many were gone when that was measured, and the loss then.
     queue = [(-math.inf, number, -1, 0.0) for number in range(len(blocks))]
     while queue and not all(budget.holds(alive) for budget in budgets):
-        _, number, gone, after = heapq.heappop(queue)
+        cost, number, gone, after = heapq.heappop(queue)
         block = blocks[number]
+        if cost == math.inf:
+            # Without any that is left, outputs are no numbers.
+            break
         if gone == len(order):
             alive[block.channel], loss = False, after
             order.append(block)
@@ -106,7 +110,8 @@ def blocks_in_order(
         # Inside a block that is gone, others save nothing.
         if saved > 0:
             after = losses.without([*order, block])
-            heapq.heappush(queue, ((after - loss) / saved, number, len(order), after))
+            cost = (after - loss) / saved if math.isfinite(after) else math.inf
+            heapq.heappush(queue, (cost, number, len(order), after))
     return order
 
 

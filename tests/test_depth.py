@@ -201,3 +201,28 @@ def test_the_time_of_a_block_goes_with_it(model: nn.Module) -> None:
 def test_it_exports(shallow: nn.Module) -> None:
     program = torch.export.export(shallow, (samples(2),), dynamic_shapes=({0: torch.export.Dim("n")},))
     torch.testing.assert_close(program.module()(samples(5)), shallow(samples(5)))
+
+
+def test_one_sample_is_enough_to_prefer_a_block_that_does_nothing(model: nn.Module) -> None:
+    small = fxprune.prune(model, 0.7, data=[samples(1)], depth=True, compensate=False, progress=False)
+    assert list(fxprune.plan_of(small).removed) == ["blocks.1"]
+
+
+def test_a_block_without_which_outputs_are_no_numbers_stays(model: nn.Module) -> None:
+    def divided(self: Any, x: Tensor) -> Tensor:
+        y = self.stem(x)
+        return self.head((y / (y + self.b(y) - y)).mean((2, 3)))
+
+    broken = net(divided, stem=nn.Conv2d(3, 8, 3), b=nn.Conv2d(8, 8, 3, padding=1), head=nn.Linear(8, 4)).eval()
+    graph = fxprune.analyze(fxprune.trace(broken, image()))
+    assert len(graph.blocks) == 1
+    order = blocks_in_order(
+        graph, graph.blocks, budgets_of(graph, Request(0.1)), Batch((samples(),), {}), lambda *step: None
+    )
+    assert order == []
+
+
+def test_depth_asks_for_nothing_where_there_is_no_block() -> None:
+    plain = nn.Sequential(nn.Conv2d(3, 8, 1), nn.ReLU(), nn.Conv2d(8, 2, 1))
+    small = fxprune.prune(plain, 0.5, example_inputs=image(), depth=True, progress=False)
+    assert not fxprune.plan_of(small).removed

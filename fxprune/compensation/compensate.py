@@ -157,12 +157,13 @@ class Compensation:
     def fit(self, pruned: fx.GraphModule) -> Fit:
         """Correct a copy of a pruned model, as far as that helps on the held-out samples."""
         (fit, judge), correction = self.samples, self._correction(pruned)
-        least = output_error(self.graph.module, pruned, judge)
+        # Where none are held out, the error still says which of several models is better.
+        least = output_error(self.graph.module, pruned, judge or fit)
         # If both together help, neither is tried alone.
         for parts in [] if correction.alive.all() else self.parts:
             fitted = copy.deepcopy(pruned)
             chosen = correction.apply(fitted, parts, fit, judge, lambda node: self.damping)
-            error = output_error(self.graph.module, fitted, judge)
+            error = output_error(self.graph.module, fitted, judge or fit)
             if not judge or error < least:
                 return Fit(pruned, fitted, parts, chosen, error)
         return Fit(pruned, pruned, (), {}, least)

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
-from torch import Tensor
 
-from fxprune.channels import ChannelGraph
+from fxprune.channels import ChannelGraph, labels_in
 from fxprune.channels.polynomial import Polynomial, build_polynomial, term, with_blocks
 from fxprune.errors import FxpruneError
 
@@ -135,18 +134,10 @@ def _count(budget: float, total: int, samples: int = 1) -> int:
 
 
 def _samples_of(graph: ChannelGraph) -> int:
-    """The samples in the example: the first size of all its tensors; 1 where they differ."""
-    given = (node.meta["value"] for node in graph.module.graph.nodes if node.op == "placeholder")
-    sizes = {tensor.shape[0] if tensor.dim() else 1 for value in given for tensor in _tensors(value)}
+    """The samples in the example: the first size of all its tensors; 1 where these differ or have one dimension."""
+    given = (graph.labels[node.name] for node in graph.module.graph.nodes if node.op == "placeholder")
+    sizes = {labels.shape[0] if len(labels.dims) > 1 else 1 for tree in given for labels in labels_in(tree)}
     return sizes.pop() if len(sizes) == 1 else 1
-
-
-def _tensors(value: object) -> list[Tensor]:
-    if isinstance(value, Mapping):
-        value = list(value.values())
-    if isinstance(value, (tuple, list)):
-        return [tensor for item in value for tensor in _tensors(item)]
-    return [value] if isinstance(value, Tensor) else []
 
 
 def parameters_of(graph: ChannelGraph) -> Polynomial:

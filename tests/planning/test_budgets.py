@@ -109,6 +109,11 @@ def test_a_count_of_flops_is_for_one_sample() -> None:
     assert shares == [0.5, 0.5]
 
 
+def test_an_example_of_one_dimension_is_one_sample() -> None:
+    graph = fxprune.analyze(fxprune.trace(nn.Linear(4, 8), torch.zeros(4)))
+    assert flops_target(graph, Request(20)) == 20
+
+
 @pytest.mark.parametrize("params", [0.4, 120])
 def test_parameters_are_a_budget(params: float) -> None:
     def forward(self: Any, x: Tensor) -> Tensor:
