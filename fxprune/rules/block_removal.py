@@ -94,9 +94,8 @@ class _Copying:
         )
         if not later or root is other:
             return False
-        return stays is not other or not stays.op.startswith("call") or any(
-            user is not total and user not in self._dead for user in stays.users
-        )  # fmt: skip
+        read_elsewhere = any(user is not total and user not in self._dead for user in stays.users)
+        return stays is not other or read_elsewhere
 
 
 def _memory_format(total: Tensor, stays: Tensor) -> torch.memory_format | None:

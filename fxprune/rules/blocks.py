@@ -21,13 +21,14 @@ from fxprune.channels.polynomial import Term, with_blocks
 from fxprune.errors import FxpruneError
 from fxprune.ops import Trait, traits
 from fxprune.rules.elementwise import stays_zero
-from fxprune.rules.needs import ALWAYS, Edge, needs_of, serving_only, unneeded
+from fxprune.rules.needs import ALWAYS, Edge, Needs, needs_of, serving_only, unneeded
 from fxprune.rules.op import Op
 from fxprune.rules.probe import probe
 from fxprune.rules.registry import find_rule
 from fxprune.rules.state import Splits, State
 from fxprune.running import trees
 from fxprune.running.one_node import with_values
+from fxprune.tracing.aliasing import counted_inputs
 from fxprune.tracing.rolling import has_loops
 
 __all__ = ["Blocks", "find_blocks"]
@@ -88,7 +89,11 @@ def find_blocks(
             candidates[edge] = made
     chosen, crowded = _one_for_each_sum(candidates, refused), {0}
     while crowded:
-        needs, crowded = needs_of(graph, state.roots, {edge: k for k, edge in enumerate(chosen)}, _MOST_SETS)
+        numbers = {edge: k for k, edge in enumerate(chosen)}
+        needs, crowded = needs_of(graph, state.roots, numbers, _MOST_SETS)
+        # A node whose size alone is read stays, and fvcore does not count it.
+        counted, also = needs_of(graph, state.roots, numbers, _MOST_SETS, counted_inputs)
+        crowded |= also
         for k, edge in enumerate(chosen):
             if any(k not in each for node in candidates[edge].inside for each in needs[node]):
                 crowded.add(k)
@@ -96,15 +101,18 @@ def find_blocks(
         chosen = [edge for k, edge in enumerate(chosen) if k not in crowded]
     ids = [int(number) for number in state.ids.fresh(len(chosen))]
     found = _named([_block(edge, candidates[edge], number) for edge, number in zip(chosen, ids, strict=True)])
-    optional = {
-        node.name: tuple(sorted(tuple(sorted(ids[k] for k in each)) for each in sets))
-        for node, sets in needs.items()
-        if sets and sets != ALWAYS
+    factored = {
+        name: with_blocks(terms, _in_ids(counted[state.nodes[name]], ids) or ((),)) for name, terms in costs.items()
     }
-    factored = {name: with_blocks(terms, optional.get(name, ((),))) for name, terms in costs.items()}
+    optional = {node.name: _in_ids(sets, ids) for node, sets in needs.items() if sets and sets != ALWAYS}
     ended = {total for _, total in chosen}
     no_blocks = tuple(NoBlock(edge[0].name, reason) for edge, reason in refused.items() if edge[1] not in ended)
     return Blocks(found, no_blocks, factored, optional)
+
+
+def _in_ids(sets: Needs, ids: Sequence[int]) -> tuple[tuple[int, ...], ...]:
+    """Sets of edges as those of the blocks' ids, in a fixed order."""
+    return tuple(sorted(tuple(sorted(ids[k] for k in each)) for each in sets))
 
 
 def _other(total: fx.Node, value: fx.Node) -> fx.Node:

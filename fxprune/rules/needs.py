@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import TypeAlias
 
 from torch import fx
@@ -55,7 +55,11 @@ def serving_only(edge: Edge, place: Mapping[fx.Node, int], idle: set[fx.Node]) -
 
 
 def needs_of(
-    graph: fx.Graph, roots: Mapping[fx.Node, fx.Node], edges: Mapping[Edge, int], most: int
+    graph: fx.Graph,
+    roots: Mapping[fx.Node, fx.Node],
+    edges: Mapping[Edge, int],
+    most: int,
+    inputs: Callable[[fx.Node], Iterable[fx.Node]] = lambda node: node.all_input_nodes,
 ) -> tuple[dict[fx.Node, Needs], set[int]]:
     """For each node, of which edges one set must be there whole for the node to be needed; empty if `unneeded`.
 
@@ -64,11 +68,13 @@ def needs_of(
         roots: for each node the first one that shares its memory.
         edges: those that may be cut, with their numbers.
         most: the number of sets up to which they are told apart.
+        inputs: those of a node that it needs; default: all.
 
     Returns:
         The needs, and the edges in sets that were too many.
     """
     needs: dict[fx.Node, Needs] = {}
+    needed: dict[fx.Node, set[fx.Node]] = {}
     crowded: set[int] = set()
     by_name, place = {node.name: node for node in graph.nodes}, {node: k for k, node in enumerate(graph.nodes)}
     # By alias root, the nodes so far that read its memory, and through which other node they do.
@@ -77,7 +83,7 @@ def needs_of(
         if node.op in ("output", "placeholder") or is_boundary(node):
             needs[node] = ALWAYS
         else:
-            found = [_through(edges.get((node, user)), needs[user]) for user in node.users]
+            found = [_through(edges.get((node, user)), needs[user]) for user in node.users if node in needed[user]]
             for name in node.meta.get("mutates", ()):
                 root = roots[by_name[name]]
                 if root.op in ("get_attr", "placeholder"):
@@ -90,7 +96,8 @@ def needs_of(
             if len(needs[node]) > most:
                 crowded.update(number for each in needs[node] for number in each)
                 needs[node] = ALWAYS
-        for source in node.all_input_nodes:
+        needed[node] = set(inputs(node))
+        for source in needed[node]:
             reads.setdefault(roots[source], []).append((source, node))
     return needs, crowded
 

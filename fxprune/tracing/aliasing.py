@@ -7,7 +7,7 @@ from torch import fx, nn
 from fxprune.ops import Trait, traits
 from fxprune.running.mode_blocks import chooses, modes_of
 
-__all__ = ["alias_roots", "attributes_written_in", "used_nodes", "written_attributes"]
+__all__ = ["alias_roots", "attributes_written_in", "counted_inputs", "used_nodes", "written_attributes"]
 
 
 def alias_roots(graph: fx.Graph, modules: dict[str, nn.Module], *, follow_data: bool = True) -> dict[fx.Node, fx.Node]:
@@ -62,13 +62,13 @@ def used_nodes(graph: fx.Graph, modules: dict[str, nn.Module]) -> set[fx.Node]:
             if node not in used:
                 used.add(node)
                 seen.add(root[node])
-                stack.extend(_counted_with(node))
+                stack.extend(counted_inputs(node))
         # Nodes that write into something that is used.
         stack = [node for node, into in written.items() if node not in used and into & seen]
     return used
 
 
-def _counted_with(node: fx.Node) -> list[fx.Node]:
+def counted_inputs(node: fx.Node) -> list[fx.Node]:
     """The inputs that a node depends on for fvcore, to which types and devices are constants, and sizes are tensors."""
     if node.target is getattr and node.args[1] in ("dtype", "device"):
         return []
