@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 from invariant import check_invariant, image, net, plan_for
 from torch import Tensor, fx, nn
 
@@ -114,15 +113,3 @@ def test_the_result_trains_and_compiles_and_copies(training: bool) -> None:
     assert all(parameter.grad is not None for parameter in pruned.parameters())
     again = pickle.loads(pickle.dumps(pruned))
     torch.testing.assert_close(again(image()), outputs)
-
-
-def test_a_layer_whose_size_alone_is_read_elsewhere_costs_nothing_without_its_block() -> None:
-    def forward(self: Any, x: Tensor) -> Tensor:
-        y = self.stem(x)
-        z = self.a(y)
-        y = y + self.b(z)
-        return self.head(F.interpolate(y, scale_factor=float(max(z.shape[-1] // 3, 1))))
-
-    parts = {name: nn.Conv2d(4, 4, 1) for name in "ab"}
-    graph = check_invariant(net(forward, **stream(), **parts), image(), plans=4, other_batch=False)
-    assert len(graph.blocks) == 1

@@ -6,11 +6,13 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from invariant import check_invariant, image, net, parameter, tokens
 from mutate import attribute
 from torch import Tensor, nn
 
 from fxprune.channels.polynomial import Term
+from fxprune.errors import FxpruneError
 from fxprune.rules import blocks
 from fxprune.rules.op import Op
 
@@ -129,24 +131,30 @@ def test_what_is_one_sample_for_all_does_not_take_the_place_of_a_sum() -> None:
     assert [block.name for block in graph.blocks] == ["stem"]
 
 
-BROKEN: dict[str, tuple[Any, str, Any, dict[str, Any]]] = {
+def sized(self: Any, x: Tensor) -> Tensor:
+    y = self.stem(x)
+    z = self.a(y)
+    return self.head(F.interpolate(y + self.b(z), scale_factor=float(max(z.shape[-1] // 3, 1))))
+
+
+BROKEN: dict[str, tuple[Any, str, Any, Any]] = {
     "any value is zero": (blocks._Owned, "_zeroed", lambda self, node, inside: blocks._Zeroed(None, ("a.bias",)),
-                          {"forward": branches(lambda self, x: torch.sigmoid(self.a(x)))}),
-    "any shape will do": (blocks, "_why_not_alike", lambda *given: "",
-                          {"forward": lambda self, x: self.head(self.stem(x).mean((2, 3), keepdim=True) + self.a(
-                              self.stem(x)))}),
+                          branches(lambda self, x: torch.sigmoid(self.a(x)))),
+    "any shape will do": (blocks, "_why_not_alike", lambda *given: "", lambda self, x: self.head(
+        self.stem(x).mean((2, 3), keepdim=True) + self.a(self.stem(x)))),
     "costs stay": (blocks, "with_blocks", lambda terms, sets: [Term(t.coefficient, t.factors) for t in terms],
-                   {"forward": branches(lambda self, x: self.a(x))}),
+                   branches(lambda self, x: self.a(x))),
+    "sizes are counted": (blocks, "counted_inputs", lambda node: node.all_input_nodes, sized),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("name", BROKEN)
 def test_a_broken_rule_for_blocks_is_seen(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    owner, what, wrong, made = BROKEN[name]
-    model = net(made["forward"], a=conv(), **STREAM)
+    owner, what, wrong, forward = BROKEN[name]
+    model = net(forward, a=conv(), b=conv(), **STREAM)
     check_invariant(model, image(), plans=3)
     attribute(owner, what, wrong)(monkeypatch)
-    with pytest.raises((AssertionError, Exception)):
+    with pytest.raises((AssertionError, FxpruneError)):
         check_invariant(model, image(), plans=3)
 
 
