@@ -207,10 +207,10 @@ def _made_samples(graph: ChannelGraph, method: Method | None, depth: bool, seed:
             raise CannotScoreError("synthetic samples became NaN or infinite: check the weights for NaN and infinity")
         return Batch((made,), {}, checked=True)
     if depth or method == "dagger" or method in FROM_DATA:
-        what = "depth=True" if depth else f"method {method!r}"
+        what, instead = ("depth=True", "depth=False") if depth else (f"method {method!r}", "another method")
         raise FxpruneError(
             f"{what} needs data, and none can be made from this model, which has no BatchNorm "
-            "statistics or not one input: give data, a loader or a list of batches, or another method"
+            f"statistics or not one input: give data, a loader or a list of batches, or {instead}"
         )
     return None
 
