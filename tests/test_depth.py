@@ -116,7 +116,7 @@ def test_nothing_to_prune_is_refused(model: nn.Module) -> None:
 
 def test_depth_without_samples_is_refused() -> None:
     plain = net(lambda self, x: (lambda y: y + self.a(y))(self.stem(x)), a=nn.Conv2d(8, 8, 1), stem=nn.Conv2d(3, 8, 1))
-    with pytest.raises(FxpruneError, match="depth=True needs data.*or depth=False$"):
+    with pytest.raises(FxpruneError, match=r"depth=True needs data.*or depth=False$"):
         fxprune.prune(plain, 0.9, example_inputs=image(), depth=True, progress=False)
 
 
