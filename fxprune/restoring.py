@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor, fx, nn
 from fxprune.channels import ChannelGraph
 from fxprune.errors import FxpruneError, called_as
 from fxprune.layers.contraction import find_parameter
+from fxprune.ops import name_of_op
 from fxprune.planning.plan import Plan
 from fxprune.provenance import check_order, plan_of
 from fxprune.rewriting import original_graph
@@ -36,7 +38,8 @@ def restore_class(original: nn.Module, pruned: nn.Module, example_inputs: Any = 
 
     What `fxprune.prune` returns is a graph. Code that asks a model for more than its outputs (a loss as a method, a
     training script that looks for `model.head`) needs the model's class. A copy of the model gets the pruned parameters
-    and buffers, and its layers the numbers that say how wide they are. Then its outputs are compared with those of the
+    and buffers, and its layers the numbers that say how wide they are; modules that are removed blocks pass their input
+    on, or give zeros. Then its outputs are compared with those of the
     pruned graph: they differ where `forward` computes with widths that it does not read from its tensors.
 
     Args:
@@ -95,30 +98,64 @@ def _leave_out_blocks(own: nn.Module, graph: ChannelGraph, plan: Plan) -> None:
     zeros. Where no module is one of the two, the parameters at the end of the block stay, as zeros.
     """
     nodes = {node.name: node for node in graph.module.graph.nodes}
+    modules = dict(graph.module.named_modules())
     ends = {block.ends for block in plan.removed.values()}
+    for name in {name for each in ends for name in each}:
+        find_parameter(own, name).data.zero_()
     gone = [block for block in graph.blocks if block.ends in ends]
     dead = {name for block in gone for name in (*block.nodes, block.sum)}
     for block in gone:
-        for name in block.ends:
-            find_parameter(own, name).data.zero_()
-        around = str(nodes[block.sum].meta.get("module") or "")
-        for path, made in ((around, nn.Identity()), (block.name.partition("#")[0], _LeftOut())):
-            inside = [n for n in nodes.values() if _is_within(n, path)] if path else []
-            costly = [n for n in inside if n.name in graph.costs]
-            if inside and costly and all(n.name in dead for n in costly) and _has(own, path):
-                own.set_submodule(path, made)
-                break
+        total, stays, value = nodes[block.sum], nodes[block.stays], nodes[block.value]
+        around, branch = str(total.meta.get("module") or ""), block.name.partition("#")[0]
+        if _is_dead(around, graph, dead) and _gives(total, stays, around, modules):
+            made: nn.Module = nn.Identity()
+            path = around
+        elif _is_dead(branch, graph, dead) and not _is_within(total, branch) and _keeps_shape(branch, value, graph):
+            made, path = _LeftOut(), branch
+        else:
+            continue
+        if any(name == path for name, _ in own.named_modules()):
+            own.set_submodule(path, made)
+
+
+def _is_dead(path: str, graph: ChannelGraph, dead: Collection[str]) -> bool:
+    """Whether all that costs FLOPs in a module has gone."""
+    costly = [node.name for node in graph.module.graph.nodes if node.name in graph.costs and _is_within(node, path)]
+    return bool(path and costly) and all(name in dead for name in costly)
+
+
+def _gives(total: fx.Node, stays: fx.Node, path: str, modules: Mapping[str, nn.Module]) -> bool:
+    """Whether a module without its branch gives its input; a ReLU at its end leaves what a ReLU gave as it is."""
+    if _is_within(stays, path):
+        return False
+    after = [user for user in total.users if _is_within(user, path)]
+    last = not any(_is_within(each, path) for user in after for each in user.users)
+    relus = all(_name(user, modules) == "relu" for user in after)
+    return not after or (last and relus and _is_positive(stays, modules))
+
+
+def _is_positive(node: fx.Node, modules: Mapping[str, nn.Module]) -> bool:
+    """Whether a value comes from a ReLU, perhaps by way of pooling."""
+    name = _name(node, modules)
+    return name == "relu" or ("pool" in name and _is_positive(node.all_input_nodes[0], modules))
+
+
+def _name(node: fx.Node, modules: Mapping[str, nn.Module]) -> str:
+    """The name of the op that a node calls, or of the class of its module, in lower case."""
+    return type(modules[str(node.target)]).__name__.lower() if node.op == "call_module" else name_of_op(node.target)
+
+
+def _keeps_shape(path: str, value: fx.Node, graph: ChannelGraph) -> bool:
+    """Whether the value of a branch has the shape of what its module is given."""
+    first = next(node for node in graph.module.graph.nodes if _is_within(node, path) and node.all_input_nodes)
+    given = first.all_input_nodes[0].meta["value"]
+    return isinstance(given, Tensor) and given.shape == value.meta["value"].shape
 
 
 def _is_within(node: fx.Node, path: str) -> bool:
     """Whether a node is of a module."""
     places = (str(node.meta.get("module") or ""), str(node.target) if node.op == "call_module" else "")
     return any(place == path or place.startswith(f"{path}.") for place in places)
-
-
-def _has(model: nn.Module, path: str) -> bool:
-    """Whether a model still has a module of a path."""
-    return any(name == path for name, _ in model.named_modules())
 
 
 def _take_over(own: nn.Module, pruned: nn.Module) -> None:

@@ -171,6 +171,24 @@ def test_a_residual_module_passes_its_input_on() -> None:
     torch.testing.assert_close(own(data[0]), small(data[0]))
 
 
+def test_a_residual_module_that_changes_what_is_left_keeps_its_class() -> None:
+    class Residual(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Conv2d(8, 8, 1), nn.Conv2d(8, 8, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.relu(x + self.b(self.a(x)))
+
+    original = nn.Sequential(nn.Conv2d(3, 8, 1), Residual(), nn.Conv2d(8, 2, 1)).eval()
+    small = fxprune.prune(original, 0.9, data=[samples()], depth=True, width=False, compensate=False, progress=False)
+    own = fxprune.restore_class(original, small)
+    assert list(fxprune.plan_of(small).removed) == ["1"]
+    assert isinstance(own[1], Residual)
+    assert not own[1].b.weight.any()
+    torch.testing.assert_close(own(samples(3) - 5), small(samples(3) - 5))
+
+
 def test_the_report_tells_which_blocks_are_gone(model: nn.Module, shallow: nn.Module) -> None:
     made = fxprune.report(shallow, original=model, repeats=2)
     assert "blocks.1" in made.blocks
