@@ -39,7 +39,7 @@ def prune(
     output: common.Output,
     flops: Annotated[
         float | None,
-        typer.Option(help="budget: a fraction of the FLOPs in (0, 1], or a count above 1", show_default="0.5"),
+        typer.Option(help="budget: a fraction of the FLOPs in (0, 1], or a count per sample", show_default="0.5"),
     ] = None,
     latency: Annotated[
         float | None,

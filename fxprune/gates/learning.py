@@ -68,8 +68,8 @@ def learn_gates(
     Args:
         graph: the analysed model; neither it nor its module is changed.
         data: a DataLoader or any iterable of batches that can be walked again, see `fxprune.data`.
-        flops: the budget; up to 1 a fraction of the model's FLOPs, above 1 a number of FLOPs. Default: half of them. If
-            `fxprune.time_channels` measured the graph, the same fraction of the model's time.
+        flops: the budget; up to 1 a fraction of the model's FLOPs, above 1 a number of FLOPs per sample. Default: half.
+            If `fxprune.time_channels` measured the graph, the same fraction of the model's time.
         epochs: passes over the data.
         start: the criterion that orders the gates at the start, as for `fxprune.scores`. One that reads data scores on
             the first 2,048 samples in four parts; the four orders and that of their mean are compared. All comparisons
