@@ -74,6 +74,9 @@ def prune_and_finetune(
             {name: value.contiguous() for name, value in tuned.state_dict().items()}, options.out / "pruned.safetensors"
         )
     say(f"fine-tuned: test accuracy {accuracy(tuned, test):.4f}")
+    # A process that exits while another still holds a connection to it can be aborted.
+    PartialState().wait_for_everyone()
+    PartialState().destroy_process_group()
     return tuned
 
 
