@@ -15,7 +15,7 @@ from fxprune.analysis import analyze
 from fxprune.channels import Block, ChannelGraph, Scores
 from fxprune.compensation.compensate import ALL_PARTS, HOLDOUT, Compensation
 from fxprune.compensation.holdout import clusters_of
-from fxprune.compensation.synthesis import synthesize
+from fxprune.compensation.samples import make_samples
 from fxprune.data import Batch, Data, Inputs, calibration_batch, check_labels, run_model
 from fxprune.depth import best_depth, blocks_in_order
 from fxprune.errors import CannotScoreError, FxpruneError, FxpruneWarning
@@ -27,6 +27,7 @@ from fxprune.planning.budgets import Request, as_patterns, budgets_of, flops_tar
 from fxprune.planning.make import check_reachable, plan_for, removable_blocks
 from fxprune.planning.plan import Plan
 from fxprune.progress import Progress, shown
+from fxprune.provenance import pruning_notes, set_pruning_notes
 from fxprune.rewriting import rewrite
 from fxprune.running.copies import copy_module
 from fxprune.running.devices import check_values
@@ -37,8 +38,8 @@ from fxprune.tracing.tracer import trace
 
 __all__ = ["prune"]
 
-# Passes of gate learning over a synthetic batch, which is one step each. Not tuned.
-_SYNTHETIC_EPOCHS = 20
+# Passes of gate learning over a batch of made samples, which is one step each. Not tuned.
+_MADE_EPOCHS = 20
 
 
 def prune(
@@ -64,8 +65,9 @@ def prune(
 
     The model is traced and its channels are found and scored; a plan removes those with the lowest scores until the
     budget holds; the model is rewritten without them, and its weights are changed to give the original's outputs on
-    samples again. Without data, samples are made from the statistics in the model's BatchNorm layers
-    (`fxprune.compensation.synthesis`); a model without these is pruned by "relevance" and not compensated.
+    samples again. Without data, these are photographs in scikit-image for a model that takes images, and inputs made
+    from the statistics in the model's BatchNorms for another (`fxprune.compensation.samples`); a model without both is
+    pruned by "relevance" and not compensated.
 
     Args:
         model: any module that can be traced; it is not changed.
@@ -79,7 +81,7 @@ def prune(
             `data`, or without data the inputs that a timm or torchvision model is made for.
         data: a DataLoader or any iterable of batches, with or without labels, see `fxprune.data`.
         method: how channels are scored, see `fxprune.scores`, or "dagger": by gates that `fxprune.learn_gates` learns
-            in one pass over all of `data`, or in 20 steps on synthetic samples. Default: "surgeon" if there are samples
+            in one pass over all of `data`, or in 20 steps on made samples. Default: "surgeon" if there are samples
             to compensate on, else "relevance".
         compensate: whether to fit the remaining weights to the original's outputs (`fxprune.compensate`). False gives
             slices of the original's weights, and is fast.
@@ -105,8 +107,9 @@ def prune(
             argument is wrong; the message says why and what to do.
 
     Warns:
-        FxpruneWarning: no method was given and the model cannot be scored on samples, so that it is pruned by
-            "relevance"; or the model does something in training that the result does not do.
+        FxpruneWarning: no method was given and there are no samples, or the model cannot be scored on them, so that it
+            is pruned by "relevance" and not compensated; or the model does something in training that the result does
+            not do.
 
     Examples:
         >>> model = nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Conv2d(16, 2, 1))
@@ -132,9 +135,9 @@ def prune(
             graph = time_channels(graph, progress=show)
             check_reachable(graph, request)
         try:
-            blocks = removable_blocks(graph, request)
+            blocks, origin = removable_blocks(graph, request), ""
             if batch is None and (compensate or blocks or method == "dagger" or method in FROM_DATA):
-                batch = _made_samples(graph, method, bool(blocks), seed, show)
+                batch, origin = _made_samples(graph, samples, method, bool(blocks), seed, show)
             if batch is not None and (compensate or blocks or method in (None, "surgeon")):
                 # Scoring and compensation split the samples by the same clusters.
                 batch = replace(batch, clusters=clusters_of(graph.module, batch))
@@ -143,13 +146,18 @@ def prune(
                 return rewrite(graph, _planned(model, graph, chosen, request))
             run = Compensation.of(graph, batch, HOLDOUT, seed, show, parts=ALL_PARTS if compensate else ())
             order = blocks_in_order(graph, blocks, budgets_of(graph, request), batch, show)
-            return run.finish(best_depth(graph, order, lambda gone: _planned(model, graph, chosen, request, gone), run))
+            best = best_depth(graph, order, lambda gone: _planned(model, graph, chosen, request, gone), run)
+            small = run.finish(best)
+            set_pruning_notes(small, replace(pruning_notes(small), samples=origin))
+            return small
         except CannotScoreError as error:
-            if method is not None:
+            needed = method is not None and (data is not None or method == "dagger" or method in FROM_DATA)
+            if needed or request.depth:
                 raise
             reason = str(error).partition("\n")[0]
-            warnings.warn(f"cut by relevance and not compensated: {reason}", FxpruneWarning, stacklevel=2)
-        return rewrite(graph, _planned(model, graph, scores(graph, "relevance"), request))
+            how = "not compensated" if method is not None else "cut by relevance and not compensated"
+            warnings.warn(f"{how}: {reason}", FxpruneWarning, stacklevel=2)
+        return rewrite(graph, _planned(model, graph, scores(graph, method or "relevance", seed=seed), request))
 
 
 def _traced(model: nn.Module, example_inputs: Inputs | None, batch: Batch | None) -> fx.GraphModule:
@@ -199,28 +207,26 @@ def _scored(
     return scores(graph, method or default, data=batch, seed=seed, progress=show)
 
 
-def _made_samples(graph: ChannelGraph, method: Method | None, depth: bool, seed: int, show: Progress) -> Batch | None:
-    """Synthetic samples; None if none can be made and nothing needs any."""
-    made = synthesize(graph, seed=seed, progress=show)
-    if made is not None:
-        if not made.isfinite().all():
-            raise CannotScoreError("synthetic samples became NaN or infinite: check the weights for NaN and infinity")
-        return Batch((made,), {}, checked=True)
-    if depth or method == "dagger" or method in FROM_DATA:
-        what, instead = ("depth=True", "depth=False") if depth else (f"method {method!r}", "another method")
-        raise FxpruneError(
-            f"{what} needs data, and none can be made from this model, which has no BatchNorm "
-            f"statistics or not one input: give data, a loader or a list of batches, or {instead}"
+def _made_samples(
+    graph: ChannelGraph, most: int, method: Method | None, depth: bool, seed: int, show: Progress
+) -> tuple[Batch, str]:
+    """Samples for a user who gave none, and what they are."""
+    made = make_samples(graph, most, seed=seed, progress=show)
+    if made is None:
+        what = "depth=True" if depth else f"method {method!r}" if method else "compensation"
+        raise CannotScoreError(
+            f"{what} needs data, and none can be made for this model, which has not one floating-point input, or one "
+            "that is no image and no BatchNorm that remembers statistics: give data, a loader or a list of batches"
         )
-    return None
+    return made.batch, made.origin
 
 
 def _learned_scores(
     graph: ChannelGraph, request: Request, data: Data | None, made: Batch | None, seed: int, show: Progress
 ) -> Scores:
-    """The scores of gates that are learned on all of the data, or on synthetic samples if there is none."""
+    """The scores of gates that are learned on all of the data, or on made samples if there is none."""
     share = min(flops_target(graph, request) / graph.flops.total, request.latency or 1.0)
-    samples, epochs = (made, _SYNTHETIC_EPOCHS) if data is None else (data, 1)
+    samples, epochs = (made, _MADE_EPOCHS) if data is None else (data, 1)
     return learn_gates(graph, samples, flops=share, epochs=epochs, seed=seed, progress=show).scores
 
 

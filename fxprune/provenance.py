@@ -28,12 +28,14 @@ class PruningNotes:
         original: the architecture that was pruned; of a model that was pruned several times, before the first time.
         compensated: the corrections that `fxprune.compensate` made to the weights.
         stages: of a model that was pruned several times, the plans before the last, each for the original.
+        samples: what the samples were if the user gave none, in one line.
     """
 
     plan: Plan
     original: Fingerprint
     compensated: tuple[str, ...] = ()
     stages: tuple[Plan, ...] = ()
+    samples: str = ""
 
 
 def pruning_notes(pruned: nn.Module) -> PruningNotes:

@@ -110,13 +110,6 @@ def test_without_data_a_batch_is_made_from_the_model(
     assert fxprune.verify(model, small) < 1e-9
 
 
-def test_a_model_without_batchnorm_is_cut_and_not_compensated() -> None:
-    plain = nn.Sequential(nn.Linear(5, 8), nn.ReLU(), nn.Linear(8, 4))
-    small = fxprune.prune(plain, 0.5, example_inputs=torch.zeros(1, 5))
-    assert not pruning_notes(small).compensated
-    assert fxprune.verify(plain, small) < 1e-9
-
-
 class _Heads(nn.Module):
     """Several outputs, none of them class scores."""
 
@@ -142,7 +135,7 @@ def test_outputs_that_are_no_class_scores_are_scored_too(labels: Any) -> None:
 
 
 def test_what_cannot_be_is_said_before_a_batch_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fxprune.api.synthesize", lambda *_, **__: pytest.fail("a batch was made"))
+    monkeypatch.setattr("fxprune.api.make_samples", lambda *_, **__: pytest.fail("a batch was made"))
     model, images = _Heads().eval(), torch.randn(1, 3, 8, 8)
     with pytest.raises(fxprune.FxpruneError, match="budget"):
         fxprune.prune(model, 0.001, example_inputs=images)

@@ -29,7 +29,7 @@ PUBLIC = {
     "PrunedParts": "model, plans, flops_before, flops, remarks",
     "Report": (
         "model, inputs, flops, flops_target, parameters, blocks, groups, frozen, layers, rows, compensated, "
-        "certificate, latency, latency_target, memory, remarks, source"
+        "samples, certificate, latency, latency_target, memory, remarks, source"
     ),
     "UnreachableBudgetError": "FxpruneError",
     "analyze": "(traced)",

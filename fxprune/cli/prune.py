@@ -130,6 +130,7 @@ def prune(
             "latency_target",
             "parameters",
             "compensated",
+            "samples",
             "blocks",
             "groups",
             "frozen",

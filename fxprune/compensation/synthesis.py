@@ -1,4 +1,4 @@
-"""Samples made from the model itself: inputs with the statistics that its BatchNorm layers remember."""
+"""Samples that have the statistics that a model's BatchNorm layers remember."""
 
 from __future__ import annotations
 
@@ -11,85 +11,57 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.fx.node import Argument, Target
 
-from fxprune.channels import ChannelGraph
+from fxprune.data import Batch, running_on
+from fxprune.errors import CannotScoreError
 from fxprune.layers.batch_norm import has_statistics
 from fxprune.progress import Progress, shown
 from fxprune.running.allocator import keep_freed_memory
 from fxprune.running.eval_mode import in_eval_without_grad
-from fxprune.running.regions import leaving_regions
-from fxprune.tracing.notes import call_of
 
-__all__ = ["pink_noise", "synthesize"]
+__all__ = ["fit_to_statistics", "mismatch", "pink_noise"]
 
-# The FLOPs that the forward pass of a step may take, which gives the number of inputs: chosen by the rows "no data" of
-# tests/benchmarks/photographs.py. The other numbers are not tuned.
-_FLOPS_PER_STEP = 1.8e10
-# The FLOPs of one input above which synthesis would take minutes.
-_MOST_FLOPS = 2e10
-_FEWEST, _LARGEST = 8, 256
 # Images with fewer pixels along the shorter side show little.
 _SMALLEST_SIDE = 32
 # The fraction of the steps at half the resolution.
 _COARSE = 0.7
 # Adam's learning rates for values, and for spectra at half the resolution and at the whole.
-_RATE, _SPECTRA_RATES = 0.12, (0.1, 0.06)
+_RATE, _SPECTRA_RATES = 0.06, (0.1, 0.06)
 _BETAS = (0.8, 0.99)
 
 
 @keep_freed_memory()
-def synthesize(
-    graph: ChannelGraph,
-    size: int | None = None,
-    *,
-    steps: int = 20,
-    seed: int = 0,
-    progress: bool | Progress = False,
-) -> Tensor | None:
+def fit_to_statistics(
+    traced: fx.GraphModule, inputs: Tensor, *, steps: int = 60, progress: bool | Progress = False
+) -> Tensor:
     """Inputs that the model could have been trained on, as far as its BatchNorm statistics tell.
 
-    Starts from noise with the spectrum of natural images and follows the gradient of the mismatch between each
-    BatchNorm's statistics and its inputs (DeepInversion, Yin et al., CVPR 2020, without its other terms). If the model
-    takes images at half the resolution too, and they are not too small, the first steps are made there, which is a
-    quarter of the work; and the variables are Fourier coefficients, in units of those of natural images (Olah et al.,
-    "Feature Visualization", Distill 2017).
+    They follow the gradient of the mismatch between each BatchNorm's statistics and its inputs (DeepInversion, Yin et
+    al., CVPR 2020, without its other terms). If the model takes images at half the resolution too, and they are not
+    too small, the first steps are made there, which is a quarter of the work; and the variables are Fourier
+    coefficients, in units of those of natural images (Olah et al., "Feature Visualization", Distill 2017).
 
     Args:
-        graph: the analysed model; it is not changed.
-        size: the number of inputs; default 8 to 256, fewer for a model of more FLOPs.
+        traced: a model with BatchNorms that have statistics; it is not changed.
+        inputs: where to start (samples, ...), on the model's device.
         steps: optimisation steps.
-        seed: of the noise.
         progress: show bars in a terminal, or call this function with the steps done.
 
     Returns:
-        Shape (size, ...); None for a model that has no BatchNorm with statistics, more than one input, an input that
-        is not floating-point, or weights narrower than float32, and unless a size is given, for a model of more than
-        20 GFLOPs.
+        Changed inputs, of the same shape.
     """
-    example = _only_input(graph.module)
-    if example is None or not any(map(has_statistics, graph.module.modules())):
-        return None
-    weight = next(parameter for parameter in graph.module.parameters() if parameter.is_floating_point())
-    if weight.element_size() < 4:
-        return None
-    flops = graph.flops.total / max(example.shape[0], 1)
-    if size is None:
-        if flops > _MOST_FLOPS:
-            return None
-        size = int(min(max(_FLOPS_PER_STEP / max(flops, 1), _FEWEST), _LARGEST))
-    random = torch.Generator().manual_seed(seed)
-    batch = pink_noise((size, *example.shape[1:]), random).to(weight)
-    if batch.dim() == 4:
-        batch = batch.contiguous(memory_format=torch.channels_last)
-    with shown(progress) as show, _channels_last(graph.module), in_eval_without_grad(graph.module), torch.enable_grad():
-        return _fitted(graph.module, batch, steps, show)
+    if inputs.dim() == 4:
+        inputs = inputs.contiguous(memory_format=torch.channels_last)
+    with shown(progress) as show, _channels_last(traced), in_eval_without_grad(traced), torch.enable_grad():
+        return _fitted(traced, inputs, steps, show)
 
 
-def _only_input(module: fx.GraphModule) -> Tensor | None:
-    """The example of the model's only input, if it is a batch of floating-point numbers."""
-    args, kwargs = call_of(module)
-    if len(args) != 1 or kwargs or not isinstance(args[0], Tensor):
-        return None
-    return args[0] if args[0].is_floating_point() and args[0].dim() >= 2 else None
+def mismatch(traced: fx.GraphModule, inputs: Tensor) -> float:
+    """How far the moments of BatchNorms' inputs are from those remembered, in units of the deviation remembered.
+
+    It is the mean over BatchNorms of the mean squares of both differences: of the means, and of the deviations.
+    """
+    with in_eval_without_grad(traced):
+        return float(_StatisticsReader(traced).mismatch(inputs))
 
 
 def _fitted(module: fx.GraphModule, batch: Tensor, steps: int, show: Progress) -> Tensor:
@@ -221,8 +193,8 @@ class _StatisticsReader(fx.Interpreter):
     def mismatch(self, batch: Tensor) -> Tensor:
         """Squared differences of mean and deviation, in units of the running deviation: the mean over BatchNorms."""
         self._found = []
-        # Models may write into their inputs.
-        with leaving_regions():
+        with running_on(Batch((batch,), {}), CannotScoreError):
+            # Models may write into their inputs.
             self.run(batch.clone())
         return torch.stack(self._found).mean()
 

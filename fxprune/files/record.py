@@ -72,6 +72,7 @@ class Record:
         source = self.trace.source
         notes = {
             "compensated": self.pruning.compensated,
+            "samples": self.pruning.samples,
             "notes": list(self.trace.remarks),
             "values_read": dict(self.trace.values_read),
             "leaves": list(self.trace.leaves),
@@ -136,6 +137,7 @@ class Record:
                 architecture,
                 tuple(map(_text, more.pop("compensated", ()))),
                 tuple(plan_from_json(stage, shapes) for stage in stages),
+                _text(more.pop("samples", "")),
             ),
             trace=TraceNotes(
                 remarks=tuple(map(_text, more.pop("notes", ()))),

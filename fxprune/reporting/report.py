@@ -44,6 +44,7 @@ class Report:
         layers: each layer, in the order of the computation.
         rows: the graph: layers, and the places where branches meet.
         compensated: the corrections that compensation made to the weights.
+        samples: what scores and compensation looked at if no data was given; else empty.
         certificate: the comparison with the zero-masked original; None without the original or a run.
         latency: of the original and the pruned model, in alternating calls; None without a run.
         latency_target: the budget, as a fraction of the original's latency; None without one.
@@ -63,6 +64,7 @@ class Report:
     layers: tuple[LayerFacts, ...]
     rows: tuple[Row, ...]
     compensated: tuple[str, ...]
+    samples: str
     certificate: Certificate | None
     latency: tuple[Latency | None, Latency] | None
     latency_target: float | None
@@ -163,6 +165,7 @@ def report(
         layers=parts.layers,
         rows=parts.rows,
         compensated=notes.compensated,
+        samples=notes.samples,
         certificate=certificate,
         latency=latency,
         latency_target=plan.latency_target if plan.latency_target < 1 else None,

@@ -61,6 +61,8 @@ def facts(report: Report) -> list[tuple[str, str]]:
         lines.append(("left out", f"{count(len(report.blocks))} blocks: {', '.join(report.blocks)}"))
     if report.compensated:
         lines.append(("weights", f"compensated: {', '.join(report.compensated)}"))
+    if report.samples:
+        lines.append(("no data given", f"used {report.samples}"))
     if report.certificate is not None:
         verdict = "equals" if report.certificate.holds else "DIFFERS FROM"
         what = "outputs"

@@ -26,7 +26,7 @@ from shared import DOCS, append_row, parser_of
 import fxprune
 from fxprune.compensation.compensate import HOLDOUT, Compensation
 from fxprune.compensation.holdout import clusters_of
-from fxprune.compensation.synthesis import synthesize
+from fxprune.compensation.samples import make_samples
 from fxprune.data import calibration_batch
 from fxprune.depth import blocks_in_order
 from fxprune.planning.budgets import Request, budgets_of
@@ -48,7 +48,9 @@ def main() -> None:
     warnings.simplefilter("ignore")
     calibration, judged = split(trained_model(), given.folders, 3)
     graph = fxprune.analyze(fxprune.trace(trained_model(), judged[:1]))
-    made = synthesize(graph) if given.source == NO_DATA else calibration
+    own = make_samples(graph)
+    assert own is not None
+    made = own.batch.args[0] if given.source == NO_DATA else calibration
     assert made is not None
     samples = calibration_batch(made, len(made), graph.module)
     samples = replace(samples, clusters=clusters_of(graph.module, samples))

@@ -9,10 +9,11 @@ r"""Top-1 agreement of pruned EfficientNet-Lite0 models with the original, on ph
 
 The model has its real ImageNet weights. Pictures are those of scikit-image and scikit-learn and whatever lies in the
 folders given (default: where Debian's packages put theirs). Half of the scenes give 128 crops to compensate on, the
-others the crops that are judged; no picture of these scenes is used for pruning. For each budget and score the table
-has the agreement before and after compensation: on the 128 crops, and without data on the batch that fxprune generates
-from the BatchNorm statistics. For comparison: how often the original agrees with itself on a mirrored or moved crop,
-and what is reached if scores or compensation see the judged crops. Rows are also written as JSON lines.
+others the crops that are judged, but for those of scikit-image, which fxprune takes where there is no data; no picture
+of the judged scenes is used for pruning. For each budget and score the table has the agreement before and after
+compensation: on the 128 crops, and without data. For comparison: how often the original agrees with itself on a
+mirrored or moved crop, and what is reached if scores or compensation see the judged crops. Rows are also written as
+JSON lines.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ from timm.data import create_transform, resolve_model_data_config
 from torch import Tensor, nn
 
 import fxprune
-from fxprune.compensation.synthesis import synthesize
+from fxprune.compensation.samples import make_samples
 
 sys.path.insert(0, str(DOCS))
 import demo
@@ -45,6 +46,8 @@ from demo import agreement, class_scores, divergence
 
 FOLDERS = ("/usr/share/doc/opencv-doc/examples", "/usr/share/backgrounds", "/usr/share/wallpapers")
 CALIBRATION = 128
+# Of those that fxprune takes where there is no data.
+DEFAULT = ("astronaut", "camera", "chelsea", "clock", "coffee", "coins", "rocket", "brick", "grass", "gravel")
 # Upper bounds: scores, or compensation, see the crops that are judged.
 SCORES_SEE, COMPENSATION_SEES = "judged crops for scores", "judged crops for compensation"
 SMALLEST, LONGEST = 200, 1024
@@ -75,10 +78,9 @@ def scenes(folders: list[str]) -> dict[str, list[Image.Image]]:
 
 
 def _packaged() -> list[tuple[str, np.ndarray]]:
-    names = ["astronaut", "camera", "chelsea", "clock", "coffee", "coins", "rocket", "brick", "grass", "gravel"]
     sample = load_sample_images()
     pictures = [(Path(name).stem, picture) for name, picture in zip(sample.filenames, sample.images, strict=True)]
-    return [*((name, getattr(skimage.data, name)()) for name in names), *pictures]
+    return [*((name, getattr(skimage.data, name)()) for name in DEFAULT), *pictures]
 
 
 def _is_drawing(picture: Image.Image) -> bool:
@@ -111,7 +113,7 @@ def split(model: nn.Module, folders: list[str], per_scene: int) -> tuple[Tensor,
     calibration = [
         cut[name][k] for k in range(max(map(len, cut.values()))) for name in names[:half] if k < len(cut[name])
     ]
-    judged = [crop for name in names[half:] for crop in cut[name][:per_scene]]
+    judged = [crop for name in names[half:] if name not in DEFAULT for crop in cut[name][:per_scene]]
     made = [torch.stack([transform(crop) for crop in chosen]) for chosen in (calibration[:CALIBRATION], judged)]
     return made[0], made[1]
 
@@ -184,10 +186,10 @@ def main() -> None:
         scoring = judged if source == SCORES_SEE else calibration
         fitting = judged if source == COMPENSATION_SEES else calibration
         if source == NO_DATA:
-            made = synthesize(graph)
+            made = make_samples(graph)
             assert made is not None
-            scoring = fitting = made
-            print(f"made {len(made)} inputs in {time.perf_counter() - began:.0f} s")
+            (scoring,) = (fitting,) = made.batch.args
+            print(f"made {made.origin} in {time.perf_counter() - began:.0f} s")
         budgets = [float(budget) for budget in given.budgets.split(",")]
         for row in measure(graph, source, scoring, fitting, judged, given.methods.split(","), budgets):
             append_row(given.output, row)

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 import fxprune
-from fxprune.compensation.synthesis import synthesize
+from fxprune.compensation.synthesis import fit_to_statistics
 from fxprune.running import allocator
 from fxprune.running.allocator import keep_freed_memory
 
@@ -77,7 +77,7 @@ def test_who_sets_malloc_is_left_alone(monkeypatch):
         assert allocator._inside == 0
 
 
-@pytest.mark.parametrize("run", ["scores", "compensate", "synthesize", "learn_gates", "finetune"])
+@pytest.mark.parametrize("run", ["scores", "compensate", "fit_to_statistics", "learn_gates", "finetune"])
 def test_it_is_kept_where_a_model_runs_on_batches(run):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(144, 2)).eval()
@@ -93,8 +93,8 @@ def test_it_is_kept_where_a_model_runs_on_batches(run):
     elif run == "compensate":
         pruned = fxprune.rewrite(graph, fxprune.make_plan(graph, fxprune.scores(graph, "l2"), flops=0.6))
         fxprune.compensate(graph, pruned, images, progress=told)
-    elif run == "synthesize":
-        synthesize(graph, 4, steps=1, progress=told)
+    elif run == "fit_to_statistics":
+        fit_to_statistics(graph.module, images, steps=1, progress=told)
     elif run == "learn_gates":
         fxprune.learn_gates(graph, [(images, labels)], start="l2", progress=told)
     else:

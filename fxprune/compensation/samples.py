@@ -1,0 +1,153 @@
+"""The samples that scores and compensation look at if the user gives none.
+
+What they look at matters more than how. For a model that takes images these are crops of photographs. If the statistics
+in the model's BatchNorms say that it was trained on something else, they are changed until they have these statistics.
+For other models with BatchNorms, that is done with noise.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, fx
+
+from fxprune.channels import ChannelGraph
+from fxprune.compensation.photographs import SCALES, Scale, crops
+from fxprune.compensation.synthesis import fit_to_statistics, mismatch, pink_noise
+from fxprune.data import Batch
+from fxprune.errors import CannotScoreError
+from fxprune.layers.batch_norm import has_statistics
+from fxprune.progress import Progress, shown
+from fxprune.tracing.notes import call_of
+
+__all__ = ["MadeSamples", "make_samples"]
+
+# The number of samples is such that a pass over all takes these FLOPs, within limits: chosen by the rows "no data" of
+# tests/benchmarks/photographs.py. The other numbers are not tuned.
+_FLOPS_PER_PASS = 1e12
+_FEWEST = 16
+# The same where samples are fitted to statistics, for each of 60 steps, and the FLOPs of one sample from which that
+# takes minutes.
+_FLOPS_PER_STEP = 1.8e10
+_FEWEST_FITTED, _MOST_FITTED, _MOST_FLOPS = 8, 256, 2e10
+# Photographs with a larger mismatch are fitted to the statistics. That of other ImageNet photographs is 0.06 for
+# EfficientNet-Lite0, that of photographs 0.26 and more for nets trained on Fashion-MNIST.
+_ALIKE = 0.15
+# Images with a shorter side show nothing.
+_SMALLEST_SIDE = 16
+
+
+@dataclass(frozen=True)
+class MadeSamples:
+    """Samples, and what they are.
+
+    Attributes:
+        batch: the samples.
+        origin: one line.
+    """
+
+    batch: Batch
+    origin: str
+
+
+def make_samples(
+    graph: ChannelGraph, most: int = 128, *, seed: int = 0, progress: bool | Progress = False
+) -> MadeSamples | None:
+    """Samples for a model, from photographs or from its BatchNorm statistics.
+
+    Args:
+        graph: the analysed model; it is not changed.
+        most: how many photographs at most; fewer for a model of more FLOPs. As many as its FLOPs allow are fitted to
+            statistics.
+        seed: of everything random.
+        progress: show bars in a terminal, or call this function with the steps done.
+
+    Returns:
+        None for a model of several inputs, or of one that is not floating-point, or with weights narrower than
+        float32, or that takes no images and has no BatchNorm with statistics.
+
+    Raises:
+        CannotScoreError: the samples became NaN or infinite.
+    """
+    example = _only_input(graph.module)
+    if example is None:
+        return None
+    weight = next((value for value in graph.module.parameters() if value.is_floating_point()), example)
+    if weight.element_size() < 4:
+        return None
+    with shown(progress) as show:
+        made = _made(graph, example.to(weight), most, seed, show)
+    if made is not None and not all(tensor.isfinite().all() for tensor in made.batch.inputs):
+        raise CannotScoreError("the samples became NaN or infinite: check the weights for NaN and infinity")
+    return made
+
+
+def _made(graph: ChannelGraph, example: Tensor, most: int, seed: int, show: Progress) -> MadeSamples | None:
+    flops = graph.flops.total / max(example.shape[0], 1)
+    known = any(map(has_statistics, graph.module.modules()))
+    fitted = int(min(max(_FLOPS_PER_STEP / max(flops, 1), _FEWEST_FITTED), _MOST_FITTED))
+    far = ""
+    if _is_image(example):
+        plain = min(most, max(int(_FLOPS_PER_PASS / max(flops, 1)), _FEWEST))
+        scale, off = _scale(graph.module, example, seed, known)
+        if not known or off <= _ALIKE or flops > _MOST_FLOPS:
+            return _photographs(example, plain, scale, seed, f"; mismatch with BatchNorm statistics {off:.2f}" * known)
+        start, what = _photographs(example, fitted, scale, seed).batch.args[0], "crops of photographs"
+        far = f" from {off:.2f}"
+    elif known and flops <= _MOST_FLOPS:
+        random = torch.Generator().manual_seed(seed)
+        start, what = pink_noise((fitted, *example.shape[1:]), random).to(example), "inputs of noise"
+    else:
+        return None
+    inputs = fit_to_statistics(graph.module, start, progress=show)
+    left = mismatch(graph.module, inputs)
+    origin = f"{len(inputs)} {what}, fitted to BatchNorm statistics (mismatch{far} to {left:.2f})"
+    return MadeSamples(Batch((inputs,), {}, checked=True), origin)
+
+
+def _only_input(module: fx.GraphModule) -> Tensor | None:
+    """The example of the model's only input, if it is a batch of floating-point numbers."""
+    args, kwargs = call_of(module)
+    if len(args) != 1 or kwargs or not isinstance(args[0], Tensor):
+        return None
+    return args[0] if args[0].is_floating_point() and args[0].dim() >= 2 else None
+
+
+def _is_image(example: Tensor) -> bool:
+    """Whether it could be an image, grey or coloured, of a size that shows something."""
+    return example.dim() == 4 and example.shape[1] in (1, 3) and min(example.shape[2:]) >= _SMALLEST_SIDE
+
+
+def _photographs(example: Tensor, count: int, scale: Scale, seed: int, more: str = "") -> MadeSamples:
+    pixels = scale(crops(count, example.shape[1], example.shape[2:], seed)).to(example)
+    return MadeSamples(Batch((pixels,), {}, checked=True), f"{count} crops of photographs, {scale.name}{more}")
+
+
+def _scale(module: fx.GraphModule, example: Tensor, seed: int, known: bool) -> tuple[Scale, float]:
+    """The scale of pixel values that the model was trained on, as far as can be told, and the mismatch of statistics.
+
+    Of the model's `pretrained_cfg` and the usual scales, BatchNorm statistics tell which. Without these it is the
+    first, or that of the example, if this is not plain noise or zero.
+    """
+    scales = [*_configured(module), *SCALES]
+    if known:
+        pixels = crops(_FEWEST, example.shape[1], example.shape[2:], seed)
+        found = [(mismatch(module, scale(pixels).to(example)), place) for place, scale in enumerate(scales)]
+        off, place = min((off, place) for off, place in found)
+        return scales[place], off
+    low, high = float(example.min()), float(example.max())
+    if len(scales) == len(SCALES) and 0 <= low < high:
+        return scales[-2 if high <= 1 else -1], 0.0
+    return scales[0], 0.0
+
+
+def _configured(module: fx.GraphModule) -> list[Scale]:
+    """The scale in a timm model's configuration, if there is one."""
+    config = getattr(module, "pretrained_cfg", None)
+    if not isinstance(config, dict):
+        config = getattr(config, "__dict__", {})
+    mean, std = config.get("mean"), config.get("std")
+    if not mean or not std:
+        return []
+    return [Scale("the mean and deviation of its configuration", tuple(mean), tuple(std))]
