@@ -15,7 +15,7 @@ from fxprune.analysis import analyze
 from fxprune.channels import Block, ChannelGraph, Scores
 from fxprune.compensation.compensate import ALL_PARTS, HOLDOUT, Compensation
 from fxprune.compensation.holdout import clusters_of
-from fxprune.compensation.samples import make_samples
+from fxprune.compensation.samples import can_make_samples, make_samples
 from fxprune.data import Batch, Data, Inputs, calibration_batch, check_labels, run_model
 from fxprune.depth import best_depth, blocks_in_order
 from fxprune.errors import CannotScoreError, FxpruneError, FxpruneWarning
@@ -56,7 +56,7 @@ def prune(
     ignore: str | Iterable[str] = (),
     round_to: int | Literal["auto"] = 1,
     min_channels: int = 1,
-    depth: bool = False,
+    depth: bool | None = None,
     width: bool = True,
     seed: int = 0,
     progress: bool | Progress = True,
@@ -91,8 +91,9 @@ def prune(
             without waste, see `fxprune.make_plan`.
         min_channels: so many channels of each group stay.
         depth: whether blocks, such as the branches of residual connections, may be left out whole. Which and how many
-            is measured on the samples (`fxprune.depth`), which takes several times as long.
-        width: whether channels may be removed; False with ``depth=True`` for blocks alone.
+            is measured on the samples (`fxprune.depth`). Default: True where there are samples. False leaves all
+            blocks, and is faster.
+        width: whether channels may be removed; False for blocks alone.
         seed: of everything random.
         progress: True shows bars in a terminal, False nothing; a function is called with the progress
             (`fxprune.progress.Progress`).
@@ -130,14 +131,20 @@ def prune(
             check_values("prune", graph.module)
         if batch is not None:
             _check_data(graph, batch)
+        by_samples = method == "dagger" or method in FROM_DATA
+        if depth is None:
+            at_hand = batch is not None or ((compensate or by_samples) and can_make_samples(graph))
+            request = replace(request, depth=at_hand or not width)
         check_reachable(graph, request)
         if latency is not None:
             graph = time_channels(graph, progress=show)
             check_reachable(graph, request)
+        blocks = removable_blocks(graph, request)
+        demanded = bool(blocks) and (depth is True or not width)
         try:
-            blocks, origin = removable_blocks(graph, request), ""
-            if batch is None and (compensate or blocks or method == "dagger" or method in FROM_DATA):
-                batch, origin = _made_samples(graph, samples, method, bool(blocks), seed, show)
+            origin = ""
+            if batch is None and (compensate or by_samples or demanded):
+                batch, origin = _made_samples(graph, samples, method, demanded, seed, show)
             if batch is not None and (compensate or blocks or method in (None, "surgeon")):
                 # Scoring and compensation split the samples by the same clusters.
                 batch = replace(batch, clusters=clusters_of(graph.module, batch))
@@ -151,12 +158,12 @@ def prune(
             set_pruning_notes(small, replace(pruning_notes(small), samples=origin))
             return small
         except CannotScoreError as error:
-            needed = method is not None and (data is not None or method == "dagger" or method in FROM_DATA)
-            if needed or request.depth:
+            if by_samples or demanded or (method is not None and data is not None):
                 raise
             reason = str(error).partition("\n")[0]
             how = "not compensated" if method is not None else "cut by relevance and not compensated"
             warnings.warn(f"{how}: {reason}", FxpruneWarning, stacklevel=2)
+        request = replace(request, depth=False)
         return rewrite(graph, _planned(model, graph, scores(graph, method or "relevance", seed=seed), request))
 
 
@@ -213,10 +220,12 @@ def _made_samples(
     """Samples for a user who gave none, and what they are."""
     made = make_samples(graph, most, seed=seed, progress=show)
     if made is None:
-        what = "depth=True" if depth else f"method {method!r}" if method else "compensation"
+        what = "leaving blocks out" if depth else f"method {method!r}" if method else "compensation"
+        instead = ", or depth=False" if depth else ""
         raise CannotScoreError(
             f"{what} needs data, and none can be made for this model, which has not one floating-point input, or one "
             "that is no image and no BatchNorm that remembers statistics: give data, a loader or a list of batches"
+            + instead
         )
     return made.batch, made.origin
 

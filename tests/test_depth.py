@@ -77,9 +77,9 @@ def test_a_block_that_does_nothing_is_left_out_rather_than_channels(model: nn.Mo
 
 
 def test_width_alone_and_depth_alone(model: nn.Module) -> None:
-    wide = fxprune.plan_of(fxprune.prune(model, 0.6, data=[samples()], progress=False))
+    wide = fxprune.plan_of(fxprune.prune(model, 0.6, data=[samples()], depth=False, progress=False))
     assert not wide.removed
-    deep = fxprune.plan_of(fxprune.prune(model, 0.7, data=[samples()], depth=True, width=False, progress=False))
+    deep = fxprune.plan_of(fxprune.prune(model, 0.7, data=[samples()], width=False, progress=False))
     assert not deep.kept
     assert list(deep.removed) == ["blocks.1"]
 
@@ -93,7 +93,7 @@ def test_what_is_ignored_is_no_block_that_may_go(model: nn.Module) -> None:
 
 def test_a_budget_that_depth_alone_reaches_says_so(model: nn.Module) -> None:
     with pytest.raises(UnreachableBudgetError, match="or give depth=True, which can reach it"):
-        fxprune.prune(model, 0.1, data=[samples()], ignore="stem", progress=False)
+        fxprune.prune(model, 0.1, data=[samples()], ignore="stem", depth=False, progress=False)
 
 
 def test_a_budget_that_width_alone_reaches_says_so(model: nn.Module) -> None:
@@ -109,15 +109,22 @@ def test_nothing_to_prune_is_refused(model: nn.Module) -> None:
     with pytest.raises(FxpruneError, match="all of its blocks are ignored"):
         fxprune.prune(model, 0.5, ignore="blocks.*", **given)
     with pytest.raises(FxpruneError, match="depth=False and width=False leave nothing to prune"):
-        fxprune.prune(model, 0.5, data=[samples()], width=False, progress=False)
-    with pytest.raises(FxpruneError, match=r"depth \(=2\) must be True or False"):
+        fxprune.prune(model, 0.5, data=[samples()], depth=False, width=False, progress=False)
+    with pytest.raises(FxpruneError, match=r"depth \(=2\) must be True, False, or None"):
         fxprune.prune(model, 0.5, data=[samples()], depth=2, progress=False)  # type: ignore[arg-type]
 
 
 def test_depth_without_samples_is_refused() -> None:
     plain = net(lambda self, x: (lambda y: y + self.a(y))(self.stem(x)), a=nn.Conv2d(8, 8, 1), stem=nn.Conv2d(3, 8, 1))
-    with pytest.raises(FxpruneError, match=r"depth=True needs data.*or depth=False$"):
+    with pytest.raises(FxpruneError, match=r"leaving blocks out needs data.*or depth=False$"):
         fxprune.prune(plain, 0.9, example_inputs=image(), depth=True, progress=False)
+
+
+def test_the_default_is_depth_where_there_are_samples(model: nn.Module) -> None:
+    given = fxprune.prune(model, 0.6, data=[samples()], progress=False)
+    made = fxprune.prune(model, 0.6, example_inputs=torch.zeros(1, 3, 32, 32), progress=False)
+    none = fxprune.prune(model, 0.6, example_inputs=image(), compensate=False, progress=False)
+    assert [bool(fxprune.plan_of(small).removed) for small in (given, made, none)] == [True, True, False]
 
 
 @pytest.fixture

@@ -70,8 +70,13 @@ def prune(
         list[str] | None, typer.Option(metavar="PATTERN", help="name or glob of modules to leave whole; repeatable")
     ] = None,
     depth: Annotated[
-        bool, typer.Option("--depth/--no-depth", help="whether blocks, as residual branches are, may be left out")
-    ] = False,
+        bool | None,
+        typer.Option(
+            "--depth/--no-depth",
+            help="whether blocks, as residual branches are, may be left out",
+            show_default="yes, where there are samples",
+        ),
+    ] = None,
     width: Annotated[bool, typer.Option("--width/--no-width", help="whether channels may be removed")] = True,
     weights: common.Weights = None, pretrained: common.Pretrained = False,
     arguments: common.Arguments = None, input_shape: common.Input = None,

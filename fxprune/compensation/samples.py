@@ -21,7 +21,7 @@ from fxprune.layers.batch_norm import has_statistics
 from fxprune.progress import Progress, shown
 from fxprune.tracing.notes import call_of
 
-__all__ = ["MadeSamples", "make_samples"]
+__all__ = ["MadeSamples", "can_make_samples", "make_samples"]
 
 # The number of samples is such that a pass over all takes these FLOPs, within limits: chosen by the rows "no data" of
 # tests/benchmarks/photographs.py. The other numbers are not tuned.
@@ -54,7 +54,7 @@ class MadeSamples:
 def make_samples(
     graph: ChannelGraph, most: int = 128, *, seed: int = 0, progress: bool | Progress = False
 ) -> MadeSamples | None:
-    """Samples for a model, from photographs or from its BatchNorm statistics.
+    """Samples for a model: photographs, or inputs made from its BatchNorm statistics.
 
     Args:
         graph: the analysed model; it is not changed.
@@ -64,42 +64,49 @@ def make_samples(
         progress: show bars in a terminal, or call this function with the steps done.
 
     Returns:
-        None for a model of several inputs, or of one that is not floating-point, or with weights narrower than
-        float32, or that takes no images and has no BatchNorm with statistics.
+        None where `can_make_samples` says that there are none.
 
     Raises:
         CannotScoreError: the samples became NaN or infinite.
     """
-    example = _only_input(graph.module)
-    if example is None:
-        return None
-    weight = next((value for value in graph.module.parameters() if value.is_floating_point()), example)
-    if weight.element_size() < 4:
+    if not can_make_samples(graph):
         return None
     with shown(progress) as show:
-        made = _made(graph, example.to(weight), most, seed, show)
-    if made is not None and not all(tensor.isfinite().all() for tensor in made.batch.inputs):
+        made = _made(graph, most, seed, show)
+    if not all(tensor.isfinite().all() for tensor in made.batch.inputs):
         raise CannotScoreError("the samples became NaN or infinite: check the weights for NaN and infinity")
     return made
 
 
-def _made(graph: ChannelGraph, example: Tensor, most: int, seed: int, show: Progress) -> MadeSamples | None:
-    flops = graph.flops.total / max(example.shape[0], 1)
-    known = any(map(has_statistics, graph.module.modules()))
-    fitted = int(min(max(_FLOPS_PER_STEP / max(flops, 1), _FEWEST_FITTED), _MOST_FITTED))
+def can_make_samples(graph: ChannelGraph) -> bool:
+    """Whether there are samples for a model.
+
+    There are none for one of several inputs, or of one that is not floating-point, or with weights narrower than
+    float32, or that takes no images and has no BatchNorm with statistics or more than 20 GFLOPs.
+    """
+    example = _only_input(graph.module)
+    if example is None or _like(graph.module, example).element_size() < 4:
+        return False
+    return _is_image(example) or (_has_statistics(graph.module) and _flops(graph, example) <= _MOST_FLOPS)
+
+
+def _made(graph: ChannelGraph, most: int, seed: int, show: Progress) -> MadeSamples:
+    found = _only_input(graph.module)
+    assert found is not None
+    example = found.to(_like(graph.module, found))
+    flops, known = _flops(graph, example), _has_statistics(graph.module)
+    fitted = int(min(max(_FLOPS_PER_STEP / flops, _FEWEST_FITTED), _MOST_FITTED))
     far = ""
     if _is_image(example):
-        plain = min(most, max(int(_FLOPS_PER_PASS / max(flops, 1)), _FEWEST))
+        plain = min(most, max(int(_FLOPS_PER_PASS / flops), _FEWEST))
         scale, off = _scale(graph.module, example, seed, known)
         if not known or off <= _ALIKE or flops > _MOST_FLOPS:
             return _photographs(example, plain, scale, seed, f"; mismatch with BatchNorm statistics {off:.2f}" * known)
         start, what = _photographs(example, fitted, scale, seed).batch.args[0], "crops of photographs"
         far = f" from {off:.2f}"
-    elif known and flops <= _MOST_FLOPS:
+    else:
         random = torch.Generator().manual_seed(seed)
         start, what = pink_noise((fitted, *example.shape[1:]), random).to(example), "inputs of noise"
-    else:
-        return None
     inputs = fit_to_statistics(graph.module, start, progress=show)
     left = mismatch(graph.module, inputs)
     origin = f"{len(inputs)} {what}, fitted to BatchNorm statistics (mismatch{far} to {left:.2f})"
@@ -112,6 +119,20 @@ def _only_input(module: fx.GraphModule) -> Tensor | None:
     if len(args) != 1 or kwargs or not isinstance(args[0], Tensor):
         return None
     return args[0] if args[0].is_floating_point() and args[0].dim() >= 2 else None
+
+
+def _like(module: fx.GraphModule, example: Tensor) -> Tensor:
+    """A tensor on the device and in the dtype of the weights."""
+    return next((value for value in module.parameters() if value.is_floating_point()), example)
+
+
+def _has_statistics(module: fx.GraphModule) -> bool:
+    return any(map(has_statistics, module.modules()))
+
+
+def _flops(graph: ChannelGraph, example: Tensor) -> float:
+    """FLOPs of one sample."""
+    return max(graph.flops.total / max(example.shape[0], 1), 1.0)
 
 
 def _is_image(example: Tensor) -> bool:

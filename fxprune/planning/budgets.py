@@ -28,7 +28,7 @@ class Request:
         round_to: the widths that change become multiples of this.
         ignore: names or glob patterns of modules that stay whole.
         min_channels: so many channels of each group stay.
-        depth: whether blocks may be left out.
+        depth: whether blocks may be left out; None is not decided yet, and means no here.
         width: whether channels may be removed.
 
     Raises:
@@ -41,7 +41,7 @@ class Request:
     round_to: int | Literal["auto"] = 1
     ignore: tuple[str, ...] = ()
     min_channels: int = 1
-    depth: bool = False
+    depth: bool | None = None
     width: bool = True
 
     def __post_init__(self) -> None:
@@ -59,10 +59,11 @@ class Request:
             raise FxpruneError(f"round_to (={round_to!r}) must be a whole number of at least 1, or 'auto'")
         if type(self.min_channels) is not int or self.min_channels < 1:
             raise FxpruneError(f"min_channels (={self.min_channels!r}) must be a whole number of at least 1")
-        for name in ("depth", "width"):
-            if not isinstance(getattr(self, name), bool):
-                raise FxpruneError(f"{name} (={getattr(self, name)!r}) must be True or False")
-        if not (self.depth or self.width):
+        if not isinstance(self.width, bool):
+            raise FxpruneError(f"width (={self.width!r}) must be True or False")
+        if not isinstance(self.depth, bool | None):
+            raise FxpruneError(f"depth (={self.depth!r}) must be True, False, or None for True where there are samples")
+        if self.depth is False and not self.width:
             raise FxpruneError("depth=False and width=False leave nothing to prune: give one of the two")
 
 
