@@ -19,6 +19,8 @@ __all__ = ["PythonState", "Watched", "python_state"]
 
 _PLAIN = frozenset({bool, int, float, complex, str, bytes, type(None)})
 _CONTAINERS = (dict, list, tuple, set, deque)
+# Asking whether something is an iterator takes long.
+_USUAL = _PLAIN | {dict, OrderedDict, list, tuple, set, deque, FunctionType, MethodType, Tensor, nn.Parameter}
 # Larger ones are registries and tables, which forward reads. Not tuned.
 _MOST_ENTRIES, _DEEPEST = 1000, 5
 
@@ -132,7 +134,7 @@ def _walk(
     name: str, where: str, value: Any, owner: Any, key: Any, found: dict[str, _Entry], seen: set[int], depth: int
 ) -> None:  # fmt: skip
     place = f"`{name}` of {where}"
-    if isinstance(value, (np.ndarray, Iterator)):
+    if type(value) not in _USUAL and isinstance(value, (np.ndarray, Iterator)):
         value = value.tobytes() if isinstance(value, np.ndarray) else f"{value!r}, {operator.length_hint(value)} left"
     if type(value) in _PLAIN or isinstance(value, (Tensor, nn.Module)):
         found[place] = _Entry(value, owner, key)

@@ -16,6 +16,7 @@ from fxprune.errors import FxpruneError, FxpruneWarning
 from fxprune.models import source_of
 from fxprune.ops import Trait, traits
 from fxprune.running.calls import given_call
+from fxprune.running.collector import no_collection
 from fxprune.running.copies import meta_copy
 from fxprune.running.randomness import preserve_rng_state, reseed
 from fxprune.tracing.arguments import insert_argument_checks
@@ -100,7 +101,7 @@ def trace_knowing(
     args, kwargs = given_call(model, example_inputs)
     refuse_what_cannot_be_traced(model)
     runner = Runner(model, args, kwargs, copy, values)
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), no_collection():
         recorded, values_read, kept, remarks = _record_in_both_modes(runner, leaves)
     builder = recorded.builder
     insert_argument_checks(builder, recorded.arguments, model)
