@@ -126,7 +126,7 @@ def _drop(module: fx.GraphModule, called: Collection[str], gone: Collection[Bloc
         path = paths.pop()
         owner = _find(module, path)
         needed = any(name == path or name.startswith(f"{path}.") for name in used)
-        if not path or owner is None or needed or _holds_anything(owner):
+        if not path or owner is None or needed or _holds_tensors(owner):
             continue
         parent, _, own = path.rpartition(".")
         del module.get_submodule(parent)._modules[own]
@@ -140,5 +140,5 @@ def _find(module: nn.Module, path: str) -> nn.Module | None:
         return None
 
 
-def _holds_anything(module: nn.Module) -> bool:
-    return any(True for _ in (*module.children(), *module.parameters(False), *module.buffers(False)))
+def _holds_tensors(module: nn.Module) -> bool:
+    return any(True for _ in (*module.parameters(), *module.buffers()))

@@ -44,6 +44,22 @@ def test_nodes_modules_and_keys_go_and_all_others_stay() -> None:
     assert list(fxprune.plan_of(pruned).removed) == ["body"]
 
 
+def test_a_layer_with_parts_that_hold_nothing_goes_as_a_whole() -> None:
+    class NormAct(nn.BatchNorm2d):
+        def __init__(self, channels: int) -> None:
+            super().__init__(channels)
+            self.drop, self.act = nn.Identity(), nn.ReLU()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.act(super().forward(x))
+
+    body = nn.Sequential(nn.Conv2d(4, 6, 1), NormAct(6), nn.Conv2d(6, 4, 1))
+    model = net(lambda self, x: (lambda y: self.head(y + self.body(y)))(self.stem(x)), body=body, **stream()).eval()
+    pruned = without_blocks(model)
+    assert not any(name.startswith("body") for name, _ in pruned.named_modules())
+    fxprune.compensate(fxprune.analyze(fxprune.trace(model, image())), pruned, torch.randn(4, *image().shape[1:]))
+
+
 def test_what_is_written_into_the_sum_is_not_written_into_the_stream() -> None:
     def forward(self: Any, x: Tensor) -> tuple[Tensor, Tensor]:
         y = self.stem(x)
