@@ -48,6 +48,9 @@ def best_depth(
     Raises:
         UnreachableBudgetError: no plan is within the budget.
     """
+    if not blocks:
+        return run.fit(rewrite(graph, plan_without(())))
+    lighter = run.lighter()
     best: Fit | None = None
     worse = 0
     for count in range(len(blocks) + 1):
@@ -57,7 +60,7 @@ def best_depth(
             if count < len(blocks) or best is not None:
                 continue
             raise
-        fit = run.fit(rewrite(graph, plan))
+        fit = lighter.fit(rewrite(graph, plan))
         # Not a number is worse than any.
         if best is None or not best.error <= fit.error:
             best, worse = fit, 0
@@ -66,7 +69,7 @@ def best_depth(
         if worse == _PATIENCE:
             break
     assert best is not None
-    return best
+    return best if lighter is run else run.fit(best.pruned)
 
 
 def blocks_in_order(

@@ -12,6 +12,7 @@ layer is fitted to the inputs that it will really have. There are two correction
 from __future__ import annotations
 
 import copy
+import math
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -37,6 +38,8 @@ _CALL = "fxprune.compensate(original, pruned, data)"
 DAMPING = (1e-2, 1e-1, 1.0, 4.0)
 #: Not tuned.
 HOLDOUT, POSITIONS = 0.25, 32768
+# The fraction of the samples that several pruned models are compared by. Not tuned.
+_LIGHTER = 1 / 3
 #: All corrections together, then each alone.
 ALL_PARTS = (("ridge", "moments"), ("moments",), ("ridge",))
 
@@ -152,6 +155,12 @@ class Compensation:
             [] if part is None else part.split() for part in split_apart(graph.module, samples, holdout, seed)
         )
         return Compensation(graph, (fit, judge), parts, damping, positions, seed, progress)
+
+    def lighter(self) -> Compensation:
+        """One that fits to fewer of the samples where there are many, to compare pruned models by."""
+        fit, judge = self.samples
+        fewer = fit[: math.ceil(len(fit) * _LIGHTER)]
+        return self if len(fewer) == len(fit) else replace(self, samples=(fewer, judge))
 
     @keep_freed_memory()
     def fit(self, pruned: fx.GraphModule) -> Fit:

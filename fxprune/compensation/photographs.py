@@ -12,13 +12,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["SCALES", "Scale", "crops"]
+__all__ = ["PHOTOGRAPHS", "SCALES", "Scale", "crops"]
 
-# What skimage.data has without a download.
+# What skimage.data has without a download, and the left side of a stereo pair.
 _NAMES = (
     "astronaut", "chelsea", "coffee", "rocket", "camera", "coins", "clock", "grass", "brick", "gravel", "moon",
     "retina", "immunohistochemistry", "hubble_deep_field",
 )  # fmt: skip
+PHOTOGRAPHS = len(_NAMES) + 1
+"""The number of photographs; crop k is of photograph k modulo this."""
 # The shortest side of a crop, as a fraction of the longest possible. Not tuned.
 _SMALLEST = 0.3
 

@@ -7,13 +7,13 @@ For other models with BatchNorms, that is done with noise.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, fx
 
 from fxprune.channels import ChannelGraph
-from fxprune.compensation.photographs import SCALES, Scale, crops
+from fxprune.compensation.photographs import PHOTOGRAPHS, SCALES, Scale, crops
 from fxprune.compensation.synthesis import fit_to_statistics, mismatch, pink_noise
 from fxprune.data import Batch
 from fxprune.errors import CannotScoreError
@@ -102,15 +102,16 @@ def _made(graph: ChannelGraph, most: int, seed: int, show: Progress) -> MadeSamp
         scale, off = _scale(graph.module, example, seed, known)
         if not known or off <= _ALIKE or flops > _MOST_FLOPS:
             return _photographs(example, plain, scale, seed, f"; mismatch with BatchNorm statistics {off:.2f}" * known)
-        start, what = _photographs(example, fitted, scale, seed).batch.args[0], "crops of photographs"
+        batch, what = _photographs(example, fitted, scale, seed).batch, "crops of photographs"
         far = f" from {off:.2f}"
     else:
         random = torch.Generator().manual_seed(seed)
-        start, what = pink_noise((fitted, *example.shape[1:]), random).to(example), "inputs of noise"
-    inputs = fit_to_statistics(graph.module, start, progress=show)
+        noise = pink_noise((fitted, *example.shape[1:]), random).to(example)
+        batch, what = Batch((noise,), {}, checked=True), "inputs of noise"
+    inputs = fit_to_statistics(graph.module, batch.args[0], progress=show)
     left = mismatch(graph.module, inputs)
     origin = f"{len(inputs)} {what}, fitted to BatchNorm statistics (mismatch{far} to {left:.2f})"
-    return MadeSamples(Batch((inputs,), {}, checked=True), origin)
+    return MadeSamples(replace(batch, args=(inputs,)), origin)
 
 
 def _only_input(module: fx.GraphModule) -> Tensor | None:
@@ -142,7 +143,10 @@ def _is_image(example: Tensor) -> bool:
 
 def _photographs(example: Tensor, count: int, scale: Scale, seed: int, more: str = "") -> MadeSamples:
     pixels = scale(crops(count, example.shape[1], example.shape[2:], seed)).to(example)
-    return MadeSamples(Batch((pixels,), {}, checked=True), f"{count} crops of photographs, {scale.name}{more}")
+    # A photograph of which parts were fitted to is no judge.
+    clusters = torch.arange(count) % PHOTOGRAPHS
+    batch = Batch((pixels,), {}, clusters=clusters, checked=True)
+    return MadeSamples(batch, f"{count} crops of photographs, {scale.name}{more}")
 
 
 def _scale(module: fx.GraphModule, example: Tensor, seed: int, known: bool) -> tuple[Scale, float]:

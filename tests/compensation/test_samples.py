@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import fxprune
 from fxprune.channels import ChannelGraph
-from fxprune.compensation.photographs import SCALES, crops
+from fxprune.compensation.photographs import PHOTOGRAPHS, SCALES, crops
 from fxprune.compensation.samples import make_samples
 from fxprune.compensation.synthesis import mismatch
 from fxprune.errors import CannotScoreError
@@ -43,6 +43,9 @@ def test_batchnorm_statistics_tell_the_scale_of_pixels(scale: Any) -> None:
     made = make_samples(graph, 20)
     assert made is not None
     assert made.origin.startswith(f"20 crops of photographs, {scale.name}")
+    # Crops of one photograph are in one cluster.
+    assert made.batch.clusters is not None
+    assert made.batch.clusters[PHOTOGRAPHS:].tolist() == [0, 1, 2, 3, 4]
     assert mismatch(graph.module, made.batch.args[0]) < 0.1
 
 

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import numpy as np
 import pytest
+import torch
 from scoring.nets import small
-from torch import Tensor
+from torch import Tensor, nn
 
 import fxprune
 from fxprune.channels import Group, Scores
 from fxprune.data import Batch
-from fxprune.scoring.calibration import _rescaled, calibrate_costs
+from fxprune.layers.contraction import contraction_of
+from fxprune.scoring.calibration import _Meter, _rescaled, calibrate_costs
 from fxprune.scoring.layer_statistics import collect_statistics
-from fxprune.scoring.refitting import Reader
+from fxprune.scoring.refitting import Change, Reader
 from fxprune.scoring.sensitivity import fisher_scores
 
 
@@ -45,3 +49,39 @@ def test_a_group_that_costs_more_than_was_thought_keeps_more() -> None:
 
     assert share(calibrated(graph, data, costs)) > 5 * share(costs)
     assert np.array_equal(calibrated(graph, data, costs, unread=True), costs)
+
+
+class _Awkward(nn.Module):
+    """What is read after a change is written in place before, and after; and a part may run in a region."""
+
+    def __init__(self, region: bool) -> None:
+        super().__init__()
+        self.first, self.second, self.third = (nn.Conv2d(3, 3, 3, padding=1) for _ in range(3))
+        self.region = region
+
+    def forward(self, x: Tensor) -> Tensor:
+        kept = self.first(x).relu_()
+        with torch.autocast("cpu", torch.bfloat16) if self.region else nullcontext():
+            y = self.second(kept)
+            kept.add_(1)
+            y = self.third(y + kept)
+        return (y + kept).float().mean((2, 3))
+
+
+@pytest.mark.parametrize("region", [False, True], ids=["in place", "in a region"])
+def test_a_run_from_the_first_change_on_is_a_whole_run(region: bool) -> None:
+    torch.manual_seed(0)
+    graph = fxprune.analyze(fxprune.trace(_Awkward(region).eval(), torch.zeros(1, 3, 8, 8)))
+    layers = {node.name: contraction_of(node, graph.module) for node in graph.module.graph.nodes}
+    changes = [Change(found, torch.randn(3, 3, 3, 3), torch.zeros(3)) for found in layers.values() if found is not None]
+    names = [name for name, found in layers.items() if found is not None]
+    assert len(names) == 3
+    samples = Batch((torch.randn(20, 3, 8, 8),), {})
+    with torch.no_grad():
+        meter = _Meter(graph.module, samples)
+        # Forwards, on the same place again, and back.
+        for chosen in ([0], [1], [1], [2], [0, 2]):
+            given = {names[k]: changes[k] for k in chosen}
+            whole = _Meter(graph.module, samples)
+            whole._places = dict.fromkeys(whole._places, 0)
+            assert meter.loss(given) == whole.loss(given) > 0
