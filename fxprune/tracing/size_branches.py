@@ -23,6 +23,7 @@ from fxprune.running.copies import copy_module, parameters_and_buffers
 from fxprune.running.double import outputs_in_double
 from fxprune.tracing.assembly import assemble
 from fxprune.tracing.guards import insert_guards, named_sizes
+from fxprune.tracing.number_trials import compute_unseen_numbers
 from fxprune.tracing.patching import packages_of, uncached
 from fxprune.tracing.runs import Leaves, Recording, Runner
 from fxprune.tracing.user_code import Place
@@ -73,7 +74,7 @@ def right_for_all_sizes(runner: Runner, recorded: Recording, leaves: Leaves) -> 
     places -= ones.difference(*(trial.finds_one for trial in trials))
     found: frozenset[Place] = frozenset()
     for tried in dict.fromkeys((frozenset(places), *(frozenset({place}) for place in sorted(places)))):
-        if not tried <= found and _gives(trials, replace(runner, otherwise=found | tried), leaves):
+        if not tried <= found and _gives(trials, replace(runner, otherwise=found | tried), tried, leaves):
             found |= tried
     return found
 
@@ -126,8 +127,8 @@ def _finds_one(runner: Runner, call: Call, leaves: Leaves, ones: frozenset[Place
     return ones & {guard.place for guard in recorded.sizes.guards if guard.place is not None and guard.finds_size}
 
 
-def _gives(trials: list[_Trial], runner: Runner, leaves: Leaves) -> bool:
-    """Whether the graphs with the other branches give these outputs, for no more FLOPs."""
+def _gives(trials: list[_Trial], runner: Runner, tried: frozenset[Place], leaves: Leaves) -> bool:
+    """Whether the graphs with the other branches, those of `tried` being new, give these outputs for no more FLOPs."""
     graphs: dict[bool, nn.Module] = {}
     known = False
     for trial in trials:
@@ -135,11 +136,12 @@ def _gives(trials: list[_Trial], runner: Runner, leaves: Leaves) -> bool:
         try:
             if training not in graphs:
                 recorded = runner.record_training(leaves, set()) if training else runner.record(leaves, set())
+                compute_unseen_numbers(recorded.runner, recorded, leaves, set())
                 insert_guards(recorded.builder, recorded.sizes)
                 graphs[training] = assemble(runner.model, recorded.builder, lambda tensor: tensor.detach().clone())
             got = _outputs(runner, graphs[training], trial.call, training)
         except FxpruneError:
-            if training not in graphs or (runner.otherwise or frozenset()) & trial.finds_one:
+            if training not in graphs or tried & trial.finds_one:
                 return False
             # Refused at this size because of other branches.
             continue

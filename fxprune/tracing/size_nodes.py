@@ -147,7 +147,8 @@ class SizeNodes:
         orders = of_two and function not in _EQUAL
         finds_it = may_branch and _finds_size(function, operands, outcome)
         is_one = may_branch and function in _EQUAL and 1 in map(plain, operands)
-        place = place_in_model() if (finds_it or is_one or orders) and self._switch.on else None
+        named = finds_it or is_one or orders
+        place = place_in_model() if (named or (may_branch and self._otherwise)) and self._switch.on else None
         if place is not None and orders:
             # Which of them is smaller may be another one at another size: what is told belongs to the place.
             for told in (True, False):
@@ -156,6 +157,7 @@ class SizeNodes:
             place = f"{place} {not outcome}"
         elif place in self._otherwise:
             return self._tell(outcome != finds_it, place)
+        place = place if named else None
         self.guard(function, operands, outcome, place)
         return outcome
 

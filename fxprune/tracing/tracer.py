@@ -33,6 +33,7 @@ from fxprune.tracing.mode_trials import tie_modes_passed_on
 from fxprune.tracing.modes import Literal, compare, insert_modes, small_readers
 from fxprune.tracing.next_call import lost_on_next_call
 from fxprune.tracing.notes import TraceNotes, set_trace_notes, trace_notes
+from fxprune.tracing.number_trials import compute_unseen_numbers
 from fxprune.tracing.ranks import insert_rank_checks
 from fxprune.tracing.real_values import LIKELIER_DRAW, DataDependentError
 from fxprune.tracing.refusals import part_of, refuse_what_cannot_be_traced
@@ -229,6 +230,7 @@ def _insert_checks(recorded: Recording, leaves: Leaves, kept: set[str]) -> list[
         builder.single_loops |= unconfirmed_loops(runner, recorded, leaves, kept)
     facts = followed(runner, recorded, leaves, kept)
     tie_unseen_sizes(runner, recorded, leaves, kept)
+    compute_unseen_numbers(runner, recorded, leaves, kept)
     guards = insert_guards(builder, recorded.sizes)
     insert_fact_checks(builder, facts)
     insert_rank_checks(builder, recorded.ranks)
