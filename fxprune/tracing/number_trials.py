@@ -32,7 +32,9 @@ from fxprune.tracing.sizes import TracedInt, TracedNumber, plain, read_size, tra
 __all__ = ["compute_unseen_numbers"]
 
 # In place of a size; a model may not take all of them. Not tuned.
-_OTHERS: tuple[Callable[[int], int], ...] = (lambda n: 8 * n, lambda n: 3 * n, lambda n: 2 * n, lambda n: n // 2)
+_OTHERS: tuple[Callable[[int], int], ...] = (
+    lambda n: 8 * n, lambda n: 3 * n, lambda n: 2 * n, lambda n: 3 * n // 2, lambda n: n // 2,
+)  # fmt: skip
 _FEWEST = 2
 # They take sizes and do nothing else.
 _RESHAPES = frozenset({"reshape", "view"})
@@ -53,6 +55,8 @@ def compute_unseen_numbers(runner: Runner, recorded: Recording, leaves: Leaves, 
     for calls in _other_calls(runner.args, runner.kwargs):
         found: list[_Trial] = []
         for other in _recordings(runner, calls, tried, leaves, kept):
+            if _is_refused(guards, other.sizes.guards):
+                continue
             trial = _trial(recorded, other)
             if trial is None:
                 unlike.append(other)
@@ -60,7 +64,8 @@ def compute_unseen_numbers(runner: Runner, recorded: Recording, leaves: Leaves, 
             found.append(trial)
             if len(found) > _FEWEST:
                 break
-        trials.extend(found if len(found) >= _FEWEST else ())
+        # Two points are in line with anything.
+        trials.extend(found if len(found) >= _FEWEST or not any(trial.literals for trial in found) else ())
     numbers = _numbers(trials)
     if None in numbers.values():
         return
@@ -157,6 +162,15 @@ def _counts(node: fx.Node) -> bool:
 
 
 # --- guards -----------------------------------------------------------------------------------------------------------
+
+
+def _is_refused(ours: Sequence[Guard], theirs: Sequence[Guard]) -> bool:
+    """Whether a branch that stays checked is another one."""
+    for own, other in zip(ours, theirs, strict=False):
+        if not _agree(own, other):
+            known = own.loop is None and _numbers_in(own.operands) == _numbers_in(other.operands)
+            return _is_alike(own, other) and known and isinstance(own.traced, bool)
+    return False
 
 
 def _agree(ours: Guard, theirs: Guard) -> bool:
