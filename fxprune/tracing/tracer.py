@@ -227,7 +227,9 @@ def _insert_checks(recorded: Recording, leaves: Leaves, kept: set[str]) -> list[
     """Put checks into a graph for all that the model's code followed in one mode; returns remarks on them."""
     builder, runner = recorded.builder, recorded.runner
     if builder.loops:
-        builder.single_loops |= unconfirmed_loops(runner, recorded, leaves, kept)
+        unconfirmed = unconfirmed_loops(runner, recorded, leaves, kept)
+        builder.single_loops |= unconfirmed
+        builder.confirmed_loops |= set(range(builder.loops)) - unconfirmed
     facts = followed(runner, recorded, leaves, kept)
     tie_unseen_sizes(runner, recorded, leaves, kept)
     compute_unseen_numbers(runner, recorded, leaves, kept)
