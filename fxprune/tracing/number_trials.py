@@ -29,7 +29,7 @@ from fxprune.tracing.size_nodes import Guard
 from fxprune.tracing.size_trials import is_position, same_constants
 from fxprune.tracing.sizes import TracedInt, TracedNumber, plain, read_size, traced_number
 
-__all__ = ["compute_unseen_numbers"]
+__all__ = ["compute_unseen_numbers", "resized", "shapes_of"]
 
 # In place of a size; a model may not take all of them. Not tuned.
 _OTHERS: tuple[Callable[[int], int], ...] = (
@@ -51,7 +51,7 @@ def compute_unseen_numbers(runner: Runner, recorded: Recording, leaves: Leaves, 
         return
     trials: list[_Trial] = []
     unlike: list[Recording] = []
-    tried = {_shapes((runner.args, runner.kwargs))}
+    tried = {shapes_of((runner.args, runner.kwargs))}
     for calls in _other_calls(runner.args, runner.kwargs):
         found: list[_Trial] = []
         for other in _recordings(runner, calls, tried, leaves, kept):
@@ -101,21 +101,24 @@ def _other_calls(args: Any, kwargs: Any) -> Iterator[list[Call]]:
     """Calls with other sizes of one dimension, wherever that is, and of all positions."""
     sizes = sorted({(d, n) for tensor in trees.tensors((args, kwargs)) for d, n in enumerate(tensor.shape)})
     for changed in (*({size} for size in sizes), None):
-        yield [_resized((args, kwargs), changed, other) for other in _OTHERS]
+        yield [resized((args, kwargs), changed, other) for other in _OTHERS]
 
 
-def _resized(call: Call, changed: set[tuple[int, int]] | None, other: Callable[[int], int]) -> Call:
-    def resized(tensor: Tensor) -> Tensor:
+def resized(call: Call, changed: set[tuple[int, int]] | None, other: Callable[[int], int]) -> Call:
+    """A call with other sizes of these dimensions, each given by its place and size; None stands for all positions."""
+
+    def larger_or_smaller(tensor: Tensor) -> Tensor:
         for d, n in enumerate(tensor.shape):
             if (d, n) in changed if changed is not None else is_position(tensor, d):
                 tensor = tensor.index_select(d, torch.arange(other(n), device=tensor.device) % n)
         return tensor
 
-    other_call: Call = trees.map_tensors(resized, call)
+    other_call: Call = trees.map_tensors(larger_or_smaller, call)
     return other_call
 
 
-def _shapes(call: Call) -> tuple[torch.Size, ...]:
+def shapes_of(call: Call) -> tuple[torch.Size, ...]:
+    """The shapes of all tensors of a call."""
     return tuple(tensor.shape for tensor in trees.tensors(call))
 
 
@@ -124,7 +127,7 @@ def _recordings(
 ) -> Iterator[Recording]:
     """Those of calls of other shapes than the ones tried, which the model takes."""
     for args, kwargs in calls:
-        shapes = _shapes((args, kwargs))
+        shapes = shapes_of((args, kwargs))
         if shapes not in tried and all(map(torch.Size.numel, shapes)):
             tried.add(shapes)
             with suppress(FxpruneError):

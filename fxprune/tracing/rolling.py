@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 from torch import fx
 
 from fxprune.running import trees
-from fxprune.tracing.graph_builder import reads_layout
+from fxprune.tracing.graph_builder import computed_from, reads_layout
 from fxprune.tracing.loops import append, end_steps, joined, keep, loop_index, new_list, next_value, steps
 
 __all__ = ["alike_in_steps", "has_loops", "roll"]
@@ -255,6 +256,12 @@ class _Loop:
             For the name of each node that is gone, that of the node in its place.
         """
         graph, base = self._graph, self._steps[0]
+        # A number has its node where the graph first needs it, which may be after the loop.
+        later = [*itertools.dropwhile(lambda node: node is not base[0], graph.nodes)]
+        needed = {*computed_from(count, lambda node: node.all_input_nodes if node in later else [])}
+        for node in later:
+            if node in needed:
+                base[0].prepend(node)
         starts = [node.args[1] for node in base if node.target is loop_index]
         start: Any = starts[0] if starts else base[0].meta["loop"][1]
         with graph.inserting_before(base[0]):

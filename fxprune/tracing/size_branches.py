@@ -2,11 +2,13 @@
 
 The graph has one of both branches. The one for the size that the code names would tie it to that size. The other one is
 good for all sizes if it computes the same for that one too, with no more FLOPs, so both are tried. Where the example
-has taken the other one already, that is done for a size of 1: a single sample or step often has a branch of its own.
+has taken the other one already, that is done at the size that the code names: 1, for a single sample or step, or the
+one that a table was made for.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -23,7 +25,7 @@ from fxprune.running.copies import copy_module, parameters_and_buffers
 from fxprune.running.double import outputs_in_double
 from fxprune.tracing.assembly import assemble
 from fxprune.tracing.guards import insert_guards, named_sizes
-from fxprune.tracing.number_trials import compute_unseen_numbers
+from fxprune.tracing.number_trials import compute_unseen_numbers, resized, shapes_of
 from fxprune.tracing.patching import packages_of, uncached
 from fxprune.tracing.runs import Leaves, Recording, Runner
 from fxprune.tracing.user_code import Place
@@ -33,18 +35,21 @@ __all__ = ["OTHER_BRANCHES", "right_for_all_sizes"]
 # Among the values that were read of a model: the places where another branch was taken.
 OTHER_BRANCHES = "branches for other sizes"
 
+# Inputs of the trials have this many times the entries of the example, or fewer. Not tuned.
+_MOST_ENTRIES = 16
+
 # Relative, in float64: a table that the model has kept in float32 is another one to `verify`.
 _SAME = 1e-9
 
 
 @dataclass(frozen=True)
 class _Trial:
-    """A call, what the model gives for it, and where its code finds a size to be 1 that is not 1 in the example."""
+    """A call, what the model gives for it, and where its code finds there the size that it names, and not before."""
 
     call: Call
     training: bool
     outputs: list[Tensor]
-    finds_one: frozenset[Place]
+    finds_it: frozenset[Place]
 
 
 def right_for_all_sizes(runner: Runner, recorded: Recording, leaves: Leaves) -> frozenset[Place]:
@@ -52,7 +57,7 @@ def right_for_all_sizes(runner: Runner, recorded: Recording, leaves: Leaves) -> 
 
     If there are such branches, the model and the graphs with the other branches run in float64: in eval and training,
     with weights and inputs that are not special, and with each dimension of the inputs twice as large or one less. For
-    branches for a size of 1, a dimension has that size.
+    branches for a size that the example has not, a dimension or all positions have that size.
     """
     if OTHER_BRANCHES in runner.earlier_values:
         # A model without values, as one that a file is loaded into.
@@ -61,17 +66,18 @@ def right_for_all_sizes(runner: Runner, recorded: Recording, leaves: Leaves) -> 
     if not places or any(tensor.is_meta for tensor in parameters_and_buffers(runner.model)):
         return frozenset()
     found_there = {guard.place for guard in recorded.sizes.guards if guard.finds_size}
-    ones = frozenset(places - found_there)
-    calls = [(call, frozenset[Place]()) for call in _calls(runner, others=places > ones)]
-    calls += [(call, there) for call in _calls_of_one(runner) if (there := _finds_one(runner, call, leaves, ones))]
+    unfound = frozenset(places - found_there)
+    named = {guard.named for guard in recorded.sizes.guards if guard.place in unfound}
+    calls = [(call, frozenset[Place]()) for call in _calls(runner, others=places > unfound)]
+    calls += [(call, there) for call in _calls_of(runner, named) if (there := _finds(runner, call, leaves, unfound))]
     trials = []
     for training in (False, True):
-        for call, finds_one in calls:
+        for call, finds_it in calls:
             # A graph that is traced again may refuse it.
             with suppress(FxpruneError):
                 if (outputs := _outputs(runner, runner.model, call, training)) is not None:
-                    trials.append(_Trial(call, training, outputs, finds_one))
-    places -= ones.difference(*(trial.finds_one for trial in trials))
+                    trials.append(_Trial(call, training, outputs, finds_it))
+    places -= unfound.difference(*(trial.finds_it for trial in trials))
     found: frozenset[Place] = frozenset()
     for tried in dict.fromkeys((frozenset(places), *(frozenset({place}) for place in sorted(places)))):
         if not tried <= found and _gives(trials, replace(runner, otherwise=found | tried), tried, leaves):
@@ -96,11 +102,25 @@ def _calls(runner: Runner, *, others: bool) -> Iterator[Call]:
         yield _narrowed(example, d, n, n - 1)
 
 
-def _calls_of_one(runner: Runner) -> Iterator[Call]:
-    """The example with one entry of each of its dimensions."""
+def _calls_of(runner: Runner, named: set[tuple[int, int]]) -> Iterator[Call]:
+    """The example with one dimension, or all positions, of each size that the code names, or larger by as much.
+
+    Args:
+        runner: of the model.
+        named: these sizes, each with the one that is there in the example.
+    """
     example = next(_calls(runner, others=False))
-    for d, n in _dimensions(example):
-        yield _narrowed(example, d, n, 1)
+    tried = {shapes_of(example)}
+    for (number, size), changed in itertools.product(sorted(named), (*({each} for each in _dimensions(example)), None)):
+        for other in (lambda n, number=number: number, lambda n, number=number, size=size: n * number // max(size, 1)):
+            call = resized(example, changed, other)
+            if shapes_of(call) not in tried and _entries(call) <= _MOST_ENTRIES * _entries(example):
+                tried.add(shapes_of(call))
+                yield call
+
+
+def _entries(call: Call) -> int:
+    return sum(map(Tensor.numel, trees.tensors(call)))
 
 
 def _dimensions(call: Call) -> list[tuple[int, int]]:
@@ -115,22 +135,24 @@ def _narrowed(call: Call, d: int, n: int, size: int) -> Call:
     return narrowed
 
 
-def _finds_one(runner: Runner, call: Call, leaves: Leaves, ones: frozenset[Place]) -> frozenset[Place]:
-    """Those of these places where the code finds in this call that a size is 1."""
-    if not ones:
-        return frozenset()
+def _finds(runner: Runner, call: Call, leaves: Leaves, unfound: frozenset[Place]) -> frozenset[Place]:
+    """Those of these places where the code finds in this call the size that it names; if not 1, whenever it asks."""
     args, kwargs = call
     try:
-        recorded = replace(runner, args=args, kwargs=kwargs).record(leaves, set())
+        guards = replace(runner, args=args, kwargs=kwargs).record(leaves, set()).sizes.guards
     except FxpruneError:
         return frozenset()
-    return ones & {guard.place for guard in recorded.sizes.guards if guard.place is not None and guard.finds_size}
+    asked = [guard for guard in guards if guard.place in unfound]
+    missed = {guard.place for guard in asked if not guard.finds_size and guard.named[0] != 1}
+    return frozenset(guard.place for guard in asked if guard.place and guard.finds_size) - missed
 
 
 def _gives(trials: list[_Trial], runner: Runner, tried: frozenset[Place], leaves: Leaves) -> bool:
     """Whether the graphs with the other branches, those of `tried` being new, give these outputs for no more FLOPs."""
     graphs: dict[bool, nn.Module] = {}
     known = False
+    # Those that have to be seen at the size that the code names: what the graph does not take there shows nothing.
+    unseen = tried & frozenset[Place]().union(*(trial.finds_it for trial in trials))
     for trial in trials:
         training = trial.training
         try:
@@ -141,14 +163,14 @@ def _gives(trials: list[_Trial], runner: Runner, tried: frozenset[Place], leaves
                 graphs[training] = assemble(runner.model, recorded.builder, lambda tensor: tensor.detach().clone())
             got = _outputs(runner, graphs[training], trial.call, training)
         except FxpruneError:
-            if training not in graphs or tried & trial.finds_one:
+            if training not in graphs:
                 return False
             # Refused at this size because of other branches.
             continue
         if got is None or len(got) != len(trial.outputs) or not all(map(_is_same, trial.outputs, got)):
             return False
-        known = True
-    return known and _costs_no_more(graphs[False], runner)
+        known, unseen = True, unseen - trial.finds_it
+    return known and not unseen and _costs_no_more(graphs[False], runner)
 
 
 def _costs_no_more(graph: nn.Module, runner: Runner) -> bool:

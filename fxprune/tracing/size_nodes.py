@@ -28,7 +28,7 @@ class Guard:
     """`function(*operands)` was `traced`, and the code went on accordingly; `call` is the module call that did.
 
     Where it is the number of steps of a loop, `loop` is the number of that. Where a size was found to be one that the
-    code names, or not to be 1, `place` is where.
+    code names, or not to be it, `place` is where.
     """
 
     function: Callable[..., Any]
@@ -42,6 +42,12 @@ class Guard:
     def finds_size(self) -> bool:
         """Whether a size was found to be the one that the code names at `place`."""
         return self.function not in _EQUAL or self.traced == (self.function is operator.eq)
+
+    @property
+    def named(self) -> tuple[int, int]:
+        """The number that the code names, and the size that was found to be that one or not to be it."""
+        first, second = map(plain, self.operands)
+        return (first, second) if _is_named(self.operands[0]) or first == 1 else (second, first)
 
 
 _EQUAL = (operator.eq, operator.ne)
@@ -146,8 +152,8 @@ class SizeNodes:
         may_branch |= of_two and function in _EQUAL
         orders = of_two and function not in _EQUAL
         finds_it = may_branch and _finds_size(function, operands, outcome)
-        is_one = may_branch and function in _EQUAL and 1 in map(plain, operands)
-        named = finds_it or is_one or orders
+        names_it = may_branch and function in _EQUAL and (not of_two or 1 in map(plain, operands))
+        named = finds_it or orders or names_it
         place = place_in_model() if (named or (may_branch and self._otherwise)) and self._switch.on else None
         if place is not None and orders:
             # Which of them is smaller may be another one at another size: what is told belongs to the place.

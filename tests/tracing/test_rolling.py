@@ -338,6 +338,22 @@ def test_what_few_steps_pass_on_is_right_or_refused(steps: int) -> None:
             pruned(torch.randn(2, 5, 4))
 
 
+def counted(self: Any, x: Tensor) -> Tensor:
+    x = self.a(x)
+    n = x.size(1) // 2 + 1
+    h = x[:, 0]
+    for _ in range(n):
+        h = self.u(h).tanh()
+    return self.out(h / n)  # type: ignore[no-any-return]
+
+
+def test_the_count_of_a_loop_may_be_needed_after_it() -> None:
+    model = net(counted, a=nn.Linear(4, 8), u=nn.Linear(8, 8), out=nn.Linear(8, 3))
+    pruned = fxprune.prune(model, 0.7, example_inputs=torch.randn(2, 6, 4), compensate=False)
+    for length in (6, 3, 11):
+        assert fxprune.verify(model, pruned, torch.randn(2, length, 4)) < 1e-9
+
+
 def test_one_step_stands_for_all_that_are_alike() -> None:
     graph = graph_of(2.0, 2.0, 2.0, 2.0)
     names = roll(graph)
