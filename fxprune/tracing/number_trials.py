@@ -8,6 +8,7 @@ and each number that differs is the same product of sizes in all of them, the gr
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -50,27 +51,28 @@ def compute_unseen_numbers(runner: Runner, recorded: Recording, leaves: Leaves, 
     if recorded.draws_elsewhere or not any(guard.function is operator.pos and guard.loop is None for guard in needed):
         return
     trials: list[_Trial] = []
-    unlike: list[Recording] = []
+    stay: list[Sequence[Guard]] = []
     tried = {shapes_of((runner.args, runner.kwargs))}
     for calls in _other_calls(runner.args, runner.kwargs):
         found: list[_Trial] = []
         for other in _recordings(runner, calls, tried, leaves, kept):
-            if _is_refused(guards, other.sizes.guards):
-                continue
             trial = _trial(recorded, other)
-            if trial is None:
-                unlike.append(other)
+            if trial is not None:
+                found.append(trial)
+            elif not _is_refused(guards, other.sizes.guards):
+                stay.append(other.sizes.guards)
                 break
-            found.append(trial)
             if len(found) > _FEWEST:
                 break
-        # Two points are in line with anything.
-        trials.extend(found if len(found) >= _FEWEST or not any(trial.literals for trial in found) else ())
+        trials.extend(found)
+        if len(found) < _FEWEST:
+            # Two points are in line with anything.
+            stay.extend(trial.guards for trial in found if trial.literals)
     numbers = _numbers(trials)
     if None in numbers.values():
         return
     free = {i for i, guard in enumerate(guards) if any(_moves(guard, trial.guards[i]) for trial in trials)}
-    free -= {i for other in unlike for i in _tied(guards, other.sizes.guards)}
+    free -= {i for others in stay for i in _tied(guards, others)}
     for (node, place), dims in numbers.items():
         if dims is not None:
             _compute(recorded, node, place, dims)
@@ -135,9 +137,13 @@ def _recordings(
 
 
 def _trial(recorded: Recording, other: Recording) -> _Trial | None:
-    """None where it makes other calls, or has other numbers than those of reshaped tensors."""
+    """None where it makes other calls, or has other numbers than those of reshaped tensors.
+
+    Where a branch is another one and the calls are the same, both branches do the same.
+    """
     guards = recorded.sizes.guards, other.sizes.guards
-    if len(guards[0]) != len(guards[1]) or not all(map(_agree, *guards)):
+    alike = all(_agree(*pair) or _is_other_branch(*pair) for pair in zip(*guards, strict=False))
+    if len(guards[0]) != len(guards[1]) or not alike:
         return None
     constants = recorded.builder.constants, other.builder.constants
     nodes = [[node for node in each.builder.graph.nodes if _counts(node)] for each in (recorded, other)]
@@ -169,11 +175,8 @@ def _counts(node: fx.Node) -> bool:
 
 def _is_refused(ours: Sequence[Guard], theirs: Sequence[Guard]) -> bool:
     """Whether a branch that stays checked is another one."""
-    for own, other in zip(ours, theirs, strict=False):
-        if not _agree(own, other):
-            known = own.loop is None and _numbers_in(own.operands) == _numbers_in(other.operands)
-            return _is_alike(own, other) and known and isinstance(own.traced, bool)
-    return False
+    differ = (pair for pair in zip(ours, theirs, strict=False) if not _agree(*pair))
+    return any(_is_other_branch(*pair) for pair in itertools.islice(differ, 1))
 
 
 def _agree(ours: Guard, theirs: Guard) -> bool:
@@ -182,6 +185,12 @@ def _agree(ours: Guard, theirs: Guard) -> bool:
         return False
     unseen = ours.function is operator.pos and ours.loop is None
     return not _moves(ours, theirs) or unseen or (_finds_size(ours) and _finds_size(theirs))
+
+
+def _is_other_branch(ours: Guard, theirs: Guard) -> bool:
+    """Whether the same comparison had another outcome."""
+    known = _numbers_in(ours.operands) == _numbers_in(theirs.operands)
+    return _is_alike(ours, theirs) and known and isinstance(ours.traced, bool) and ours.traced != theirs.traced
 
 
 def _is_alike(ours: Guard, theirs: Guard) -> bool:

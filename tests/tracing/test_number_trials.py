@@ -43,7 +43,14 @@ def model_of(forward: Callable[..., Any]) -> nn.Module:
     return net(forward, a=nn.Linear(4, 8), b=nn.Linear(8, 2), streams=streams)
 
 
-@pytest.mark.parametrize("forward", [_streams, _distances])
+def _alike_branches(self: Any, x: Tensor) -> Tensor:
+    y = written(self.a(x), *x.shape[:2], 8)
+    if x.shape[1] < 6:
+        return self.b(y.tanh())  # type: ignore[no-any-return]
+    return self.b(y.tanh())  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("forward", [_streams, _distances, _alike_branches])
 def test_numbers_that_are_products_of_sizes_are_computed(forward: Any) -> None:
     model = model_of(forward)
     pruned = fxprune.prune(model, 0.6, example_inputs=tokens(), compensate=False)
