@@ -1,14 +1,16 @@
-"""Numbers that code makes of sizes out of sight, and that are sizes all the same: those of reshaped tensors.
+"""Numbers that libraries make of sizes out of sight, and that are sizes all the same: those of reshaped tensors.
 
-Code that writes other code for the sizes it is given, or solves equations for them, takes sizes as plain numbers, and
-its graph would be good for these only. So the model is recorded at further sizes. Where it makes the same calls there,
-and each number that differs is the same product of sizes in all of them, the graph computes it.
+A library for the notation of tensors may write code for the sizes it is given, or solve equations for them: it takes
+sizes as plain numbers, and the graph would be good for these only. So the model is recorded at further sizes. Where it
+makes the same calls there, and each number that differs is the same product of sizes in all of them, the graph computes
+it. Where it makes other calls, as libraries do for a size of 1, the outputs are compared.
+
+The model's own code may compare such a number with a size that is special for it, which no trial would show.
 """
 
 from __future__ import annotations
 
 import functools
-import itertools
 import math
 import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -23,18 +25,25 @@ from fxprune.errors import FxpruneError
 from fxprune.ops import name_of_op
 from fxprune.running import trees
 from fxprune.running.calls import Call
+from fxprune.running.copies import parameters_and_buffers
+from fxprune.tracing.assembly import assemble
 from fxprune.tracing.guards import needed_guards
 from fxprune.tracing.modes import Literal, arguments_differ, is_unused_piece, replaced
 from fxprune.tracing.runs import Leaves, Recording, Runner
+from fxprune.tracing.same_outputs import are_same, outputs_of
 from fxprune.tracing.size_nodes import Guard
 from fxprune.tracing.size_trials import is_position, same_constants
 from fxprune.tracing.sizes import TracedInt, TracedNumber, plain, read_size, traced_number
 
-__all__ = ["compute_unseen_numbers", "resized", "shapes_of"]
+__all__ = ["SAME_AT", "compute_unseen_numbers", "resized", "shapes_of"]
+
+# Among the values that were read of a model: sizes at which the graph gives what the model does.
+SAME_AT = "sizes at which other calls give the same"
 
 # In place of a size; a model may not take all of them. Not tuned.
 _OTHERS: tuple[Callable[[int], int], ...] = (
-    lambda n: 8 * n, lambda n: 3 * n, lambda n: 2 * n, lambda n: 3 * n // 2, lambda n: n // 2,
+    lambda n: 1, lambda n: 2, lambda n: 3, lambda n: n + 1, lambda n: 2 * n, lambda n: 3 * n // 2, lambda n: n // 2,
+    lambda n: 8 * n,
 )  # fmt: skip
 _FEWEST = 2
 # They take sizes and do nothing else.
@@ -47,11 +56,12 @@ _Place: TypeAlias = "tuple[fx.Node, tuple[Any, ...]]"
 def compute_unseen_numbers(runner: Runner, recorded: Recording, leaves: Leaves, kept: set[str]) -> None:
     """Put nodes in place of numbers that are products of sizes, and drop the guards that these make needless."""
     guards = recorded.sizes.guards
-    needed = needed_guards(recorded.builder, recorded.sizes)
-    if recorded.draws_elsewhere or not any(guard.function is operator.pos and guard.loop is None for guard in needed):
+    elsewhere = any(guard.elsewhere for guard in needed_guards(recorded.builder, recorded.sizes))
+    if recorded.draws_elsewhere or not elsewhere:
         return
     trials: list[_Trial] = []
     stay: list[Sequence[Guard]] = []
+    unlike: list[Recording] = []
     tried = {shapes_of((runner.args, runner.kwargs))}
     for calls in _other_calls(runner.args, runner.kwargs):
         found: list[_Trial] = []
@@ -60,10 +70,7 @@ def compute_unseen_numbers(runner: Runner, recorded: Recording, leaves: Leaves, 
             if trial is not None:
                 found.append(trial)
             elif not _is_refused(guards, other.sizes.guards):
-                stay.append(other.sizes.guards)
-                break
-            if len(found) > _FEWEST:
-                break
+                unlike.append(other)
         trials.extend(found)
         if len(found) < _FEWEST:
             # Two points are in line with anything.
@@ -71,12 +78,25 @@ def compute_unseen_numbers(runner: Runner, recorded: Recording, leaves: Leaves, 
     numbers = _numbers(trials)
     if None in numbers.values():
         return
-    free = {i for i, guard in enumerate(guards) if any(_moves(guard, trial.guards[i]) for trial in trials)}
-    free -= {i for others in stay for i in _tied(guards, others)}
     for (node, place), dims in numbers.items():
         if dims is not None:
             _compute(recorded, node, place, dims)
+    stay += [other.sizes.guards for other in unlike if not _is_same_there(recorded, other)]
+    free = {i for i, guard in enumerate(guards) if any(_moves(guard, trial.guards[i]) for trial in trials)}
+    free -= {i for others in stay for i in _tied(guards, others)}
     guards[:] = [guard for i, guard in enumerate(guards) if i not in free]
+
+
+def _is_same_there(recorded: Recording, other: Recording) -> bool:
+    """Whether the graph, without its guards, gives what the model does at sizes where that makes other calls."""
+    runner, call = recorded.runner, (other.runner.args, other.runner.kwargs)
+    key = f"{[tuple(shape) for shape in shapes_of(call)]} {runner.training} {sorted(runner.otherwise or ())}"
+    if key not in runner.same_at and not any(tensor.is_meta for tensor in parameters_and_buffers(runner.model)):
+        traced = assemble(runner.model, recorded.builder, lambda tensor: tensor.detach().clone())
+        expected, got = (outputs_of(runner, module, call, runner.training) for module in (runner.model, traced))
+        if expected is not None and got is not None and are_same(expected, got):
+            runner.same_at.add(key)
+    return key in runner.same_at
 
 
 @dataclass(frozen=True)
@@ -174,17 +194,19 @@ def _counts(node: fx.Node) -> bool:
 
 
 def _is_refused(ours: Sequence[Guard], theirs: Sequence[Guard]) -> bool:
-    """Whether a branch that stays checked is another one."""
-    differ = (pair for pair in zip(ours, theirs, strict=False) if not _agree(*pair))
-    return any(_is_other_branch(*pair) for pair in itertools.islice(differ, 1))
+    """Whether the graph checks something that is otherwise there."""
+    for own, other in zip(ours, theirs, strict=False):
+        if not _agree(own, other):
+            own_number = own.function is operator.pos and own.loop is None
+            return _is_alike(own, other) and (own_number or _is_other_branch(own, other))
+    return False
 
 
 def _agree(ours: Guard, theirs: Guard) -> bool:
     """Whether the code did the same, for the same reason or since a number out of sight is the size that it is."""
     if not _is_alike(ours, theirs):
         return False
-    unseen = ours.function is operator.pos and ours.loop is None
-    return not _moves(ours, theirs) or unseen or (_finds_size(ours) and _finds_size(theirs))
+    return not _moves(ours, theirs) or ours.elsewhere or (_finds_size(ours) and _finds_size(theirs))
 
 
 def _is_other_branch(ours: Guard, theirs: Guard) -> bool:
@@ -194,8 +216,8 @@ def _is_other_branch(ours: Guard, theirs: Guard) -> bool:
 
 
 def _is_alike(ours: Guard, theirs: Guard) -> bool:
-    return (ours.function, ours.call, ours.loop, *map(_kind, ours.operands)) == (
-        theirs.function, theirs.call, theirs.loop, *map(_kind, theirs.operands)
+    return (ours.function, ours.call, ours.loop, ours.elsewhere, *map(_kind, ours.operands)) == (
+        theirs.function, theirs.call, theirs.loop, theirs.elsewhere, *map(_kind, theirs.operands)
     )  # fmt: skip
 
 

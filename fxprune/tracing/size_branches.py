@@ -12,7 +12,6 @@ import itertools
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,13 +20,12 @@ from fxprune.errors import FxpruneError
 from fxprune.flops import count_flops
 from fxprune.running import trees
 from fxprune.running.calls import Call
-from fxprune.running.copies import copy_module, parameters_and_buffers
-from fxprune.running.double import outputs_in_double
+from fxprune.running.copies import parameters_and_buffers
 from fxprune.tracing.assembly import assemble
 from fxprune.tracing.guards import insert_guards, named_sizes
 from fxprune.tracing.number_trials import compute_unseen_numbers, resized, shapes_of
-from fxprune.tracing.patching import packages_of, uncached
 from fxprune.tracing.runs import Leaves, Recording, Runner
+from fxprune.tracing.same_outputs import are_same, outputs_of
 from fxprune.tracing.user_code import Place
 
 __all__ = ["OTHER_BRANCHES", "right_for_all_sizes"]
@@ -37,9 +35,6 @@ OTHER_BRANCHES = "branches for other sizes"
 
 # Inputs of the trials have this many times the entries of the example, or fewer. Not tuned.
 _MOST_ENTRIES = 16
-
-# Relative, in float64: a table that the model has kept in float32 is another one to `verify`.
-_SAME = 1e-9
 
 
 @dataclass(frozen=True)
@@ -75,7 +70,7 @@ def right_for_all_sizes(runner: Runner, recorded: Recording, leaves: Leaves) -> 
         for call, finds_it in calls:
             # A graph that is traced again may refuse it.
             with suppress(FxpruneError):
-                if (outputs := _outputs(runner, runner.model, call, training)) is not None:
+                if (outputs := outputs_of(runner, runner.model, call, training)) is not None:
                     trials.append(_Trial(call, training, outputs, finds_it))
     places -= unfound.difference(*(trial.finds_it for trial in trials))
     found: frozenset[Place] = frozenset()
@@ -161,13 +156,13 @@ def _gives(trials: list[_Trial], runner: Runner, tried: frozenset[Place], leaves
                 compute_unseen_numbers(recorded.runner, recorded, leaves, set())
                 insert_guards(recorded.builder, recorded.sizes)
                 graphs[training] = assemble(runner.model, recorded.builder, lambda tensor: tensor.detach().clone())
-            got = _outputs(runner, graphs[training], trial.call, training)
+            got = outputs_of(runner, graphs[training], trial.call, training)
         except FxpruneError:
             if training not in graphs:
                 return False
             # Refused at this size because of other branches.
             continue
-        if got is None or len(got) != len(trial.outputs) or not all(map(_is_same, trial.outputs, got)):
+        if got is None or not are_same(trial.outputs, got):
             return False
         known, unseen = True, unseen - trial.finds_it
     return known and not unseen and _costs_no_more(graphs[False], runner)
@@ -179,33 +174,3 @@ def _costs_no_more(graph: nn.Module, runner: Runner) -> bool:
     with suppress(FxpruneError):
         return count_flops(graph, example) <= count_flops(runner.model, example)
     return False
-
-
-def _outputs(runner: Runner, model: nn.Module, call: Call, training: bool) -> list[Tensor] | None:
-    """What a copy of the model gives with other weights in two calls; None where it does not run, or not in float64."""
-    model = copy_module(model)
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for _, parameter in sorted(model.named_parameters()):
-            if parameter.is_floating_point():
-                # Zeros would hide what they are multiplied with.
-                parameter.add_(torch.randn(parameter.shape, generator=generator).to(parameter), alpha=0.1)
-    try:
-        with uncached(packages_of(runner.model)):
-            # Two, for what it keeps from call to call.
-            calls = [trees.map_tensors(torch.clone, call) for _ in range(2)]
-            return [x.clone() for given in calls for x in outputs_in_double(model, *given, training=training)]
-    except (RuntimeError, ValueError, AssertionError, IndexError):
-        return None
-
-
-def _is_same(expected: Any, got: Any) -> bool:
-    if expected.shape != got.shape or expected.dtype != got.dtype:
-        return False
-    if not expected.is_floating_point():
-        return torch.equal(expected, got)
-    finite = expected.isfinite()
-    if not torch.equal(finite, got.isfinite()):
-        return False
-    difference = (expected - got).where(finite, 0.0).abs().sum()
-    return bool(difference <= _SAME * expected.where(finite, 0.0).abs().sum())

@@ -306,7 +306,7 @@ def test_an_assertion_ties_the_graph_to_the_size_and_nothing_is_tried(monkeypatc
         assert x.shape[2] == 6, "of this size alone"
         return self.b(self.a(x) * (2 if x.shape[2] == 6 else 1))  # type: ignore[no-any-return]
 
-    monkeypatch.setattr("fxprune.tracing.size_branches._outputs", lambda *args: pytest.fail("the model ran"))
+    monkeypatch.setattr("fxprune.tracing.size_branches.outputs_of", lambda *args: pytest.fail("the model ran"))
     with pytest.raises(FxpruneError, match=r"size\(2\) == 6"):
         fxprune.trace(model_of(forward), image().double())(image(size=9).double())
 
