@@ -102,7 +102,7 @@ class Runner:
         copy_tensors: whether the traced model gets copies of the parameters and buffers.
         earlier_values: what an earlier trace has read of the model's values.
         exporting: whether the model's code sees that it is exported.
-        own_types: whether `int` and `float` are Python's own in the model's files.
+        own_types: whether `int` and `float` are Python's own in the model's files, and arrays have plain numbers.
         other_answer: what is answered otherwise than it is, as in `Facts`.
         dtype: of the floating-point tensors, where it is not that of the model.
         device: what is told of the device of tensors, where it is not that of the input.
