@@ -48,6 +48,7 @@ class GraphBuilder:
         step: the number of the loop that the model's code is in, and that of its step; None outside of loops.
         finished_loops: the numbers of those that came to their end.
         single_loops: the numbers of those whose further steps may do something else.
+        confirmed_loops: the numbers of those whose further steps were seen to do the same.
         deferred: errors that are raised where the model's code needs what is unknown.
         ordered: the inputs that are dicts whose order the model's code has followed.
         left: for the nodes of tensors that are left from an earlier call, those that they had in its graph.
@@ -71,6 +72,7 @@ class GraphBuilder:
         self.step: tuple[int, int] | None = None
         self.finished_loops: set[int] = set()
         self.single_loops: set[int] = set()
+        self.confirmed_loops: set[int] = set()
         self.deferred: list[Exception] = []
         self.ordered: set[fx.Node] = set()
         self.left: dict[fx.Node, fx.Node] = {}

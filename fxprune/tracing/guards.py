@@ -52,6 +52,8 @@ def insert_guards(builder: GraphBuilder, sizes: SizeNodes) -> list[str]:
         check = _insert(builder, sizes, guard, what, inserted[what])
         if loop is not None:
             check.meta["loops"] = loops[what] = [loop]
+            if loop in builder.confirmed_loops:
+                check.meta["few"] = True
     return _remarks({what: where for what, where in inserted.items() if what not in loops})
 
 

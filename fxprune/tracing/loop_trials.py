@@ -34,7 +34,8 @@ class _Trial:
 def unconfirmed_loops(runner: Runner, recorded: Recording, leaves: Leaves, kept: set[str]) -> set[int]:
     """The loops that have not given the same graph with more steps.
 
-    What a model's code keeps beside its tensors, as a table of numbers for the steps, is seen in this way only.
+    What a model's code keeps beside its tensors, as a table of numbers for the steps, is seen in this way only. So is
+    what a step takes from the one before, where the example has one step.
     """
     loops = set(range(recorded.builder.loops))
     if not any(map(recorded.builder.repeats, loops)):
@@ -62,7 +63,7 @@ def _try(runner: Runner, leaves: Leaves, kept: set[str]) -> _Trial | None:
         if is_unused_piece(node):
             graph.erase_node(node)
     counts = {node: node.args[1] for node in graph.nodes if "loops" in node.meta}
-    roll(graph)
+    roll(graph, few=True)
     left = set(graph.nodes)
     return _Trial(graph, {loop: n for node, n in counts.items() if node not in left for loop in node.meta["loops"]})
 

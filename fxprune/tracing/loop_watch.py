@@ -5,6 +5,7 @@ from __future__ import annotations
 import dis
 import functools
 import inspect
+import itertools
 from types import CodeType, FrameType
 from typing import Any
 
@@ -38,7 +39,7 @@ class Watch:
         self._steps = 0
 
     def is_open(self, frame: FrameType) -> bool:
-        """Whether a step has changed a number or the like; or has filled a list, and the loop has branches."""
+        """Whether a step has changed a number or the like; or filled a list that a branch of the loop may follow."""
         variables = {**getattr(frame.f_locals.get("self"), "__dict__", {}), **frame.f_locals}
         values = {name: value for name, value in variables.items() if type(value) in _PLAIN}
         lengths = {name: len(value) for name, value in variables.items() if type(value) in (list, dict, set)}
@@ -50,14 +51,29 @@ class Watch:
         if before is None or self._steps <= 2:
             # The first step may be another than the others.
             return False
-        return values != before[0] or (lengths != before[1] and _has_branches(frame))
+        filled = {name for name, length in lengths.items() if before[1].get(name) != length}
+        return values != before[0] or bool(before[1].keys() - lengths.keys()) or _may_follow(frame, filled)
 
 
 _PLAIN = (bool, int, float, complex, str, type(None))
 
 
-def _has_branches(frame: FrameType) -> bool:
+# What fills a list or a set without a look at it.
+_FILLS = ("append", "extend", "add", "update")
+
+
+def _may_follow(frame: FrameType, filled: set[str]) -> bool:
+    """Whether a loop has branches and reads one of these lists."""
     inside = [each for each in _instructions(frame.f_code) if each.offset >= frame.f_lasti]
+    if not filled:
+        return False
     if not inside or inside[0].opname != "FOR_ITER":
         return True
-    return any("JUMP" in each.opname and "IF_" in each.opname for each in inside if each.offset < inside[0].argval)
+    body = [each for each in inside if each.offset < inside[0].argval and each.opname not in ("CACHE", "PRECALL")]
+    branches = any("JUMP" in each.opname and "IF_" in each.opname for each in body)
+    return branches and any(
+        not filled.isdisjoint(each.argval if isinstance(each.argval, tuple) else (each.argval,))
+        and each.opname.startswith("LOAD_")
+        and following.argval not in _FILLS
+        for each, following in itertools.pairwise(body)
+    )

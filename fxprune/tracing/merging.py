@@ -47,10 +47,11 @@ def merge(
         The literals that differ where the calls are the same.
 
     Raises:
-        CannotMergeError: the code loops over a size; a context of torch is around calls of both modes, and is there in
-            one of them only; or calls of training do not run on the example. The graph may have been changed.
+        CannotMergeError: the code loops over a size, and the graph takes any; a context of torch is around calls of
+            both modes, and is there in one of them only; or calls of training do not run on the example. The graph may
+            have been changed.
     """
-    if (in_eval.loops or in_training.loops) and not same_calls:
+    if not same_calls and any(each.repeats(loop) for each in (in_eval, in_training) for loop in range(each.loops)):
         raise CannotMergeError("the code loops over a size, and the code of the graph has one step of such a loop")
     return _Merge(in_eval, in_training, deciders).run()
 

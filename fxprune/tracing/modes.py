@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 from torch import Tensor, fx, nn
-from torch.fx.node import Argument
 
 from fxprune.ops import Trait, modules_with, traits
 from fxprune.tracing.deciders import Deciders
@@ -22,10 +21,12 @@ __all__ = [
     "Differences",
     "Literal",
     "are_alike",
+    "arguments_differ",
     "compare",
     "insert_modes",
     "is_other_value",
     "is_unused_piece",
+    "replaced",
     "small_readers",
 ]
 
@@ -86,7 +87,7 @@ def compare(
             node.meta["random"] = True
         found: list[Literal] = []
         ours, theirs = (_without_ignored((n.args, n.kwargs), ignored) for n in (node, other))
-        if _arguments_differ(node, ours, theirs, (), partner, found):
+        if arguments_differ(node, ours, theirs, (), partner, found):
             differences.scopes.add(node.meta["module"])
         else:
             differences.literals.extend(found)
@@ -122,24 +123,25 @@ def _without_ignored(arguments: Any, ignored: AbstractSet[str]) -> Any:
     return fx.node.map_arg(arguments, source) if ignored else arguments
 
 
-def _arguments_differ(
-    node: fx.Node, ours: Argument, theirs: Argument, place: tuple[Any, ...], partner: dict[fx.Node, fx.Node],
+def arguments_differ(
+    node: fx.Node, ours: Any, theirs: Any, place: tuple[Any, ...], partner: dict[fx.Node, fx.Node],
     found: list[Literal],
 ) -> bool:  # fmt: skip
+    """Whether the arguments of two nodes differ in more than numbers, which are added to those found."""
     if isinstance(ours, fx.Node) and isinstance(theirs, fx.Node):
         if ours.op == "get_attr":
             return theirs.op != "get_attr" or ours.target != theirs.target
         return partner.get(ours) is not theirs
     if are_alike(ours, theirs) and isinstance(ours, (tuple, list)):
         return any(
-            _arguments_differ(node, a, b, (*place, i), partner, found)
+            arguments_differ(node, a, b, (*place, i), partner, found)
             for i, (a, b) in enumerate(zip(ours, cast(Any, theirs), strict=True))
         )
     if are_alike(ours, theirs) and isinstance(ours, dict):
         found_in = cast(Any, theirs)
-        return any(_arguments_differ(node, ours[key], found_in[key], (*place, key), partner, found) for key in ours)
+        return any(arguments_differ(node, ours[key], found_in[key], (*place, key), partner, found) for key in ours)
     if isinstance(ours, slice) and isinstance(theirs, slice):
-        return _arguments_differ(
+        return arguments_differ(
             node, (ours.start, ours.stop, ours.step), (theirs.start, theirs.stop, theirs.step), place, partner, []
         ) or (not _has_node(ours) and ours != theirs)
     if isinstance(ours, (bool, int, float)) and isinstance(theirs, (bool, int, float)):
@@ -219,18 +221,19 @@ def insert_modes(builder: GraphBuilder, literals: list[Literal], deciders: Decid
             with builder.graph.inserting_before(node):
                 by_mode = builder.graph.create_node("call_module", path)
             by_mode.meta.update(value=literal.eval_value, train_value=literal.train_value, module=scope)
-            args, kwargs = _replaced((node.args, node.kwargs), literal.place, by_mode)
+            args, kwargs = replaced((node.args, node.kwargs), literal.place, by_mode)
             node.args, node.kwargs = args, kwargs
 
 
-def _replaced(value: Any, place: tuple[Any, ...], new: Any) -> Any:
+def replaced(value: Any, place: tuple[Any, ...], new: Any) -> Any:
+    """Arguments with another one at a place."""
     if not place:
         return new
     key, *rest = place
     if isinstance(value, dict):
-        return {**value, key: _replaced(value[key], tuple(rest), new)}
+        return {**value, key: replaced(value[key], tuple(rest), new)}
     items = list(value)
-    items[key] = _replaced(items[key], tuple(rest), new)
+    items[key] = replaced(items[key], tuple(rest), new)
     return tuple(items) if isinstance(value, tuple) else items
 
 

@@ -9,7 +9,7 @@ import functools
 import math
 import operator
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import numpy as np
@@ -17,10 +17,10 @@ import torch
 
 from fxprune.tracing.loop_watch import is_loop
 from fxprune.tracing.shapes import TracedSize
-from fxprune.tracing.sizes import StandIn, TracedFloat, TracedInt, TracedNumber, TracedPieces
+from fxprune.tracing.sizes import StandIn, TracedFloat, TracedInt, TracedNumber, TracedPieces, untraced_type
 from fxprune.tracing.sizes import call_with_numbers as _call
 
-__all__ = ["BUILTINS", "MATH_FUNCTIONS", "NUMPY_FUNCTIONS", "Size", "index", "is_refused_type"]
+__all__ = ["BUILTINS", "MATH_FUNCTIONS", "NUMPY_FUNCTIONS", "TIED_ARRAY", "Size", "index", "is_refused_type"]
 
 
 class _Int(int, metaclass=StandIn):
@@ -83,8 +83,9 @@ class _Range(metaclass=StandIn):
 
 
 def is_refused_type(error: BaseException | None) -> bool:
-    """Whether torch, asked for `dtype=float`, refused the class that stands for it."""
-    return isinstance(error, TypeError) and StandIn.__name__ in str(error)
+    """Whether torch, asked for `dtype=float`, refused the class that stands for it, or an array of traced numbers."""
+    names = (StandIn.__name__, TracedArray.__name__, "numpy.object_")
+    return isinstance(error, TypeError) and any(name in str(error) for name in names)
 
 
 def _as_traced(value: Any) -> Any:
@@ -114,6 +115,65 @@ def _tied(function: Callable[..., Any]) -> Callable[..., Any]:
         return function(*map(_as_traced, args), **{name: _as_traced(value) for name, value in kwargs.items()})
 
     return wrapper
+
+
+class TracedArray(np.ndarray[Any, Any]):
+    """Traced numbers in an array of numpy, that is computed with entry by entry, and compared."""
+
+    def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, **options: Any) -> Any:
+        """Arithmetic gives traced numbers; all else is tied to the sizes of the trace."""
+        if method == "__call__" and not options and ufunc.__name__ in _ENTRY_BY_ENTRY:
+            made = ufunc(*(each.view(np.ndarray) if isinstance(each, TracedArray) else each for each in inputs))
+            return made.view(TracedArray) if isinstance(made, np.ndarray) and made.dtype.hasobject else made
+        options = {name: _as_traced_array(value, written=name == "out") for name, value in options.items()}
+        return getattr(ufunc, method)(*map(_as_traced_array, inputs), **options)
+
+    def astype(self, dtype: Any, *args: Any, **kwargs: Any) -> Any:
+        """The numbers as others: whole ones, or floats."""
+        if not self.dtype.hasobject:
+            return super().astype(untraced_type(dtype), *args, **kwargs)
+        kind = np.dtype(untraced_type(dtype)).type
+        return _in_array([n.astype(kind) if isinstance(n, TracedNumber) else kind(n) for n in self.view(np.ndarray)])
+
+    def __array_function__(self, function: Any, types: Any, args: Any, kwargs: Any) -> Any:
+        """Functions that make something else of it are tied to the sizes of the trace."""
+        return function(*map(_as_traced_array, args), **{name: _as_traced_array(each) for name, each in kwargs.items()})
+
+
+_ENTRY_BY_ENTRY = frozenset({
+    "add", "subtract", "multiply", "divide", "true_divide", "floor_divide", "remainder", "equal", "not_equal", "less",
+    "less_equal", "greater", "greater_equal",
+})  # fmt: skip
+
+
+def _as_traced_array(value: Any, *, written: bool = False) -> Any:
+    if type(value) in (tuple, list):
+        return type(value)(_as_traced_array(each, written=written) for each in value)
+    if not isinstance(value, TracedArray):
+        return value
+    entries = value.view(np.ndarray)
+    return entries if written or not entries.dtype.hasobject else np.array(_as_traced(entries.tolist()))
+
+
+def _array(*args: Any, **kwargs: Any) -> Any:
+    numbers = args[0] if len(args) == 1 and not kwargs and type(args[0]) in (tuple, list, TracedSize) else ()
+    if not any(isinstance(number, TracedNumber) for number in numbers) or not all(map(_is_whole, numbers)):
+        return TIED_ARRAY(*args, **kwargs)
+    return _in_array(numbers)
+
+
+def _in_array(numbers: Sequence[Any]) -> TracedArray:
+    made = np.empty(len(numbers), dtype=object)
+    made[:] = numbers
+    return made.view(TracedArray)
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+# For models that numpy or torch refuses arrays of traced numbers in.
+TIED_ARRAY = _tied(np.array)
 
 
 def index(value: Any) -> int:
@@ -162,8 +222,9 @@ MATH_FUNCTIONS: dict[Any, Callable[..., Any]] = {
 # By name. Numpy itself sees no more than a number in a traced one.
 NUMPY_FUNCTIONS: dict[str, Callable[..., Any]] = {
     "prod": _product,
+    "array": _array,
     **{name: _tied(getattr(np, name)) for name in (
-        "arange", "linspace", "logspace", "zeros", "ones", "empty", "full", "eye", "array", "asarray", "tile",
+        "arange", "linspace", "logspace", "zeros", "ones", "empty", "full", "eye", "asarray", "tile",
         "repeat", "sum", "cumsum", "max", "min", "mean",
     )},
 }  # fmt: skip

@@ -25,7 +25,7 @@ from fxprune.tracing.context_calls import READERS, context_patches
 from fxprune.tracing.deciders import ModeRead
 from fxprune.tracing.facts import asking_for_grad_mode
 from fxprune.tracing.module_calls import ModuleCalls
-from fxprune.tracing.number_functions import BUILTINS, MATH_FUNCTIONS, NUMPY_FUNCTIONS, Size, index
+from fxprune.tracing.number_functions import BUILTINS, MATH_FUNCTIONS, NUMPY_FUNCTIONS, TIED_ARRAY, Size, index
 from fxprune.tracing.recorder import Recorder
 
 __all__ = ["packages_of", "patched", "uncached"]
@@ -140,8 +140,8 @@ def patched(recorder: Recorder, modules: ModuleCalls, *, own_types: bool = False
     Args:
         recorder: records calls of functions; its recording ends with the context.
         modules: records calls of modules.
-        own_types: leave `int` and `float` in the model's files as they are. Where they turn a size into a plain number,
-            the graph is tied to that size.
+        own_types: leave `int` and `float` in the model's files as they are, and let arrays of numpy have plain numbers.
+            Where these turn a size into one, the graph is tied to that size.
 
     Yields:
         The reads and writes of `training`, so far.
@@ -208,7 +208,7 @@ def patched(recorder: Recorder, modules: ModuleCalls, *, own_types: bool = False
         for function, replacement in MATH_FUNCTIONS.items():
             replace(math, function.__name__, replacement)
         for name, replacement in NUMPY_FUNCTIONS.items():
-            replace(np, name, replacement)
+            replace(np, name, TIED_ARRAY if own_types and name == "array" else replacement)
         for owner, name, replacement in context_patches():
             replace(owner, name, replacement)
         for name in _TENSOR_TYPES:

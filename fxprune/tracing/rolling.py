@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -9,12 +10,12 @@ from typing import Any
 from torch import fx
 
 from fxprune.running import trees
-from fxprune.tracing.graph_builder import reads_layout
+from fxprune.tracing.graph_builder import computed_from, reads_layout
 from fxprune.tracing.loops import append, end_steps, joined, keep, loop_index, new_list, next_value, steps
 
 __all__ = ["alike_in_steps", "has_loops", "roll"]
 
-# With fewer steps alike, the next may be another.
+# With fewer steps alike, the next may be another, unless it was seen that it is not.
 _FEWEST_STEPS = 3
 
 
@@ -50,15 +51,20 @@ def has_loops(graph: fx.Graph) -> bool:
     return any("loops" in node.meta for node in graph.nodes)
 
 
-def roll(graph: fx.Graph) -> dict[str, str]:
+def roll(graph: fx.Graph, *, few: bool = False) -> dict[str, str]:
     """Put one step in place of all, in each loop whose steps are alike.
+
+    Args:
+        graph: changed.
+        few: whether the step of a loop that has no other counts as alike too; where a check has `meta["few"]`, it does.
 
     Returns:
         For the name of each node that is gone, that of the node in its place.
     """
     gone: dict[str, str] = {}
     for check in [node for node in graph.nodes if "loops" in node.meta]:
-        rolled = [_roll(graph, loop, check) for loop in check.meta["loops"]]
+        fewest = 1 if few or "few" in check.meta else _FEWEST_STEPS
+        rolled = [_roll(graph, loop, check, fewest) for loop in check.meta["loops"]]
         for names in rolled:
             gone |= names or {}
         if all(names is not None for names in rolled):
@@ -66,25 +72,45 @@ def roll(graph: fx.Graph) -> dict[str, str]:
     return gone
 
 
-def _roll(graph: fx.Graph, loop: int, check: fx.Node) -> dict[str, str] | None:
-    found = _steps_of(graph, loop)
-    for skipped in (0, 1):
-        if found is not None and len(found) - skipped >= _FEWEST_STEPS and isinstance(check.args[0], fx.Node):
+def _roll(graph: fx.Graph, loop: int, check: fx.Node, fewest: int) -> dict[str, str] | None:
+    found, gone = _steps_of(graph, loop)
+    for skipped, least in ((0, fewest), (1, _FEWEST_STEPS)):
+        if found is not None and len(found) - skipped >= least and isinstance(check.args[0], fx.Node):
             try:
-                return _Loop(graph, found[skipped:]).write(check.args[0])
+                return gone | _Loop(graph, found[skipped:]).write(check.args[0])
             except _DifferentError:
                 continue
     return None
 
 
-def _steps_of(graph: fx.Graph, loop: int) -> list[list[fx.Node]] | None:
-    """The nodes of each step; what is the same in all steps is moved in front of the loop. None where it cannot be."""
+def _steps_of(graph: fx.Graph, loop: int) -> tuple[list[list[fx.Node]] | None, dict[str, str]]:
+    """The nodes of each step; what is the same in all steps is moved in front of the loop, once.
+
+    Returns:
+        The nodes, or None where there cannot be such steps; and for the name of each node that is gone, that of the one
+        in its place.
+    """
     number = {node: node.meta["loop"][1] for node in graph.nodes if node.meta.get("loop", (None,))[0] == loop}
+    gone = _move_numbers_out(graph, number)
+    return _in_steps(graph, number) if number else None, gone
+
+
+def _move_numbers_out(graph: fx.Graph, number: dict[fx.Node, int]) -> dict[str, str]:
+    """Take out of the nodes of steps what is the same in all of them; returns what is gone, as `_steps_of` does."""
+    gone: dict[str, str] = {}
+    same: dict[str, fx.Node] = {}
     for node in list(number):
-        if _is_the_same(node, number) and not any(given in number for given in node.all_input_nodes):
+        if _is_the_same(node) and not any(given in number for given in node.all_input_nodes):
             del number[node]
-    if not number:
-        return None
+            first = same.setdefault(f"{node.op} {node.target} {node.args} {node.kwargs}", node)
+            if first is not node and node.op == "call_function":
+                node.replace_all_uses_with(first)
+                graph.erase_node(node)
+                gone[node.name] = first.name
+    return gone
+
+
+def _in_steps(graph: fx.Graph, number: dict[fx.Node, int]) -> list[list[fx.Node]] | None:
     nodes = list(graph.nodes)
     places = [place for place, node in enumerate(nodes) if node in number]
     first = nodes[places[0]]
@@ -99,10 +125,10 @@ def _steps_of(graph: fx.Graph, loop: int) -> list[list[fx.Node]] | None:
                 return None
             first.prepend(node)
             continue
-        around = {number.get(other) for other in (*node.all_input_nodes, *node.users)} - {None}
+        around = {number[other] for other in (*node.all_input_nodes, *node.users) if other in number}
         if len(around) != 1:
             return None
-        number[node] = around.pop()
+        [number[node]] = around
     found: list[list[fx.Node]] = [[] for _ in range(max(number.values()) + 1)]
     for node in graph.nodes:
         if node in number:
@@ -111,14 +137,13 @@ def _steps_of(graph: fx.Graph, loop: int) -> list[list[fx.Node]] | None:
     return found if in_order == [node for node in graph.nodes if node in number] else None
 
 
-def _is_the_same(node: fx.Node, number: dict[fx.Node, int]) -> bool:
-    """Whether a node that was made in one step gives the same in all."""
+def _is_the_same(node: fx.Node) -> bool:
+    """Whether a node that was made in one step, of nothing that steps make, gives the same in all: a number does."""
     if node.op == "get_attr" or (node.op == "call_method" and node.target == "size"):
         return True
-    others = any(number.get(user, number[node]) != number[node] for user in node.users)
     read = [node, *(() if reads_layout(node) else node.all_input_nodes)]
-    numbers = all("value" in each.meta and not trees.has_tensor(each.meta["value"]) for each in read)
-    return others and numbers and node.target is not loop_index
+    values = [each.meta.get("value") for each in read]
+    return node.target is not loop_index and not any(value is None or trees.has_tensor(value) for value in values)
 
 
 class _Loop:
@@ -231,6 +256,12 @@ class _Loop:
             For the name of each node that is gone, that of the node in its place.
         """
         graph, base = self._graph, self._steps[0]
+        # A number has its node where the graph first needs it, which may be after the loop.
+        later = [*itertools.dropwhile(lambda node: node is not base[0], graph.nodes)]
+        needed = {*computed_from(count, lambda node: node.all_input_nodes if node in later else [])}
+        for node in later:
+            if node in needed:
+                base[0].prepend(node)
         starts = [node.args[1] for node in base if node.target is loop_index]
         start: Any = starts[0] if starts else base[0].meta["loop"][1]
         with graph.inserting_before(base[0]):

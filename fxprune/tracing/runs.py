@@ -102,11 +102,12 @@ class Runner:
         copy_tensors: whether the traced model gets copies of the parameters and buffers.
         earlier_values: what an earlier trace has read of the model's values.
         exporting: whether the model's code sees that it is exported.
-        own_types: whether `int` and `float` are Python's own in the model's files.
+        own_types: whether `int` and `float` are Python's own in the model's files, and arrays have plain numbers.
         other_answer: what is answered otherwise than it is, as in `Facts`.
         dtype: of the floating-point tensors, where it is not that of the model.
         device: what is told of the device of tensors, where it is not that of the input.
         otherwise: where the code is told that a size is another than the one it names; None before that was looked for.
+        same_at: sizes at which a graph gave what the model does, though that makes other calls there.
         kept_keys: attributes that look like keys of caches, and are none.
         changed_leaves: the paths of modules that forward changes before it calls them.
         counters: as for `RealValues`.
@@ -126,6 +127,7 @@ class Runner:
     dtype: torch.dtype | None = None
     device: torch.device | None = None
     otherwise: frozenset[Place] | None = None
+    same_at: set[str] = field(default_factory=set)
     kept_keys: set[Key] = field(default_factory=set)
     changed_leaves: set[str] = field(default_factory=set)
     counters: set[str] = field(default_factory=set)

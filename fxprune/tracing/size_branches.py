@@ -2,15 +2,16 @@
 
 The graph has one of both branches. The one for the size that the code names would tie it to that size. The other one is
 good for all sizes if it computes the same for that one too, with no more FLOPs, so both are tried. Where the example
-has taken the other one already, that is done for a size of 1: a single sample or step often has a branch of its own.
+has taken the other one already, that is done at the size that the code names: 1, for a single sample or step, or the
+one that a table was made for.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,12 +20,12 @@ from fxprune.errors import FxpruneError
 from fxprune.flops import count_flops
 from fxprune.running import trees
 from fxprune.running.calls import Call
-from fxprune.running.copies import copy_module, parameters_and_buffers
-from fxprune.running.double import outputs_in_double
+from fxprune.running.copies import parameters_and_buffers
 from fxprune.tracing.assembly import assemble
 from fxprune.tracing.guards import insert_guards, named_sizes
-from fxprune.tracing.patching import packages_of, uncached
+from fxprune.tracing.number_trials import compute_unseen_numbers, resized, shapes_of
 from fxprune.tracing.runs import Leaves, Recording, Runner
+from fxprune.tracing.same_outputs import are_same, outputs_of
 from fxprune.tracing.user_code import Place
 
 __all__ = ["OTHER_BRANCHES", "right_for_all_sizes"]
@@ -32,18 +33,18 @@ __all__ = ["OTHER_BRANCHES", "right_for_all_sizes"]
 # Among the values that were read of a model: the places where another branch was taken.
 OTHER_BRANCHES = "branches for other sizes"
 
-# Relative, in float64: a table that the model has kept in float32 is another one to `verify`.
-_SAME = 1e-9
+# Inputs of the trials have this many times the entries of the example, or fewer. Not tuned.
+_MOST_ENTRIES = 16
 
 
 @dataclass(frozen=True)
 class _Trial:
-    """A call, what the model gives for it, and where its code finds a size to be 1 that is not 1 in the example."""
+    """A call, what the model gives for it, and where its code finds there the size that it names, and not before."""
 
     call: Call
     training: bool
     outputs: list[Tensor]
-    finds_one: frozenset[Place]
+    finds_it: frozenset[Place]
 
 
 def right_for_all_sizes(runner: Runner, recorded: Recording, leaves: Leaves) -> frozenset[Place]:
@@ -51,7 +52,7 @@ def right_for_all_sizes(runner: Runner, recorded: Recording, leaves: Leaves) -> 
 
     If there are such branches, the model and the graphs with the other branches run in float64: in eval and training,
     with weights and inputs that are not special, and with each dimension of the inputs twice as large or one less. For
-    branches for a size of 1, a dimension has that size.
+    branches for a size that the example has not, a dimension or all positions have that size.
     """
     if OTHER_BRANCHES in runner.earlier_values:
         # A model without values, as one that a file is loaded into.
@@ -60,20 +61,21 @@ def right_for_all_sizes(runner: Runner, recorded: Recording, leaves: Leaves) -> 
     if not places or any(tensor.is_meta for tensor in parameters_and_buffers(runner.model)):
         return frozenset()
     found_there = {guard.place for guard in recorded.sizes.guards if guard.finds_size}
-    ones = frozenset(places - found_there)
-    calls = [(call, frozenset[Place]()) for call in _calls(runner, others=places > ones)]
-    calls += [(call, there) for call in _calls_of_one(runner) if (there := _finds_one(runner, call, leaves, ones))]
+    unfound = frozenset(places - found_there)
+    named = {guard.named for guard in recorded.sizes.guards if guard.place in unfound}
+    calls = [(call, frozenset[Place]()) for call in _calls(runner, others=places > unfound)]
+    calls += [(call, there) for call in _calls_of(runner, named) if (there := _finds(runner, call, leaves, unfound))]
     trials = []
     for training in (False, True):
-        for call, finds_one in calls:
+        for call, finds_it in calls:
             # A graph that is traced again may refuse it.
             with suppress(FxpruneError):
-                if (outputs := _outputs(runner, runner.model, call, training)) is not None:
-                    trials.append(_Trial(call, training, outputs, finds_one))
-    places -= ones.difference(*(trial.finds_one for trial in trials))
+                if (outputs := outputs_of(runner, runner.model, call, training)) is not None:
+                    trials.append(_Trial(call, training, outputs, finds_it))
+    places -= unfound.difference(*(trial.finds_it for trial in trials))
     found: frozenset[Place] = frozenset()
     for tried in dict.fromkeys((frozenset(places), *(frozenset({place}) for place in sorted(places)))):
-        if not tried <= found and _gives(trials, replace(runner, otherwise=found | tried), leaves):
+        if not tried <= found and _gives(trials, replace(runner, otherwise=found | tried), tried, leaves):
             found |= tried
     return found
 
@@ -95,11 +97,25 @@ def _calls(runner: Runner, *, others: bool) -> Iterator[Call]:
         yield _narrowed(example, d, n, n - 1)
 
 
-def _calls_of_one(runner: Runner) -> Iterator[Call]:
-    """The example with one entry of each of its dimensions."""
+def _calls_of(runner: Runner, named: set[tuple[int, int]]) -> Iterator[Call]:
+    """The example with one dimension, or all positions, of each size that the code names, or larger by as much.
+
+    Args:
+        runner: of the model.
+        named: these sizes, each with the one that is there in the example.
+    """
     example = next(_calls(runner, others=False))
-    for d, n in _dimensions(example):
-        yield _narrowed(example, d, n, 1)
+    tried = {shapes_of(example)}
+    for (number, size), changed in itertools.product(sorted(named), (*({each} for each in _dimensions(example)), None)):
+        for other in (lambda n, number=number: number, lambda n, number=number, size=size: n * number // max(size, 1)):
+            call = resized(example, changed, other)
+            if shapes_of(call) not in tried and _entries(call) <= _MOST_ENTRIES * _entries(example):
+                tried.add(shapes_of(call))
+                yield call
+
+
+def _entries(call: Call) -> int:
+    return sum(map(Tensor.numel, trees.tensors(call)))
 
 
 def _dimensions(call: Call) -> list[tuple[int, int]]:
@@ -114,39 +130,42 @@ def _narrowed(call: Call, d: int, n: int, size: int) -> Call:
     return narrowed
 
 
-def _finds_one(runner: Runner, call: Call, leaves: Leaves, ones: frozenset[Place]) -> frozenset[Place]:
-    """Those of these places where the code finds in this call that a size is 1."""
-    if not ones:
-        return frozenset()
+def _finds(runner: Runner, call: Call, leaves: Leaves, unfound: frozenset[Place]) -> frozenset[Place]:
+    """Those of these places where the code finds in this call the size that it names; if not 1, whenever it asks."""
     args, kwargs = call
     try:
-        recorded = replace(runner, args=args, kwargs=kwargs).record(leaves, set())
+        guards = replace(runner, args=args, kwargs=kwargs).record(leaves, set()).sizes.guards
     except FxpruneError:
         return frozenset()
-    return ones & {guard.place for guard in recorded.sizes.guards if guard.place is not None and guard.finds_size}
+    asked = [guard for guard in guards if guard.place in unfound]
+    missed = {guard.place for guard in asked if not guard.finds_size and guard.named[0] != 1}
+    return frozenset(guard.place for guard in asked if guard.place and guard.finds_size) - missed
 
 
-def _gives(trials: list[_Trial], runner: Runner, leaves: Leaves) -> bool:
-    """Whether the graphs with the other branches give these outputs, for no more FLOPs."""
+def _gives(trials: list[_Trial], runner: Runner, tried: frozenset[Place], leaves: Leaves) -> bool:
+    """Whether the graphs with the other branches, those of `tried` being new, give these outputs for no more FLOPs."""
     graphs: dict[bool, nn.Module] = {}
     known = False
+    # Those that have to be seen at the size that the code names: what the graph does not take there shows nothing.
+    unseen = tried & frozenset[Place]().union(*(trial.finds_it for trial in trials))
     for trial in trials:
         training = trial.training
         try:
             if training not in graphs:
                 recorded = runner.record_training(leaves, set()) if training else runner.record(leaves, set())
+                compute_unseen_numbers(recorded.runner, recorded, leaves, set())
                 insert_guards(recorded.builder, recorded.sizes)
                 graphs[training] = assemble(runner.model, recorded.builder, lambda tensor: tensor.detach().clone())
-            got = _outputs(runner, graphs[training], trial.call, training)
+            got = outputs_of(runner, graphs[training], trial.call, training)
         except FxpruneError:
-            if training not in graphs or (runner.otherwise or frozenset()) & trial.finds_one:
+            if training not in graphs:
                 return False
             # Refused at this size because of other branches.
             continue
-        if got is None or len(got) != len(trial.outputs) or not all(map(_is_same, trial.outputs, got)):
+        if got is None or not are_same(trial.outputs, got):
             return False
-        known = True
-    return known and _costs_no_more(graphs[False], runner)
+        known, unseen = True, unseen - trial.finds_it
+    return known and not unseen and _costs_no_more(graphs[False], runner)
 
 
 def _costs_no_more(graph: nn.Module, runner: Runner) -> bool:
@@ -155,33 +174,3 @@ def _costs_no_more(graph: nn.Module, runner: Runner) -> bool:
     with suppress(FxpruneError):
         return count_flops(graph, example) <= count_flops(runner.model, example)
     return False
-
-
-def _outputs(runner: Runner, model: nn.Module, call: Call, training: bool) -> list[Tensor] | None:
-    """What a copy of the model gives with other weights in two calls; None where it does not run, or not in float64."""
-    model = copy_module(model)
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for _, parameter in sorted(model.named_parameters()):
-            if parameter.is_floating_point():
-                # Zeros would hide what they are multiplied with.
-                parameter.add_(torch.randn(parameter.shape, generator=generator).to(parameter), alpha=0.1)
-    try:
-        with uncached(packages_of(runner.model)):
-            # Two, for what it keeps from call to call.
-            calls = [trees.map_tensors(torch.clone, call) for _ in range(2)]
-            return [x.clone() for given in calls for x in outputs_in_double(model, *given, training=training)]
-    except (RuntimeError, ValueError, AssertionError, IndexError):
-        return None
-
-
-def _is_same(expected: Any, got: Any) -> bool:
-    if expected.shape != got.shape or expected.dtype != got.dtype:
-        return False
-    if not expected.is_floating_point():
-        return torch.equal(expected, got)
-    finite = expected.isfinite()
-    if not torch.equal(finite, got.isfinite()):
-        return False
-    difference = (expected - got).where(finite, 0.0).abs().sum()
-    return bool(difference <= _SAME * expected.where(finite, 0.0).abs().sum())

@@ -18,7 +18,7 @@ from fxprune.tracing.loop_watch import Watch
 from fxprune.tracing.loops import loop_index
 from fxprune.tracing.scopes import ModuleCall, Switch
 from fxprune.tracing.sizes import TracedInt, TracedNumber, plain, read_size, traced_number
-from fxprune.tracing.user_code import Place, place_in_model
+from fxprune.tracing.user_code import Place, package_of_code, place_in_model
 
 __all__ = ["Guard", "SizeNodes"]
 
@@ -28,7 +28,8 @@ class Guard:
     """`function(*operands)` was `traced`, and the code went on accordingly; `call` is the module call that did.
 
     Where it is the number of steps of a loop, `loop` is the number of that. Where a size was found to be one that the
-    code names, or not to be 1, `place` is where.
+    code names, or not to be it, `place` is where. Where a number went to code of another package than those of the
+    model's parts, `elsewhere` is true: that code knows of no size which is special for the model.
     """
 
     function: Callable[..., Any]
@@ -37,11 +38,18 @@ class Guard:
     call: ModuleCall
     loop: int | None = None
     place: Place | None = None
+    elsewhere: bool = False
 
     @property
     def finds_size(self) -> bool:
         """Whether a size was found to be the one that the code names at `place`."""
         return self.function not in _EQUAL or self.traced == (self.function is operator.eq)
+
+    @property
+    def named(self) -> tuple[int, int]:
+        """The number that the code names, and the size that was found to be that one or not to be it."""
+        first, second = map(plain, self.operands)
+        return (first, second) if _is_named(self.operands[0]) or first == 1 else (second, first)
 
 
 _EQUAL = (operator.eq, operator.ne)
@@ -66,6 +74,7 @@ class SizeNodes:
         self._otherwise = otherwise
         self._told = 0
         self.guards: list[Guard] = []
+        self._packages = {type(module).__module__.partition(".")[0] for module in builder.root.modules()}
         self._builder = builder
         self._switch = switch
         self._sizes: dict[tuple[fx.Node, int], TracedInt] = {}
@@ -132,7 +141,8 @@ class SizeNodes:
         """From here on the graph relies on `function(*operands)` being `traced`."""
         if self._switch.on:
             operands = tuple(map(self._without_index, operands))
-            self.guards.append(Guard(function, operands, traced, self._builder.scopes.current, place=place))
+            elsewhere = function is operator.pos and package_of_code() not in self._packages
+            self.guards.append(Guard(function, operands, traced, self._builder.scopes.current, None, place, elsewhere))
 
     def compare(self, function: Callable[..., Any], operands: tuple[Any, ...], outcome: bool) -> bool:
         """What the model's code is told of a comparison: the outcome, on which the graph then relies, or the other."""
@@ -146,8 +156,9 @@ class SizeNodes:
         may_branch |= of_two and function in _EQUAL
         orders = of_two and function not in _EQUAL
         finds_it = may_branch and _finds_size(function, operands, outcome)
-        is_one = may_branch and function in _EQUAL and 1 in map(plain, operands)
-        place = place_in_model() if (finds_it or is_one or orders) and self._switch.on else None
+        names_it = may_branch and function in _EQUAL and (not of_two or 1 in map(plain, operands))
+        named = finds_it or orders or names_it
+        place = place_in_model() if (named or (may_branch and self._otherwise)) and self._switch.on else None
         if place is not None and orders:
             # Which of them is smaller may be another one at another size: what is told belongs to the place.
             for told in (True, False):
@@ -156,6 +167,7 @@ class SizeNodes:
             place = f"{place} {not outcome}"
         elif place in self._otherwise:
             return self._tell(outcome != finds_it, place)
+        place = place if named else None
         self.guard(function, operands, outcome, place)
         return outcome
 

@@ -21,7 +21,7 @@ from fxprune.tracing.modes import compare
 from fxprune.tracing.runs import Leaves, Recording, Runner
 from fxprune.tracing.size_nodes import Guard
 
-__all__ = ["tie_unseen_sizes"]
+__all__ = ["is_position", "same_constants", "tie_unseen_sizes"]
 
 
 def tie_unseen_sizes(runner: Runner, recorded: Recording, leaves: Leaves, kept: set[str]) -> None:
@@ -54,7 +54,7 @@ class _Trial:
 
         def larger(tensor: Tensor) -> Tensor:
             for d in range(tensor.ndim):
-                if batch if d == 0 else positions and _is_position(tensor, d):
+                if batch if d == 0 else positions and is_position(tensor, d):
                     tensor = torch.cat([tensor, tensor], d)
             return tensor
 
@@ -67,7 +67,7 @@ class _Trial:
             return None
         differences = compare(self.recorded.builder, other.builder)
         constants = self.recorded.builder.constants, other.builder.constants
-        if not (differences.scopes or differences.literals) and _same_constants(*constants):
+        if not (differences.scopes or differences.literals) and same_constants(*constants):
             return None
         theirs = other.sizes.read_sizes()
         ours = {place: int(size) for place, size in self.recorded.sizes.read_sizes().items()}
@@ -83,7 +83,7 @@ class _Trial:
         )
 
 
-def _same_constants(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> bool:
+def same_constants(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> bool:
     """Whether the tensors are the same that graphs have and the model's `state_dict` has not."""
     return ours.keys() == theirs.keys() and all(_is_same(ours[name], theirs[name]) for name in ours)
 
@@ -95,6 +95,6 @@ def _is_same(one: Tensor, other: Tensor) -> bool:
     return one is other or bool(((one == other) | (one != one) & (other != other)).all())
 
 
-def _is_position(tensor: Tensor, d: int) -> bool:
+def is_position(tensor: Tensor, d: int) -> bool:
     """Whether a dimension is one of positions, and not of channels, in most models."""
     return d >= 2 if tensor.ndim > 3 else d == 1 and (tensor.ndim == 3 or not tensor.is_floating_point())

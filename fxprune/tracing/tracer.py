@@ -33,6 +33,7 @@ from fxprune.tracing.mode_trials import tie_modes_passed_on
 from fxprune.tracing.modes import Literal, compare, insert_modes, small_readers
 from fxprune.tracing.next_call import lost_on_next_call
 from fxprune.tracing.notes import TraceNotes, set_trace_notes, trace_notes
+from fxprune.tracing.number_trials import SAME_AT, compute_unseen_numbers
 from fxprune.tracing.ranks import insert_rank_checks
 from fxprune.tracing.real_values import LIKELIER_DRAW, DataDependentError
 from fxprune.tracing.refusals import part_of, refuse_what_cannot_be_traced
@@ -100,9 +101,11 @@ def trace_knowing(
         )
     args, kwargs = given_call(model, example_inputs)
     refuse_what_cannot_be_traced(model)
-    runner = Runner(model, args, kwargs, copy, values)
+    runner = Runner(model, args, kwargs, copy, values, same_at={*values.get(SAME_AT, ())})
     with torch.random.fork_rng(devices=[]), no_collection():
         recorded, values_read, kept, remarks = _record_in_both_modes(runner, leaves)
+    if runner.same_at:
+        values_read[SAME_AT] = sorted(runner.same_at)
     builder = recorded.builder
     insert_argument_checks(builder, recorded.arguments, model)
     remarks.extend(
@@ -226,9 +229,12 @@ def _insert_checks(recorded: Recording, leaves: Leaves, kept: set[str]) -> list[
     """Put checks into a graph for all that the model's code followed in one mode; returns remarks on them."""
     builder, runner = recorded.builder, recorded.runner
     if builder.loops:
-        builder.single_loops |= unconfirmed_loops(runner, recorded, leaves, kept)
+        unconfirmed = unconfirmed_loops(runner, recorded, leaves, kept)
+        builder.single_loops |= unconfirmed
+        builder.confirmed_loops |= set(range(builder.loops)) - unconfirmed
     facts = followed(runner, recorded, leaves, kept)
     tie_unseen_sizes(runner, recorded, leaves, kept)
+    compute_unseen_numbers(runner, recorded, leaves, kept)
     guards = insert_guards(builder, recorded.sizes)
     insert_fact_checks(builder, facts)
     insert_rank_checks(builder, recorded.ranks)

@@ -11,7 +11,10 @@ from typing import TypeAlias
 
 import torch
 
-__all__ = ["Place", "asked_by_model", "is_library_file", "is_of_model", "place_in_model", "place_of", "user_frame"]
+__all__ = [
+    "Place", "asked_by_model", "is_library_file", "is_of_model", "package_of_code", "place_in_model", "place_of",
+    "user_frame",
+]  # fmt: skip
 
 # A module of Python and a line, as "timm.layers.pos_embed:35".
 Place: TypeAlias = str
@@ -47,6 +50,12 @@ def place_in_model() -> Place | None:
     # `_assert(` may stand above its condition.
     lines = "".join(linecache.getline(file, k) for k in range(line - 1, line + 1))
     return None if "assert" in lines or "_check" in lines else f"{frame.f_globals.get('__name__')}:{line}"
+
+
+def package_of_code() -> str:
+    """The package whose code runs, of those that are neither torch nor fxprune; empty where there is none."""
+    frame = user_frame()
+    return "" if frame is None else str(frame.f_globals.get("__name__", "")).partition(".")[0]
 
 
 def place_of(error: BaseException) -> tuple[str, str]:

@@ -45,5 +45,32 @@ def test_a_loop_that_goes_on_otherwise_or_cannot_is_not_confirmed() -> None:
     assert unconfirmed(of_a_fixed_length, 2, 5, 4) == {0}
 
 
-def test_few_steps_are_not_confirmed() -> None:
-    assert unconfirmed(plain, 2, 2, 4) == {0}
+def carried(self: Any, x: Tensor) -> Tensor:
+    h = x[:, 0]
+    for t in range(x.size(1)):
+        h = self.a(h + x[:, t])
+    return h
+
+
+def from_another_first(self: Any, x: Tensor) -> Tensor:
+    h = None
+    for t in range(x.size(1)):
+        h = self.a(x[:, t]) if h is None else self.a(h) + x[:, t]
+    return h  # type: ignore[return-value]
+
+
+def of_the_first(self: Any, x: Tensor) -> Tensor:
+    made = [self.a(x[:, t]) for t in range(x.size(1))]
+    return torch.stack([made[0], self.a(made[0])])
+
+
+def test_what_a_single_step_does_not_show_is_not_confirmed() -> None:
+    for forward in (carried, from_another_first, of_the_first):
+        assert unconfirmed(forward, 2, 1, 4) == {0}
+    assert unconfirmed(carried, 2, 2, 4) == set()
+    assert unconfirmed(from_another_first, 2, 2, 4) == {0}
+
+
+def test_few_steps_that_are_alike_are_confirmed() -> None:
+    assert unconfirmed(plain, 2, 2, 4) == unconfirmed(plain, 2, 1, 4) == set()
+    assert unconfirmed(over_both, 1, 5, 4) == set()

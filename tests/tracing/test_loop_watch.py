@@ -50,6 +50,14 @@ class Code:
             if made[3:]:
                 made = []
 
+    def fills_beside_a_branch(self, steps: Any) -> list[Any]:
+        made: list[Any] = []
+        for step in steps:
+            made.append(object())
+            if step is None:
+                continue
+        return made
+
     def comprehends(self, steps: Any) -> list[int]:
         return [1 for _ in steps]
 
@@ -61,7 +69,8 @@ class Code:
     ("function", "opened"),
     [
         (Code.first, False), (Code.counts, True), (Code.counts_in_itself, True), (Code.fills, False),
-        (Code.fills_and_branches, True), (Code.comprehends, False), (Code.generates, True),
+        (Code.fills_and_branches, True), (Code.fills_beside_a_branch, False), (Code.comprehends, False),
+        (Code.generates, True),
     ],
 )  # fmt: skip
 def test_changes_that_further_steps_may_follow_are_seen(function: Callable[..., Any], opened: bool) -> None:

@@ -242,6 +242,23 @@ def looping(self: Any, x: Tensor) -> Tensor:
     return self.b(state.relu() if self.training else state)  # type: ignore[no-any-return]
 
 
+def looping_more_in_eval(self: Any, x: Tensor) -> Tensor:
+    state, factors = self.a(x), [2.0, 0.5, 3.0, 0.2, 5.0]
+    for k in range(x.shape[1] // (5 if self.training else 2)):
+        state = self.a(state * factors[k]).tanh()
+    return self.b(state)  # type: ignore[no-any-return]
+
+
+def test_a_loop_with_other_steps_in_training_is_tied_to_the_size_and_in_the_graph() -> None:
+    model = net(looping_more_in_eval, a=nn.Linear(4, 4), b=nn.Linear(4, 2))
+    traced = fxprune.trace(model, tokens())
+    for training in (False, True):
+        x = tokens(batch=3)
+        torch.testing.assert_close(traced.train(training)(x), model.train(training)(x), rtol=0, atol=0)
+    with pytest.raises(FxpruneError, match="when the model was traced"):
+        traced.train()(tokens(length=10))
+
+
 def test_other_code_in_training_beside_a_loop_over_a_size_is_left_out_with_a_warning() -> None:
     model = net(looping, a=nn.Linear(4, 4), b=nn.Linear(4, 2)).eval()
     with pytest.warns(FxpruneWarning, match=r"for `Net`: .* in one graph: the code loops over a size"):

@@ -5,12 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from invariant import net
 from same_model import assert_same
 from torch import Tensor, nn
 from torch.nn import functional
 
+from fxprune.errors import FxpruneError
 from fxprune.tracing.tracer import trace
 
 
@@ -30,3 +32,70 @@ def test_sizes_that_numpy_rounds_are_rounded_at_run_time() -> None:
 def test_numbers_of_numpy_are_numbers() -> None:
     model = net(lambda self, x: self.a(x) * np.float64(0.5) + np.float32(2), a=nn.Linear(3, 4))
     assert_same(model, trace(model, torch.randn(2, 3)), torch.randn(5, 3))
+
+
+def checked_by_numpy(self: Any, x: Tensor) -> Tensor:
+    size = np.array(x.shape[2:])
+    if ((size % np.power(2, 2)) > 0).any():
+        raise ValueError("the size must be a multiple of 4")
+    return self.a(x)  # type: ignore[no-any-return]
+
+
+def test_a_check_of_sizes_by_numpy_is_a_check_of_the_graph() -> None:
+    model = net(checked_by_numpy, a=nn.Conv2d(3, 4, 1))
+    traced = trace(model, torch.randn(2, 3, 8, 8))
+    assert_same(model, traced, torch.randn(2, 3, 4, 20))
+    with pytest.raises(FxpruneError, match=r"`\(x.size\(3\) % 4\) > 0` is True"):
+        traced(torch.randn(2, 3, 8, 10))
+
+
+COMPUTED: dict[str, Any] = {
+    "another type": lambda x: tuple((np.array(x.shape[2:]) * 0.6).astype(int)),
+    "a named type": lambda x: (np.array([x.shape[2], 9]) / 2).astype("int64").tolist(),
+    "arithmetic": lambda x: tuple(3 * np.array(x.shape[2:]) // 2 + np.array([1, 2])),
+    "floats": lambda x: [round(n) for n in (np.array([x.shape[2], 6]) / 2).tolist()],
+    "entries": lambda x: (np.array(x.shape)[2] + np.array([3, x.shape[3]])[-1], 4),
+}
+TIED: dict[str, Any] = {
+    "a function of numpy": lambda x: tuple(np.sort(np.array(x.shape[2:])) + 1),
+    "rounded": lambda x: [int(n) for n in np.ceil(np.array(x.shape[2:]) / 3).tolist()],
+    "the largest": lambda x: (int(np.array(x.shape[2:]).max()), 3),
+    "a tensor": lambda x: tuple(torch.as_tensor(np.array(x.shape[2:]) * 2).tolist()),
+    "a tensor in place": lambda x: tuple(torch.from_numpy(np.array(x.shape[2:])).tolist()),
+}
+
+
+def resized(size: Any) -> nn.Module:
+    def forward(self: Any, x: Tensor) -> Tensor:
+        return functional.interpolate(self.a(x), size=tuple(size(x)))
+
+    return net(forward, a=nn.Conv2d(3, 4, 1))
+
+
+@pytest.mark.parametrize("name", COMPUTED)
+def test_arrays_of_sizes_are_computed_at_run_time(name: str) -> None:
+    model = resized(COMPUTED[name])
+    assert_same(model, trace(model, torch.randn(2, 3, 8, 6)), torch.randn(3, 3, 12, 10))
+
+
+@pytest.mark.parametrize("name", TIED)
+def test_what_else_is_made_of_arrays_of_sizes_ties_the_graph(name: str) -> None:
+    model = resized(TIED[name])
+    traced = trace(model, torch.randn(2, 3, 8, 6))
+    assert_same(model, traced, torch.randn(3, 3, 8, 6))
+    with pytest.raises(FxpruneError, match="when the model was traced"):
+        traced(torch.randn(2, 3, 12, 10))
+
+
+def test_an_array_of_sizes_may_be_written_into() -> None:
+    def forward(self: Any, x: Tensor) -> Tensor:
+        size = np.array(x.shape[2:])
+        size += 1
+        np.multiply(size, 2, out=size)
+        return functional.interpolate(self.a(x), size=tuple(int(n) for n in size))
+
+    model = net(forward, a=nn.Conv2d(3, 4, 1))
+    traced = trace(model, torch.randn(2, 3, 8, 6))
+    assert_same(model, traced, torch.randn(3, 3, 8, 6))
+    with pytest.raises(FxpruneError, match="when the model was traced"):
+        traced(torch.randn(2, 3, 12, 10))

@@ -301,6 +301,59 @@ def graph_of(*factors: float) -> fx.Graph:
     return graph
 
 
+def written_by_sample(self: Any, x: Tensor) -> Tensor:
+    y = self.a(x)
+    order = y[..., 0].argsort(1)
+    back = torch.zeros_like(order)
+    for i in range(x.shape[0]):
+        back[i, order[i]] = torch.arange(x.shape[1])
+    return self.out(y.tanh().gather(1, back[..., None].expand(y.shape)))  # type: ignore[no-any-return]
+
+
+def listed_by_sample(self: Any, x: Tensor) -> Tensor:
+    y = self.a(x)
+    n = y.shape[1] // 2
+    return self.out(torch.cat([self.u(y[i, :n]).tanh().unsqueeze(0) for i in range(y.shape[0])]))  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("forward", [written_by_sample, listed_by_sample])
+def test_a_loop_over_one_sample_takes_more(forward: Any) -> None:
+    model = net(forward, a=nn.Linear(4, 8), u=nn.Linear(8, 8), out=nn.Linear(8, 3))
+    check_invariant(model, torch.randn(1, 6, 4, dtype=torch.float64))
+    pruned = fxprune.prune(model.float(), 0.6, example_inputs=torch.randn(1, 6, 4), compensate=False)
+    for batch, length in ((1, 6), (2, 6), (5, 9)):
+        for training in (False, True):
+            assert fxprune.verify(model, pruned, torch.randn(batch, length, 4), training=training) < 1e-9
+
+
+@pytest.mark.parametrize("steps", [1, 2])
+def test_what_few_steps_pass_on_is_right_or_refused(steps: int) -> None:
+    model = net(recurrence, a=nn.Linear(4, 8), cell=nn.GRUCell(8, 8), out=nn.Linear(8, 3))
+    pruned = fxprune.prune(model, 0.7, example_inputs=torch.randn(2, steps, 4), compensate=False)
+    assert fxprune.verify(model, pruned, torch.randn(2, steps, 4)) < 1e-9
+    if steps == 2:
+        assert fxprune.verify(model, pruned, torch.randn(3, 5, 4)) < 1e-9
+    else:
+        with pytest.raises(FxpruneError, match="when the model was traced"):
+            pruned(torch.randn(2, 5, 4))
+
+
+def counted(self: Any, x: Tensor) -> Tensor:
+    x = self.a(x)
+    n = x.size(1) // 2 + 1
+    h = x[:, 0]
+    for _ in range(n):
+        h = self.u(h).tanh()
+    return self.out(h / n)  # type: ignore[no-any-return]
+
+
+def test_the_count_of_a_loop_may_be_needed_after_it() -> None:
+    model = net(counted, a=nn.Linear(4, 8), u=nn.Linear(8, 8), out=nn.Linear(8, 3))
+    pruned = fxprune.prune(model, 0.7, example_inputs=torch.randn(2, 6, 4), compensate=False)
+    for length in (6, 3, 11):
+        assert fxprune.verify(model, pruned, torch.randn(2, length, 4)) < 1e-9
+
+
 def test_one_step_stands_for_all_that_are_alike() -> None:
     graph = graph_of(2.0, 2.0, 2.0, 2.0)
     names = roll(graph)
@@ -315,6 +368,15 @@ def test_few_or_different_steps_stay(factors: tuple[float, ...]) -> None:
     before = str(copy_graph(graph))
     assert roll(graph) == {}
     assert str(graph) == before
+
+
+def test_few_steps_stand_for_all_where_it_is_said_that_they_do() -> None:
+    graph = graph_of(2.0, 2.0)
+    assert roll(copy_graph(graph), few=True)
+    check = next(node for node in graph.nodes if "loops" in node.meta)
+    check.meta["few"] = True
+    assert roll(graph)["mul_1"] == "mul"
+    assert roll(graph_of(2.0, 3.0), few=True) == {}
 
 
 def test_nodes_at_the_same_place_of_all_steps_belong_together() -> None:

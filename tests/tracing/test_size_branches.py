@@ -84,6 +84,27 @@ def test_the_branch_for_other_sizes_is_taken_where_it_gives_the_same(forward: An
     assert fxprune.verify(model, pruned, image(size=9).double(), training=True) <= TOLERANCE
 
 
+@pytest.mark.parametrize("forward", [by_a_padded_size, by_tuple, by_number, by_table])
+def test_a_branch_for_a_size_that_the_example_has_not_is_left_out_where_the_other_gives_the_same(forward: Any) -> None:
+    model = model_of(forward)
+    model.register_buffer("table", table(6, 6))
+    pruned = fxprune.prune(model, 0.6, example_inputs=image(size=3).double(), compensate=False)
+    for size in (3, 6, 7, 9):
+        for training in (False, True):
+            assert fxprune.verify(model, pruned, image(size=size, batch=3).double(), training=training) <= TOLERANCE
+
+
+@pytest.mark.parametrize("forward", [by_tuple, by_number, by_table])
+def test_a_branch_for_a_size_that_the_example_has_not_is_refused_where_it_gives_something_else(forward: Any) -> None:
+    model = model_of(forward)
+    model.register_buffer("table", table(6, 6).flip(0))
+    pruned = fxprune.prune(model, 0.6, example_inputs=image(size=3).double(), compensate=False)
+    for size in (3, 7):
+        assert fxprune.verify(model, pruned, image(size=size).double()) <= TOLERANCE
+    with pytest.raises(FxpruneError, match="when the model was traced"):
+        pruned(image(size=6).double())
+
+
 def test_a_line_that_asks_for_fixed_sizes_too_is_told_the_truth() -> None:
     def forward(self: Any, x: Tensor) -> Tensor:
         found = []
@@ -285,7 +306,7 @@ def test_an_assertion_ties_the_graph_to_the_size_and_nothing_is_tried(monkeypatc
         assert x.shape[2] == 6, "of this size alone"
         return self.b(self.a(x) * (2 if x.shape[2] == 6 else 1))  # type: ignore[no-any-return]
 
-    monkeypatch.setattr("fxprune.tracing.size_branches._outputs", lambda *args: pytest.fail("the model ran"))
+    monkeypatch.setattr("fxprune.tracing.size_branches.outputs_of", lambda *args: pytest.fail("the model ran"))
     with pytest.raises(FxpruneError, match=r"size\(2\) == 6"):
         fxprune.trace(model_of(forward), image().double())(image(size=9).double())
 
