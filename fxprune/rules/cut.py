@@ -17,12 +17,13 @@ from fxprune.rules.rewrite import Call, Rewrite
 __all__: list[str] = []
 
 
-def _unmoved(op: Op, dim: Dim) -> Dim:
-    """A dimension to cut. It is frozen if the place is computed from the batch or the resolution.
+def _unmoved(op: Op, tensor: Labels, d: int) -> Dim:
+    """A dimension to cut. It is frozen if the place, or what is there, depends on the batch or the resolution.
 
     Such a place cannot be rewritten as a number.
     """
-    if isinstance(dim, int) or all(map(op.is_static, op.node.all_input_nodes[1:])):
+    dim = tensor.dims[d]
+    if isinstance(dim, int) or (all(map(op.is_static, op.node.all_input_nodes[1:])) and not op.varies(tensor, d)):
         return dim
     op.freeze(dim, BY_SIZE)
     return len(dim)
@@ -33,7 +34,7 @@ def split(op: Op, tensor: Labels, *arguments: Any, dim: int = 0, **options: obje
     dim = axis(tensor, arguments[1] if len(arguments) > 1 else dim)
     sizes = [part.shape[dim] for part in op.value]
     bounds = np.cumsum([0, *sizes])
-    ids = _unmoved(op, tensor.dims[dim])
+    ids = _unmoved(op, tensor, dim)
     return tuple(
         tensor.replace(dim, op.part(ids, slice(start, start + size)))
         for start, size in zip(bounds[:-1], sizes, strict=True)
@@ -62,7 +63,7 @@ def unbind(op: Op, input: Labels, dim: int = 0) -> tuple[Labels, ...]:
 def narrow(op: Op, input: Labels, dim: int, start: int, length: int) -> Labels:
     dim = axis(input, dim)
     start %= input.shape[dim]
-    return input.replace(dim, op.part(_unmoved(op, input.dims[dim]), slice(start, start + length)))
+    return input.replace(dim, op.part(_unmoved(op, input, dim), slice(start, start + length)))
 
 
 @narrow.rewrite
@@ -79,7 +80,7 @@ def select(op: Op, input: Labels, dim: int, index: int) -> Labels:
     dim = axis(input, dim)
     ids = input.dims[dim]
     if not isinstance(ids, int):
-        _unmoved(op, ids)
+        _unmoved(op, input, dim)
         op.freeze(ids[[index]], "selected by number")
     return input.take(d for d in range(len(input.dims)) if d != dim)
 

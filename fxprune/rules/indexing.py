@@ -55,11 +55,11 @@ def _index_tensor(op: Op, x: Labels, index: Any) -> Labels:
             continue
         dim = x.dims[d]
         if isinstance(entry, slice):
-            part, moves = _cut(op, dim, entry, given)
+            part, moves = _cut(op, x, d, entry, given)
             dims.append(part)
             zero.append(x.zero[d] and not moves)
         elif not isinstance(dim, int):
-            if not op.is_static(given):
+            if not op.is_static(given) or op.varies(x, d):
                 op.freeze(dim, BY_SIZE)
             op.freeze(dim[[entry]], "selected by number")
         d += 1
@@ -71,21 +71,26 @@ def _has_tensors(entries: list[Any]) -> bool:
     return any(isinstance(e, (Labels, list, tuple, bool)) for e in entries)
 
 
-def _cut(op: Op, dim: Dim, entry: slice, given: Argument) -> tuple[Dim, bool]:
+def _cut(op: Op, x: Labels, d: int, entry: slice, given: Argument) -> tuple[Dim, bool]:
     """What a slice leaves of a dimension, and whether its place changes with the input.
 
     Bounds that are computed from the batch or the resolution cannot be rewritten as numbers: they freeze the dimension.
+    So do positions among the channels.
 
     Args:
         op: the op that cuts.
-        dim: the dimension.
+        x: what it cuts.
+        d: in which dimension.
         entry: the slice for the example inputs.
         given: the slice in the graph, with nodes for bounds that are computed.
     """
+    dim = x.dims[d]
     bounds = (given.start, given.stop, given.step) if isinstance(given, slice) else (given,)
     if any(isinstance(bound, Labels) for bound in (entry.start, entry.stop, entry.step)):
         raise UnsupportedCall("a slice whose bounds are tensors")
-    if not isinstance(dim, int) and not _is_whole(entry) and not all(map(op.is_static, bounds)):
+    if isinstance(dim, int) or _is_whole(entry):
+        return op.part(dim, entry), False
+    if not all(map(op.is_static, bounds)) or op.varies(x, d):
         op.freeze(dim, BY_SIZE)
         return len(dim[entry]), True
     _unite_steps(op, dim, entry)
@@ -142,7 +147,7 @@ def _index_by_tensors(op: Op, x: Labels, entries: list[Any]) -> Labels:
 def _taken(op: Op, x: Labels, d: int, index: Argument) -> list[tuple[Dim, bool]]:
     """What a known index takes of a dimension, and whether that is zero; empty where the index is not known."""
     values = known_index(op, index)
-    if values is None:
+    if values is None or op.varies(x, d):
         return []
     dim = op.part(x.dims[d], places(values, size_of(x.dims[d])))
     return [(dim, x.zero[d] and is_labelled(dim))]
@@ -227,16 +232,18 @@ def setitem(op: Op, container: Labels, index: Any, value: object) -> None:
     if _has_tensors(entries):
         op.freeze((container, index, value), "written into by index")
         return
-    dims = iter(container.dims)
+    dims = iter(range(len(container.dims)))
     region: list[Dim] = []
     for entry, given in zip(entries, _entries(op.node.args[1], len(container.dims)), strict=True):
-        dim = 1 if entry is None else next(dims)
-        if isinstance(entry, slice):
-            region.append(_cut(op, dim, entry, given)[0])
-        elif entry is None:
+        if entry is None:
             region.append(1)
+            continue
+        d = next(dims)
+        dim = container.dims[d]
+        if isinstance(entry, slice):
+            region.append(_cut(op, container, d, entry, given)[0])
         elif not isinstance(dim, int):
-            op.freeze(dim[[entry]], "written into by number")
+            op.freeze(dim if op.varies(container, d) else dim[[entry]], "written into by number")
     _unite_with(op, region, value)
 
 

@@ -102,6 +102,17 @@ class Op:
         """The channels of a dimension are pruned only if the budget cannot be met without them."""
         self.ids.mark_last_resort(dim, reason)
 
+    def varies(self, x: Labels, d: int) -> bool:
+        """Whether a dimension with channels of an argument has another size for inputs of other sizes.
+
+        It then has positions among its channels, and what is at a place in it is another channel at another size.
+        """
+        source = next((node for node in self.node.all_input_nodes if self.labels_of[node.name] is x), None)
+        if source is None or isinstance(x.dims[d], int) or self.state.sizes.fixed[source][d]:
+            return False
+        runs = (*self.state.sizes.shapes(source), *self.state.sizes.shapes(source, mixing=True))
+        return any(shape[d] != x.shape[d] for (shape,) in runs)
+
     def sums_over(self, x: Labels, d: int) -> None:
         """The channels in dimension `d` of an argument are summed over here: gates act at this place."""
         argument = next((node for node in self.node.all_input_nodes if self.labels_of[node.name] is x), None)

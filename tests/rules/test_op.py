@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -151,3 +152,52 @@ def test_channels_that_a_size_selects_pads_or_groups_stay(name: str) -> None:
     assert not any("a.weight" in str(group.dimensions) for group in graph.groups)
     pruned = fxprune.rewrite(graph, plan_for(graph, next(masks(graph, 1))))
     assert fxprune.verify(model, pruned, image(3, 8).double()) <= TOLERANCE
+
+
+def _written(self: nn.Module, x: Tensor) -> Tensor:
+    flat = self.body(x).tanh().transpose(1, 2).flatten(1)
+    flat[:, :4] = 0
+    return flat[:, :8]
+
+
+CUTS: dict[str, Callable[[Tensor], Tensor]] = {
+    "slice": lambda flat: flat[:, :8],
+    "slice from the back": lambda flat: flat[:, -8:],
+    "slice from the middle": lambda flat: flat[:, 2:10],
+    "one place": lambda flat: flat[:, 5:6] + flat[:, 5:].mean(1, keepdim=True) + flat[:, 5].unsqueeze(1).expand(-1, 8),
+    "places": lambda flat: flat[:, [0, 1, 2, 3, 4, 5, 6, 7]],
+    "narrowed": lambda flat: flat.narrow(1, 0, 8),
+    "index_select": lambda flat: flat.index_select(1, torch.arange(8)),
+    "split": lambda flat: flat.split(8, 1)[0],
+    "select": lambda flat: torch.stack([flat.select(1, k) for k in range(8)], 1),
+}
+
+
+@pytest.mark.parametrize("length", [2, 4])
+@pytest.mark.parametrize("cut", CUTS.values(), ids=CUTS)
+def test_where_positions_lie_between_channels_a_cut_takes_others_at_another_length(
+    cut: Callable[[Tensor], Tensor], length: int
+) -> None:
+    body = nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 8))
+    model = net(lambda self, x: self.out(cut(self.body(x).tanh().transpose(1, 2).flatten(1))), body=body,
+                out=nn.Linear(8, 3)).eval()  # fmt: skip
+    check_lengths(model, length)
+
+
+@pytest.mark.parametrize("length", [2, 4])
+def test_so_does_a_write(length: int) -> None:
+    body = nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 8))
+    check_lengths(net(lambda self, x: self.out(_written(self, x)), body=body, out=nn.Linear(8, 3)).eval(), length)
+
+
+def check_lengths(model: nn.Module, length: int) -> None:
+    graph = fxprune.analyze(fxprune.trace(model, torch.randn(2, length, 4)))
+    pruned = fxprune.rewrite(graph, fxprune.make_plan(graph, fxprune.scores(graph, "random"), flops=0.75))
+    for other in (2, 3, 4, 5, 9):
+        try:
+            error = fxprune.verify(model, pruned, torch.randn(3, other, 4))
+        except fxprune.FxpruneError:
+            # Its own code may follow the length.
+            continue
+        assert error <= TOLERANCE
+    assert fxprune.verify(model, pruned, torch.randn(3, length, 4)) <= TOLERANCE
