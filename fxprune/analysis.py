@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import fx, nn
 
-from fxprune.channels import ChannelGraph, Labels, LabelTree, Size, labels_in, map_labels
+from fxprune.channels import Block, ChannelGraph, Labels, LabelTree, Size, labels_in, map_labels
 from fxprune.channels.grouping import collect
 from fxprune.channels.ids import Resolved
 from fxprune.channels.polynomial import Term
@@ -100,7 +100,7 @@ def _analyze(traced: fx.GraphModule, splits: Splits, sizes: OtherSizes) -> tuple
     )
     graph = replace(
         graph,
-        blocks=tuple(replace(block, channel=int(resolved.channel_of[block.channel])) for block in blocks.found),
+        blocks=tuple(_in_channels(block, resolved) for block in blocks.found),
         no_blocks=blocks.refused,
         optional={
             name: tuple(tuple(resolved.channel_of[list(each)].tolist()) for each in sets)
@@ -108,6 +108,12 @@ def _analyze(traced: fx.GraphModule, splits: Splits, sizes: OtherSizes) -> tuple
         },
     )
     return graph, _fully_frozen_splits(state, resolved)
+
+
+def _in_channels(block: Block, resolved: Resolved) -> Block:
+    """A block with channel numbers in place of ids."""
+    channel_of = resolved.channel_of
+    return replace(block, channel=int(channel_of[block.channel]), channels=np.unique(channel_of[block.channels]))
 
 
 def _computes_products(op: Op) -> bool:

@@ -90,7 +90,7 @@ def prune(
         round_to: the widths that change become multiples of this; "auto" for multiples that the device computes
             without waste, see `fxprune.make_plan`.
         min_channels: so many channels of each group stay.
-        depth: whether blocks, such as the branches of residual connections, may be left out whole. Which and how many
+        depth: whether blocks, such as residual branches and dense layers, may be left out whole. Which and how many
             is measured on the samples (`fxprune.depth`). Default: True where there are samples. False leaves all
             blocks, and is faster.
         width: whether channels may be removed; False for blocks alone.

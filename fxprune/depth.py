@@ -11,7 +11,6 @@ import heapq
 import math
 from collections.abc import Callable, Collection, Sequence
 
-import numpy as np
 import torch
 
 from fxprune.channels import Block, ChannelGraph
@@ -21,7 +20,7 @@ from fxprune.errors import CannotScoreError, UnreachableBudgetError
 from fxprune.layers.contraction import find_parameter
 from fxprune.losses import distillation_loss
 from fxprune.planning.budgets import Budget
-from fxprune.planning.plan import Plan
+from fxprune.planning.plan import Plan, plan_keeping
 from fxprune.progress import Progress
 from fxprune.rewriting import rewrite
 from fxprune.running.copies import copy_module
@@ -90,7 +89,7 @@ def blocks_in_order(
     if not blocks:
         return []
     losses, price = _Losses(graph, samples), budgets[-1].polynomial
-    alive = np.ones(graph.num_channels, dtype=bool)
+    alive = graph.all_but(())
     order: list[Block] = []
     loss = 0.0
     # What a block costs for what it saves, its number, how many were gone when that was measured, and the loss then.
@@ -102,14 +101,11 @@ def blocks_in_order(
             # Without any that is left, outputs are no numbers.
             break
         if gone == len(order):
-            alive[block.channel], loss = False, after
+            alive[block.channels], loss = False, after
             order.append(block)
             progress("blocks", len(order), len(blocks), {})
             continue
-        saved = price(alive)
-        alive[block.channel] = False
-        saved -= price(alive)
-        alive[block.channel] = True
+        saved = price(alive) - price(alive & graph.all_but([block]))
         # Inside a block that is gone, others save nothing.
         if saved > 0:
             after = losses.without([*order, block])
@@ -119,10 +115,11 @@ def blocks_in_order(
 
 
 class _Losses:
-    """What the outputs lose when blocks are left out: the parameters at their ends are set to zero meanwhile."""
+    """What the outputs lose when blocks are left out: what `verify` sets to zero is zero meanwhile."""
 
     def __init__(self, graph: ChannelGraph, samples: Batch) -> None:
         step = max(samples.size // _SAMPLES, 1)
+        self._graph = graph
         self._batches = samples.take(torch.arange(0, samples.size, step)).split()
         self._model = copy_module(graph.module)
         self._wanted = [self._outputs(batch) for batch in self._batches]
@@ -133,15 +130,16 @@ class _Losses:
 
     def without(self, blocks: Collection[Block]) -> float:
         """The loss without some blocks, per sample."""
-        tensors = [find_parameter(self._model, name) for block in blocks for name in block.ends]
-        saved = [tensor.detach().clone() for tensor in tensors]
+        plan = plan_keeping(self._graph, self._graph.all_but(blocks))
+        names = {*plan.kept, *(name for block in blocks for name in block.ends)}
+        saved = {name: find_parameter(self._model, name).detach().clone() for name in names}
         total, count = 0.0, 0
         with torch.no_grad():
-            for tensor in tensors:
-                tensor.zero_()
+            for name in names:
+                plan.zero_(name, find_parameter(self._model, name))
             for batch, wanted in zip(self._batches, self._wanted, strict=True):
                 loss = distillation_loss(self._outputs(batch), wanted, temperature=1.0)
                 total, count = total + float(loss) * batch.size, count + batch.size
-            for tensor, before in zip(tensors, saved, strict=True):
-                tensor.copy_(before)
+            for name, before in saved.items():
+                find_parameter(self._model, name).copy_(before)
         return total / count

@@ -19,7 +19,7 @@ from fxprune.channels import Block, ChannelGraph, Group, Scores, size_of
 from fxprune.errors import FxpruneError, FxpruneWarning, UnreachableBudgetError
 from fxprune.planning.alignment import preferred_multiple
 from fxprune.planning.budgets import Budget, Request, as_patterns, budgets_of
-from fxprune.planning.plan import Plan, kept_indices, removed_blocks
+from fxprune.planning.plan import Plan, plan_keeping
 from fxprune.planning.selection import choose, fewest, units_of
 
 __all__ = ["check_reachable", "lowest_flops", "make_plan", "plan_for", "removable_blocks"]
@@ -93,8 +93,7 @@ def plan_for(graph: ChannelGraph, scores: Scores, request: Request, without: Ite
         raise FxpruneError(
             f"latency (={request.latency!r}) needs the time of channels: give what fxprune.time_channels returns"
         )
-    start = np.ones(graph.num_channels, dtype=bool)
-    start[[block.channel for block in without]] = False
+    start = graph.all_but(without)
     for budget in budgets_of(graph, request):
         if budget.target > budget.polynomial.total:
             warnings.warn(
@@ -108,14 +107,8 @@ def plan_for(graph: ChannelGraph, scores: Scores, request: Request, without: Ite
     for chosen, multiple in itertools.product((willing, groups), _multiples(graph, request)):
         alive = choose(budgets, units_of(chosen, scores, multiple, request.min_channels), start)
         if alive is not None:
-            return Plan(
-                kept=kept_indices(graph, alive),
-                flops=graph.flops(alive),
-                flops_before=graph.flops.total,
-                flops_target=budgets[0].target,
-                latency_target=float(request.latency or 1.0),
-                removed=removed_blocks(graph, alive),
-            )
+            plan = plan_keeping(graph, alive)
+            return replace(plan, flops_target=budgets[0].target, latency_target=float(request.latency or 1.0))
     raise _unreachable(graph, request, budgets)
 
 
@@ -160,14 +153,15 @@ def _groups(graph: ChannelGraph, request: Request, start: npt.NDArray[np.bool_])
     return [
         group
         for group in graph.groups
-        if not ignored[group.channels].any() and any(d.parameter not in gone for d in group.dimensions)
+        if not ignored[group.channels].any()
+        and start[group.channels].any()
+        and any(d.parameter not in gone for d in group.dimensions)
     ]
 
 
 def _fewest(graph: ChannelGraph, request: Request) -> npt.NDArray[np.bool_]:
     """The channels and blocks left when everything goes that may go."""
-    start = np.ones(graph.num_channels, dtype=bool)
-    start[[block.channel for block in removable_blocks(graph, request)]] = False
+    start = graph.all_but(removable_blocks(graph, request))
     groups, multiple = _groups(graph, request, start), _multiples(graph, request)[-1]
     return fewest(units_of(groups, np.zeros(graph.num_channels), multiple, request.min_channels), start)
 
@@ -180,8 +174,10 @@ def removable_blocks(graph: ChannelGraph, request: Request) -> tuple[Block, ...]
     """
     if not request.depth:
         return ()
-    ignored = _ignored_tensors(graph, request.ignore)
-    left = tuple(block for block in graph.blocks if ignored.isdisjoint(block.tensors))
+    tensors, channels = _ignored_tensors(graph, request.ignore), _ignored_channels(graph, request.ignore)
+    left = tuple(
+        block for block in graph.blocks if tensors.isdisjoint(block.tensors) and not channels[block.channels].any()
+    )
     if not left and not request.width:
         why = "all of its blocks are ignored" if graph.blocks else "it has no block that can be left out"
         raise FxpruneError(f"width=False leaves nothing to prune in this model: {why}. Give width=True")
