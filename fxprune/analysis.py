@@ -20,6 +20,7 @@ from fxprune.errors import FxpruneError
 from fxprune.flops import count_flops
 from fxprune.ops import Trait, traits
 from fxprune.rules import UnsupportedCall, find_rule
+from fxprune.rules.allocations import live_memory
 from fxprune.rules.blocks import find_blocks
 from fxprune.rules.indexing import getitem
 from fxprune.rules.memory import memory_place
@@ -87,6 +88,7 @@ def _analyze(traced: fx.GraphModule, splits: Splits, sizes: OtherSizes) -> tuple
         elif node in used and not cost and _computes_products(op):
             uncounted.append(f"{op.name} (`{node.name}`)")
     blocks = find_blocks(traced.graph, modules, state, costs)
+    memory = live_memory(traced.graph, modules, state.labels, blocks.optional)
     resolved = state.ids.resolve()
     graph = collect(
         traced,
@@ -94,6 +96,7 @@ def _analyze(traced: fx.GraphModule, splits: Splits, sizes: OtherSizes) -> tuple
         state.parameters.by_name(),
         state.labels,
         blocks.costs,
+        memory,
         state.contractions,
         (*trace_notes(traced).remarks, *_not_counted(uncounted)),
         state.held,

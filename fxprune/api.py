@@ -23,6 +23,7 @@ from fxprune.gates.learning import learn_gates
 from fxprune.latency.budget import plan_for_latency
 from fxprune.latency.channels import time_channels
 from fxprune.losses import are_class_labels, number_of_classes
+from fxprune.memory import plan_for_memory
 from fxprune.planning.budgets import Request, as_patterns, budgets_of, flops_target
 from fxprune.planning.make import check_reachable, plan_for, removable_blocks
 from fxprune.planning.plan import Plan
@@ -48,6 +49,7 @@ def prune(
     *,
     latency: float | None = None,
     params: float | None = None,
+    memory: float | None = None,
     example_inputs: Inputs | None = None,
     data: Data | None = None,
     method: Method | None = None,
@@ -61,7 +63,7 @@ def prune(
     seed: int = 0,
     progress: bool | Progress = True,
 ) -> fx.GraphModule:
-    """Make a model smaller, so that it costs at most `flops`, takes at most `latency`, has at most `params`, or all.
+    """Make a model smaller: to a budget of FLOPs, time, parameters or memory, or several of them.
 
     The model is traced and its channels are found and scored; a plan removes those with the lowest scores until the
     budget holds; the model is rewritten without them, and its weights are changed to give the original's outputs on
@@ -77,6 +79,8 @@ def prune(
             of threads set in torch. Channels are then chosen by the time that they save, and the result is measured
             against the model. With ``latency=1`` the FLOPs are the only limit, and time decides which channels go.
         params: a budget of parameters; up to 1 a fraction of the model's, above 1 a number of them.
+        memory: a budget of the activations that exist at the same time in eval; up to 1 a fraction of the model's,
+            above 1 a number of bytes per sample. Inputs and weights do not count, nor what an op allocates for itself.
         example_inputs: a tensor, a tuple of arguments or a dict of keyword arguments. Default: the first sample of
             `data`, or without data the inputs that a timm or torchvision model is made for.
         data: a DataLoader or any iterable of batches, with or without labels, see `fxprune.data`.
@@ -118,7 +122,7 @@ def prune(
         >>> small.get_parameter("0.weight").shape
         torch.Size([8, 3, 3, 3])
     """
-    request = Request(flops, latency, params, round_to, as_patterns(ignore), min_channels, depth, width)
+    request = Request(flops, latency, params, memory, round_to, as_patterns(ignore), min_channels, depth, width)
     if method is not None:
         check_method(method, ("dagger",))
     with shown(progress) as show:
@@ -242,6 +246,9 @@ def _learned_scores(
 def _planned(
     model: nn.Module, graph: ChannelGraph, chosen: Scores, request: Request, without: Sequence[Block] = ()
 ) -> Plan:
-    if request.latency is None or request.latency == 1:
-        return plan_for(graph, chosen, request, without)
-    return plan_for_latency(graph, chosen, copy_module(model), request, without)
+    def make(request: Request) -> Plan:
+        if request.latency is None or request.latency == 1:
+            return plan_for(graph, chosen, request, without)
+        return plan_for_latency(graph, chosen, copy_module(model), request, without)
+
+    return make(request) if request.memory is None else plan_for_memory(graph, request, make)

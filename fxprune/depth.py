@@ -82,13 +82,13 @@ def blocks_in_order(
     Args:
         graph: the analysed model.
         blocks: those that may go.
-        budgets: of the plan; the last says what a block saves.
+        budgets: of the plan; the tightest says what a block saves.
         samples: some of these measure the loss.
         progress: is called with the number of blocks that are gone.
     """
     if not blocks:
         return []
-    losses, price = _Losses(graph, samples), budgets[-1].polynomial
+    losses, price = _Losses(graph, samples), max(budgets, key=lambda budget: budget.tightness).polynomial
     alive = graph.all_but(())
     order: list[Block] = []
     loss = 0.0

@@ -128,6 +128,8 @@ class ChannelGraph:
         optional: by node name, the sets of blocks, by channel number, of which one must be there whole for the node to
             be needed. Nodes that are always needed are missing.
         flops: FLOPs as a polynomial in the kept channels, as fvcore counts them.
+        memory: the most bytes of activations that exist at the same time in eval, as a polynomial in the kept channels.
+            Where blocks are left out, at most so many.
         costs: the terms of the polynomial, by node name.
         num_channels: the number of channels, frozen ones included.
         contractions: by node name, the arguments (node name, dimension) whose channels are summed over there. A gate
@@ -144,6 +146,7 @@ class ChannelGraph:
     groups: tuple[Group, ...]
     frozen: tuple[Frozen, ...]
     flops: Polynomial
+    memory: Polynomial
     costs: Mapping[str, tuple[Term, ...]]
     num_channels: int
     contractions: Mapping[str, tuple[tuple[str, int], ...]] = field(default_factory=dict)

@@ -49,6 +49,10 @@ def prune(
         float | None,
         typer.Option(help="budget: a fraction of the parameters, or a count above 1", show_default=False),
     ] = None,
+    memory: Annotated[
+        float | None,
+        typer.Option(help="budget: a fraction of the peak memory of activations, or bytes", show_default=False),
+    ] = None,
     data: Data = None,
     samples: Annotated[int, typer.Option(min=1, help="number of images to use")] = 128,
     method: Annotated[
@@ -108,9 +112,9 @@ def prune(
             batches = _batches(data, network, inputs, how, samples, seed, download)
     with stages("prune") as show:
         small = prune_model(
-            network, flops, latency=latency, params=params, example_inputs=inputs, data=batches, method=method,
-            compensate=compensate, samples=samples, ignore=ignore or (), round_to=round_to, depth=depth, width=width,
-            min_channels=min_channels, seed=seed, progress=show,
+            network, flops, latency=latency, params=params, memory=memory, example_inputs=inputs, data=batches,
+            method=method, compensate=compensate, samples=samples, ignore=ignore or (), round_to=round_to, depth=depth,
+            width=width, min_channels=min_channels, seed=seed, progress=show,
         )  # fmt: skip
     certificate = None
     if verify:

@@ -1,4 +1,4 @@
-"""What is asked of a plan: budgets of FLOPs, of parameters and of time, and what must stay whole."""
+"""What is asked of a plan: budgets of FLOPs, parameters, memory and time, and what must stay whole."""
 
 from __future__ import annotations
 
@@ -25,6 +25,8 @@ class Request:
         flops: up to 1 a fraction of the model's FLOPs, above 1 a number of FLOPs per sample; None for the default.
         latency: a fraction of the model's time, or None for no such budget.
         params: up to 1 a fraction of the model's parameters, above 1 a number of them; None for no such budget.
+        memory: up to 1 a fraction of the model's peak memory of activations, above 1 a number of bytes per sample; None
+            for no such budget.
         round_to: the widths that change become multiples of this.
         ignore: names or glob patterns of modules that stay whole.
         min_channels: so many channels of each group stay.
@@ -38,6 +40,7 @@ class Request:
     flops: float | None = None
     latency: float | None = None
     params: float | None = None
+    memory: float | None = None
     round_to: int | Literal["auto"] = 1
     ignore: tuple[str, ...] = ()
     min_channels: int = 1
@@ -46,7 +49,7 @@ class Request:
 
     def __post_init__(self) -> None:
         latency, round_to = self.latency, self.round_to
-        for name, value in (("flops", self.flops), ("params", self.params)):
+        for name, value in (("flops", self.flops), ("params", self.params), ("memory", self.memory)):
             if value is not None and not _is_number(value):
                 raise FxpruneError(f"{name} (={value!r}) must be a number: a fraction in (0, 1], or a count above 1")
             if value is not None and (not value > 0 or math.isinf(value)):
@@ -90,13 +93,18 @@ class Budget:
     target: int
     name: str = "flops"
 
+    @property
+    def tightness(self) -> float:
+        """How many times as much as this all channels cost."""
+        return self.polynomial.total / max(self.target, 1)
+
     def holds(self, alive: npt.NDArray[np.bool_]) -> bool:
         """Whether these channels cost no more than that."""
         return self.polynomial(alive) <= self.target
 
 
 def budgets_of(graph: ChannelGraph, request: Request) -> list[Budget]:
-    """The budget of FLOPs, then those of parameters and of time if they are requested.
+    """The budget of FLOPs, then those of parameters, memory and time if they are requested.
 
     That of time is missing as long as `fxprune.time_channels` has not measured the graph.
     """
@@ -104,6 +112,9 @@ def budgets_of(graph: ChannelGraph, request: Request) -> list[Budget]:
     if request.params is not None:
         parameters = parameters_of(graph)
         budgets.append(Budget(parameters, _count(request.params, parameters.total), "params"))
+    if request.memory is not None:
+        target = _count(request.memory, graph.memory.total, _samples_of(graph))
+        budgets.append(Budget(graph.memory, target, "memory"))
     if request.latency is not None and graph.latency is not None:
         budgets.append(Budget(graph.latency, math.floor(request.latency * graph.latency.total), "latency"))
     return budgets
@@ -125,7 +136,8 @@ def flops_target(graph: ChannelGraph, request: Request) -> int:
     """
     flops = request.flops
     if flops is None:
-        flops = 0.5 if request.latency in (None, 1) and request.params in (None, 1) else 1.0
+        others = {request.latency, request.params, request.memory}
+        flops = 0.5 if others <= {None, 1} else 1.0
     return _count(flops, graph.flops.total, _samples_of(graph))
 
 

@@ -32,6 +32,7 @@ def make_plan(
     flops: float | None = None,
     latency: float | None = None,
     params: float | None = None,
+    memory: float | None = None,
     round_to: int | Literal["auto"] = 1,
     min_channels: int = 1,
     ignore: str | Iterable[str] = (),
@@ -48,6 +49,8 @@ def make_plan(
             of them, or all if there is another budget below what the model has.
         latency: a budget of time, as a fraction of the model's, predicted from what `fxprune.time_channels` measured.
         params: a budget of parameters; up to 1 a fraction of the model's, above 1 a number of them.
+        memory: a budget of the activations that exist at the same time in eval, as predicted (`graph.memory`); up to 1
+            a fraction of the model's, above 1 a number of bytes per sample.
         round_to: the widths that change become multiples of this, those of attention heads too; "auto" for the widths
             that the device of the weights computes without waste (`fxprune.planning.alignment`), or for half of that, a
             quarter and so on if the budgets cannot be met otherwise.
@@ -78,7 +81,7 @@ def make_plan(
             close = difflib.get_close_matches(name, blocks, n=3, cutoff=0.4)
             hint = f"; close names are {', '.join(close)}" if close else "; graph.blocks lists them"
             raise FxpruneError(f"without (={name!r}) is no block of the model{hint}")
-    request = Request(flops, latency, params, round_to, as_patterns(ignore), min_channels)
+    request = Request(flops, latency, params, memory, round_to, as_patterns(ignore), min_channels)
     return plan_for(graph, scores, request, [blocks[name] for name in names])
 
 
@@ -236,7 +239,8 @@ def _unreachable(graph: ChannelGraph, request: Request, budgets: Sequence[Budget
         if late.name == "latency":
             what, lowest = f"{late.target / total:.1%} of the latency", f"predicted to be {cost / total:.1%}"
         else:
-            what = f"{late.target:,} parameters ({late.target / total:.1%})"
+            unit = "parameters" if late.name == "params" else "bytes of activations at a time"
+            what = f"{late.target:,} {unit} ({late.target / total:.1%})"
             lowest = f"{cost:,} ({cost / total:.1%})"
     blocks = len(removable_blocks(graph, request))
     left_over = "one channel" if request.min_channels == 1 else f"{request.min_channels} channels"

@@ -66,6 +66,8 @@ def test_numbers_that_are_no_budget_are_refused(flops: Any, message: str) -> Non
         Request(flops)
     with pytest.raises(FxpruneError, match=f"^{re.escape(message.replace('flops', 'params'))}$"):
         Request(params=flops)
+    with pytest.raises(FxpruneError, match=f"^{re.escape(message.replace('flops', 'memory'))}$"):
+        Request(memory=flops)
 
 
 @pytest.mark.parametrize("latency", [0, -0.1, 1.5, math.nan, "fast", True])
