@@ -24,7 +24,7 @@ from fxprune.latency.budget import plan_for_latency
 from fxprune.latency.channels import time_channels
 from fxprune.losses import are_class_labels, number_of_classes
 from fxprune.memory import plan_for_memory
-from fxprune.planning.budgets import Request, as_patterns, budgets_of, flops_target
+from fxprune.planning.budgets import Request, as_patterns, budgets_of, flops_target, latency_share
 from fxprune.planning.make import check_reachable, plan_for, removable_blocks
 from fxprune.planning.plan import Plan
 from fxprune.progress import Progress, shown
@@ -47,7 +47,7 @@ def prune(
     model: nn.Module,
     flops: float | None = None,
     *,
-    latency: float | None = None,
+    latency: float | str | None = None,
     params: float | None = None,
     memory: float | None = None,
     example_inputs: Inputs | None = None,
@@ -75,9 +75,10 @@ def prune(
         model: any module that can be traced; it is not changed.
         flops: the budget; up to 1 a fraction of the model's FLOPs, above 1 a number of FLOPs per sample, as fvcore
             counts them. Default: 0.5, or all of them if there is another budget below what the model has.
-        latency: a budget of time, as a fraction of what the model takes for the example on its device, with the number
-            of threads set in torch. Channels are then chosen by the time that they save, and the result is measured
-            against the model. With ``latency=1`` the FLOPs are the only limit, and time decides which channels go.
+        latency: a budget of time for the example on the model's device, with the number of threads set in torch: a
+            fraction of what the model takes, or a time with its unit ("3ms"; s, ms or us). Channels are then chosen by
+            the time that they save, and the result is measured, in turns with the model if a fraction is given. With
+            ``latency=1`` the FLOPs are the only limit, and time decides which channels go.
         params: a budget of parameters; up to 1 a fraction of the model's, above 1 a number of them.
         memory: a budget of the activations that exist at the same time in eval; up to 1 a fraction of the model's,
             above 1 a number of bytes per sample. Inputs and weights do not count, nor what an op allocates for itself.
@@ -238,7 +239,7 @@ def _learned_scores(
     graph: ChannelGraph, request: Request, data: Data | None, made: Batch | None, seed: int, show: Progress
 ) -> Scores:
     """The scores of gates that are learned on all of the data, or on made samples if there is none."""
-    share = min(flops_target(graph, request) / graph.flops.total, request.latency or 1.0)
+    share = min(flops_target(graph, request) / graph.flops.total, latency_share(graph, request))
     samples, epochs = (made, _MADE_EPOCHS) if data is None else (data, 1)
     return learn_gates(graph, samples, flops=share, epochs=epochs, seed=seed, progress=show).scores
 

@@ -62,7 +62,7 @@ PUBLIC = {
     "plan_of": "(pruned)",
     "prune": (
         "(model, flops=None, *, latency=None, params=None, memory=None, example_inputs=None, data=None, method=None, "
-        "compensate=True, samples=128, ignore=(), round_to=1, min_channels=1, depth=False, width=True, seed=0, "
+        "compensate=True, samples=128, ignore=(), round_to=1, min_channels=1, depth=None, width=True, seed=0, "
         "progress=True)"
     ),
     "prune_optimizer": "(original, pruned, optimizer)",

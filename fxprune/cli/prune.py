@@ -34,6 +34,14 @@ def _multiple(text: str) -> int | Literal["auto"]:
     return int(text)
 
 
+def _time(text: str) -> float | str:
+    """A number, or else a time with its unit."""
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
 def prune(
     model: common.Model,
     output: common.Output,
@@ -42,8 +50,11 @@ def prune(
         typer.Option(help="budget: a fraction of the FLOPs in (0, 1], or a count per sample", show_default="0.5"),
     ] = None,
     latency: Annotated[
-        float | None,
-        typer.Option(help="budget: a fraction of the time that the model takes on this machine", show_default=False),
+        Any,
+        typer.Option(
+            parser=_time, metavar="TIME", show_default=False,
+            help="budget: a fraction of the time that the model takes on this machine, or a time such as 3ms",
+        ),
     ] = None,
     params: Annotated[
         float | None,

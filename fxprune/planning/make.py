@@ -18,7 +18,7 @@ import numpy.typing as npt
 from fxprune.channels import Block, ChannelGraph, Group, Scores, size_of
 from fxprune.errors import FxpruneError, FxpruneWarning, UnreachableBudgetError
 from fxprune.planning.alignment import preferred_multiple
-from fxprune.planning.budgets import Budget, Request, as_patterns, budgets_of
+from fxprune.planning.budgets import FEMTOSECONDS, Budget, Request, as_patterns, budgets_of, latency_share
 from fxprune.planning.plan import Plan, plan_keeping
 from fxprune.planning.selection import choose, fewest, units_of
 
@@ -30,7 +30,7 @@ def make_plan(
     scores: Scores,
     *,
     flops: float | None = None,
-    latency: float | None = None,
+    latency: float | str | None = None,
     params: float | None = None,
     memory: float | None = None,
     round_to: int | Literal["auto"] = 1,
@@ -47,7 +47,8 @@ def make_plan(
         scores: one number per channel, as from `fxprune.scores`.
         flops: the budget; up to 1 a fraction of the model's FLOPs, above 1 a number of FLOPs per sample. Default: half
             of them, or all if there is another budget below what the model has.
-        latency: a budget of time, as a fraction of the model's, predicted from what `fxprune.time_channels` measured.
+        latency: a budget of time, as a fraction of the model's or with its unit ("3ms"), predicted from what
+            `fxprune.time_channels` measured.
         params: a budget of parameters; up to 1 a fraction of the model's, above 1 a number of them.
         memory: a budget of the activations that exist at the same time in eval, as predicted (`graph.memory`); up to 1
             a fraction of the model's, above 1 a number of bytes per sample.
@@ -99,9 +100,11 @@ def plan_for(graph: ChannelGraph, scores: Scores, request: Request, without: Ite
     start = graph.all_but(without)
     for budget in budgets_of(graph, request):
         if budget.target > budget.polynomial.total:
+            total = budget.polynomial.total
+            has = f"{total / FEMTOSECONDS * 1e3:.3g} ms" if budget.name == "latency" else f"{total:,}"
             warnings.warn(
-                f"{budget.name} (={getattr(request, budget.name)!r}) is above what the model has, "
-                f"{budget.polynomial.total:,} for the example: this budget removes nothing",
+                f"{budget.name} (={getattr(request, budget.name)!r}) is above what the model has, {has} for the "
+                "example: this budget removes nothing",
                 FxpruneWarning,
                 stacklevel=3,
             )
@@ -110,8 +113,8 @@ def plan_for(graph: ChannelGraph, scores: Scores, request: Request, without: Ite
     for chosen, multiple in itertools.product((willing, groups), _multiples(graph, request)):
         alive = choose(budgets, units_of(chosen, scores, multiple, request.min_channels), start)
         if alive is not None:
-            plan = plan_keeping(graph, alive)
-            return replace(plan, flops_target=budgets[0].target, latency_target=float(request.latency or 1.0))
+            plan, share = plan_keeping(graph, alive), min(latency_share(graph, request), 1.0)
+            return replace(plan, flops_target=budgets[0].target, latency_target=share)
     raise _unreachable(graph, request, budgets)
 
 

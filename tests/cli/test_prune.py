@@ -115,6 +115,7 @@ def test_a_result_that_differs_from_the_zero_masked_original_is_not_saved(
         ([*PRUNE[1:], "--memory", "0"], "memory (=0.0) must be positive"),
         ([*PRUNE[1:], "--memory", "0.001"], "bytes of activations at a time (0.1%) cannot be reached"),
         ([*PRUNE[1:], "--latency", "2"], "latency (=2.0) must be a fraction"),
+        ([*PRUNE[1:], "--latency", "fast"], "latency (='fast') must be a fraction"),
         ([*PRUNE[1:], "--ignore", "nothing.*"], "ignore pattern 'nothing.*' matches no module"),
         ([*PRUNE[1:], "--method", "magic"], "method (='magic')"),
     ],
