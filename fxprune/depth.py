@@ -8,8 +8,9 @@ channels that are left to the budget, the result is compensated, and samples tha
 from __future__ import annotations
 
 import heapq
+import itertools
 import math
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 
 import torch
 
@@ -34,31 +35,33 @@ _SAMPLES, _PATIENCE = 32, 2
 
 
 def best_depth(
-    graph: ChannelGraph, blocks: Sequence[Block], plan_without: Callable[[Sequence[Block]], Plan], run: Compensation
+    graph: ChannelGraph, blocks: Iterable[Block], plan_without: Callable[[Sequence[Block]], Plan], run: Compensation
 ) -> Fit:
     """Of the plans that leave out the first of some blocks, that with the best outputs on held-out samples, fitted.
 
     Args:
         graph: the analysed model.
-        blocks: in the order in which they go.
+        blocks: in the order in which they go; no more are taken than are tried.
         plan_without: makes the plan with these blocks left out.
         run: fits pruned models.
 
     Raises:
         UnreachableBudgetError: no plan is within the budget.
     """
-    if not blocks:
+    ahead = iter(blocks)
+    following = next(ahead, None)
+    if following is None:
         return run.fit(rewrite(graph, plan_without(())))
-    lighter = run.lighter()
+    lighter, blocks = run.lighter(), itertools.chain([following], ahead)
     best: Fit | None = None
+    unreachable: UnreachableBudgetError | None = None
     worse = 0
-    for count in range(len(blocks) + 1):
+    for gone in itertools.accumulate(blocks, lambda before, block: [*before, block], initial=list[Block]()):
         try:
-            plan = plan_without(blocks[:count])
-        except UnreachableBudgetError:
-            if count < len(blocks) or best is not None:
-                continue
-            raise
+            plan = plan_without(gone)
+        except UnreachableBudgetError as error:
+            unreachable = error
+            continue
         fit = lighter.fit(rewrite(graph, plan))
         # Not a number is worse than any.
         if best is None or not best.error <= fit.error:
@@ -67,14 +70,16 @@ def best_depth(
             worse += 1
         if worse == _PATIENCE:
             break
-    assert best is not None
+    if best is None:
+        assert unreachable is not None
+        raise unreachable
     return best if lighter is run else run.fit(best.pruned)
 
 
 def blocks_in_order(
     graph: ChannelGraph, blocks: Sequence[Block], budgets: Sequence[Budget], samples: Batch, progress: Progress
-) -> list[Block]:
-    """Blocks in the order in which they go, until that alone meets the budgets.
+) -> Iterator[Block]:
+    """Blocks in the order in which they go, until that alone meets the budgets; each is found when it is asked for.
 
     The next is the one whose loss adds least to that of the outputs, for what it saves. What the last one adds is
     measured anew for those that come into question, since it grows as others go.
@@ -87,7 +92,7 @@ def blocks_in_order(
         progress: is called with the number of blocks that are gone.
     """
     if not blocks:
-        return []
+        return
     losses, price = _Losses(graph, samples), max(budgets, key=lambda budget: budget.tightness).polynomial
     alive = graph.all_but(())
     order: list[Block] = []
@@ -104,6 +109,7 @@ def blocks_in_order(
             alive[block.channels], loss = False, after
             order.append(block)
             progress("blocks", len(order), len(blocks), {})
+            yield block
             continue
         saved = price(alive) - price(alive & graph.all_but([block]))
         # Inside a block that is gone, others save nothing.
@@ -111,7 +117,6 @@ def blocks_in_order(
             after = losses.without([*order, block])
             cost = (after - loss) / saved if math.isfinite(after) else math.inf
             heapq.heappush(queue, (cost, number, len(order), after))
-    return order
 
 
 class _Losses:

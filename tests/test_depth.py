@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,13 @@ from torch import Tensor, nn
 
 import fxprune
 from fxprune import FxpruneError, UnreachableBudgetError
+from fxprune.channels import Block
+from fxprune.compensation.compensate import Compensation
 from fxprune.data import Batch
-from fxprune.depth import _Losses, blocks_in_order
+from fxprune.depth import _Losses, best_depth, blocks_in_order
 from fxprune.losses import distillation_loss
 from fxprune.planning.budgets import Request, budgets_of
-from fxprune.planning.make import removable_blocks
+from fxprune.planning.make import plan_for, removable_blocks
 from fxprune.planning.plan import plan_keeping
 from fxprune.verification import TOLERANCE
 
@@ -53,8 +56,8 @@ def test_the_block_that_costs_least_goes_first(model: nn.Module) -> None:
     assert [block.name for block in graph.blocks] == ["blocks.0", "blocks.1", "blocks.2"]
     state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     steps: list[int] = []
-    order = blocks_in_order(graph, graph.blocks, budgets_of(graph, Request(0.05)), Batch((samples(),), {}),
-                            lambda what, done, total, more: steps.append(done))  # fmt: skip
+    order = list(blocks_in_order(graph, graph.blocks, budgets_of(graph, Request(0.05)), Batch((samples(),), {}),
+                                 lambda what, done, total, more: steps.append(done)))  # fmt: skip
     assert [block.name for block in order] == ["blocks.1", "blocks.2", "blocks.0"]
     assert steps == [1, 2, 3]
     assert all(torch.equal(tensor, state[name]) for name, tensor in model.state_dict().items())
@@ -62,9 +65,30 @@ def test_the_block_that_costs_least_goes_first(model: nn.Module) -> None:
 
 def test_no_more_blocks_are_ordered_than_the_budget_asks_for(model: nn.Module) -> None:
     graph = fxprune.analyze(fxprune.trace(model, image()))
-    order = blocks_in_order(graph, graph.blocks, budgets_of(graph, Request(0.7)), Batch((samples(),), {}),
-                            lambda *step: None)  # fmt: skip
+    order = list(blocks_in_order(graph, graph.blocks, budgets_of(graph, Request(0.7)), Batch((samples(),), {}),
+                                 lambda *step: None))  # fmt: skip
     assert [block.name for block in order] == ["blocks.1"]
+
+
+def test_no_more_blocks_are_looked_for_than_are_tried(model: nn.Module) -> None:
+    graph = fxprune.analyze(fxprune.trace(model, image()))
+    batch, scores, taken = Batch((samples(),), {}), fxprune.scores(graph, "l2"), list[Block]()
+    run = Compensation.of(graph, batch, 0.25, 0, lambda *step: None, parts=())
+    errors: dict[int, float] = {}
+
+    def blocks() -> Iterator[Block]:
+        for block in graph.blocks:
+            taken.append(block)
+            yield block
+
+    def plan_without(gone: Sequence[Block]) -> fxprune.Plan:
+        plan = plan_for(graph, scores, Request(0.9), gone)
+        errors[len(gone)] = run.fit(fxprune.rewrite(graph, plan)).error
+        return plan
+
+    best = best_depth(graph, blocks(), plan_without, run)
+    assert best.error == min(errors.values()) == errors[0]
+    assert len(taken) == 2
 
 
 @pytest.mark.parametrize("compensate", [False, True])
@@ -243,9 +267,8 @@ def test_a_block_without_which_outputs_are_no_numbers_stays(model: nn.Module) ->
     broken = net(divided, stem=nn.Conv2d(3, 8, 3), b=nn.Conv2d(8, 8, 3, padding=1), head=nn.Linear(8, 4)).eval()
     graph = fxprune.analyze(fxprune.trace(broken, image()))
     assert len(graph.blocks) == 1
-    order = blocks_in_order(
-        graph, graph.blocks, budgets_of(graph, Request(0.1)), Batch((samples(),), {}), lambda *step: None
-    )
+    budgets = budgets_of(graph, Request(0.1))
+    order = list(blocks_in_order(graph, graph.blocks, budgets, Batch((samples(),), {}), lambda *step: None))
     assert order == []
 
 
