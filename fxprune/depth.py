@@ -11,6 +11,7 @@ import heapq
 import itertools
 import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from dataclasses import replace
 
 import torch
 
@@ -56,13 +57,15 @@ def best_depth(
     best: Fit | None = None
     unreachable: UnreachableBudgetError | None = None
     worse = 0
+    # Where the first corrections do not help, others seldom do: only the best is tried with them.
+    first = replace(lighter, parts=run.parts[:1])
     for gone in itertools.accumulate(blocks, lambda before, block: [*before, block], initial=list[Block]()):
         try:
             plan = plan_without(gone)
         except UnreachableBudgetError as error:
             unreachable = error
             continue
-        fit = lighter.fit(rewrite(graph, plan))
+        fit = first.fit(rewrite(graph, plan))
         # Not a number is worse than any.
         if best is None or not best.error <= fit.error:
             best, worse = fit, 0
@@ -73,7 +76,10 @@ def best_depth(
     if best is None:
         assert unreachable is not None
         raise unreachable
-    return best if lighter is run else run.fit(best.pruned)
+    if lighter is not run:
+        return run.fit(best.pruned)
+    others = run.parts[1:]
+    return replace(run, parts=others).fit(best.pruned) if others and not best.parts else best
 
 
 def blocks_in_order(

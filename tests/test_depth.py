@@ -15,7 +15,7 @@ from torch import Tensor, nn
 import fxprune
 from fxprune import FxpruneError, UnreachableBudgetError
 from fxprune.channels import Block
-from fxprune.compensation.compensate import Compensation
+from fxprune.compensation.compensate import Compensation, Fit
 from fxprune.data import Batch
 from fxprune.depth import _Losses, best_depth, blocks_in_order
 from fxprune.losses import distillation_loss
@@ -89,6 +89,21 @@ def test_no_more_blocks_are_looked_for_than_are_tried(model: nn.Module) -> None:
     best = best_depth(graph, blocks(), plan_without, run)
     assert best.error == min(errors.values()) == errors[0]
     assert len(taken) == 2
+
+
+def test_other_corrections_are_tried_on_the_best_alone(model: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
+    graph = fxprune.analyze(fxprune.trace(model, image()))
+    scores, run = fxprune.scores(graph, "l2"), Compensation.of(graph, Batch((samples(),), {}), 0.25, 0, lambda *_: None)
+    tried: list[Any] = []
+
+    def fit(self: Compensation, pruned: Any) -> Fit:
+        tried.append(self.parts)
+        return Fit(pruned, pruned, (), {}, float(len(tried)))
+
+    monkeypatch.setattr(Compensation, "fit", fit)
+    best = best_depth(graph, graph.blocks, lambda gone: plan_for(graph, scores, Request(0.9), gone), run)
+    assert tried == [run.parts[:1]] * 3 + [run.parts[1:]]
+    assert not fxprune.plan_of(best.pruned).removed
 
 
 @pytest.mark.parametrize("compensate", [False, True])
