@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import fx, nn
 
-from fxprune.channels import ChannelGraph, Labels, LabelTree, Size, labels_in, map_labels
+from fxprune.channels import Block, ChannelGraph, Labels, LabelTree, Size, labels_in, map_labels
 from fxprune.channels.grouping import collect
 from fxprune.channels.ids import Resolved
 from fxprune.channels.polynomial import Term
@@ -20,6 +20,7 @@ from fxprune.errors import FxpruneError
 from fxprune.flops import count_flops
 from fxprune.ops import Trait, traits
 from fxprune.rules import UnsupportedCall, find_rule
+from fxprune.rules.allocations import live_memory
 from fxprune.rules.blocks import find_blocks
 from fxprune.rules.indexing import getitem
 from fxprune.rules.memory import memory_place
@@ -87,6 +88,7 @@ def _analyze(traced: fx.GraphModule, splits: Splits, sizes: OtherSizes) -> tuple
         elif node in used and not cost and _computes_products(op):
             uncounted.append(f"{op.name} (`{node.name}`)")
     blocks = find_blocks(traced.graph, modules, state, costs)
+    memory = live_memory(traced.graph, modules, state.labels, blocks.optional)
     resolved = state.ids.resolve()
     graph = collect(
         traced,
@@ -94,13 +96,14 @@ def _analyze(traced: fx.GraphModule, splits: Splits, sizes: OtherSizes) -> tuple
         state.parameters.by_name(),
         state.labels,
         blocks.costs,
+        memory,
         state.contractions,
         (*trace_notes(traced).remarks, *_not_counted(uncounted)),
         state.held,
     )
     graph = replace(
         graph,
-        blocks=tuple(replace(block, channel=int(resolved.channel_of[block.channel])) for block in blocks.found),
+        blocks=tuple(_in_channels(block, resolved) for block in blocks.found),
         no_blocks=blocks.refused,
         optional={
             name: tuple(tuple(resolved.channel_of[list(each)].tolist()) for each in sets)
@@ -108,6 +111,12 @@ def _analyze(traced: fx.GraphModule, splits: Splits, sizes: OtherSizes) -> tuple
         },
     )
     return graph, _fully_frozen_splits(state, resolved)
+
+
+def _in_channels(block: Block, resolved: Resolved) -> Block:
+    """A block with channel numbers in place of ids."""
+    channel_of = resolved.channel_of
+    return replace(block, channel=int(channel_of[block.channel]), channels=np.unique(channel_of[block.channels]))
 
 
 def _computes_products(op: Op) -> bool:

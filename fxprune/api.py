@@ -23,7 +23,8 @@ from fxprune.gates.learning import learn_gates
 from fxprune.latency.budget import plan_for_latency
 from fxprune.latency.channels import time_channels
 from fxprune.losses import are_class_labels, number_of_classes
-from fxprune.planning.budgets import Request, as_patterns, budgets_of, flops_target
+from fxprune.memory import plan_for_memory
+from fxprune.planning.budgets import Request, as_patterns, budgets_of, flops_target, latency_share
 from fxprune.planning.make import check_reachable, plan_for, removable_blocks
 from fxprune.planning.plan import Plan
 from fxprune.progress import Progress, shown
@@ -46,8 +47,9 @@ def prune(
     model: nn.Module,
     flops: float | None = None,
     *,
-    latency: float | None = None,
+    latency: float | str | None = None,
     params: float | None = None,
+    memory: float | None = None,
     example_inputs: Inputs | None = None,
     data: Data | None = None,
     method: Method | None = None,
@@ -61,7 +63,7 @@ def prune(
     seed: int = 0,
     progress: bool | Progress = True,
 ) -> fx.GraphModule:
-    """Make a model smaller, so that it costs at most `flops`, takes at most `latency`, has at most `params`, or all.
+    """Make a model smaller: to a budget of FLOPs, time, parameters or memory, or several of them.
 
     The model is traced and its channels are found and scored; a plan removes those with the lowest scores until the
     budget holds; the model is rewritten without them, and its weights are changed to give the original's outputs on
@@ -73,10 +75,13 @@ def prune(
         model: any module that can be traced; it is not changed.
         flops: the budget; up to 1 a fraction of the model's FLOPs, above 1 a number of FLOPs per sample, as fvcore
             counts them. Default: 0.5, or all of them if there is another budget below what the model has.
-        latency: a budget of time, as a fraction of what the model takes for the example on its device, with the number
-            of threads set in torch. Channels are then chosen by the time that they save, and the result is measured
-            against the model. With ``latency=1`` the FLOPs are the only limit, and time decides which channels go.
+        latency: a budget of time for the example on the model's device, with the number of threads set in torch: a
+            fraction of what the model takes, or a time with its unit ("3ms"; s, ms or us). Channels are then chosen by
+            the time that they save, and the result is measured, in turns with the model if a fraction is given. With
+            ``latency=1`` the FLOPs are the only limit, and time decides which channels go.
         params: a budget of parameters; up to 1 a fraction of the model's, above 1 a number of them.
+        memory: a budget of the activations that exist at the same time in eval; up to 1 a fraction of the model's,
+            above 1 a number of bytes per sample. Inputs and weights do not count, nor what an op allocates for itself.
         example_inputs: a tensor, a tuple of arguments or a dict of keyword arguments. Default: the first sample of
             `data`, or without data the inputs that a timm or torchvision model is made for.
         data: a DataLoader or any iterable of batches, with or without labels, see `fxprune.data`.
@@ -90,7 +95,7 @@ def prune(
         round_to: the widths that change become multiples of this; "auto" for multiples that the device computes
             without waste, see `fxprune.make_plan`.
         min_channels: so many channels of each group stay.
-        depth: whether blocks, such as the branches of residual connections, may be left out whole. Which and how many
+        depth: whether blocks, such as residual branches and dense layers, may be left out whole. Which and how many
             is measured on the samples (`fxprune.depth`). Default: True where there are samples. False leaves all
             blocks, and is faster.
         width: whether channels may be removed; False for blocks alone.
@@ -118,7 +123,7 @@ def prune(
         >>> small.get_parameter("0.weight").shape
         torch.Size([8, 3, 3, 3])
     """
-    request = Request(flops, latency, params, round_to, as_patterns(ignore), min_channels, depth, width)
+    request = Request(flops, latency, params, memory, round_to, as_patterns(ignore), min_channels, depth, width)
     if method is not None:
         check_method(method, ("dagger",))
     with shown(progress) as show:
@@ -234,7 +239,7 @@ def _learned_scores(
     graph: ChannelGraph, request: Request, data: Data | None, made: Batch | None, seed: int, show: Progress
 ) -> Scores:
     """The scores of gates that are learned on all of the data, or on made samples if there is none."""
-    share = min(flops_target(graph, request) / graph.flops.total, request.latency or 1.0)
+    share = min(flops_target(graph, request) / graph.flops.total, latency_share(graph, request))
     samples, epochs = (made, _MADE_EPOCHS) if data is None else (data, 1)
     return learn_gates(graph, samples, flops=share, epochs=epochs, seed=seed, progress=show).scores
 
@@ -242,6 +247,9 @@ def _learned_scores(
 def _planned(
     model: nn.Module, graph: ChannelGraph, chosen: Scores, request: Request, without: Sequence[Block] = ()
 ) -> Plan:
-    if request.latency is None or request.latency == 1:
-        return plan_for(graph, chosen, request, without)
-    return plan_for_latency(graph, chosen, copy_module(model), request, without)
+    def make(request: Request) -> Plan:
+        if request.latency is None or request.latency == 1:
+            return plan_for(graph, chosen, request, without)
+        return plan_for_latency(graph, chosen, copy_module(model), request, without)
+
+    return make(request) if request.memory is None else plan_for_memory(graph, request, make)

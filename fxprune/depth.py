@@ -8,10 +8,11 @@ channels that are left to the budget, the result is compensated, and samples tha
 from __future__ import annotations
 
 import heapq
+import itertools
 import math
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from dataclasses import replace
 
-import numpy as np
 import torch
 
 from fxprune.channels import Block, ChannelGraph
@@ -21,7 +22,7 @@ from fxprune.errors import CannotScoreError, UnreachableBudgetError
 from fxprune.layers.contraction import find_parameter
 from fxprune.losses import distillation_loss
 from fxprune.planning.budgets import Budget
-from fxprune.planning.plan import Plan
+from fxprune.planning.plan import Plan, plan_keeping
 from fxprune.progress import Progress
 from fxprune.rewriting import rewrite
 from fxprune.running.copies import copy_module
@@ -35,32 +36,36 @@ _SAMPLES, _PATIENCE = 32, 2
 
 
 def best_depth(
-    graph: ChannelGraph, blocks: Sequence[Block], plan_without: Callable[[Sequence[Block]], Plan], run: Compensation
+    graph: ChannelGraph, blocks: Iterable[Block], plan_without: Callable[[Sequence[Block]], Plan], run: Compensation
 ) -> Fit:
     """Of the plans that leave out the first of some blocks, that with the best outputs on held-out samples, fitted.
 
     Args:
         graph: the analysed model.
-        blocks: in the order in which they go.
+        blocks: in the order in which they go; no more are taken than are tried.
         plan_without: makes the plan with these blocks left out.
         run: fits pruned models.
 
     Raises:
         UnreachableBudgetError: no plan is within the budget.
     """
-    if not blocks:
+    ahead = iter(blocks)
+    following = next(ahead, None)
+    if following is None:
         return run.fit(rewrite(graph, plan_without(())))
-    lighter = run.lighter()
+    lighter, blocks = run.lighter(), itertools.chain([following], ahead)
     best: Fit | None = None
+    unreachable: UnreachableBudgetError | None = None
     worse = 0
-    for count in range(len(blocks) + 1):
+    # Where the first corrections do not help, others seldom do: only the best is tried with them.
+    first = replace(lighter, parts=run.parts[:1])
+    for gone in itertools.accumulate(blocks, lambda before, block: [*before, block], initial=list[Block]()):
         try:
-            plan = plan_without(blocks[:count])
-        except UnreachableBudgetError:
-            if count < len(blocks) or best is not None:
-                continue
-            raise
-        fit = lighter.fit(rewrite(graph, plan))
+            plan = plan_without(gone)
+        except UnreachableBudgetError as error:
+            unreachable = error
+            continue
+        fit = first.fit(rewrite(graph, plan))
         # Not a number is worse than any.
         if best is None or not best.error <= fit.error:
             best, worse = fit, 0
@@ -68,14 +73,19 @@ def best_depth(
             worse += 1
         if worse == _PATIENCE:
             break
-    assert best is not None
-    return best if lighter is run else run.fit(best.pruned)
+    if best is None:
+        assert unreachable is not None
+        raise unreachable
+    if lighter is not run:
+        return run.fit(best.pruned)
+    others = run.parts[1:]
+    return replace(run, parts=others).fit(best.pruned) if others and not best.parts else best
 
 
 def blocks_in_order(
     graph: ChannelGraph, blocks: Sequence[Block], budgets: Sequence[Budget], samples: Batch, progress: Progress
-) -> list[Block]:
-    """Blocks in the order in which they go, until that alone meets the budgets.
+) -> Iterator[Block]:
+    """Blocks in the order in which they go, until that alone meets the budgets; each is found when it is asked for.
 
     The next is the one whose loss adds least to that of the outputs, for what it saves. What the last one adds is
     measured anew for those that come into question, since it grows as others go.
@@ -83,14 +93,14 @@ def blocks_in_order(
     Args:
         graph: the analysed model.
         blocks: those that may go.
-        budgets: of the plan; the last says what a block saves.
+        budgets: of the plan; the tightest says what a block saves.
         samples: some of these measure the loss.
         progress: is called with the number of blocks that are gone.
     """
     if not blocks:
-        return []
-    losses, price = _Losses(graph, samples), budgets[-1].polynomial
-    alive = np.ones(graph.num_channels, dtype=bool)
+        return
+    losses, price = _Losses(graph, samples), max(budgets, key=lambda budget: budget.tightness).polynomial
+    alive = graph.all_but(())
     order: list[Block] = []
     loss = 0.0
     # What a block costs for what it saves, its number, how many were gone when that was measured, and the loss then.
@@ -102,27 +112,25 @@ def blocks_in_order(
             # Without any that is left, outputs are no numbers.
             break
         if gone == len(order):
-            alive[block.channel], loss = False, after
+            alive[block.channels], loss = False, after
             order.append(block)
             progress("blocks", len(order), len(blocks), {})
+            yield block
             continue
-        saved = price(alive)
-        alive[block.channel] = False
-        saved -= price(alive)
-        alive[block.channel] = True
+        saved = price(alive) - price(alive & graph.all_but([block]))
         # Inside a block that is gone, others save nothing.
         if saved > 0:
             after = losses.without([*order, block])
             cost = (after - loss) / saved if math.isfinite(after) else math.inf
             heapq.heappush(queue, (cost, number, len(order), after))
-    return order
 
 
 class _Losses:
-    """What the outputs lose when blocks are left out: the parameters at their ends are set to zero meanwhile."""
+    """What the outputs lose when blocks are left out: what `verify` sets to zero is zero meanwhile."""
 
     def __init__(self, graph: ChannelGraph, samples: Batch) -> None:
         step = max(samples.size // _SAMPLES, 1)
+        self._graph = graph
         self._batches = samples.take(torch.arange(0, samples.size, step)).split()
         self._model = copy_module(graph.module)
         self._wanted = [self._outputs(batch) for batch in self._batches]
@@ -133,15 +141,16 @@ class _Losses:
 
     def without(self, blocks: Collection[Block]) -> float:
         """The loss without some blocks, per sample."""
-        tensors = [find_parameter(self._model, name) for block in blocks for name in block.ends]
-        saved = [tensor.detach().clone() for tensor in tensors]
+        plan = plan_keeping(self._graph, self._graph.all_but(blocks))
+        names = {*plan.kept, *(name for block in blocks for name in block.ends)}
+        saved = {name: find_parameter(self._model, name).detach().clone() for name in names}
         total, count = 0.0, 0
         with torch.no_grad():
-            for tensor in tensors:
-                tensor.zero_()
+            for name in names:
+                plan.zero_(name, find_parameter(self._model, name))
             for batch, wanted in zip(self._batches, self._wanted, strict=True):
                 loss = distillation_loss(self._outputs(batch), wanted, temperature=1.0)
                 total, count = total + float(loss) * batch.size, count + batch.size
-            for tensor, before in zip(tensors, saved, strict=True):
-                tensor.copy_(before)
+            for name, before in saved.items():
+                find_parameter(self._model, name).copy_(before)
         return total / count

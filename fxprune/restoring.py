@@ -8,13 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from fxprune.channels import ChannelGraph
+from fxprune.channels import Block, ChannelGraph
 from fxprune.errors import FxpruneError, called_as
 from fxprune.layers.contraction import find_parameter
 from fxprune.ops import name_of_op
 from fxprune.planning.plan import Plan
 from fxprune.provenance import check_order, plan_of
 from fxprune.rewriting import original_graph
+from fxprune.running import trees
 from fxprune.running.copies import copy_module, named_tensors
 from fxprune.running.devices import check_values
 from fxprune.running.double import outputs_in_double
@@ -39,7 +40,7 @@ def restore_class(original: nn.Module, pruned: nn.Module, example_inputs: Any = 
     What `fxprune.prune` returns is a graph. Code that asks a model for more than its outputs (a loss as a method, a
     training script that looks for `model.head`) needs the model's class. A copy of the model gets the pruned parameters
     and buffers, and its layers the numbers that say how wide they are; modules that are removed blocks pass their input
-    on, or give zeros. Then its outputs are compared with those of the
+    on, or give zeros, or nothing to a concatenation. Then its outputs are compared with those of the
     pruned graph: they differ where `forward` computes with widths that it does not read from its tensors.
 
     Args:
@@ -91,11 +92,28 @@ class _LeftOut(nn.Module):
         return torch.zeros_like(x)
 
 
+class _PassesOn(nn.Identity):
+    """In place of a module that is left out: returns its first argument."""
+
+    def forward(self, input: Any, *arguments: object, **options: object) -> Any:  # noqa: A002
+        """The first argument."""
+        return input
+
+
+class _Nothing(nn.Module):
+    """In place of a module whose output was concatenated to something, and is left out: an empty tensor."""
+
+    def forward(self, *arguments: object, **options: object) -> Tensor:
+        """A tensor of shape (0,), which `torch.cat` skips whatever the shapes of the others are."""
+        return next(iter(trees.tensors((arguments, options)))).new_empty(0)
+
+
 def _leave_out_blocks(own: nn.Module, graph: ChannelGraph, plan: Plan) -> None:
     """Put modules that do nothing in place of those that are blocks.
 
     Of a module that is a residual connection as a whole only its input is left. A module that is the branch gives
-    zeros. Where no module is one of the two, the parameters at the end of the block stay, as zeros.
+    zeros. Where no module is one of the two, the parameters at the end of the block stay, as zeros. To a concatenation,
+    modules at the end of a block give nothing, and those before pass their input on.
     """
     nodes = {node.name: node for node in graph.module.graph.nodes}
     modules = dict(graph.module.named_modules())
@@ -103,19 +121,43 @@ def _leave_out_blocks(own: nn.Module, graph: ChannelGraph, plan: Plan) -> None:
     for name in {name for each in ends for name in each}:
         find_parameter(own, name).data.zero_()
     gone = [block for block in graph.blocks if block.ends in ends]
-    dead = {name for block in gone for name in (*block.nodes, block.sum)}
+    dead = {name for block in gone for name in (*block.nodes, *(block.readers if block.stays else ()))}
+    made: dict[str, nn.Module] = {}
+    # Not those that only contain others, as a ModuleList does.
+    callable_paths = {path for path, each in own.named_modules() if type(each).forward is not nn.Module.forward}
     for block in gone:
-        total, stays, value = nodes[block.sum], nodes[block.stays], nodes[block.value]
+        if not block.stays:
+            made |= _around(block, graph, dead, callable_paths)
+            continue
+        total, stays, value = nodes[block.readers[0]], nodes[block.stays], nodes[block.value]
         around, branch = str(total.meta.get("module") or ""), block.name.partition("#")[0]
         if _is_dead(around, graph, dead) and _gives(total, stays, around, modules):
-            made: nn.Module = nn.Identity()
-            path = around
+            made[around] = _PassesOn()
         elif _is_dead(branch, graph, dead) and not _is_within(total, branch) and _keeps_shape(branch, value, graph):
-            made, path = _LeftOut(), branch
-        else:
-            continue
-        if any(name == path for name, _ in own.named_modules()):
-            own.set_submodule(path, made)
+            made[branch] = _LeftOut()
+    for path, module in made.items():
+        if path in callable_paths:
+            # The model may read what the module says of itself.
+            of_old = {name: x for name, x in vars(own.get_submodule(path)).items() if not name.startswith("_")}
+            vars(module).update(of_old)
+            own.set_submodule(path, module)
+
+
+def _around(
+    block: Block, graph: ChannelGraph, dead: Collection[str], callable_paths: Collection[str]
+) -> dict[str, nn.Module]:
+    """What takes the place of the outermost modules that are in a block whose value is concatenated."""
+    readers = [node for node in graph.module.graph.nodes if node.name in block.readers]
+    made: dict[str, nn.Module] = {}
+    for name in block.tensors:
+        parts = name.split(".")[:-1]
+        for path in (".".join(parts[: k + 1]) for k in range(len(parts))):
+            apart = path in callable_paths and not any(_is_within(node, path) for node in readers)
+            if apart and _is_dead(path, graph, dead):
+                at_end = name in block.ends or isinstance(made.get(path), _Nothing)
+                made[path] = _Nothing() if at_end else _PassesOn()
+                break
+    return made
 
 
 def _is_dead(path: str, graph: ChannelGraph, dead: Collection[str]) -> bool:

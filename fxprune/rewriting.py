@@ -19,7 +19,7 @@ from fxprune.errors import FxpruneError
 from fxprune.planning.plan import Plan, plan_since
 from fxprune.provenance import PruningNotes, earlier_notes, take_notes
 from fxprune.rules import find_rule
-from fxprune.rules.block_removal import remove_blocks
+from fxprune.rules.block_removal import remove_blocks, replace_by_operands
 from fxprune.rules.known_index import computes_indices
 from fxprune.rules.rewrite import Rewrite
 from fxprune.running.copies import copy_module, named_tensors
@@ -97,7 +97,11 @@ def alive_channels(graph: ChannelGraph, plan: Plan) -> npt.NDArray[np.bool_]:
     Raises:
         FxpruneError: the plan does not fit the graph.
     """
-    alive = np.ones(graph.num_channels, dtype=bool)
+    by_ends = {block.ends: block for block in graph.blocks}
+    for name, removed in plan.removed.items():
+        if removed.ends not in by_ends:
+            raise FxpruneError(f"plan leaves out {name}, which is no block of this model")
+    alive = graph.all_but(by_ends[removed.ends] for removed in plan.removed.values())
     masks = list(_masks(graph, plan))
     for _, _, dim, mask in masks:
         alive[dim[~mask]] = False
@@ -109,12 +113,6 @@ def alive_channels(graph: ChannelGraph, plan: Plan) -> npt.NDArray[np.bool_]:
             )
         if not mask.any():
             raise FxpruneError(f"plan leaves {name} without any index in dimension {d}: keep at least one")
-    by_ends = {block.ends: block for block in graph.blocks}
-    for name, removed in plan.removed.items():
-        block = by_ends.get(removed.ends)
-        if block is None:
-            raise FxpruneError(f"plan leaves out {name}, which is no block of this model")
-        alive[block.channel] = False
     for frozen in graph.frozen:
         if not alive[frozen.channels].all():
             raise FxpruneError(f"plan removes frozen channels of {frozen.dimensions[0]}: {frozen.reason}")
@@ -163,7 +161,7 @@ def _slice(name: str, tensor: torch.Tensor, plan: Plan) -> torch.Tensor:
 def _rewrite_nodes(pruned: fx.GraphModule, graph: ChannelGraph, alive: npt.NDArray[np.bool_]) -> None:
     modules, originals = dict(pruned.named_modules()), dict(graph.module.named_modules())
     labels_of = dict(graph.labels)
-    remove_blocks(pruned, graph, alive, labels_of)
+    single = remove_blocks(pruned, graph, alive, labels_of)
     _fix_sizes(pruned.graph, labels_of, alive)
     for node in list(pruned.graph.nodes):
         labels = labels_of.get(node.name)
@@ -181,6 +179,7 @@ def _rewrite_nodes(pruned: fx.GraphModule, graph: ChannelGraph, alive: npt.NDArr
             if call.target is not None:
                 node.op = "call_method" if isinstance(call.target, str) else "call_function"
                 node.target = call.target
+    replace_by_operands(single)
     _tidy(pruned.graph)
 
 

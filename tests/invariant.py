@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, fx, nn
 
 import fxprune
-from fxprune.planning.plan import kept_indices, removed_blocks
+from fxprune.planning.plan import plan_keeping
 from fxprune.running import trees
 from fxprune.verification import TOLERANCE, largest_error, mask
 
@@ -58,7 +58,6 @@ def masks(graph: fxprune.ChannelGraph, plans: int, seed: int = 0) -> Iterator[np
     If there are blocks, the second plan leaves out all, and the others some.
     """
     random, of_blocks = np.random.default_rng(seed), np.random.default_rng(seed)
-    blocks = np.array([block.channel for block in graph.blocks], dtype=np.int64)
     for k in range(plans):
         alive = np.ones(graph.num_channels, dtype=bool)
         for group in graph.groups:
@@ -66,14 +65,14 @@ def masks(graph: fxprune.ChannelGraph, plans: int, seed: int = 0) -> Iterator[np
             kept = 1 if k == 0 else random.integers(1, len(group) + 1)
             alive[group.channels] = False
             alive[random.choice(group.channels, kept, replace=False)] = True
-        alive[blocks[of_blocks.random(len(blocks)) < (1.0 if k == 1 else 0.5)]] = False
+        gone = of_blocks.random(len(graph.blocks)) < (1.0 if k == 1 else 0.5)
+        alive &= graph.all_but(block for block, goes in zip(graph.blocks, gone, strict=True) if goes)
         yield alive
 
 
 def plan_for(graph: fxprune.ChannelGraph, alive: npt.NDArray[np.bool_]) -> fxprune.Plan:
     """The plan that keeps these channels and blocks."""
-    flops, total = graph.flops(alive), graph.flops.total
-    return fxprune.Plan(kept_indices(graph, alive), flops, total, total, removed=removed_blocks(graph, alive))
+    return plan_keeping(graph, alive)
 
 
 def to_double(inputs: Any) -> Any:

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from invariant import image, net
+from invariant import image, net, randomise
 from torch import Tensor, nn
 
 import fxprune
 from fxprune import FxpruneError, UnreachableBudgetError
+from fxprune.channels import Block
+from fxprune.compensation.compensate import Compensation, Fit
 from fxprune.data import Batch
-from fxprune.depth import blocks_in_order
+from fxprune.depth import _Losses, best_depth, blocks_in_order
+from fxprune.losses import distillation_loss
 from fxprune.planning.budgets import Request, budgets_of
-from fxprune.planning.make import removable_blocks
+from fxprune.planning.make import plan_for, removable_blocks
+from fxprune.planning.plan import plan_keeping
 from fxprune.verification import TOLERANCE
 
 
@@ -51,8 +56,8 @@ def test_the_block_that_costs_least_goes_first(model: nn.Module) -> None:
     assert [block.name for block in graph.blocks] == ["blocks.0", "blocks.1", "blocks.2"]
     state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     steps: list[int] = []
-    order = blocks_in_order(graph, graph.blocks, budgets_of(graph, Request(0.05)), Batch((samples(),), {}),
-                            lambda what, done, total, more: steps.append(done))  # fmt: skip
+    order = list(blocks_in_order(graph, graph.blocks, budgets_of(graph, Request(0.05)), Batch((samples(),), {}),
+                                 lambda what, done, total, more: steps.append(done)))  # fmt: skip
     assert [block.name for block in order] == ["blocks.1", "blocks.2", "blocks.0"]
     assert steps == [1, 2, 3]
     assert all(torch.equal(tensor, state[name]) for name, tensor in model.state_dict().items())
@@ -60,9 +65,45 @@ def test_the_block_that_costs_least_goes_first(model: nn.Module) -> None:
 
 def test_no_more_blocks_are_ordered_than_the_budget_asks_for(model: nn.Module) -> None:
     graph = fxprune.analyze(fxprune.trace(model, image()))
-    order = blocks_in_order(graph, graph.blocks, budgets_of(graph, Request(0.7)), Batch((samples(),), {}),
-                            lambda *step: None)  # fmt: skip
+    order = list(blocks_in_order(graph, graph.blocks, budgets_of(graph, Request(0.7)), Batch((samples(),), {}),
+                                 lambda *step: None))  # fmt: skip
     assert [block.name for block in order] == ["blocks.1"]
+
+
+def test_no_more_blocks_are_looked_for_than_are_tried(model: nn.Module) -> None:
+    graph = fxprune.analyze(fxprune.trace(model, image()))
+    batch, scores, taken = Batch((samples(),), {}), fxprune.scores(graph, "l2"), list[Block]()
+    run = Compensation.of(graph, batch, 0.25, 0, lambda *step: None, parts=())
+    errors: dict[int, float] = {}
+
+    def blocks() -> Iterator[Block]:
+        for block in graph.blocks:
+            taken.append(block)
+            yield block
+
+    def plan_without(gone: Sequence[Block]) -> fxprune.Plan:
+        plan = plan_for(graph, scores, Request(0.9), gone)
+        errors[len(gone)] = run.fit(fxprune.rewrite(graph, plan)).error
+        return plan
+
+    best = best_depth(graph, blocks(), plan_without, run)
+    assert best.error == min(errors.values()) == errors[0]
+    assert len(taken) == 2
+
+
+def test_other_corrections_are_tried_on_the_best_alone(model: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
+    graph = fxprune.analyze(fxprune.trace(model, image()))
+    scores, run = fxprune.scores(graph, "l2"), Compensation.of(graph, Batch((samples(),), {}), 0.25, 0, lambda *_: None)
+    tried: list[Any] = []
+
+    def fit(self: Compensation, pruned: Any) -> Fit:
+        tried.append(self.parts)
+        return Fit(pruned, pruned, (), {}, float(len(tried)))
+
+    monkeypatch.setattr(Compensation, "fit", fit)
+    best = best_depth(graph, graph.blocks, lambda gone: plan_for(graph, scores, Request(0.9), gone), run)
+    assert tried == [run.parts[:1]] * 3 + [run.parts[1:]]
+    assert not fxprune.plan_of(best.pruned).removed
 
 
 @pytest.mark.parametrize("compensate", [False, True])
@@ -241,9 +282,8 @@ def test_a_block_without_which_outputs_are_no_numbers_stays(model: nn.Module) ->
     broken = net(divided, stem=nn.Conv2d(3, 8, 3), b=nn.Conv2d(8, 8, 3, padding=1), head=nn.Linear(8, 4)).eval()
     graph = fxprune.analyze(fxprune.trace(broken, image()))
     assert len(graph.blocks) == 1
-    order = blocks_in_order(
-        graph, graph.blocks, budgets_of(graph, Request(0.1)), Batch((samples(),), {}), lambda *step: None
-    )
+    budgets = budgets_of(graph, Request(0.1))
+    order = list(blocks_in_order(graph, graph.blocks, budgets, Batch((samples(),), {}), lambda *step: None))
     assert order == []
 
 
@@ -251,3 +291,68 @@ def test_depth_asks_for_nothing_where_there_is_no_block() -> None:
     plain = nn.Sequential(nn.Conv2d(3, 8, 1), nn.ReLU(), nn.Conv2d(8, 2, 1))
     small = fxprune.prune(plain, 0.5, example_inputs=image(), depth=True, progress=False)
     assert not fxprune.plan_of(small).removed
+
+
+class DenseLayer(nn.Module):
+    def __init__(self, before: int) -> None:
+        super().__init__()
+        self.norm, self.conv = nn.BatchNorm2d(before), nn.Conv2d(before, 4, 3, padding=1)
+
+    def forward(self, earlier: list[Tensor]) -> Tensor:
+        return self.conv(self.norm(torch.cat(earlier, 1)).relu())
+
+
+class Dense(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3)
+        self.layers = nn.ModuleList([DenseLayer(8 + 4 * k) for k in range(3)])
+        for number, layer in enumerate(self.layers):
+            layer.number = number
+        self.norm, self.head = nn.BatchNorm2d(20), nn.Linear(20, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        parts = [self.stem(x)]
+        for layer in self.layers:
+            parts.insert(layer.number, layer(parts))
+        return self.head(self.norm(torch.cat(parts, 1)).relu().mean((2, 3)))
+
+
+@pytest.fixture
+def dense() -> nn.Module:
+    torch.manual_seed(0)
+    return randomise(Dense()).float()
+
+
+def test_what_a_dense_layer_costs_is_what_the_outputs_lose_without_it(dense: nn.Module) -> None:
+    graph = fxprune.analyze(fxprune.trace(dense, samples(1)))
+    losses = _Losses(graph, Batch((samples(),), {}))
+    for gone in (graph.blocks[:1], graph.blocks[1:], graph.blocks):
+        pruned = fxprune.rewrite(graph, plan_keeping(graph, graph.all_but(gone)))
+        with torch.no_grad():
+            lost = distillation_loss(pruned(samples()), dense(samples()), temperature=1.0)
+        assert losses.without(gone) == pytest.approx(float(lost), rel=1e-4)
+    assert losses.without([]) == 0
+
+
+@pytest.mark.parametrize("compensate", [False, True])
+def test_dense_layers_are_left_out(dense: nn.Module, compensate: bool, tmp_path: Path) -> None:
+    options: dict[str, Any] = {"depth": True, "width": False, "compensate": compensate, "progress": False}
+    small = fxprune.prune(dense, 0.7, data=[samples()], **options)
+    plan = fxprune.plan_of(small)
+    assert plan.removed
+    assert plan.flops == fxprune.count_flops(small, samples(1))
+    assert fxprune.verify(dense, small) <= TOLERANCE
+    own = fxprune.restore_class(dense, small)
+    torch.testing.assert_close(own(samples()), small(samples()))
+    assert sum(p.numel() for p in own.parameters()) == sum(p.numel() for p in small.parameters())
+    fxprune.save(small, tmp_path / "small.safetensors")
+    again = fxprune.load(tmp_path / "small.safetensors", original=dense)
+    assert torch.equal(again(samples()), small(samples()))
+    made = fxprune.report(small, original=dense, repeats=2)
+    assert made.blocks == tuple(plan.removed)
+    assert sum(layer.flops.after for layer in made.layers) == made.flops.after
+    assert any(group.channels.after == 0 for group in made.groups)
+    twice = fxprune.prune(small, 0.8, data=[samples()], **options)
+    assert set(fxprune.plan_of(twice).removed) > set(plan.removed)
+    assert fxprune.verify(dense, twice) <= TOLERANCE

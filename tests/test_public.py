@@ -13,7 +13,7 @@ PUBLIC = {
     "Batch": "args, kwargs, labels, clusters, checked",
     "CannotScoreError": "FxpruneError",
     "ChannelGraph": (
-        "module, labels, parameters, groups, frozen, flops, costs, num_channels, contractions, held, blocks, "
+        "module, labels, parameters, groups, frozen, flops, memory, costs, num_channels, contractions, held, blocks, "
         "no_blocks, optional, remarks, latency"
     ),
     "Dimension": "parameter, dim",
@@ -53,15 +53,16 @@ PUBLIC = {
     ),
     "load": "(path, *, original=None, strict=True)",
     "make_plan": (
-        "(graph, scores, *, flops=None, latency=None, params=None, round_to=1, min_channels=1, ignore=(), without=())"
+        "(graph, scores, *, flops=None, latency=None, params=None, memory=None, round_to=1, min_channels=1, ignore=(), "
+        "without=())"
     ),
     "measure_latency": (
         "(model, example_inputs=None, *, batch_size=None, threads=None, device=None, warmup=5, repeats=30)"
     ),
     "plan_of": "(pruned)",
     "prune": (
-        "(model, flops=None, *, latency=None, params=None, example_inputs=None, data=None, method=None, "
-        "compensate=True, samples=128, ignore=(), round_to=1, min_channels=1, depth=False, width=True, seed=0, "
+        "(model, flops=None, *, latency=None, params=None, memory=None, example_inputs=None, data=None, method=None, "
+        "compensate=True, samples=128, ignore=(), round_to=1, min_channels=1, depth=None, width=True, seed=0, "
         "progress=True)"
     ),
     "prune_optimizer": "(original, pruned, optimizer)",

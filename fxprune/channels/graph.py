@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
+import numpy.typing as npt
 from torch import fx
 
 from fxprune.channels.ids import Dim, Ids, Labels, LabelTree
@@ -72,25 +74,28 @@ class Frozen:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Block:
-    """A part of the model that can be left out whole, such as the branch of a residual connection.
+    """A part of the model that can be left out whole, such as a residual branch or a dense layer.
 
     Attributes:
         name: the module that has its weights; numbered where several blocks have one name.
         channel: its number among the channels; it is on no dimension.
+        channels: all that go with it: its number, and the channels that its value has in concatenations.
         nodes: the names of the nodes that serve nothing else, in the order of the graph.
-        value: the name of the last of them, whose value is left out of a sum.
-        sum: the name of the sum.
-        stays: the name of the node whose value the sum then is.
-        ends: the parameters and buffers at its end: when these are zero, its value is.
+        value: the name of the last of them, whose value is left out.
+        readers: the names of the nodes that it is left out of: a sum, or one or more concatenations.
+        stays: the name of the node whose value the sum then is; empty for concatenations.
+        ends: the parameters and buffers at its end. When these are zero, its value is; or else the channels of its
+            value are removed wherever they are read.
         tensors: all parameters and buffers that go with it.
         flops: of its nodes, when all channels are there.
     """
 
     name: str
     channel: int
+    channels: Ids
     nodes: tuple[str, ...]
     value: str
-    sum: str
+    readers: tuple[str, ...]
     stays: str
     ends: tuple[str, ...]
     tensors: tuple[str, ...]
@@ -102,7 +107,7 @@ class Block:
 
 @dataclass(frozen=True)
 class NoBlock:
-    """A value that is added to another one and cannot be left out, by the name of its node, and why."""
+    """A value that is added or concatenated to others and cannot be left out, by the name of its node, and why."""
 
     value: str
     reason: str
@@ -123,6 +128,8 @@ class ChannelGraph:
         optional: by node name, the sets of blocks, by channel number, of which one must be there whole for the node to
             be needed. Nodes that are always needed are missing.
         flops: FLOPs as a polynomial in the kept channels, as fvcore counts them.
+        memory: the most bytes of activations that exist at the same time in eval, as a polynomial in the kept channels.
+            Where blocks are left out, at most so many.
         costs: the terms of the polynomial, by node name.
         num_channels: the number of channels, frozen ones included.
         contractions: by node name, the arguments (node name, dimension) whose channels are summed over there. A gate
@@ -139,6 +146,7 @@ class ChannelGraph:
     groups: tuple[Group, ...]
     frozen: tuple[Frozen, ...]
     flops: Polynomial
+    memory: Polynomial
     costs: Mapping[str, tuple[Term, ...]]
     num_channels: int
     contractions: Mapping[str, tuple[tuple[str, int], ...]] = field(default_factory=dict)
@@ -164,6 +172,13 @@ class ChannelGraph:
         if not isinstance(labels, Labels):
             raise FxpruneError(f"node {node} does not give one tensor")
         return labels
+
+    def all_but(self, blocks: Iterable[Block]) -> npt.NDArray[np.bool_]:
+        """All channels and blocks, but without some blocks: one boolean per channel."""
+        alive = np.ones(self.num_channels, dtype=bool)
+        for block in blocks:
+            alive[block.channels] = False
+        return alive
 
     def __repr__(self) -> str:
         return f"ChannelGraph({self._summary()})"

@@ -12,7 +12,7 @@ from torch import fx
 
 from fxprune.channels.graph import ChannelGraph, Dimension, Frozen, Group
 from fxprune.channels.ids import Dim, Ids, Labels, LabelTree, Resolved, Size, map_labels
-from fxprune.channels.polynomial import Term, build_polynomial
+from fxprune.channels.polynomial import Term, build_largest, build_polynomial
 
 __all__ = ["collect"]
 
@@ -23,6 +23,7 @@ def collect(
     parameters: Mapping[str, Sequence[Dim]],
     labels_of: Mapping[str, LabelTree],
     costs: Mapping[str, Sequence[Term]],
+    memory: Sequence[Sequence[Term]],
     contractions: Mapping[str, tuple[tuple[str, int], ...]],
     remarks: tuple[str, ...] = (),
     held: Mapping[str, tuple[tuple[str, int], ...]] | None = None,
@@ -35,6 +36,7 @@ def collect(
         parameters: the dimensions of parameters and buffers, by name.
         labels_of: what the value of every node carries, by node name.
         costs: the FLOPs of every node that has any, by node name.
+        memory: the bytes of the activations that exist at the same time, at several moments.
         contractions: as in `ChannelGraph`.
         remarks: as in `ChannelGraph`.
         held: as in `ChannelGraph`.
@@ -57,10 +59,11 @@ def collect(
 
     named = {name: tuple(to_channels(dim) for dim in dims) for name, dims in parameters.items()}
     labels = {name: map_labels(convert, tree) for name, tree in labels_of.items()}
-    in_channels = {
-        name: tuple(Term(item.coefficient, tuple(channel_of[factor] for factor in item.factors)) for item in terms)
-        for name, terms in costs.items()
-    }
+
+    def convert_term(item: Term) -> Term:
+        return Term(item.coefficient, tuple(channel_of[factor] for factor in item.factors))
+
+    in_channels = {name: tuple(map(convert_term, terms)) for name, terms in costs.items()}
     # Many dimensions have equal contents; each counts once.
     carried = list({dim.tobytes(): dim for dim in converted.values()}.values())
     groups, frozen = _groups(named, carried, num_channels, _reasons(resolved))
@@ -71,6 +74,7 @@ def collect(
         groups=groups,
         frozen=frozen,
         flops=build_polynomial(itertools.chain.from_iterable(in_channels.values()), num_channels),
+        memory=build_largest((map(convert_term, terms) for terms in memory), num_channels),
         costs=in_channels,
         num_channels=num_channels,
         contractions=contractions,

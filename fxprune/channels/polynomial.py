@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from fxprune.channels.ids import Dim, Ids
 
-__all__ = ["Polynomial", "Term", "build_polynomial", "term", "with_blocks"]
+__all__ = ["Polynomial", "Term", "build_largest", "build_polynomial", "term", "with_blocks"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,16 +54,17 @@ def with_blocks(terms: Iterable[Term], sets: Sequence[tuple[int, ...]]) -> list[
 
 @dataclass(frozen=True, eq=False)
 class Polynomial:
-    """A sum of products of linear forms of the kept channels.
+    """A sum of products of linear forms of the kept channels, or the largest of several such sums.
 
     Form `f` is the number of kept indices of one labelled dimension; form 0 is the constant one. Row `t` of `products`
-    names the forms whose product, times `coefficients[t]`, is one term.
+    names the forms whose product, times `coefficients[t]`, is one term. Sum `s` starts at row `starts[s]`.
     """
 
     coefficients: npt.NDArray[np.int64]
     products: npt.NDArray[np.int64]
     form_of: npt.NDArray[np.int64]
     channel_of: npt.NDArray[np.int64]
+    starts: npt.NDArray[np.int64]
     num_forms: int
     num_channels: int
 
@@ -78,46 +79,68 @@ class Polynomial:
         values[0] = 1
         return values
 
-    def of_sizes(self, sizes: npt.NDArray[np.int64]) -> int:
-        """FLOPs from the values of the linear forms."""
-        return int((self.coefficients * sizes[self.products].prod(axis=1)).sum())
+    def sums(self, sizes: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """The sums from the values of the linear forms: (..., number of sums) from (..., number of forms)."""
+        terms: npt.NDArray[np.int64] = self.coefficients * sizes[..., self.products].prod(axis=-1)
+        if not len(self.starts):
+            return np.zeros((*sizes.shape[:-1], 1), dtype=np.int64)
+        return np.add.reduceat(terms, self.starts, axis=-1)
 
     def __call__(self, kept: npt.NDArray[np.bool_]) -> int:
         """FLOPs of the model that keeps these channels; `kept` has one boolean per channel."""
-        return self.of_sizes(self.sizes(kept))
+        return int(self.sums(self.sizes(kept)).max())
 
     def marginal(self, kept: npt.NDArray[np.bool_]) -> npt.NDArray[np.float64]:
-        """The derivative by each channel: about what its removal saves while all others stay as `kept` says."""
-        sizes = self.sizes(kept).astype(np.float64)
+        """The derivative by each channel: about what its removal saves while all others stay as `kept` says.
+
+        Of several sums it is that of the largest.
+        """
+        counts = self.sizes(kept)
+        largest = int(self.sums(counts).argmax())
+        rows = slice(*[*self.starts, len(self.products)][largest : largest + 2])
+        products, coefficients, sizes = self.products[rows], self.coefficients[rows], counts.astype(np.float64)
         by_form = np.zeros(self.num_forms)
-        for column in range(self.products.shape[1]):
-            others = np.delete(self.products, column, axis=1)
-            np.add.at(by_form, self.products[:, column], self.coefficients * sizes[others].prod(axis=1))
+        for column in range(products.shape[1]):
+            others = np.delete(products, column, axis=1)
+            np.add.at(by_form, products[:, column], coefficients * sizes[others].prod(axis=1))
         of_channel = np.bincount(self.channel_of, weights=by_form[self.form_of], minlength=self.num_channels)
         return of_channel.astype(np.float64)
 
 
 def build_polynomial(terms: Iterable[Term], num_channels: int) -> Polynomial:
     """Add up terms whose factors are in channel numbers; equal factors and equal terms are merged."""
+    return build_largest([terms], num_channels)
+
+
+def build_largest(sums: Iterable[Iterable[Term]], num_channels: int) -> Polynomial:
+    """As `build_polynomial`, for the largest of several sums."""
     forms: dict[bytes, int] = {}
     arrays: list[Ids] = []
-    totals: dict[tuple[int, ...], int] = {}
-    for item in terms:
-        key: list[int] = []
-        for factor in item.factors:
-            content = factor.tobytes()
-            if content not in forms:
-                forms[content] = len(forms) + 1
-                arrays.append(factor)
-            key.append(forms[content])
-        product = tuple(sorted(key))
-        totals[product] = totals.get(product, 0) + item.coefficient
-    degree = max((len(product) for product in totals), default=0)
+    products: list[tuple[int, ...]] = []
+    coefficients: list[int] = []
+    starts: list[int] = []
+    for terms in sums:
+        totals: dict[tuple[int, ...], int] = {}
+        for item in terms:
+            key: list[int] = []
+            for factor in item.factors:
+                content = factor.tobytes()
+                if content not in forms:
+                    forms[content] = len(forms) + 1
+                    arrays.append(factor)
+                key.append(forms[content])
+            product = tuple(sorted(key))
+            totals[product] = totals.get(product, 0) + item.coefficient
+        if totals:
+            starts.append(len(products))
+        products += totals
+        coefficients += totals.values()
     return Polynomial(
-        coefficients=np.array(list(totals.values()), dtype=np.int64),
-        products=_rectangular(list(totals), max(degree, 1)),
+        coefficients=np.array(coefficients, dtype=np.int64),
+        products=_rectangular(products, max(map(len, products), default=0) or 1),
         form_of=np.repeat(np.arange(1, len(arrays) + 1, dtype=np.int64), [len(array) for array in arrays]),
         channel_of=np.concatenate(arrays) if arrays else np.empty(0, dtype=np.int64),
+        starts=np.array(starts, dtype=np.int64),
         num_forms=len(arrays) + 1,
         num_channels=num_channels,
     )

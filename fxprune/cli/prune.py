@@ -34,6 +34,14 @@ def _multiple(text: str) -> int | Literal["auto"]:
     return int(text)
 
 
+def _time(text: str) -> float | str:
+    """A number, or else a time with its unit."""
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
 def prune(
     model: common.Model,
     output: common.Output,
@@ -42,12 +50,19 @@ def prune(
         typer.Option(help="budget: a fraction of the FLOPs in (0, 1], or a count per sample", show_default="0.5"),
     ] = None,
     latency: Annotated[
-        float | None,
-        typer.Option(help="budget: a fraction of the time that the model takes on this machine", show_default=False),
+        Any,
+        typer.Option(
+            parser=_time, metavar="TIME", show_default=False,
+            help="budget: a fraction of the time that the model takes on this machine, or a time such as 3ms",
+        ),
     ] = None,
     params: Annotated[
         float | None,
         typer.Option(help="budget: a fraction of the parameters, or a count above 1", show_default=False),
+    ] = None,
+    memory: Annotated[
+        float | None,
+        typer.Option(help="budget: a fraction of the peak memory of activations, or bytes", show_default=False),
     ] = None,
     data: Data = None,
     samples: Annotated[int, typer.Option(min=1, help="number of images to use")] = 128,
@@ -108,9 +123,9 @@ def prune(
             batches = _batches(data, network, inputs, how, samples, seed, download)
     with stages("prune") as show:
         small = prune_model(
-            network, flops, latency=latency, params=params, example_inputs=inputs, data=batches, method=method,
-            compensate=compensate, samples=samples, ignore=ignore or (), round_to=round_to, depth=depth, width=width,
-            min_channels=min_channels, seed=seed, progress=show,
+            network, flops, latency=latency, params=params, memory=memory, example_inputs=inputs, data=batches,
+            method=method, compensate=compensate, samples=samples, ignore=ignore or (), round_to=round_to, depth=depth,
+            width=width, min_channels=min_channels, seed=seed, progress=show,
         )  # fmt: skip
     certificate = None
     if verify:

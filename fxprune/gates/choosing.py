@@ -11,7 +11,7 @@ from fxprune.channels import ChannelGraph
 from fxprune.compensation.compensate import compensate
 from fxprune.compensation.holdout import output_error, split_apart
 from fxprune.data import Batch
-from fxprune.planning.plan import Plan, kept_indices
+from fxprune.planning.plan import plan_keeping
 from fxprune.progress import silent
 from fxprune.rewriting import rewrite
 
@@ -44,8 +44,7 @@ def least_lossy(
         return len(candidates) - 1
     errors = []
     for alive in candidates:
-        flops = graph.flops(alive)
-        pruned = rewrite(graph, Plan(kept_indices(graph, alive), flops, graph.flops.total, flops))
+        pruned = rewrite(graph, plan_keeping(graph, alive))
         pruned = compensate(graph, pruned, fit, seed=seed, progress=silent) if compensated else pruned
         errors.append(output_error(graph.module, pruned, judges.split(_CHUNK)))
     # NaN is the worst.

@@ -11,7 +11,7 @@ from torch import nn
 from fxprune.channels import Block, ChannelGraph, Scores
 from fxprune.errors import FxpruneWarning, UnreachableBudgetError
 from fxprune.latency.measure import measure_latency
-from fxprune.planning.budgets import Request
+from fxprune.planning.budgets import FEMTOSECONDS, Request, latency_share
 from fxprune.planning.make import plan_for
 from fxprune.planning.plan import Plan
 from fxprune.rewriting import rewrite
@@ -37,7 +37,7 @@ def plan_for_latency(
         graph: what `fxprune.time_channels` returned.
         scores: as for `make_plan`.
         model: what the result is compared with.
-        request: its latency is a fraction of the model's time; both are measured in turns.
+        request: its latency. Of a fraction of the model's time, both are measured in turns.
         without: the blocks that are left out.
 
     Raises:
@@ -47,12 +47,14 @@ def plan_for_latency(
         FxpruneWarning: the times vary too much to tell.
     """
     assert request.latency is not None
-    target = latency = request.latency
-    meter = _Meter(graph, model)
+    assert graph.latency is not None
+    latency = latency_share(graph, request)
+    whole = graph.latency.total / FEMTOSECONDS if isinstance(request.latency, str) else None
+    meter, asked, target = _Meter(graph, model, whole), request, min(latency, 1.0)
     best, within, beyond = None, None, None
     for _ in range(_ROUNDS):
         try:
-            plan = plan_for(graph, scores, replace(request, latency=target), without)
+            plan = plan_for(graph, scores, asked, without)
         except UnreachableBudgetError:
             # The machine takes longer than predicted, so that the target has fallen below what is possible.
             if not meter.measured:
@@ -73,6 +75,7 @@ def plan_for_latency(
         # Time falls in steps of a few channels: between a target that was kept and one that was not, halving is safer.
         halfway = None if within is None or beyond is None else (within + beyond) / 2
         target = _next_target(target, share, latency) if halfway is None else halfway
+        asked = replace(request, latency=target)
     if meter.unsteady > _UNSTEADY:
         warnings.warn(
             f"the latency was measured with an interquartile range of {meter.unsteady:.0%} of it: another process uses "
@@ -82,23 +85,24 @@ def plan_for_latency(
         )
     if best is None:
         lowest = min(share for _, share in meter.measured)
+        time = f"{request.latency}, {latency:.1%} of the model's," if whole else f"{latency:.1%} of the model's"
         raise UnreachableBudgetError(
-            f"a latency of {latency:.1%} of the model's cannot be reached: the lowest that was measured is "
+            f"a latency of {time} cannot be reached: the lowest that was measured is "
             f"{lowest:.1%}. Raise latency, ignore less, or measure on a machine that does nothing else"
         )
-    return replace(best, latency_target=float(latency))
+    return replace(best, latency_target=min(latency, 1.0))
 
 
 class _Meter:
     """Measures plans against the model.
 
     Attributes:
-        measured: plans, and their times as fractions of the model's.
+        measured: plans, and their times as fractions of the model's, or of the seconds that are given for it.
         unsteady: the largest interquartile range, as a fraction of the median.
     """
 
-    def __init__(self, graph: ChannelGraph, model: nn.Module) -> None:
-        self._graph, self._model = graph, model
+    def __init__(self, graph: ChannelGraph, model: nn.Module, seconds: float | None) -> None:
+        self._graph, self._model, self._seconds = graph, model, seconds
         self.measured: list[tuple[Plan, float]] = []
         self.unsteady = 0.0
 
@@ -111,8 +115,9 @@ class _Meter:
         example = example_of(self._graph.module)
         whole, small = measure_latency([self._model, rewrite(self._graph, plan)], example)
         self.unsteady = max(self.unsteady, whole.spread / whole.seconds, small.spread / small.seconds)
-        self.measured.append((plan, small.seconds / whole.seconds))
-        return small.seconds / whole.seconds
+        share = small.seconds / (self._seconds or whole.seconds)
+        self.measured.append((plan, share))
+        return share
 
 
 def _next_target(target: float, share: float, latency: float) -> float:

@@ -16,6 +16,7 @@ from fxprune.channels import ChannelGraph, Labels
 from fxprune.channels.polynomial import Polynomial, Term, build_polynomial, term, with_blocks
 from fxprune.data import Batch, placeholder_values
 from fxprune.latency.measure import Run, check_settings, inference_on, without_collection
+from fxprune.planning.budgets import FEMTOSECONDS
 from fxprune.progress import Progress, shown
 from fxprune.running import trees
 from fxprune.running.batch import Inputs
@@ -23,9 +24,6 @@ from fxprune.running.calls import Call
 from fxprune.running.mode_blocks import modes_of
 
 __all__ = ["time_channels"]
-
-# The unit is so small that nothing is lost in a polynomial of whole numbers.
-_FEMTOSECONDS = 1e15
 
 
 def time_channels(
@@ -113,14 +111,14 @@ def _polynomial(graph: ChannelGraph, seconds: Mapping[str, float], calling: floa
         whole: the seconds of the whole model; what the nodes leave of it is constant.
     """
     terms: list[Term] = []
-    left = round(whole * _FEMTOSECONDS)
+    left = round(whole * FEMTOSECONDS)
     every = np.ones(graph.num_channels, dtype=bool)
     modes = modes_of(graph.module.graph)
     for node in graph.module.graph.nodes:
         _, of_training = modes.get(node, ("", False))
         if of_training or node.op not in ("call_module", "call_function", "call_method"):
             continue
-        took = round(max(seconds[node.name] - calling, 0.0) * _FEMTOSECONDS)
+        took = round(max(seconds[node.name] - calling, 0.0) * FEMTOSECONDS)
         left -= took
         sets = graph.optional.get(node.name, ((),))
         parts = graph.costs.get(node.name) or with_blocks(_of_outputs(graph.labels.get(node.name)), sets)
@@ -128,7 +126,7 @@ def _polynomial(graph: ChannelGraph, seconds: Mapping[str, float], calling: floa
         terms.extend(Term(part.coefficient * took // max(total, 1), part.factors) for part in parts)
         if node.name in graph.optional:
             # A call goes with its block.
-            fixed = round(min(calling, seconds[node.name]) * _FEMTOSECONDS)
+            fixed = round(min(calling, seconds[node.name]) * FEMTOSECONDS)
             left -= fixed
             terms.extend(with_blocks([term(fixed)], sets))
     terms.append(term(max(left, 0)))

@@ -1,8 +1,9 @@
-"""What is asked of a plan: budgets of FLOPs, of parameters and of time, and what must stay whole."""
+"""What is asked of a plan: budgets of FLOPs, parameters, memory and time, and what must stay whole."""
 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
@@ -14,7 +15,19 @@ from fxprune.channels import ChannelGraph, labels_in
 from fxprune.channels.polynomial import Polynomial, build_polynomial, term, with_blocks
 from fxprune.errors import FxpruneError
 
-__all__ = ["Budget", "Request", "as_patterns", "budgets_of", "flops_target", "parameters_of"]
+__all__ = [
+    "FEMTOSECONDS",
+    "Budget",
+    "Request",
+    "as_patterns",
+    "budgets_of",
+    "flops_target",
+    "latency_share",
+    "parameters_of",
+]
+
+# Of a second: the unit of time is so small that nothing is lost in a polynomial of whole numbers.
+FEMTOSECONDS = 1e15
 
 
 @dataclass(frozen=True)
@@ -23,8 +36,10 @@ class Request:
 
     Attributes:
         flops: up to 1 a fraction of the model's FLOPs, above 1 a number of FLOPs per sample; None for the default.
-        latency: a fraction of the model's time, or None for no such budget.
+        latency: a fraction of the model's time, a time with its unit ("3ms"), or None for no such budget.
         params: up to 1 a fraction of the model's parameters, above 1 a number of them; None for no such budget.
+        memory: up to 1 a fraction of the model's peak memory of activations, above 1 a number of bytes per sample; None
+            for no such budget.
         round_to: the widths that change become multiples of this.
         ignore: names or glob patterns of modules that stay whole.
         min_channels: so many channels of each group stay.
@@ -36,8 +51,9 @@ class Request:
     """
 
     flops: float | None = None
-    latency: float | None = None
+    latency: float | str | None = None
     params: float | None = None
+    memory: float | None = None
     round_to: int | Literal["auto"] = 1
     ignore: tuple[str, ...] = ()
     min_channels: int = 1
@@ -46,15 +62,17 @@ class Request:
 
     def __post_init__(self) -> None:
         latency, round_to = self.latency, self.round_to
-        for name, value in (("flops", self.flops), ("params", self.params)):
+        for name, value in (("flops", self.flops), ("params", self.params), ("memory", self.memory)):
             if value is not None and not _is_number(value):
                 raise FxpruneError(f"{name} (={value!r}) must be a number: a fraction in (0, 1], or a count above 1")
             if value is not None and (not value > 0 or math.isinf(value)):
                 raise FxpruneError(
                     f"{name} (={value!r}) must be positive and finite: a fraction in (0, 1], or a count above 1"
                 )
-        if latency is not None and not (_is_number(latency) and 0 < latency <= 1):
-            raise FxpruneError(f"latency (={latency!r}) must be a fraction of the model's, in (0, 1]")
+        if latency is not None and not (_seconds(latency) if isinstance(latency, str) else _is_fraction(latency)):
+            raise FxpruneError(
+                f"latency (={latency!r}) must be a fraction of the model's, in (0, 1], or a time such as '3ms'"
+            )
         if round_to != "auto" and (type(round_to) is not int or round_to < 1):
             raise FxpruneError(f"round_to (={round_to!r}) must be a whole number of at least 1, or 'auto'")
         if type(self.min_channels) is not int or self.min_channels < 1:
@@ -65,6 +83,16 @@ class Request:
             raise FxpruneError(f"depth (={self.depth!r}) must be True, False, or None for True where there are samples")
         if self.depth is False and not self.width:
             raise FxpruneError("depth=False and width=False leave nothing to prune: give one of the two")
+
+
+def _is_fraction(value: object) -> bool:
+    return _is_number(value) and 0 < value <= 1  # type: ignore[operator]
+
+
+def _seconds(time: str) -> float:
+    """A time with its unit, in seconds; 0 for what is none."""
+    found = re.fullmatch(r"\s*(\d+\.?\d*|\.\d+)\s*(s|ms|us|µs)\s*", time)
+    return float(found[1]) * {"s": 1.0, "ms": 1e-3}.get(found[2], 1e-6) if found else 0.0
 
 
 def _is_number(value: object) -> bool:
@@ -90,13 +118,18 @@ class Budget:
     target: int
     name: str = "flops"
 
+    @property
+    def tightness(self) -> float:
+        """How many times as much as this all channels cost."""
+        return self.polynomial.total / max(self.target, 1)
+
     def holds(self, alive: npt.NDArray[np.bool_]) -> bool:
         """Whether these channels cost no more than that."""
         return self.polynomial(alive) <= self.target
 
 
 def budgets_of(graph: ChannelGraph, request: Request) -> list[Budget]:
-    """The budget of FLOPs, then those of parameters and of time if they are requested.
+    """The budget of FLOPs, then those of parameters, memory and time if they are requested.
 
     That of time is missing as long as `fxprune.time_channels` has not measured the graph.
     """
@@ -104,9 +137,21 @@ def budgets_of(graph: ChannelGraph, request: Request) -> list[Budget]:
     if request.params is not None:
         parameters = parameters_of(graph)
         budgets.append(Budget(parameters, _count(request.params, parameters.total), "params"))
+    if request.memory is not None:
+        target = _count(request.memory, graph.memory.total, _samples_of(graph))
+        budgets.append(Budget(graph.memory, target, "memory"))
     if request.latency is not None and graph.latency is not None:
-        budgets.append(Budget(graph.latency, math.floor(request.latency * graph.latency.total), "latency"))
+        target = math.floor(latency_share(graph, request) * graph.latency.total)
+        budgets.append(Budget(graph.latency, target, "latency"))
     return budgets
+
+
+def latency_share(graph: ChannelGraph, request: Request) -> float:
+    """The requested time as a fraction of that which `fxprune.time_channels` measured; 1 if none is requested."""
+    if isinstance(request.latency, str):
+        assert graph.latency is not None
+        return _seconds(request.latency) * FEMTOSECONDS / max(graph.latency.total, 1)
+    return float(request.latency or 1.0)
 
 
 def flops_target(graph: ChannelGraph, request: Request) -> int:
@@ -125,7 +170,8 @@ def flops_target(graph: ChannelGraph, request: Request) -> int:
     """
     flops = request.flops
     if flops is None:
-        flops = 0.5 if request.latency in (None, 1) and request.params in (None, 1) else 1.0
+        others = {request.latency, request.params, request.memory}
+        flops = 0.5 if others <= {None, 1} else 1.0
     return _count(flops, graph.flops.total, _samples_of(graph))
 
 

@@ -18,8 +18,8 @@ import numpy.typing as npt
 from fxprune.channels import Block, ChannelGraph, Group, Scores, size_of
 from fxprune.errors import FxpruneError, FxpruneWarning, UnreachableBudgetError
 from fxprune.planning.alignment import preferred_multiple
-from fxprune.planning.budgets import Budget, Request, as_patterns, budgets_of
-from fxprune.planning.plan import Plan, kept_indices, removed_blocks
+from fxprune.planning.budgets import FEMTOSECONDS, Budget, Request, as_patterns, budgets_of, latency_share
+from fxprune.planning.plan import Plan, plan_keeping
 from fxprune.planning.selection import choose, fewest, units_of
 
 __all__ = ["check_reachable", "lowest_flops", "make_plan", "plan_for", "removable_blocks"]
@@ -30,8 +30,9 @@ def make_plan(
     scores: Scores,
     *,
     flops: float | None = None,
-    latency: float | None = None,
+    latency: float | str | None = None,
     params: float | None = None,
+    memory: float | None = None,
     round_to: int | Literal["auto"] = 1,
     min_channels: int = 1,
     ignore: str | Iterable[str] = (),
@@ -46,8 +47,11 @@ def make_plan(
         scores: one number per channel, as from `fxprune.scores`.
         flops: the budget; up to 1 a fraction of the model's FLOPs, above 1 a number of FLOPs per sample. Default: half
             of them, or all if there is another budget below what the model has.
-        latency: a budget of time, as a fraction of the model's, predicted from what `fxprune.time_channels` measured.
+        latency: a budget of time, as a fraction of the model's or with its unit ("3ms"), predicted from what
+            `fxprune.time_channels` measured.
         params: a budget of parameters; up to 1 a fraction of the model's, above 1 a number of them.
+        memory: a budget of the activations that exist at the same time in eval, as predicted (`graph.memory`); up to 1
+            a fraction of the model's, above 1 a number of bytes per sample.
         round_to: the widths that change become multiples of this, those of attention heads too; "auto" for the widths
             that the device of the weights computes without waste (`fxprune.planning.alignment`), or for half of that, a
             quarter and so on if the budgets cannot be met otherwise.
@@ -78,7 +82,7 @@ def make_plan(
             close = difflib.get_close_matches(name, blocks, n=3, cutoff=0.4)
             hint = f"; close names are {', '.join(close)}" if close else "; graph.blocks lists them"
             raise FxpruneError(f"without (={name!r}) is no block of the model{hint}")
-    request = Request(flops, latency, params, round_to, as_patterns(ignore), min_channels)
+    request = Request(flops, latency, params, memory, round_to, as_patterns(ignore), min_channels)
     return plan_for(graph, scores, request, [blocks[name] for name in names])
 
 
@@ -93,13 +97,14 @@ def plan_for(graph: ChannelGraph, scores: Scores, request: Request, without: Ite
         raise FxpruneError(
             f"latency (={request.latency!r}) needs the time of channels: give what fxprune.time_channels returns"
         )
-    start = np.ones(graph.num_channels, dtype=bool)
-    start[[block.channel for block in without]] = False
+    start = graph.all_but(without)
     for budget in budgets_of(graph, request):
         if budget.target > budget.polynomial.total:
+            total = budget.polynomial.total
+            has = f"{total / FEMTOSECONDS * 1e3:.3g} ms" if budget.name == "latency" else f"{total:,}"
             warnings.warn(
-                f"{budget.name} (={getattr(request, budget.name)!r}) is above what the model has, "
-                f"{budget.polynomial.total:,} for the example: this budget removes nothing",
+                f"{budget.name} (={getattr(request, budget.name)!r}) is above what the model has, {has} for the "
+                "example: this budget removes nothing",
                 FxpruneWarning,
                 stacklevel=3,
             )
@@ -108,14 +113,8 @@ def plan_for(graph: ChannelGraph, scores: Scores, request: Request, without: Ite
     for chosen, multiple in itertools.product((willing, groups), _multiples(graph, request)):
         alive = choose(budgets, units_of(chosen, scores, multiple, request.min_channels), start)
         if alive is not None:
-            return Plan(
-                kept=kept_indices(graph, alive),
-                flops=graph.flops(alive),
-                flops_before=graph.flops.total,
-                flops_target=budgets[0].target,
-                latency_target=float(request.latency or 1.0),
-                removed=removed_blocks(graph, alive),
-            )
+            plan, share = plan_keeping(graph, alive), min(latency_share(graph, request), 1.0)
+            return replace(plan, flops_target=budgets[0].target, latency_target=share)
     raise _unreachable(graph, request, budgets)
 
 
@@ -160,14 +159,15 @@ def _groups(graph: ChannelGraph, request: Request, start: npt.NDArray[np.bool_])
     return [
         group
         for group in graph.groups
-        if not ignored[group.channels].any() and any(d.parameter not in gone for d in group.dimensions)
+        if not ignored[group.channels].any()
+        and start[group.channels].any()
+        and any(d.parameter not in gone for d in group.dimensions)
     ]
 
 
 def _fewest(graph: ChannelGraph, request: Request) -> npt.NDArray[np.bool_]:
     """The channels and blocks left when everything goes that may go."""
-    start = np.ones(graph.num_channels, dtype=bool)
-    start[[block.channel for block in removable_blocks(graph, request)]] = False
+    start = graph.all_but(removable_blocks(graph, request))
     groups, multiple = _groups(graph, request, start), _multiples(graph, request)[-1]
     return fewest(units_of(groups, np.zeros(graph.num_channels), multiple, request.min_channels), start)
 
@@ -180,8 +180,10 @@ def removable_blocks(graph: ChannelGraph, request: Request) -> tuple[Block, ...]
     """
     if not request.depth:
         return ()
-    ignored = _ignored_tensors(graph, request.ignore)
-    left = tuple(block for block in graph.blocks if ignored.isdisjoint(block.tensors))
+    tensors, channels = _ignored_tensors(graph, request.ignore), _ignored_channels(graph, request.ignore)
+    left = tuple(
+        block for block in graph.blocks if tensors.isdisjoint(block.tensors) and not channels[block.channels].any()
+    )
     if not left and not request.width:
         why = "all of its blocks are ignored" if graph.blocks else "it has no block that can be left out"
         raise FxpruneError(f"width=False leaves nothing to prune in this model: {why}. Give width=True")
@@ -240,7 +242,8 @@ def _unreachable(graph: ChannelGraph, request: Request, budgets: Sequence[Budget
         if late.name == "latency":
             what, lowest = f"{late.target / total:.1%} of the latency", f"predicted to be {cost / total:.1%}"
         else:
-            what = f"{late.target:,} parameters ({late.target / total:.1%})"
+            unit = "parameters" if late.name == "params" else "bytes of activations at a time"
+            what = f"{late.target:,} {unit} ({late.target / total:.1%})"
             lowest = f"{cost:,} ({cost / total:.1%})"
     blocks = len(removable_blocks(graph, request))
     left_over = "one channel" if request.min_channels == 1 else f"{request.min_channels} channels"

@@ -58,7 +58,7 @@ def _best_around(
     plans = plans.reshape(-1, len(queues))
     costs = np.concatenate(
         [
-            _costs(polynomial, base + sum(change[part[:, q]] for q, change in enumerate(changes)))
+            polynomial.sums(base + sum(change[part[:, q]] for q, change in enumerate(changes))).max(axis=-1)
             for part in np.split(plans, range(_AT_A_TIME, len(plans), _AT_A_TIME))
         ]
     )
@@ -72,11 +72,6 @@ def _best_around(
     for queue, count in zip(queues, chosen, strict=True):
         alive = _with_gone(alive, queue, int(count))
     return alive
-
-
-def _costs(polynomial: Polynomial, sizes: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    costs: npt.NDArray[np.int64] = (polynomial.coefficients * sizes[:, polynomial.products].prod(axis=2)).sum(axis=1)
-    return costs
 
 
 def _with_gone(alive: npt.NDArray[np.bool_], queue: Sequence[Ids], count: int) -> npt.NDArray[np.bool_]:

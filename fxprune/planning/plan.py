@@ -20,11 +20,10 @@ __all__ = [
     "Plan",
     "RemovedBlock",
     "composed",
-    "kept_indices",
     "plan_from_json",
+    "plan_keeping",
     "plan_since",
     "plan_to_json",
-    "removed_blocks",
 ]
 
 
@@ -192,7 +191,7 @@ def _as_tensor(indices: list[int]) -> Tensor:
     return torch.from_numpy(np.array(indices, dtype=np.int64))
 
 
-def kept_indices(graph: ChannelGraph, alive: npt.NDArray[np.bool_]) -> dict[str, dict[int, list[int]]]:
+def _kept_indices(graph: ChannelGraph, alive: npt.NDArray[np.bool_]) -> dict[str, dict[int, list[int]]]:
     """`Plan.kept` of the plan that keeps the channels and blocks marked in `alive`."""
     kept: dict[str, dict[int, list[int]]] = {}
     gone = {name for block in graph.blocks if not alive[block.channel] for name in block.tensors}
@@ -209,10 +208,16 @@ def kept_indices(graph: ChannelGraph, alive: npt.NDArray[np.bool_]) -> dict[str,
     return kept
 
 
-def removed_blocks(graph: ChannelGraph, alive: npt.NDArray[np.bool_]) -> dict[str, RemovedBlock]:
+def _removed_blocks(graph: ChannelGraph, alive: npt.NDArray[np.bool_]) -> dict[str, RemovedBlock]:
     """`Plan.removed` of the plan that keeps the channels and blocks marked in `alive`."""
     gone = (block for block in graph.blocks if not alive[block.channel])
     return {block.name: RemovedBlock(block.ends, block.tensors) for block in gone}
+
+
+def plan_keeping(graph: ChannelGraph, alive: npt.NDArray[np.bool_]) -> Plan:
+    """The plan that keeps the channels and blocks marked in `alive`, whatever the budget."""
+    flops, total = graph.flops(alive), graph.flops.total
+    return Plan(_kept_indices(graph, alive), flops, total, total, removed=_removed_blocks(graph, alive))
 
 
 def plan_to_json(plan: Plan) -> dict[str, Any]:

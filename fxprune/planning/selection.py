@@ -94,11 +94,15 @@ class _State:
         self._forms, self._forms_from = _index(polynomial.channel_of, polynomial.form_of, polynomial.num_channels)
         row = np.repeat(np.arange(len(polynomial.products)), polynomial.products.shape[1])
         self._terms, self._terms_from = _index(polynomial.products.ravel(), row, polynomial.num_forms)
+        # Of each term the number of its sum.
+        self._sum_of = np.searchsorted(polynomial.starts, np.arange(len(polynomial.products)), side="right") - 1
+        self.is_one_sum = len(polynomial.starts) <= 1
         self._refresh()
 
     def _refresh(self) -> None:
         self._sizes = self._polynomial.sizes(self.alive)
-        self.cost = self._polynomial.of_sizes(self._sizes)
+        self._sums = self._polynomial.sums(self._sizes)
+        self.cost = int(self._sums.max())
 
     def remove_first(self, units: Units, count: int) -> None:
         """Keep all channels of the start except those of the first `count` units."""
@@ -121,12 +125,14 @@ class _State:
         products, coefficients = self._polynomial.products[rows], self._polynomial.coefficients[rows]
         before = self._sizes[products].prod(axis=1)
         np.add.at(self._sizes, forms, sign)
-        cost = self.cost + int((coefficients * (self._sizes[products].prod(axis=1) - before)).sum())
+        sums = self._sums.copy()
+        np.add.at(sums, self._sum_of[rows], coefficients * (self._sizes[products].prod(axis=1) - before))
+        cost = int(sums.max())
         if not lowest <= cost <= highest:
             np.add.at(self._sizes, forms, -sign)
             return False
         self.alive[channels] = sign > 0
-        self.cost = cost
+        self._sums, self.cost = sums, cost
         return True
 
 
@@ -145,15 +151,22 @@ def choose(budgets: Sequence[Budget], units: Units, start: npt.NDArray[np.bool_]
         start: the channels and blocks that are there (number of channels,).
     """
     # Units go in one order for all budgets: as long as nothing comes back, the plan for the tightest meets the others.
-    tightest = min((_without_first(budget, units, start) for budget in budgets), key=np.count_nonzero)
-    if not all(budget.holds(tightest) for budget in budgets):
-        return None
+    states = [(_State(budget.polynomial, start), budget.target) for budget in budgets]
+    removed = max(_remove_until(state, units, target) for state, target in states)
+    for state, target in states:
+        state.remove_first(units, removed)
+        if state.cost > target:
+            return None
+    if len(budgets) > 1:
+        _put_back(states, units, removed)
+        if any(state.cost >= _LEAST_USED * target for state, target in states):
+            return states[0][0].alive
     for share in _TIGHTER:
         for budget in budgets:
             alive = _choose_one(budget.polynomial, units, start, math.floor(share * budget.target))
             if alive is not None and all(other.holds(alive) for other in budgets):
                 return alive
-    return tightest
+    return states[0][0].alive
 
 
 def fewest(units: Units, start: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
@@ -161,13 +174,6 @@ def fewest(units: Units, start: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
     alive: npt.NDArray[np.bool_] = start.copy()
     alive[units.channels] = False
     return alive
-
-
-def _without_first(budget: Budget, units: Units, start: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
-    """All channels except those of the first units: of as few as the budget allows, or of all."""
-    state = _State(budget.polynomial, start)
-    _remove_until(state, units, budget.target)
-    return state.alive
 
 
 def _remove_until(state: _State, units: Units, target: int) -> int:
@@ -189,7 +195,7 @@ def _choose_one(
     low = _remove_until(state, units, target)
     if state.cost > target:
         return None
-    _put_back(state, units, low, target)
+    _put_back([(state, target)], units, low)
     if state.cost >= _LEAST_USED * target or low == 0:
         return state.alive
     best: npt.NDArray[np.bool_] = state.alive.copy()
@@ -232,16 +238,29 @@ def _exchange(state: _State, units: Units, best: npt.NDArray[np.bool_], target: 
     return best
 
 
-def _put_back(state: _State, units: Units, removed: int, target: int) -> None:
-    """Restore removed units, best first, as long as they fit; a group is done when its next unit does not."""
+def _put_back(states: Sequence[tuple[_State, int]], units: Units, removed: int) -> None:
+    """Restore removed units, best first, as long as they fit; a group is done when its next unit does not.
+
+    Args:
+        states: of the same channels, each with its target.
+        units: all that may go.
+        removed: how many of the first are gone.
+    """
     full: set[int] = set()
     groups = len(np.unique(units.group[:removed]))
     for k in reversed(range(removed)):
-        if state.cost >= _FULL * target or len(full) == groups:
+        # Where the largest of several sums is full, others need not be.
+        if all(state.is_one_sum and state.cost >= _FULL * target for state, target in states) or len(full) == groups:
             return
         group = int(units.group[k])
-        if group not in full and not state.try_change(units.of(k), 1, 0, target):
-            full.add(group)
+        if group in full:
+            continue
+        for number, (state, target) in enumerate(states):
+            if not state.try_change(units.of(k), 1, 0, target):
+                full.add(group)
+                for other, _ in states[:number]:
+                    other.try_change(units.of(k), -1, 0, math.inf)
+                break
 
 
 def _step_around(state: _State, units: Units, following: int, target: int) -> None:

@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import weakref
-from collections.abc import Callable
 from typing import Any
 
-import torch
-from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch import nn
 
 from fxprune.provenance import pruning_notes
 from fxprune.reporting.facts import Certificate, Memory
-from fxprune.running import trees
 from fxprune.running.copies import named_tensors
-from fxprune.running.eval_mode import in_eval
+from fxprune.running.peak import peak_activations
 from fxprune.tracing.notes import call_of
 from fxprune.verification import verify, verify_structure
 
@@ -55,40 +50,4 @@ def memory_of(model: nn.Module, example_inputs: Any = None, *, run: bool = True)
     own = sum(weights.values())
     if not run:
         return Memory(own, None)
-    args, kwargs = call_of(model, example_inputs)
-    with torch.no_grad(), in_eval(model), _Alive() as alive:
-        model(*args, **kwargs)
-    return Memory(own, own + alive.peak)
-
-
-class _Alive(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Adds up the memory of the tensors that operators have made and that still exist."""
-
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.now = self.peak = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        given = {_storage(tensor) for tensor in trees.tensors((args, kwargs))}
-        result = func(*args, **(kwargs or {}))
-        for tensor in trees.tensors(result):
-            if _storage(tensor) not in given:
-                self._count(tensor.untyped_storage())
-        return result
-
-    def _count(self, storage: torch.UntypedStorage) -> None:
-        size = storage.nbytes()
-        self.now += size
-        self.peak = max(self.peak, self.now)
-        weakref.finalize(storage, self._forget(size)).atexit = False
-
-    def _forget(self, size: int) -> Callable[[], None]:
-        def forget() -> None:
-            self.now -= size
-
-        return forget
-
-
-def _storage(tensor: Tensor) -> int:
-    number: int = tensor.untyped_storage()._cdata
-    return number
+    return Memory(own, own + peak_activations(model, *call_of(model, example_inputs)))

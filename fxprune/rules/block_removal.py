@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, MutableMapping
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from fxprune.channels import Block, ChannelGraph, LabelTree
+from fxprune.rules.join import joined_by
 from fxprune.tracing.aliasing import alias_roots
 
 __all__ = ["remove_blocks"]
@@ -20,7 +22,7 @@ def remove_blocks(
     graph: ChannelGraph,
     alive: npt.NDArray[np.bool_],
     labels_of: MutableMapping[str, LabelTree],
-) -> None:
+) -> list[fx.Node]:
     """Leave out the blocks that are not alive.
 
     Args:
@@ -28,22 +30,29 @@ def remove_blocks(
         graph: the analysed model.
         alive: which channels and blocks stay.
         labels_of: what the value of every node carries, by node name; gets the labels of new nodes.
+
+    Returns:
+        The concatenations of a single tensor that it can stand in for, once all nodes are rewritten: until then they
+        carry channels that the tensor does not have.
     """
     gone = [block for block in graph.blocks if not alive[block.channel]]
     if not gone:
-        return
+        return []
     nodes = {node.name: node for node in module.graph.nodes}
     dead = {nodes[n] for n, sets in graph.optional.items() if not any(alive[list(each)].all() for each in sets)}
     copying, renamed = _Copying(module, dead), dict[str, str]()
-    for block, total, value in [(block, nodes[block.sum], nodes[block.value]) for block in gone]:
-        if total not in dead:
+    for block in gone:
+        total, value = nodes[block.readers[0]], nodes[block.value]
+        if block.stays and total not in dead:
             # Of sums in a row the first may be replaced already.
             stays = next(source for source in total.all_input_nodes if source is not value)
             replacement = copying.instead_of(total, stays)
-            labels_of.setdefault(replacement.name, labels_of[block.sum])
+            labels_of.setdefault(replacement.name, labels_of[total.name])
             total.replace_all_uses_with(replacement, delete_user_cb=lambda user, own=replacement: user is not own)
             renamed[total.name] = replacement.name
             dead.add(total)
+    joins = dict.fromkeys(nodes[name] for block in gone for name in block.readers if not block.stays)
+    single = [node for node in joins if node not in dead and copying.leaves_single(node, labels_of)]
     for node in module.graph.nodes:
         # Checks, and the sizes that they read.
         if any(source in dead for source in node.all_input_nodes):
@@ -55,6 +64,14 @@ def remove_blocks(
         if node in dead:
             module.graph.erase_node(node)
     _drop(module, called, gone)
+    return single
+
+
+def replace_by_operands(single: Collection[fx.Node]) -> None:
+    """Put the tensor in place of each concatenation of a single one."""
+    for node in single:
+        node.replace_all_uses_with(node.all_input_nodes[0])
+        node.graph.erase_node(node)
 
 
 def _followed(name: str, renamed: Mapping[str, str]) -> str:
@@ -64,7 +81,7 @@ def _followed(name: str, renamed: Mapping[str, str]) -> str:
 
 
 class _Copying:
-    """Decides where a sum's place is taken by what is left of it, and where by a copy of that."""
+    """Decides where the place of a sum or a concatenation is taken by what is left of it, and where by a copy."""
 
     def __init__(self, module: fx.GraphModule, dead: Collection[fx.Node]) -> None:
         self._dead = dead
@@ -85,6 +102,23 @@ class _Copying:
         copied.meta = {key: value for key, value in total.meta.items() if key != "mutates"}
         return copied
 
+    def leaves_single(self, join: fx.Node, labels_of: MutableMapping[str, LabelTree]) -> bool:
+        """Leave the dead out of a concatenation; whether a single tensor is left which can take its place."""
+        left = [x for x in joined_by(join) if x not in self._dead]
+        d: Any = join.args[1] if len(join.args) > 1 else join.kwargs.get("dim", 0)
+        join.args, join.kwargs = (left, d), {}
+        made = torch.cat([x.meta["value"] for x in left], d.meta["value"] if isinstance(d, fx.Node) else d)
+        wanted = join.meta["value"]
+        form = next((form for form in _FORMS if _is_in(wanted, form)), torch.preserve_format)
+        if not _is_in(made, form):
+            with join.graph.inserting_after(join):
+                ordered = join.graph.call_method("contiguous", (join,), {"memory_format": form})
+            ordered.meta = dict(join.meta)
+            labels_of[ordered.name] = labels_of[join.name]
+            join.replace_all_uses_with(ordered, delete_user_cb=lambda user: user is not ordered)
+            return False
+        return len(left) == 1 and _is_in(left[0].meta["value"], form) and not self._is_overwritten(join, left[0])
+
     def _is_overwritten(self, total: fx.Node, stays: fx.Node) -> bool:
         """Whether something is written into the sum which must not be written into what is left of it."""
         root, other = self._roots[total], self._roots.get(stays, stays)
@@ -95,7 +129,16 @@ class _Copying:
         if not later or root is other:
             return False
         read_elsewhere = any(user is not total and user not in self._dead for user in stays.users)
-        return stays is not other or read_elsewhere
+        return stays is not other or read_elsewhere or stays.op in ("placeholder", "get_attr")
+
+
+_FORMS = (torch.contiguous_format, torch.channels_last, torch.channels_last_3d)
+
+
+def _is_in(tensor: Tensor, form: torch.memory_format) -> bool:
+    """Whether the entries of a tensor have an order in memory."""
+    rank = {torch.channels_last: 4, torch.channels_last_3d: 5}.get(form, tensor.dim())
+    return form is torch.preserve_format or (tensor.dim() == rank and tensor.is_contiguous(memory_format=form))
 
 
 def _memory_format(total: Tensor, stays: Tensor) -> torch.memory_format | None:

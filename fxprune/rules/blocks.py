@@ -1,7 +1,8 @@
 """Blocks: parts of a graph that can be left out whole, such as the branch of a residual connection.
 
 A value that is added to another one can be left out where it is exactly zero once the parameters at its end are zero:
-then the sum is the other value. What serves nothing else goes with it.
+then the sum is the other value. A value that is concatenated to others can be left out where all of its channels can
+go. What serves nothing else goes with it.
 """
 
 from __future__ import annotations
@@ -13,19 +14,22 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
 from torch import Tensor, fx, nn
 
-from fxprune.channels import IdTable, Labels, LabelTree, Size, is_labelled, labels_in, map_labels
+from fxprune.channels import Ids, IdTable, Labels, LabelTree, Size, is_labelled, labels_in, map_labels
 from fxprune.channels.graph import Block, NoBlock
 from fxprune.channels.polynomial import Term, with_blocks
 from fxprune.errors import FxpruneError
 from fxprune.ops import Trait, traits
+from fxprune.rules.concatenations import Concatenated, concatenated_values, without_channels
 from fxprune.rules.elementwise import stays_zero
-from fxprune.rules.needs import ALWAYS, Edge, Needs, needs_of, serving_only, unneeded
+from fxprune.rules.needs import ALWAYS, Cut, Needs, needs_of, serving_only, unneeded
 from fxprune.rules.op import Op
 from fxprune.rules.probe import probe
 from fxprune.rules.registry import find_rule
 from fxprune.rules.state import Splits, State
+from fxprune.rules.sums import one_for_each_sum, other_summand, summands
 from fxprune.running import trees
 from fxprune.running.one_node import with_values
 from fxprune.tracing.aliasing import counted_inputs
@@ -43,7 +47,7 @@ class Blocks:
 
     Attributes:
         found: the blocks; their channels are ids.
-        refused: the values that are added to others and are no blocks.
+        refused: the values that are added or concatenated to others and are no blocks.
         costs: the FLOPs of every node, with the blocks as factors.
         optional: as in `ChannelGraph`, with ids.
     """
@@ -56,13 +60,14 @@ class Blocks:
 
 @dataclass(frozen=True, eq=False)
 class _Candidate:
-    """A value that may be left out, with all that serves it alone."""
+    """A value that may be left out, with all that serves it alone; of concatenations, with the ids of its channels."""
 
     inside: tuple[fx.Node, ...]
     ends: tuple[str, ...]
     tensors: tuple[str, ...]
     flops: int
     name: str
+    ids: Ids
 
 
 def find_blocks(
@@ -76,107 +81,66 @@ def find_blocks(
         state: what the rules have found; each block gets an id of its own.
         costs: the FLOPs of every node that has any, by node name.
     """
-    refused: dict[Edge, str] = {}
-    edges = [] if has_loops(graph) else list(_edges(graph, modules, state, refused))
+    refused: dict[Cut, str] = {}
+    sums, joined, resolved = list[Cut](), dict[Cut, Concatenated](), state.ids.resolve()
+    if not has_loops(graph):
+        sums = list(summands(graph, modules, state, refused))
+        joined = concatenated_values(graph, state, resolved, refused)
     owned = _Owned(graph, modules, state)
     place, idle = {node: k for k, node in enumerate(graph.nodes)}, unneeded(graph)
-    candidates: dict[Edge, _Candidate] = {}
-    for edge in edges:
-        made = owned.candidate(edge, serving_only(edge, place, idle), costs)
+    candidates: dict[Cut, _Candidate] = {}
+    for cut in (*sums, *joined):
+        made = owned.candidate(cut[0], serving_only(cut, place, idle), costs, joined.get(cut), resolved.channel_of)
         if isinstance(made, str):
-            refused[edge] = made
+            refused[cut] = made
         else:
-            candidates[edge] = made
-    chosen, crowded = _one_for_each_sum(candidates, refused), {0}
+            candidates[cut] = made
+    joined = {cut: value for cut, value in joined.items() if cut in candidates}
+    inside: dict[Cut, set[fx.Node | str]] = {cut: {*candidates[cut].inside, *candidates[cut].tensors} for cut in joined}
+    empty = without_channels(state, resolved, joined, inside, {cut: candidates[cut].flops for cut in joined})
+    refused |= empty
+    chosen = one_for_each_sum({cut: candidates[cut].flops for cut in sums if cut in candidates}, refused)
+    chosen = sorted([*chosen, *(cut for cut in joined if cut not in empty)], key=lambda cut: place[cut[1][0]])
+    crowded = {0}
     while crowded:
-        numbers = {edge: k for k, edge in enumerate(chosen)}
+        numbers = {(value, reader): k for k, (value, readers) in enumerate(chosen) for reader in readers}
         needs, crowded = needs_of(graph, state.roots, numbers, _MOST_SETS)
         # A node whose size alone is read stays, and fvcore does not count it.
         counted, also = needs_of(graph, state.roots, numbers, _MOST_SETS, counted_inputs)
         crowded |= also
-        for k, edge in enumerate(chosen):
-            if any(k not in each for node in candidates[edge].inside for each in needs[node]):
+        for k, cut in enumerate(chosen):
+            if any(k not in each for node in candidates[cut].inside for each in needs[node]):
                 crowded.add(k)
         refused |= {chosen[k]: "what serves it serves others too" for k in crowded}
-        chosen = [edge for k, edge in enumerate(chosen) if k not in crowded]
+        chosen = [cut for k, cut in enumerate(chosen) if k not in crowded]
     ids = [int(number) for number in state.ids.fresh(len(chosen))]
-    found = _named([_block(edge, candidates[edge], number) for edge, number in zip(chosen, ids, strict=True)])
+    found = _named([_block(cut, candidates[cut], number) for cut, number in zip(chosen, ids, strict=True)])
     factored = {
         name: with_blocks(terms, _in_ids(counted[state.nodes[name]], ids) or ((),)) for name, terms in costs.items()
     }
     optional = {node.name: _in_ids(sets, ids) for node, sets in needs.items() if sets and sets != ALWAYS}
-    ended = {total for _, total in chosen}
-    no_blocks = tuple(NoBlock(edge[0].name, reason) for edge, reason in refused.items() if edge[1] not in ended)
+    ended = {reader for cut in chosen if cut not in joined for reader in cut[1]}
+    no_blocks = tuple(
+        NoBlock(value.name, reason) for (value, readers), reason in refused.items() if ended.isdisjoint(readers)
+    )
     return Blocks(found, no_blocks, factored, optional)
 
 
 def _in_ids(sets: Needs, ids: Sequence[int]) -> tuple[tuple[int, ...], ...]:
-    """Sets of edges as those of the blocks' ids, in a fixed order."""
+    """Sets of cuts as those of the blocks' ids, in a fixed order."""
     return tuple(sorted(tuple(sorted(ids[k] for k in each)) for each in sets))
 
 
-def _other(total: fx.Node, value: fx.Node) -> fx.Node:
-    """What a value is added to."""
-    first, second = total.args
-    other = second if first is value else first
-    assert isinstance(other, fx.Node)
-    return other
-
-
-def _edges(graph: fx.Graph, modules: Mapping[str, nn.Module], state: State, refused: dict[Edge, str]) -> Iterator[Edge]:
-    """The values that are added to another one which can take the place of the sum."""
-    for node in graph.nodes:
-        if Trait.ADDITION not in traits(node, modules.get(str(node.target))) or len(node.args) != 2 or node.kwargs:
-            continue
-        first, second = node.args
-        if not all(isinstance(x, fx.Node) and isinstance(x.meta["value"], Tensor) for x in (first, second)):
-            continue
-        if first is not second:
-            for value, stays in ((first, second), (second, first)):
-                if stays not in state.input_dependent or value not in state.input_dependent:
-                    continue
-                reason = _why_not_alike(stays, node, state)
-                if reason:
-                    refused[value, node] = reason
-                else:
-                    yield value, node
-
-
-def _why_not_alike(stays: fx.Node, total: fx.Node, state: State) -> str:
-    """Why a sum cannot be replaced by what is left of it; empty if it can."""
-    left, whole = stays.meta["value"], total.meta["value"]
-    if left.shape != whole.shape:
-        return f"what is left of the sum has shape {tuple(left.shape)}, not {tuple(whole.shape)}"
-    if left.dtype != whole.dtype:
-        return f"what is left of the sum is {left.dtype}, not {whole.dtype}"
-    carried, summed = state.labels[stays.name], state.labels[total.name]
-    if not isinstance(carried, Labels) or not isinstance(summed, Labels) or carried.labelled != summed.labelled:
-        # The sum takes of the model's input what its other side has channels for.
-        return "what is left of the sum does not carry its channels"
-    return "" if state.sizes.same_shape(stays, total) else "what is left of the sum is broadcast for other inputs"
-
-
-def _one_for_each_sum(candidates: Mapping[Edge, _Candidate], refused: dict[Edge, str]) -> list[Edge]:
-    """Of the two sides of a sum one stays: that of fewer FLOPs."""
-    chosen: dict[fx.Node, Edge] = {}
-    for edge, made in candidates.items():
-        other = chosen.setdefault(edge[1], edge)
-        if other is not edge:
-            more, less = (edge, other) if made.flops > candidates[other].flops else (other, edge)
-            chosen[edge[1]] = more
-            refused[less] = "the other side of the sum is left out instead"
-    return list(chosen.values())
-
-
-def _block(edge: Edge, made: _Candidate, number: int) -> Block:
-    value, total = edge
+def _block(cut: Cut, made: _Candidate, number: int) -> Block:
+    value, readers = cut
     return Block(
         name=made.name,
         channel=number,
+        channels=np.append(made.ids, number),
         nodes=tuple(node.name for node in made.inside),
         value=value.name,
-        sum=total.name,
-        stays=_other(total, value).name,
+        readers=tuple(node.name for node in readers),
+        stays="" if len(made.ids) else other_summand(readers[0], value).name,
         ends=made.ends,
         tensors=made.tensors,
         flops=made.flops,
@@ -217,6 +181,9 @@ class _Owned:
     def __init__(self, graph: fx.Graph, modules: Mapping[str, nn.Module], state: State) -> None:
         self._modules = modules
         self._state = state
+        self._dims = state.parameters.by_name()
+        # By path of a module, how many matrices of weights it has.
+        self._counts = Counter(path for name in filter(self._is_matrix, self._dims) for path in _owners(name))
         self._readers: dict[str, set[fx.Node]] = {}
         for node in graph.nodes:
             for name in self._names(node):
@@ -232,8 +199,23 @@ class _Owned:
         named = (*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False))
         return [f"{node.target}.{name}" for name, _ in named]
 
-    def candidate(self, edge: Edge, inside: list[fx.Node], costs: Mapping[str, Sequence[Term]]) -> _Candidate | str:
-        """What goes with a value, or why the value cannot be left out."""
+    def candidate(
+        self,
+        value: fx.Node,
+        inside: list[fx.Node],
+        costs: Mapping[str, Sequence[Term]],
+        joined: Concatenated | None,
+        channel_of: Ids,
+    ) -> _Candidate | str:
+        """What goes with a value, or why the value cannot be left out.
+
+        Args:
+            value: is added or concatenated to others.
+            inside: the nodes that serve nothing else.
+            costs: the FLOPs of every node.
+            joined: the channels of a value that is concatenated.
+            channel_of: the channel of every id.
+        """
         if not inside:
             return "it is used elsewhere too"
         flops = sum(_total(item) for node in inside for item in costs.get(node.name, ()))
@@ -242,10 +224,42 @@ class _Owned:
         within = set(inside)
         names = dict.fromkeys(name for node in inside for name in self._names(node))
         tensors = tuple(n for n in names if self._readers[self._state.parameters.canonical(n)] <= within)
-        zeroed = self._zeroed(edge[0], _Inside(within, frozenset(tensors)))
+        if joined is not None:
+            ends = tuple(name for name in tensors if self._is_on(name, joined.channels, channel_of))
+            if not ends:
+                return "no parameters at its end have its channels"
+            name = self._name_of(tensors, ends, apart=True)
+            return _Candidate(tuple(inside), ends, tensors, flops, name, joined.ids)
+        zeroed = self._zeroed(value, _Inside(within, frozenset(tensors)))
         if zeroed is None:
             return "no parameters at its end make it zero"
-        return _Candidate(tuple(inside), zeroed.ends, tensors, flops, _name_of(tensors, zeroed.ends, self._state))
+        name = self._name_of(tensors, zeroed.ends)
+        return _Candidate(tuple(inside), zeroed.ends, tensors, flops, name, np.empty(0, dtype=np.int64))
+
+    def _is_on(self, name: str, channels: Ids, channel_of: Ids) -> bool:
+        """Whether a dimension of a parameter or buffer has no other channels than these."""
+        dims = self._dims.get(name, ())
+        return any(not isinstance(dim, int) and np.isin(channel_of[dim], channels).all() for dim in dims)
+
+    def _name_of(self, tensors: Sequence[str], ends: Sequence[str], apart: bool = False) -> str:
+        """The innermost module that has all matrices of weights of a block, or that at its end.
+
+        Args:
+            tensors: all parameters and buffers of the block.
+            ends: those at its end.
+            apart: whether a module does not count that has matrices of others too.
+        """
+        own = [name for name in tensors if self._is_matrix(name)]
+        counts = Counter(path for name in own for path in _owners(name)) if apart else self._counts
+        for name in filter(None, map(_common, (own or ends, ends) if apart else (own or ends,))):
+            if counts[name] == self._counts[name]:
+                return name
+        last = [*ends, *own][-1]
+        return last.rpartition(".")[0] or last
+
+    def _is_matrix(self, name: str) -> bool:
+        tensor = self._state.parameters.tensor(name)
+        return tensor.dim() > 1 and isinstance(tensor, nn.Parameter)
 
     def _zeroed(self, node: fx.Node, inside: _Inside) -> _Zeroed | None:
         """What a node's value carries once the parameters at its end are zero, with these; None if it is not zero."""
@@ -342,10 +356,16 @@ def _not_zero(label: Labels | Size) -> Labels | Size:
     return label.never_zero() if isinstance(label, Labels) else label
 
 
-def _name_of(tensors: Sequence[str], ends: Iterable[str], state: State) -> str:
-    """The innermost module that has all matrices of weights of a block, or that at its end."""
-    known = {name: state.parameters.tensor(name) for name in tensors}
-    matrices = [n for n, tensor in known.items() if tensor.dim() > 1 and isinstance(tensor, nn.Parameter)] or list(ends)
-    paths = [name.split(".")[:-1] for name in matrices]
-    common = list(itertools.takewhile(lambda parts: len(set(parts)) == 1, zip(*paths, strict=False)))
-    return ".".join(parts[0] for parts in common) or ".".join(paths[-1]) or matrices[-1]
+def _owners(name: str) -> Iterator[str]:
+    """The paths of the modules that a tensor is in."""
+    path = name.rpartition(".")[0]
+    while path:
+        yield path
+        path = path.rpartition(".")[0]
+
+
+def _common(names: Iterable[str]) -> str:
+    """The innermost module that owns all of some tensors; empty if that is the model."""
+    paths = [name.split(".")[:-1] for name in names]
+    same = itertools.takewhile(lambda parts: len(set(parts)) == 1, zip(*paths, strict=False))
+    return ".".join(parts[0] for parts in same)

@@ -14,7 +14,7 @@ from fxprune.rules.registry import rule
 from fxprune.rules.repeat import copies
 from fxprune.rules.rewrite import Call, Rewrite
 
-__all__: list[str] = []
+__all__ = ["cat", "joined_by"]
 
 
 @rule("cat", "concat", "concatenate")
@@ -29,9 +29,15 @@ def cat(op: Op, tensors: Sequence[Labels], dim: int = 0) -> Labels:
     return out
 
 
+def joined_by(node: fx.Node) -> list[fx.Node]:
+    """The tensors that a node joins, if they are listed."""
+    tensors = node.args[0] if node.args else node.kwargs.get("tensors")
+    return [x for x in tensors if isinstance(x, fx.Node)] if isinstance(tensors, (list, tuple)) else []
+
+
 def _is_repeated(node: fx.Node) -> bool:
-    tensors = node.args[0] if node.args else node.kwargs["tensors"]
-    return isinstance(tensors, (list, tuple)) and len(tensors) > 1 and len(set(tensors)) == 1
+    tensors = joined_by(node)
+    return len(tensors) > 1 and len(set(tensors)) == 1
 
 
 @cat.rewrite

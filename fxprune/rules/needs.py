@@ -10,7 +10,7 @@ from torch import fx
 
 from fxprune.running.regions import is_boundary
 
-__all__ = ["ALWAYS", "Edge", "Needs", "needs_of", "serving_only", "unneeded"]
+__all__ = ["ALWAYS", "Cut", "Edge", "Needs", "needs_of", "serving_only", "unneeded"]
 
 # The sets of edges, by number, of which one must be there whole for a node to be needed.
 Needs: TypeAlias = "frozenset[frozenset[int]]"
@@ -18,6 +18,8 @@ Needs: TypeAlias = "frozenset[frozenset[int]]"
 ALWAYS: Needs = frozenset([frozenset()])
 # A value, and the node that reads it.
 Edge: TypeAlias = "tuple[fx.Node, fx.Node]"
+# A value, and the nodes that read it and can do without it.
+Cut: TypeAlias = "tuple[fx.Node, tuple[fx.Node, ...]]"
 
 
 def unneeded(graph: fx.Graph) -> set[fx.Node]:
@@ -30,22 +32,22 @@ def unneeded(graph: fx.Graph) -> set[fx.Node]:
     return found
 
 
-def serving_only(edge: Edge, place: Mapping[fx.Node, int], idle: set[fx.Node]) -> list[fx.Node]:
-    """The value of an edge and what serves nothing else, in the order of the graph; empty if it serves something.
+def serving_only(cut: Cut, place: Mapping[fx.Node, int], idle: set[fx.Node]) -> list[fx.Node]:
+    """A value and what serves nothing else, in the order of the graph; empty if others read the value.
 
     Args:
-        edge: may be cut.
+        cut: the value, and the nodes that can do without it.
         place: of each node in the graph.
         idle: the nodes that nothing needs.
     """
-    value, reader = edge
+    value, readers = cut
     inside: set[fx.Node] = set()
     # From the last node to the first: what reads a node is known before it.
     heap, seen = [(-place[value], value)], {value}
     while heap:
         _, node = heapq.heappop(heap)
         served = {user for user in node.users if user not in idle} - inside
-        if served <= ({reader} if node is value else set()) and node.op != "placeholder" and not is_boundary(node):
+        if served <= (set(readers) if node is value else set()) and node.op != "placeholder" and not is_boundary(node):
             inside.add(node)
             for source in node.all_input_nodes:
                 if source not in seen:

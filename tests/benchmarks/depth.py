@@ -58,7 +58,7 @@ def main() -> None:
     run = Compensation.of(graph, samples, HOLDOUT, 0, lambda *step: None)
     for budget in map(float, given.budgets.split(",")):
         request = Request(budget)
-        order = blocks_in_order(graph, graph.blocks, budgets_of(graph, request), samples, lambda *step: None)
+        order = list(blocks_in_order(graph, graph.blocks, budgets_of(graph, request), samples, lambda *step: None))
         for count in range(min(len(order), given.most) + 1):
             began = time.perf_counter()
             plan = plan_for(graph, scores, request, order[:count])

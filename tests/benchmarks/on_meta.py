@@ -18,7 +18,7 @@ from torch import nn
 import fxprune
 from fxprune.errors import FxpruneError
 from fxprune.models import example_inputs, load_model
-from fxprune.planning.plan import kept_indices, removed_blocks
+from fxprune.planning.plan import plan_keeping
 from fxprune.running import trees
 
 __all__ = ["CHECKS", "NEEDED", "PREFIX", "SLACK", "all_models", "backbone_of_detector", "plan_without_blocks"]
@@ -128,12 +128,10 @@ def _predicted(spec: str, state: State, result: Result) -> None:
 def plan_without_blocks(graph: fxprune.ChannelGraph) -> fxprune.Plan:
     """A plan that leaves out about half of the blocks, and up to half of the channels of each group."""
     random = np.random.default_rng(0)
-    alive = np.ones(graph.num_channels, dtype=bool)
-    alive[[block.channel for block in graph.blocks if random.random() < 0.5]] = False
+    alive = graph.all_but([block for block in graph.blocks if random.random() < 0.5])
     for group in graph.groups:
         alive[random.choice(group.channels, random.integers(len(group) // 2 + 1), replace=False)] = False
-    kept, removed = kept_indices(graph, alive), removed_blocks(graph, alive)
-    return fxprune.Plan(kept, graph.flops(alive), graph.flops.total, graph.flops.total, removed=removed)
+    return plan_keeping(graph, alive)
 
 
 def _blocks(spec: str, state: State, result: Result) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from fxprune.channels.polynomial import build_polynomial, term
+from fxprune.channels.polynomial import build_largest, build_polynomial, term
 
 A, B = np.array([0, 1, 2]), np.array([3, 4, 4])
 
@@ -45,3 +45,13 @@ def test_the_derivative_is_what_each_channel_alone_costs() -> None:
         there[channel], gone[channel] = True, False
         alone.append(polynomial(there) - polynomial(gone))
     assert polynomial.marginal(kept).tolist() == alone
+
+
+def test_the_largest_of_several_sums_counts() -> None:
+    polynomial = build_largest([[term(10, A)], [], [term(4, B), term(4, B), term(3)]], 5)
+    assert polynomial.total == 30
+    kept = np.array([True, False, True, True, True])
+    assert polynomial.sums(polynomial.sizes(kept)).tolist() == [20, 27]
+    assert polynomial(kept) == 27
+    assert polynomial.marginal(kept).tolist() == [0, 0, 0, 8, 16]
+    assert polynomial.marginal(np.ones(5, dtype=bool)).tolist() == [10, 10, 10, 0, 0]

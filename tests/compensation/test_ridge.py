@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fxprune.compensation.ridge import Rows, solve
+from fxprune.compensation.ridge import Rows, _gram, _product, solve
 
 RANDOM = torch.Generator().manual_seed(0)
 
@@ -61,3 +61,9 @@ def test_inputs_that_depend_on_each_other_need_damping(true: Tensor) -> None:
     assert found is not None
     assert found.damping in (0.0, 1e-3)
     assert found.change.isfinite().all()
+
+
+@pytest.mark.parametrize(("groups", "width"), [(1, 300), (2, 257), (3, 5)])
+def test_the_products_of_inputs_are_what_they_were_for_wide_layers(groups: int, width: int) -> None:
+    x = torch.randn(groups, 2000, width, generator=RANDOM)
+    torch.testing.assert_close(_gram(x), _product(x, x), rtol=1e-6, atol=1e-4)

@@ -30,6 +30,17 @@ def test_a_budget_of_time_is_kept_as_measured(model: nn.Module) -> None:
     assert fxprune.plan_of(small).latency_target == 0.5
 
 
+def test_a_time_in_milliseconds_is_kept_as_measured(model: nn.Module) -> None:
+    whole = fxprune.measure_latency(model, image(batch=1, size=8), repeats=9).seconds
+    limit = f"{0.6 * whole * 1e3:.4f}ms"
+    small = fxprune.prune(model, latency=limit, example_inputs=image(batch=1, size=8), compensate=False)
+    part = fxprune.measure_latency(small, image(batch=1, size=8), repeats=9).seconds
+    assert 0.5 * whole < part <= 0.6 * whole
+    assert fxprune.plan_of(small).latency_target == pytest.approx(0.6, abs=0.02)
+    with pytest.raises(FxpruneError, match=r"cannot be reached: the lowest is"):
+        fxprune.prune(model, latency="1us", example_inputs=image(batch=1, size=8), compensate=False)
+
+
 def test_with_all_the_time_the_flops_decide(model: nn.Module) -> None:
     small = fxprune.prune(model, 0.6, latency=1, example_inputs=image(batch=1, size=8), compensate=False)
     plan = fxprune.plan_of(small)

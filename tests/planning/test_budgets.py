@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,8 +14,9 @@ from invariant import masks, net, plan_for
 from torch import Tensor, nn
 
 import fxprune
-from fxprune import FxpruneError, UnreachableBudgetError
-from fxprune.planning.budgets import Request, as_patterns, budgets_of, flops_target, parameters_of
+from fxprune import FxpruneError, FxpruneWarning, UnreachableBudgetError
+from fxprune.channels.polynomial import build_polynomial, term
+from fxprune.planning.budgets import Request, as_patterns, budgets_of, flops_target, latency_share, parameters_of
 
 
 @pytest.fixture(scope="module")
@@ -66,11 +68,16 @@ def test_numbers_that_are_no_budget_are_refused(flops: Any, message: str) -> Non
         Request(flops)
     with pytest.raises(FxpruneError, match=f"^{re.escape(message.replace('flops', 'params'))}$"):
         Request(params=flops)
+    with pytest.raises(FxpruneError, match=f"^{re.escape(message.replace('flops', 'memory'))}$"):
+        Request(memory=flops)
 
 
-@pytest.mark.parametrize("latency", [0, -0.1, 1.5, math.nan, "fast", True])
-def test_a_latency_that_is_no_fraction_is_refused(latency: Any) -> None:
-    with pytest.raises(FxpruneError, match=r"^latency \(=.*\) must be a fraction of the model's, in \(0, 1\]$"):
+@pytest.mark.parametrize(
+    "latency", [0, -0.1, 1.5, math.nan, "fast", True, "3", "0ms", "-3ms", "3 minutes", "1e-3s", "ms"]
+)
+def test_a_latency_that_is_no_fraction_and_no_time_is_refused(latency: Any) -> None:
+    message = r"^latency \(=.*\) must be a fraction of the model's, in \(0, 1\], or a time such as '3ms'$"
+    with pytest.raises(FxpruneError, match=message):
         Request(latency=latency)
 
 
@@ -134,3 +141,21 @@ def test_parameters_are_a_budget(params: float) -> None:
     assert 0.8 * most <= left <= most
     with pytest.raises(UnreachableBudgetError, match=r"a budget of 5 parameters .* cannot be reached.*Raise params"):
         fxprune.make_plan(graph, fxprune.scores(graph, "l2"), params=5)
+
+
+@pytest.mark.parametrize(
+    ("time", "share"), [("3ms", 0.3), ("0.003s", 0.3), ("3000 us", 0.3), ("3000µs", 0.3), (".02s", 2)]
+)
+def test_a_time_has_a_unit(graph: fxprune.ChannelGraph, time: str, share: float) -> None:
+    timed = replace(graph, latency=build_polynomial([term(10**13)], graph.num_channels))
+    assert latency_share(timed, Request(latency=time)) == pytest.approx(share)
+    assert budgets_of(timed, Request(latency=time))[-1].target == pytest.approx(share * 10**13, rel=1e-12)
+    assert flops_target(timed, Request(latency=time)) == timed.flops.total
+
+
+def test_a_time_above_what_the_model_takes_says_so(graph: fxprune.ChannelGraph) -> None:
+    timed = replace(graph, latency=build_polynomial([term(10**13)], graph.num_channels))
+    with pytest.warns(FxpruneWarning, match=r"latency \(='20ms'\) is above what the model has, 10 ms for the example"):
+        plan = fxprune.make_plan(timed, fxprune.scores(timed), latency="20ms")
+    assert plan.latency_target == 1
+    assert not plan.kept

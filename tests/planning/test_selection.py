@@ -10,6 +10,7 @@ from torch import nn
 
 import fxprune
 from fxprune.channels import Scores
+from fxprune.channels.polynomial import build_largest, build_polynomial, term
 from fxprune.planning.budgets import Budget
 from fxprune.planning.selection import choose, fewest, units_of
 
@@ -72,3 +73,21 @@ def test_without_groups_only_the_whole_model_is_a_plan(graph: fxprune.ChannelGra
     assert whole is not None
     assert whole.all()
     assert choose([Budget(graph.flops, graph.flops.total - 1)], units, every(graph)) is None
+
+
+def test_what_does_not_add_to_the_largest_sum_comes_back(graph: fxprune.ChannelGraph, scores: Scores) -> None:
+    first, second = (group.channels for group in graph.groups)
+    largest = build_largest([[term(3, first)], [term(1, second)]], graph.num_channels)
+    units = units_of(graph.groups, scores, 1)
+    for budgets in ([Budget(largest, 12)], [Budget(graph.flops, graph.flops.total), Budget(largest, 12)]):
+        alive = choose(budgets, units, every(graph))
+        assert alive is not None
+        assert [int(alive[channels].sum()) for channels in (first, second)] == [4, 7]
+
+
+def test_two_budgets_are_used_together(graph: fxprune.ChannelGraph, scores: Scores) -> None:
+    first, second = (group.channels for group in graph.groups)
+    budgets = [Budget(build_polynomial([term(channels)], graph.num_channels), 3) for channels in (first, second)]
+    alive = choose(budgets, units_of(graph.groups, scores, 1), every(graph))
+    assert alive is not None
+    assert [int(alive[channels].sum()) for channels in (first, second)] == [3, 3]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import pickle
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from invariant import check_invariant, image, net, plan_for
@@ -24,9 +23,7 @@ def without_blocks(model: nn.Module, inputs: Any = None) -> fx.GraphModule:
     inputs = image() if inputs is None else inputs
     graph = fxprune.analyze(fxprune.trace(model, inputs))
     assert graph.blocks
-    alive = np.ones(graph.num_channels, dtype=bool)
-    alive[[block.channel for block in graph.blocks]] = False
-    pruned = fxprune.rewrite(graph, plan_for(graph, alive))
+    pruned = fxprune.rewrite(graph, plan_for(graph, graph.all_but(graph.blocks)))
     assert fxprune.verify(model, pruned) <= TOLERANCE
     return pruned
 
@@ -118,6 +115,59 @@ def test_a_tied_weight_stays_where_it_is_used_elsewhere() -> None:
     pruned = without_blocks(model)
     assert "a.weight" in pruned.state_dict()
     assert "b.weight" not in pruned.state_dict()
+
+
+def joins(self: Any, x: Tensor) -> Tensor:
+    y = self.stem(x)
+    return self.head(torch.cat([y, self.a(y)], 1))
+
+
+def test_a_concatenation_of_one_tensor_is_that_tensor() -> None:
+    model = net(joins, a=nn.Conv2d(4, 5, 1), stem=nn.Conv2d(3, 4, 1), head=nn.Conv2d(9, 2, 1)).eval()
+    pruned = without_blocks(model)
+    assert [node.name for node in pruned.graph.nodes] == ["x", "stem", "head", "output"]
+    assert pruned.get_parameter("head.weight").shape == (2, 4, 1, 1)
+
+
+def test_channels_are_counted_as_if_what_is_left_out_were_there() -> None:
+    """A cut in front of which something is left out takes what it took before."""
+
+    def forward(self: Any, x: Tensor) -> Tensor:
+        y = self.stem(x)
+        z = torch.cat([self.a(y), y], 1)
+        return self.head(z[:, 6:] + self.other(z).sum(1, keepdim=True))
+
+    model = net(forward, a=nn.Conv2d(4, 5, 1), stem=nn.Conv2d(3, 4, 1), other=nn.Conv2d(9, 2, 1),
+                head=nn.Conv2d(3, 2, 1)).eval()  # fmt: skip
+    without_blocks(model)
+    assert check_invariant(model, image(), plans=4).blocks
+
+
+def test_what_is_written_into_a_concatenation_is_not_written_into_what_is_left_of_it() -> None:
+    def forward(self: Any, x: Tensor) -> tuple[Tensor, Tensor]:
+        y = self.stem(x)
+        return self.head(torch.cat([y, self.a(y)], 1).relu_()), y * 2
+
+    model = net(forward, a=nn.Conv2d(4, 5, 1), stem=nn.Conv2d(3, 4, 1), head=nn.Conv2d(9, 2, 1)).eval()
+    pruned = without_blocks(model)
+    assert any("cat" in str(node.target) for node in pruned.graph.nodes)
+    check_invariant(model, image(), plans=4)
+
+
+@pytest.mark.parametrize("branches", ["a", "ab"])
+def test_the_order_in_memory_is_that_of_the_concatenation(branches: str) -> None:
+    def forward(self: Any, x: Tensor) -> Tensor:
+        y = self.stem(x).to(memory_format=torch.channels_last)
+        parts = [getattr(self, name)(y) for name in branches]
+        joined = torch.cat([y, *parts, self.c(y).contiguous()], 1)
+        return self.head(joined.view(x.shape[0], self.head.in_channels, -1, 1))
+
+    parts = {name: nn.Conv2d(4, 5, 1) for name in (*branches, "c")}
+    width = 9 + 5 * len(branches)
+    model = net(forward, **parts, stem=nn.Conv2d(3, 4, 1), head=nn.Conv2d(width, 2, 1)).eval()
+    without_blocks(model)
+    graph = check_invariant(model, image(), plans=6)
+    assert [block.name for block in graph.blocks] == [*branches, "c"]
 
 
 @pytest.mark.parametrize("training", [False, True])

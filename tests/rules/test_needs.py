@@ -51,9 +51,9 @@ def test_edges_in_more_sets_than_allowed_are_told() -> None:
 def test_what_serves_one_branch_only_is_its_own() -> None:
     graph, nodes, _ = traced(lambda self, x: x + self.c(torch.relu(self.b(self.a(x)))), **PARTS)
     place, idle = {node: k for k, node in enumerate(graph.nodes)}, unneeded(graph)
-    served = serving_only((nodes["c"], nodes["add"]), place, idle)
+    served = serving_only((nodes["c"], (nodes["add"],)), place, idle)
     assert [node.name for node in served] == ["a", "b", "relu", "c"]
-    assert serving_only((nodes["x"], nodes["add"]), place, idle) == []
+    assert serving_only((nodes["x"], (nodes["add"],)), place, idle) == []
 
 
 def test_what_is_written_in_place_serves_those_who_read_it_later() -> None:
