@@ -1,0 +1,136 @@
+"""Tables that a model's code keeps outside of the model: in dicts and variables of its files, helpers and decorators.
+
+A run on the meta device, or in another precision, would leave tensors there that the model cannot use later. And what
+an earlier call has left is good for the sizes of that call.
+"""
+
+from __future__ import annotations
+
+import dis
+from collections import OrderedDict, defaultdict
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from types import CodeType, FunctionType, ModuleType
+from typing import Any, TypeAlias
+
+from torch import Tensor
+
+__all__ = ["has_size", "without_tables"]
+
+# A namespace and a name in it: of a dict, or of a variable that functions assign.
+_Place: TypeAlias = "tuple[dict[Any, Any], Any]"
+
+_places_of_module: dict[int, tuple[ModuleType, list[_Place]]] = {}
+_DEEPEST = 4
+# Those of other types do more than hold entries.
+_DICTS = frozenset({dict, OrderedDict, defaultdict})
+_PLAIN = frozenset({str, int, float, bool, type(None)})
+
+
+@contextmanager
+def without_tables(modules: Iterable[ModuleType], *, emptied: bool = True) -> Iterator[None]:
+    """Inside, the tables of tensors that these files keep are empty; afterwards they are as they were.
+
+    Args:
+        modules: the files of the model's code.
+        emptied: whether the entries that are found by a size are taken away; if not, they are only put back.
+    """
+    places = {(id(place[0]), place[1]): place for module in modules for place in _places(module)}
+    now = [(namespace, name, namespace.get(name)) for namespace, name in places.values()]
+    dicts: list[Any] = [value for _, _, value in now if type(value) in _DICTS]
+    tables = {id(table): (table, dict(table)) for table in dicts}
+    try:
+        for table, before in tables.values() if emptied else ():
+            for key in [key for key in before if has_size(key) and _holds_tensor(before[key])]:
+                del table[key]
+        yield
+    finally:
+        for table, before in tables.values():
+            for key, value in list(table.items()):
+                if before.get(key) is not value and _holds_tensor(value):
+                    del table[key]
+            table.update({key: value for key, value in before.items() if key not in table and _holds_tensor(value)})
+        for namespace, name, value in now:
+            if namespace.get(name) is not value and _holds_tensor(namespace.get(name)):
+                namespace[name] = value
+
+
+def has_size(value: Any) -> bool:
+    """Whether a key is a number that may be a size, or has one."""
+    if isinstance(value, (tuple, list)):
+        return any(map(has_size, value))
+    return type(value) is int and value > 0
+
+
+def _holds_tensor(value: Any, depth: int = 0) -> bool:
+    if isinstance(value, Tensor):
+        return True
+    if depth == _DEEPEST or type(value) in _PLAIN or isinstance(value, (FunctionType, type, ModuleType)):
+        return False
+    parts: Any = value if type(value) in (*_DICTS, tuple, list) else _attributes(value)
+    return any(_holds_tensor(part, depth + 1) for part in list(parts.values() if isinstance(parts, dict) else parts))
+
+
+def _attributes(value: Any) -> dict[str, Any]:
+    """Those that an object has without being asked: some load what they do not have yet."""
+    try:
+        found = object.__getattribute__(value, "__dict__")
+    except AttributeError:
+        return {}
+    return found if type(found) is dict else {}
+
+
+def _places(module: ModuleType) -> list[_Place]:
+    known = _places_of_module.get(id(module))
+    if known is not None and known[0] is module and module.__name__ != "__main__":
+        return known[1]
+    found: list[_Place] = []
+    package = module.__name__.partition(".")[0]
+    for value in list(vars(module).values()):
+        if isinstance(value, FunctionType):
+            found += _of_function(value, {}, set())
+            continue
+        # A class, or a helper of one.
+        kind = value if isinstance(value, type) else type(value)
+        if kind.__module__ == module.__name__ or (kind is not value and kind.__module__.partition(".")[0] == package):
+            of_class = {name: part for base in reversed(kind.__mro__) for name, part in vars(base).items()}
+            own = of_class if kind is value else _attributes(value)
+            for function in (f for base in ((kind,) if kind is value else kind.__mro__) for f in _methods(base)):
+                found += _of_function(function, own, set())
+    _places_of_module[id(module)] = (module, found)
+    return found
+
+
+def _methods(kind: type) -> Iterator[FunctionType]:
+    for value in vars(kind).values():
+        function = getattr(value, "__func__", value)
+        if isinstance(function, FunctionType):
+            yield function
+
+
+def _of_function(function: FunctionType, owner: dict[str, Any], seen: set[FunctionType]) -> Iterator[_Place]:
+    """Where a function may put something: by a name, in its closure, among its defaults, on itself or on its owner."""
+    seen.add(function)
+    code = function.__code__
+    cells: dict[Any, Any] = {}
+    for name, cell in zip(code.co_freevars, function.__closure__ or (), strict=False):
+        with suppress(ValueError):  # an empty cell
+            cells[name] = cell.cell_contents
+    defaults = dict(enumerate((*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values())))
+    names: Iterable[str] = code.co_names
+    if _has(code, "STORE_SUBSCR") or not {"setdefault", "update"}.isdisjoint(names):
+        for namespace in (function.__globals__, owner):
+            yield from ((namespace, name) for name in names if type(namespace.get(name)) in _DICTS)
+        for held in (vars(function), cells, defaults):
+            yield from ((held, key) for key, value in held.items() if type(value) in _DICTS)
+    for namespace, assigns in ((function.__globals__, "STORE_GLOBAL"), (owner, "STORE_ATTR")):
+        if _has(code, assigns):
+            found = [(name, namespace[name]) for name in names if name in namespace]
+            yield from ((namespace, name) for name, value in found if value is None or _holds_tensor(value))
+    for inner in cells.values():
+        if isinstance(inner, FunctionType) and inner not in seen:
+            yield from _of_function(inner, owner, seen)
+
+
+def _has(code: CodeType, op: str) -> bool:
+    return dis.opmap[op] in code.co_code[::2]
