@@ -54,7 +54,9 @@ ELSEWHERE_MEANING = """\
 For how many of the pruned models the result does what the zero-masked original does, of those whose original takes
 these inputs: twice the batch and a batch of one; larger images, longer texts, sounds or series; other padding; a
 training step (outputs in training mode, without dropout, and the backward pass), at twice the batch; compiled by
-`torch.compile`, then called with another size or batch; exported by `torch.export`.
+`torch.compile`, then called with another size or batch; exported by `torch.export`. Outputs that differ by more than
+1e-9 count as the same where those of the masked original itself differ by as much when its inputs change by one part in
+2^52, as after a batch normalisation over very few values.
 """
 
 
@@ -104,6 +106,7 @@ def _remarks(rows: Sequence[Row], listed: int) -> str:
         not _is_said(row, *item) for row in rows for item in row.get("elsewhere", {}).items() if "differs" in item[1]
     )
     not_run = sum(_kind(row) == NOT_RUN for row in rows)
+    noisy = [f"`{row['model']}` ({row['noise']:.1e})" for row in rows if row.get("noise")]
     closest = [f"`{row['model']}` ({row['ratio']:.4f})" for row in rows if row.get("no_closer")]
     today = dt.date.today().isoformat()
     sources = len({row["source"] for row in rows})
@@ -114,7 +117,7 @@ def _remarks(rows: Sequence[Row], listed: int) -> str:
         f"eval mode, like their originals: {without}.\nModels that do not run themselves with these versions, or need "
         f"the network (not counted): {not_run}. Models on the list\nthat were not tried: {listed - len(rows)}. The "
         f"rows come from {sources} versions of fxprune's source.\nModels below 0.4975 of which no plan is closer: "
-        f"{', '.join(closest) or 'none'}.\n"
+        f"{', '.join(closest) or 'none'}. Models compared up to their own rounding: {', '.join(noisy) or 'none'}.\n"
     )
 
 
