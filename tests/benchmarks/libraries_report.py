@@ -106,6 +106,7 @@ def _remarks(rows: Sequence[Row], listed: int) -> str:
         not _is_said(row, *item) for row in rows for item in row.get("elsewhere", {}).items() if "differs" in item[1]
     )
     not_run = sum(_kind(row) == NOT_RUN for row in rows)
+    by_values = [f"`{row['model']}`" for row in rows if row.get("sized_by_values")]
     noisy = [f"`{row['model']}` ({row['noise']:.1e})" for row in rows if row.get("noise")]
     closest = [f"`{row['model']}` ({row['ratio']:.4f})" for row in rows if row.get("no_closer")]
     today = dt.date.today().isoformat()
@@ -118,6 +119,8 @@ def _remarks(rows: Sequence[Row], listed: int) -> str:
         f"the network (not counted): {not_run}. Models on the list\nthat were not tried: {listed - len(rows)}. The "
         f"rows come from {sources} versions of fxprune's source.\nModels below 0.4975 of which no plan is closer: "
         f"{', '.join(closest) or 'none'}. Models compared up to their own rounding: {', '.join(noisy) or 'none'}.\n"
+        f"Models with outputs whose sizes depend on values, whose FLOPs are those of the plan: "
+        f"{', '.join(by_values) or 'none'}.\n"
     )
 
 
