@@ -38,6 +38,9 @@ def has_gradients_of_autograd(function: type[torch.autograd.Function], args: tup
         args: of a call; the tensors may be on the meta device.
     """
     tensors = [arg for arg in args if isinstance(arg, Tensor)]
+    if _is_decorated(function.forward):
+        # `torch.amp.custom_fwd` sets another precision.
+        return False
     if len(tensors) < 2 or not all(tensor.is_floating_point() for tensor in tensors):
         return False
     if sum(tensor.numel() for tensor in tensors) > _MOST_ENTRIES or any(isinstance(arg, (tuple, list)) for arg in args):
@@ -48,6 +51,15 @@ def has_gradients_of_autograd(function: type[torch.autograd.Function], args: tup
     except Exception:
         # It does not take float64, or autograd cannot follow what it writes into.
         return False
+
+
+def _is_decorated(forward: Any) -> bool:
+    """Whether a function has a decorator, beside that which it has while fxprune traces."""
+    while hasattr(forward, "__wrapped__"):
+        if not forward.__globals__["__name__"].startswith("fxprune."):
+            return True
+        forward = forward.__wrapped__
+    return False
 
 
 def _agrees(function: type[torch.autograd.Function], args: tuple[Any, ...], scale: float) -> bool:

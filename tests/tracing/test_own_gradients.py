@@ -53,6 +53,12 @@ class Clamped(torch.autograd.Function):
         return grads[0] * weight.view(1, -1, 1, 1), (grads[0] * x.clamp(-9, 9)).sum((0, 2, 3)), None
 
 
+class InSinglePrecision(Norm):
+    """As Norm, but in autocast."""
+
+    forward = torch.amp.custom_fwd(Norm.forward, device_type="cpu", cast_inputs=torch.float32)
+
+
 class Product(torch.autograd.Function):
     """fvcore does not count it where it is in a Function."""
 
@@ -68,7 +74,8 @@ class Product(torch.autograd.Function):
 
 
 @pytest.mark.parametrize(
-    ("function", "same"), [(Norm, True), (HalfGradient, False), (Clamped, False), (Product, False)]
+    ("function", "same"),
+    [(Norm, True), (HalfGradient, False), (Clamped, False), (InSinglePrecision, False), (Product, False)],
 )
 def test_a_function_has_the_gradients_of_autograd_or_others(function: Any, same: bool) -> None:
     def forward(self: Any, x: Tensor) -> Tensor:
