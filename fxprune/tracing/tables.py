@@ -63,11 +63,13 @@ def has_size(value: Any) -> bool:
 
 
 def _holds_tensor(value: Any, depth: int = 0) -> bool:
-    if isinstance(value, Tensor):
+    # Not `isinstance`, which asks the object: some load what they stand for.
+    kind = type(value)
+    if issubclass(kind, Tensor):
         return True
-    if depth == _DEEPEST or type(value) in _PLAIN or isinstance(value, (FunctionType, type, ModuleType)):
+    if depth == _DEEPEST or kind in _PLAIN or issubclass(kind, (FunctionType, type, ModuleType)):
         return False
-    parts: Any = value if type(value) in (*_DICTS, tuple, list) else _attributes(value)
+    parts: Any = value if kind in (*_DICTS, tuple, list) else _attributes(value)
     return any(_holds_tensor(part, depth + 1) for part in list(parts.values() if isinstance(parts, dict) else parts))
 
 
@@ -87,12 +89,13 @@ def _places(module: ModuleType) -> list[_Place]:
     found: list[_Place] = []
     package = module.__name__.partition(".")[0]
     for value in list(vars(module).values()):
-        if isinstance(value, FunctionType):
+        if type(value) is FunctionType:
             found += _of_function(value, {}, set())
             continue
         # A class, or a helper of one.
-        kind = value if isinstance(value, type) else type(value)
-        if kind.__module__ == module.__name__ or (kind is not value and kind.__module__.partition(".")[0] == package):
+        kind = value if issubclass(type(value), type) else type(value)
+        file = str(kind.__module__)
+        if file == module.__name__ or (kind is not value and file.partition(".")[0] == package):
             of_class = {name: part for base in reversed(kind.__mro__) for name, part in vars(base).items()}
             own = of_class if kind is value else _attributes(value)
             for function in (f for base in ((kind,) if kind is value else kind.__mro__) for f in _methods(base)):
@@ -103,8 +106,8 @@ def _places(module: ModuleType) -> list[_Place]:
 
 def _methods(kind: type) -> Iterator[FunctionType]:
     for value in vars(kind).values():
-        function = getattr(value, "__func__", value)
-        if isinstance(function, FunctionType):
+        function = value.__func__ if type(value) in (staticmethod, classmethod) else value
+        if type(function) is FunctionType:
             yield function
 
 
