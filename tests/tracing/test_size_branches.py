@@ -187,8 +187,8 @@ def test_what_costs_more_is_not_taken_in_place_of_the_branch_for_one_size(monkey
         return self.b(y + fine)  # type: ignore[no-any-return]
 
     model, x = model_of(forward, c=nn.Conv2d(3, 8, 1)), image().double()
-    ran, outputs = [], size_branches._outputs
-    monkeypatch.setattr(size_branches, "_outputs", lambda *args: (ran.append(args), outputs(*args))[1])
+    ran, outputs = [], size_branches.outputs_of
+    monkeypatch.setattr(size_branches, "outputs_of", lambda *args: (ran.append(args), outputs(*args))[1])
     pruned = fxprune.prune(model, 0.6, example_inputs=x, compensate=False)
     # The original and the graph with the other branch, on the example alone.
     assert len(ran) == 2
