@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import operator
 from collections import OrderedDict
+from collections.abc import Mapping
 from dataclasses import is_dataclass, replace
 from typing import Any, TypeAlias
 
@@ -67,10 +68,12 @@ def analyze(traced: fx.GraphModule) -> ChannelGraph:
     return graph
 
 
-def _analyze(traced: fx.GraphModule, splits: Splits, sizes: OtherSizes) -> tuple[ChannelGraph, frozenset[Split]]:
+def _analyze(
+    traced: fx.GraphModule, splits: Splits, sizes: OtherSizes, written: Mapping[str, tuple[bool, ...]] | None = None
+) -> tuple[ChannelGraph, frozenset[Split]]:
     """The channels, and the splits that gained nothing: all channels of the chosen factor are frozen."""
     modules = dict(traced.named_modules())
-    state = State.of(traced, modules, splits, sizes)
+    state = State.of(traced, modules, splits, sizes, written)
     used = used_nodes(traced.graph, modules)
     costs: dict[str, list[Term]] = {}
     uncounted: list[str] = []
@@ -87,6 +90,9 @@ def _analyze(traced: fx.GraphModule, splits: Splits, sizes: OtherSizes) -> tuple
             costs[node.name] = cost
         elif node in used and not cost and _computes_products(op):
             uncounted.append(f"{op.name} (`{node.name}`)")
+    if state.parameters.written != (written or {}):
+        # The next call starts from what this one has written.
+        return _analyze(traced, splits, sizes, state.parameters.written)
     blocks = find_blocks(traced.graph, modules, state, costs)
     memory = live_memory(traced.graph, modules, state.labels, blocks.optional)
     resolved = state.ids.resolve()

@@ -31,6 +31,8 @@ class Trait(Flag):
     ELEMENTWISE = auto()
     #: The result has the shape of the first tensor, or the shape to which the tensors broadcast.
     KEEPS_SHAPE = auto()
+    #: Computes one number from all entries along some dimensions.
+    REDUCTION = auto()
     #: `a + b`.
     ADDITION = auto()
     #: `a - b`.
@@ -88,6 +90,9 @@ _NAMES: dict[Trait, str] = {
         add iadd sub isub mul imul truediv itruediv neg where clamp relu gelu silu sigmoid tanh softmax dropout
         hardswish hardtanh leaky_relu contiguous clone to float type_as detach layer_norm batch_norm group_norm rms_norm
         normalize
+    """,
+    Trait.REDUCTION: """
+        sum mean amax amin prod std var logsumexp any all nanmean nansum norm vector_norm linalg_norm linalg_vector_norm
     """,
     Trait.ADDITION: "add iadd",
     Trait.SUBTRACTION: "sub isub",

@@ -194,6 +194,17 @@ def test_heads_are_tried_as_wholes_where_channels_are_stuck_and_positions_are_no
     assert len(tries) == 4
 
 
+@pytest.mark.parametrize(("function", "free"), [(torch.sigmoid, 0), (torch.tanh, 8)])
+def test_what_the_next_call_reads_is_what_this_one_writes(function: Callable[[Tensor], Tensor], free: int) -> None:
+    def forward(self: Any, x: Tensor) -> Tensor:
+        y = self.b(x := self.a(x)) + self.state.sum()
+        self.state = function(x.detach().mean((0, 1)))
+        return y
+
+    model = net(forward, a=nn.Linear(4, 8), b=nn.Linear(8, 2), state=torch.zeros(8))
+    check_invariant(model, tokens(), free)
+
+
 def test_an_op_without_a_rule_is_frozen_and_reported() -> None:
     model = net(lambda self, x: torch.linalg.qr(self.a(x))[0], a=nn.Linear(4, 6))
     graph = fxprune.analyze(fxprune.trace(model, tokens()))

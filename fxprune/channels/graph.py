@@ -37,7 +37,8 @@ class Group:
         channels: channel numbers.
         dimensions: the dimensions of parameters and buffers that the channels are on.
         repeats: how many indices one channel takes in the dimension where it takes the most.
-        last_resort: why the group is pruned only if the budget cannot be met without it; empty for all other groups.
+        last_resort: why the group is pruned only if the budget cannot be met without it, or more than 2 % of it stay
+            unused; empty for all other groups.
         common: the largest number of indices that divides what one channel takes in every dimension of a weight or an
             activation. A width of attention heads takes 8 indices of a layer with 8 heads, and 1 once they are split.
     """

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import fnmatch
+import functools
 import itertools
 import math
 import warnings
@@ -24,6 +25,9 @@ from fxprune.planning.selection import choose, fewest, units_of
 
 __all__ = ["check_reachable", "lowest_flops", "make_plan", "plan_for", "removable_blocks"]
 
+# Channels that go as a last resort also go where the others leave more of the budget unused. Not tuned.
+_LEAST_USED = 0.98
+
 
 def make_plan(
     graph: ChannelGraph,
@@ -40,7 +44,8 @@ def make_plan(
 ) -> Plan:
     """Choose the channels to keep: those with the lowest scores go until the budgets hold.
 
-    Removed channels come back, best first, as long as they fit into what is left of the budgets.
+    Removed channels come back, best first, as long as they fit into what is left of the budgets. Groups that are a last
+    resort stay whole where the others meet the budgets and use at least 98 % of the tightest one.
 
     Args:
         graph: the analysed model.
@@ -111,11 +116,22 @@ def plan_for(graph: ChannelGraph, scores: Scores, request: Request, without: Ite
     budgets, groups = budgets_of(graph, request), _groups(graph, request, start)
     willing = [group for group in groups if not group.last_resort]
     for chosen, multiple in itertools.product((willing, groups), _multiples(graph, request)):
-        alive = choose(budgets, units_of(chosen, scores, multiple, request.min_channels), start)
+        units = units_of(chosen, scores, multiple, request.min_channels)
+        alive = choose(budgets, units, start)
         if alive is not None:
+            if len(chosen) < len(groups) and _used(budgets, alive) < _LEAST_USED:
+                others = [group for group in groups if group.last_resort]
+                units = units.then(units_of(others, scores, multiple, request.min_channels))
+                closer = choose(budgets, units, start)
+                alive = alive if closer is None else max(alive, closer, key=functools.partial(_used, budgets))
             plan, share = plan_keeping(graph, alive), min(latency_share(graph, request), 1.0)
             return replace(plan, flops_target=budgets[0].target, latency_target=share)
     raise _unreachable(graph, request, budgets)
+
+
+def _used(budgets: Sequence[Budget], alive: npt.NDArray[np.bool_]) -> float:
+    """The part of a budget that these channels use: of the one that they use most."""
+    return max(budget.polynomial(alive) / max(budget.target, 1) for budget in budgets)
 
 
 def check_reachable(graph: ChannelGraph, request: Request) -> None:

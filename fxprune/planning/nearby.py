@@ -16,8 +16,9 @@ from fxprune.channels.polynomial import Polynomial
 
 __all__ = ["best_nearby"]
 
-# How many plans are tried, how many at a time, and how often around the best of them. Not tuned.
-_MOST_PLANS, _AT_A_TIME, _MOST_ROUNDS = 20_000, 2_000, 3
+# How many plans are tried, more where their cost has few terms; how many at a time, and how often around the best of
+# them. Not tuned: 20 million terms take a second.
+_MOST_PLANS, _MOST_TERMS, _AT_A_TIME, _MOST_ROUNDS = (20_000, 400_000), 20_000_000, 2_000, 3
 
 
 def best_nearby(
@@ -47,7 +48,9 @@ def _best_around(
     polynomial: Polynomial, queues: Sequence[Sequence[Ids]], alive: npt.NDArray[np.bool_], least: float, target: int
 ) -> npt.NDArray[np.bool_]:
     gone = [sum(not alive[unit].any() for unit in queue) for queue in queues]
-    ranges = _ranges(gone, [len(queue) for queue in queues])
+    fewest, most = _MOST_PLANS
+    plans_tried = min(max(_MOST_TERMS // len(polynomial.products), fewest), most)
+    ranges = _ranges(gone, [len(queue) for queue in queues], plans_tried)
     base = polynomial.sizes(alive)
     # What each number of units that are gone adds to the sizes, which are linear in them.
     changes = [
@@ -82,8 +85,8 @@ def _with_gone(alive: npt.NDArray[np.bool_], queue: Sequence[Ids], count: int) -
     return changed
 
 
-def _ranges(gone: Sequence[int], sizes: Sequence[int]) -> list[range]:
-    """For each group, how many units may be gone: around what is gone now, as far as there are not too many plans."""
+def _ranges(gone: Sequence[int], sizes: Sequence[int], most: int) -> list[range]:
+    """For each group, how many units may be gone: around what is gone now, as far as there are at most `most` plans."""
     ranges, grown = [range(count, count + 1) for count in gone], True
     while grown:
         grown = False
@@ -93,6 +96,6 @@ def _ranges(gone: Sequence[int], sizes: Sequence[int]) -> list[range]:
                 range(ranges[q].start, min(ranges[q].stop + 1, size + 1)),
             ):
                 others = math.prod(len(counts) for k, counts in enumerate(ranges) if k != q)
-                if len(wider) > len(ranges[q]) and others * len(wider) <= _MOST_PLANS:
+                if len(wider) > len(ranges[q]) and others * len(wider) <= most:
                     ranges[q], grown = wider, True
     return ranges

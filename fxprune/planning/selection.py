@@ -49,6 +49,14 @@ class Units:
         """The channels of unit `k`."""
         return self.channels[self.bounds[k] : self.bounds[k + 1]]
 
+    def then(self, others: Units) -> Units:
+        """These, and after all of them the units of other groups."""
+        return Units(
+            np.concatenate([self.group, others.group + self.group.max(initial=-1) + 1]),
+            np.concatenate([self.channels, others.channels]),
+            np.concatenate([self.bounds, others.bounds[1:] + self.bounds[-1]]),
+        )
+
 
 def units_of(groups: Sequence[Group], scores: Scores, round_to: int, least: int = 1) -> Units:
     """All that may be removed, lowest scores first.

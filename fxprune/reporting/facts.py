@@ -65,7 +65,8 @@ class GroupFacts:
         repeats: how many indices one channel takes in the dimension where it takes the most.
         flops: of the layers that compute them; a layer that computes several groups divides its FLOPs among them.
         parameters: likewise.
-        last_resort: why the group is pruned only where the budget cannot be met without it; empty for most.
+        last_resort: why the group is pruned only where the budget cannot be met without it, or more than 2 % of it stay
+            unused; empty for most.
     """
 
     name: str

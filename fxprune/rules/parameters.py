@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 
 import torch
 from torch import nn
@@ -19,9 +19,13 @@ class Parameters:
     Args:
         module: the traced model.
         ids: where new ids come from.
+        written: as the attribute, of an earlier call of the model.
+
+    Attributes:
+        written: the names of what the model writes into: in which dimensions removed channels are zero after that.
     """
 
-    def __init__(self, module: nn.Module, ids: IdTable) -> None:
+    def __init__(self, module: nn.Module, ids: IdTable, written: Mapping[str, tuple[bool, ...]] | None = None) -> None:
         self._ids = ids
         self._tensors: dict[str, torch.Tensor] = {}
         self._canonical: dict[str, str] = {}
@@ -32,7 +36,7 @@ class Parameters:
                 self._canonical[name] = first.setdefault(id(tensor), name)
         self._dims: dict[str, list[Dim]] = {}
         self._whole: set[tuple[str, int]] = set()
-        self._zero: dict[str, tuple[bool, ...]] = {}
+        self.written = dict(written or {})
 
     def __contains__(self, name: str) -> bool:
         return name in self._tensors
@@ -64,12 +68,12 @@ class Parameters:
             if (name, d) in self._whole:
                 self._ids.freeze(known[d], f"{name} is needed whole in dimension {d}")
         # The original has no such parameter as a constant of the tracer, so zero-masking leaves it as it is.
-        zero = self._zero.get(name, (not is_constant(name),) * len(known))
+        zero = self.written.get(name, (not is_constant(name),) * len(known))
         return Labels(tuple(known), zero)
 
     def write(self, name: str, zero: tuple[bool, ...]) -> None:
         """The model writes into a buffer: from here on removed channels are zero only in the dimensions `zero` says."""
-        self._zero[self._canonical[name]] = zero
+        self.written[self._canonical[name]] = zero
 
     def of_buffers(self) -> Iterator[Ids]:
         """The labelled dimensions of buffers and constants."""

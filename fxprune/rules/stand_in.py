@@ -65,7 +65,7 @@ def _made_of(x: fx.Node, d: int, labels_of: Mapping[str, LabelTree]) -> _Made | 
         labels_of: what the values of nodes carry.
 
     Returns:
-        None if `x` is not computed from such tensors by element-wise ops alone.
+        None if `x` is not computed from such tensors by ops alone that do to each channel what they do to the others.
     """
     found: _Made = []
     seen: set[fx.Node] = set()
@@ -77,7 +77,7 @@ def _made_of(x: fx.Node, d: int, labels_of: Mapping[str, LabelTree]) -> _Made | 
             return None
         if labels.zero[d]:
             found.append((user, node, d % len(labels.dims)))
-        elif not _is_elementwise(node):
+        elif not (_is_elementwise(node) or _reduces_positions(node, labels, labels_of)):
             return None
         elif node not in seen:
             seen.add(node)
@@ -90,6 +90,16 @@ def _is_elementwise(node: fx.Node) -> bool:
     module = node.graph.owning_module.get_submodule(str(node.target)) if node.op == "call_module" else None  # type: ignore[union-attr]
     random = "random" in node.meta or (module is not None and Trait.RANDOM in traits(node, module))
     return find_rule(node, module) in (activation, elementwise, unchanged) and not random
+
+
+def _reduces_positions(node: fx.Node, out: Labels, labels_of: Mapping[str, LabelTree]) -> bool:
+    """Whether a node is a reduction along dimensions without channels, which stay with one entry."""
+    whole = labels_of[node.all_input_nodes[0].name] if Trait.REDUCTION in traits(node) else None
+    return (
+        isinstance(whole, Labels)
+        and len(whole.dims) == len(out.dims)
+        and all(a is b or (isinstance(a, int) and b == 1) for a, b in zip(whole.dims, out.dims, strict=True))
+    )
 
 
 def _per_channel(x: fx.Node, d: int, labels_of: Mapping[str, LabelTree]) -> Iterator[fx.Node]:

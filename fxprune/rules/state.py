@@ -68,7 +68,11 @@ class State:
 
     @staticmethod
     def of(
-        traced: fx.GraphModule, modules: dict[str, nn.Module], splits: Splits, sizes: OtherSizes | None = None
+        traced: fx.GraphModule,
+        modules: dict[str, nn.Module],
+        splits: Splits,
+        sizes: OtherSizes | None = None,
+        written: Mapping[str, tuple[bool, ...]] | None = None,
     ) -> State:
         """The state before the first node.
 
@@ -77,11 +81,13 @@ class State:
             modules: its modules, by path.
             splits: the choices to avoid.
             sizes: those that an earlier analysis of this model has found.
+            written: what that has found of the tensors that the model writes into, as in `Parameters`.
         """
         sizes = sizes or OtherSizes(traced.graph, modules)
         ids = IdTable()
         nodes = {node.name: node for node in traced.graph.nodes}
-        return State(ids, Parameters(traced, ids), nodes, alias_roots(traced.graph, modules), splits, sizes)
+        parameters = Parameters(traced, ids, written)
+        return State(ids, parameters, nodes, alias_roots(traced.graph, modules), splits, sizes)
 
     def add_contraction(self, node: fx.Node, argument: fx.Node, d: int) -> None:
         """The channels in dimension `d` of an argument are summed over at a node."""

@@ -18,6 +18,7 @@ from torch import nn
 
 from fxprune.running import trees
 from fxprune.tracing.sizes import StaleSize, TracedNumber
+from fxprune.tracing.tables import has_size
 
 __all__ = ["Key", "forget", "forget_keys", "keys_to_keep"]
 
@@ -56,14 +57,8 @@ def keys_to_keep(model: nn.Module, forgotten: dict[Key, Any]) -> set[Key]:
 
 def _may_be_key(value: Any) -> bool:
     if isinstance(value, dict):
-        return bool(value) and all(map(_has_size, value))
-    return _has_size(value) and (not isinstance(value, list) or all(map(_has_size, value)))
-
-
-def _has_size(value: Any) -> bool:
-    if isinstance(value, (tuple, list)):
-        return any(map(_has_size, value))
-    return type(value) is int and value > 0
+        return bool(value) and all(map(has_size, value))
+    return has_size(value) and (not isinstance(value, list) or all(map(has_size, value)))
 
 
 def _stale(value: Any) -> Any:

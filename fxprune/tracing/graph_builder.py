@@ -5,6 +5,7 @@ The node of a tensor is found by the tensor's identity.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from enum import IntEnum
 from typing import Any
@@ -92,6 +93,9 @@ class GraphBuilder:
         origin: Origin,
     ) -> fx.Node:  # fmt: skip
         """A node of the module call in progress; its value has tensors on the meta device."""
+        if target is operator.pow and isinstance(args[0], (int, float)) and args[0] < 0:
+            # torch.fx, and torch.compile with it, would write `-1 ** x`, which is -(1 ** x).
+            target = torch.pow if isinstance(value, Tensor) else pow
         node = self.graph.create_node(op, target, args, kwargs)
         self.calls[node] = self.scopes.current
         node.meta["value"] = value

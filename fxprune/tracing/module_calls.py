@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.utils.spectral_norm import SpectralNorm
 
 from fxprune.running.eager import run_forward, runs_modules
@@ -15,6 +15,7 @@ from fxprune.tracing.graph_builder import Origin
 from fxprune.tracing.leaf_settings import LeafSettings
 from fxprune.tracing.library_modules import has_forward_hooks, may_follow_mode
 from fxprune.tracing.meta_results import leaf_key
+from fxprune.tracing.own_gradients import has_gradients_of_autograd
 from fxprune.tracing.recorder import Recorder
 from fxprune.tracing.traced_module import ApplyFunction, ByMode, DivideBySpectralNorm
 
@@ -36,6 +37,7 @@ class ModuleCalls:
         self._settings = LeafSettings(recorder.builder.root)
         # The paths of the modules that the graph has in addition, by what they were made for.
         self._added: dict[Any, str] = {}
+        self._as_autograd: dict[Any, bool] = {}
         self.may_follow_mode: set[str] = set()
 
     def call(self, module: nn.Module, call: Callable[..., Any], args: Any, kwargs: Any) -> Any:
@@ -89,16 +91,26 @@ class ModuleCalls:
     def apply(self, function: type[torch.autograd.Function], call: Callable[..., Any], args: Any) -> Any:
         """Record `function.apply(*args)`."""
         if runs_modules(args):
+            self._recorder.builder.remarks.append(
+                f"`{function.__name__}` in {self._recorder.scopes.described} runs modules: the graph has what it "
+                "computes, and their gradients are those of autograd, not of its own `backward`."
+            )
+            return self._inline(function, args)
+        if self._is_as_autograd(function, args):
             return self._inline(function, args)
         path = self._added_path(function, f"_{function.__name__.lower()}", lambda: ApplyFunction(function))
         return self._record(path, call, args, {})
 
+    def _is_as_autograd(self, function: type[torch.autograd.Function], args: Any) -> bool:
+        """As `has_gradients_of_autograd`, which is asked once for arguments of the same sizes."""
+        key = function, tuple(arg.shape if isinstance(arg, Tensor) else repr(arg) for arg in args)
+        if key not in self._as_autograd:
+            with self._recorder.switch.paused():
+                self._as_autograd[key] = has_gradients_of_autograd(function, args)
+        return self._as_autograd[key]
+
     def _inline(self, function: type[torch.autograd.Function], args: Any) -> Any:
         """Record what `function.forward` does; autograd, which `forward` turns off and detaches from, will see it."""
-        self._recorder.builder.remarks.append(
-            f"`{function.__name__}` in {self._recorder.scopes.described} runs modules: the graph has what it computes, "
-            "and their gradients are those of autograd, not of its own `backward`."
-        )
         with self._recorder.regions.inlining():
             return run_forward(function, args)
 

@@ -27,6 +27,7 @@ from fxprune.tracing.facts import asking_for_grad_mode
 from fxprune.tracing.module_calls import ModuleCalls
 from fxprune.tracing.number_functions import BUILTINS, MATH_FUNCTIONS, NUMPY_FUNCTIONS, TIED_ARRAY, Size, index
 from fxprune.tracing.recorder import Recorder
+from fxprune.tracing.tables import without_tables
 
 __all__ = ["packages_of", "patched", "uncached"]
 
@@ -83,13 +84,15 @@ def _modules_of(packages: set[str]) -> list[ModuleType]:
 
 
 @contextmanager
-def uncached(packages: set[str]) -> Iterator[None]:
-    """Inside, functions with a cache (`functools.lru_cache`) in these packages run without it.
+def uncached(packages: set[str], *, emptied: bool = True) -> Iterator[None]:
+    """Inside, functions with a cache (`functools.lru_cache`) in these packages run without it, and tables are empty.
 
     Otherwise they would keep tensors on the meta device, or in another precision, which the model cannot use later.
     """
     with ExitStack() as stack:
-        for module in _modules_of(packages):
+        modules = _modules_of(packages)
+        stack.enter_context(without_tables(modules, emptied=emptied))
+        for module in modules:
             for owner, name, cached, function in _cached_functions(module):
                 stack.callback(setattr, owner, name, cached)
                 setattr(owner, name, function)
@@ -134,7 +137,9 @@ def _cached_in_closure(function: FunctionType, seen: set[FunctionType]) -> Itera
 
 
 @contextmanager
-def patched(recorder: Recorder, modules: ModuleCalls, *, own_types: bool = False) -> Iterator[set[ModeRead]]:
+def patched(
+    recorder: Recorder, modules: ModuleCalls, *, own_types: bool = False, emptied: bool = True
+) -> Iterator[set[ModeRead]]:
     """Inside, all that the recorded model does in this thread is recorded.
 
     Args:
@@ -142,6 +147,7 @@ def patched(recorder: Recorder, modules: ModuleCalls, *, own_types: bool = False
         modules: records calls of modules.
         own_types: leave `int` and `float` in the model's files as they are, and let arrays of numpy have plain numbers.
             Where these turn a size into one, the graph is tied to that size.
+        emptied: whether tables that the model's files keep are empty.
 
     Yields:
         The reads and writes of `training`, so far.
@@ -194,7 +200,7 @@ def patched(recorder: Recorder, modules: ModuleCalls, *, own_types: bool = False
                 stack.callback(delattr, owner, name)
             setattr(owner, name, value)
 
-        stack.enter_context(uncached(packages))
+        stack.enter_context(uncached(packages, emptied=emptied))
         stack.enter_context(running_eagerly())
         for module in _modules_of(packages):
             for name, value in _patches(module).items():

@@ -45,9 +45,11 @@ class DataDependentError(FxpruneError):
 
     Attributes:
         module: the path of the module whose code did, or that made the tensor; known once the run has ended.
+        drawn: whether it depends on random numbers, and not on the input.
     """
 
     module: str = ""
+    drawn: bool = False
 
 
 class RealValues:
@@ -137,10 +139,13 @@ class RealValues:
                 return self.count(node)
             if func is Tensor.__bool__ and self._training:
                 return self._outcome(node)
+            drawn = all(each.op != "placeholder" for each in _before(node))
+            why = "is drawn at random" if drawn else "depends on the model's input"
             error = DataDependentError(
-                f"`{func.__name__}` asks for the value of a tensor that depends on the model's input"
+                f"`{func.__name__}` asks for the value of a tensor that {why}"
                 f" (node `{node.name}`, shape {tuple(tensor.shape)})"
             )
+            error.drawn = drawn
             if func is Tensor.item and tensor.is_floating_point():
                 item = self._builder.create_node("call_method", "item", (node,), {}, math.nan, origin)
                 self._builder.deferred.append(error.with_traceback(None))

@@ -94,7 +94,12 @@ def explained(model: nn.Module, path: str, shapes: Sequence[tuple[int, ...]], er
         way_out = f"`trace(..., leaves=({path!r},))` keeps that module whole."
     else:
         way_out = "Move it into a submodule, which `trace(..., leaves=...)` can keep whole."
-    if isinstance(error, DataDependentError):
+    if isinstance(error, DataDependentError) and error.drawn:
+        cure = (
+            "Random numbers decide there what the model does, in eval too. Draw them in training alone "
+            "(`if self.training`), or set the probability of what is skipped to 0."
+        )
+    elif isinstance(error, DataDependentError):
         cure = (
             "Control flow that depends on the values of the input cannot be part of a graph. "
             "`fxprune.prune_parts(model, flops, example_inputs=...)` prunes the parts of the model without it, as a "

@@ -103,6 +103,7 @@ class Runner:
         earlier_values: what an earlier trace has read of the model's values.
         exporting: whether the model's code sees that it is exported.
         own_types: whether `int` and `float` are Python's own in the model's files, and arrays have plain numbers.
+        keeps_tables: whether the tables that these files keep have entries: some are made before the model runs.
         other_answer: what is answered otherwise than it is, as in `Facts`.
         dtype: of the floating-point tensors, where it is not that of the model.
         device: what is told of the device of tensors, where it is not that of the input.
@@ -123,6 +124,7 @@ class Runner:
     earlier_values: Mapping[str, Any]
     exporting: bool = False
     own_types: bool = False
+    keeps_tables: bool = False
     other_answer: str | None = None
     dtype: torch.dtype | None = None
     device: torch.device | None = None
@@ -148,10 +150,13 @@ class Runner:
         try:
             return self._record_without_keys(leaves, kept)
         except FxpruneError as error:
-            if self.own_types or not is_refused_type(error.__cause__):
+            if not self.own_types and is_refused_type(error.__cause__):
+                self.own_types = True
+            elif not self.keeps_tables and isinstance(error.__cause__, KeyError):
+                self.keeps_tables = True
+            else:
                 raise
-            self.own_types = True
-            return self._record_without_keys(leaves, kept)
+            return self.record(leaves, kept)
 
     def record_training(self, leaves: Leaves, kept: set[str]) -> Recording:
         """Run the model in training; on two samples where one is too few.
@@ -248,7 +253,7 @@ class Runner:
         try:
             with (
                 preserve_rng_state(),
-                patched(recorder, modules, own_types=self.own_types) as reads,
+                patched(recorder, modules, own_types=self.own_types, emptied=not self.keeps_tables) as reads,
                 _exporting(self.exporting),
             ):
                 given = {

@@ -8,8 +8,9 @@ one that a table was made for.
 
 from __future__ import annotations
 
+import functools
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
@@ -65,19 +66,38 @@ def right_for_all_sizes(runner: Runner, recorded: Recording, leaves: Leaves) -> 
     named = {guard.named for guard in recorded.sizes.guards if guard.place in unfound}
     calls = [(call, frozenset[Place]()) for call in _calls(runner, others=places > unfound)]
     calls += [(call, there) for call in _calls_of(runner, named) if (there := _finds(runner, call, leaves, unfound))]
-    trials = []
+    trials = _Trials(_run_trials(runner, calls))
+    finds = frozenset[Place]().union(*(trial.finds_it for trial in trials)) if unfound else frozenset[Place]()
+    places -= unfound - finds
+    flops = functools.cache(lambda: count_flops(runner.model, runner.kwargs or runner.args))
+    found: frozenset[Place] = frozenset()
+    for tried in dict.fromkeys((frozenset(places), *(frozenset({place}) for place in sorted(places)))):
+        other = replace(runner, otherwise=found | tried)
+        if not tried <= found and _gives(trials, other, tried & finds, leaves, flops):
+            found |= tried
+    return found
+
+
+class _Trials:
+    """Trials that are run when they are needed, once."""
+
+    def __init__(self, waiting: Iterator[_Trial]) -> None:
+        self._waiting, self._done = waiting, list[_Trial]()
+
+    def __iter__(self) -> Iterator[_Trial]:
+        yield from self._done
+        for trial in self._waiting:
+            self._done.append(trial)
+            yield trial
+
+
+def _run_trials(runner: Runner, calls: Sequence[tuple[Call, frozenset[Place]]]) -> Iterator[_Trial]:
     for training in (False, True):
         for call, finds_it in calls:
             # A graph that is traced again may refuse it.
             with suppress(FxpruneError):
                 if (outputs := outputs_of(runner, runner.model, call, training)) is not None:
-                    trials.append(_Trial(call, training, outputs, finds_it))
-    places -= unfound.difference(*(trial.finds_it for trial in trials))
-    found: frozenset[Place] = frozenset()
-    for tried in dict.fromkeys((frozenset(places), *(frozenset({place}) for place in sorted(places)))):
-        if not tried <= found and _gives(trials, replace(runner, otherwise=found | tried), tried, leaves):
-            found |= tried
-    return found
+                    yield _Trial(call, training, outputs, finds_it)
 
 
 def _calls(runner: Runner, *, others: bool) -> Iterator[Call]:
@@ -142,12 +162,21 @@ def _finds(runner: Runner, call: Call, leaves: Leaves, unfound: frozenset[Place]
     return frozenset(guard.place for guard in asked if guard.place and guard.finds_size) - missed
 
 
-def _gives(trials: list[_Trial], runner: Runner, tried: frozenset[Place], leaves: Leaves) -> bool:
-    """Whether the graphs with the other branches, those of `tried` being new, give these outputs for no more FLOPs."""
+def _gives(
+    trials: Iterable[_Trial], runner: Runner, unseen: frozenset[Place], leaves: Leaves, flops: Callable[[], int]
+) -> bool:
+    """Whether the graphs with the other branches give these outputs for no more FLOPs.
+
+    Args:
+        trials: the calls of the model.
+        runner: of the model, with the other branches.
+        unseen: those that have to be seen at the size that the code names: what the graph does not take there shows
+            nothing.
+        leaves: modules that the user wants whole.
+        flops: of the model.
+    """
     graphs: dict[bool, nn.Module] = {}
     known = False
-    # Those that have to be seen at the size that the code names: what the graph does not take there shows nothing.
-    unseen = tried & frozenset[Place]().union(*(trial.finds_it for trial in trials))
     for trial in trials:
         training = trial.training
         try:
@@ -164,13 +193,15 @@ def _gives(trials: list[_Trial], runner: Runner, tried: frozenset[Place], leaves
             continue
         if got is None or not are_same(trial.outputs, got):
             return False
+        # That takes less time than the other trials.
+        if not known and not _costs_no_more(graphs[training], runner, flops):
+            return False
         known, unseen = True, unseen - trial.finds_it
-    return known and not unseen and _costs_no_more(graphs[False], runner)
+    return known and not unseen
 
 
-def _costs_no_more(graph: nn.Module, runner: Runner) -> bool:
+def _costs_no_more(graph: nn.Module, runner: Runner, flops: Callable[[], int]) -> bool:
     """Whether a graph has the FLOPs of the model; to interpolate to the same size costs some."""
-    example = runner.kwargs or runner.args
     with suppress(FxpruneError):
-        return count_flops(graph, example) <= count_flops(runner.model, example)
+        return count_flops(graph, runner.kwargs or runner.args) <= flops()
     return False

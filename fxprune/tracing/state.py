@@ -12,11 +12,12 @@ from collections.abc import Sequence
 from collections.abc import Set as AbstractSet
 from typing import Any
 
+import torch
 from torch import Tensor, fx, nn
 
 from fxprune.running import trees
 from fxprune.tracing.fixed_sizes import all_fixed, fixed_sizes
-from fxprune.tracing.graph_builder import Origin, computed_from, reads_layout
+from fxprune.tracing.graph_builder import GraphBuilder, Origin, computed_from, reads_layout
 from fxprune.tracing.recorder import Recorder
 from fxprune.tracing.spelling import first_few
 
@@ -87,6 +88,8 @@ def write_state(
         is_state, shown = name in read | read_elsewhere, last in owner._buffers
         if fits and (is_state or (shown and _has_fixed_size(recorder, new))):
             with recorder.scopes.within((path, 0)):
+                if name in read:
+                    _read_a_copy(recorder.builder, old)
                 recorder.builder.stored[recorder.builder.node_of(new)] = recorder.builder.node_of(old)
                 recorder.call(Tensor.copy_, (old, new), {})
         elif fits and not shown:
@@ -106,6 +109,26 @@ def write_state(
                 "traced or pruned."
             )
     return read, frozenset(left)
+
+
+def _read_a_copy(builder: GraphBuilder, old: Tensor) -> None:
+    """Let what is computed from a tensor that is written into at the end read a copy, which autograd may keep."""
+    graph, node = builder.graph, builder.node_of(old)
+    while isinstance(first := next(iter(node.args), None), fx.Node) and first.name in node.meta.get("mutates", ()):
+        node = first
+    if node.op != "get_attr":
+        return
+    start = next(each for each in graph.nodes if each.op != "placeholder")
+    if node is not start:
+        start.prepend(node)
+    with graph.inserting_after(node):
+        value = node.meta["value"].detach()
+        copied = builder.create_node("call_function", torch.clone, (node,), {}, value, builder.origin[node])
+    node.replace_all_uses_with(copied, delete_user_cb=lambda user: user is not copied)
+    for user in graph.nodes:
+        if "mutates" in user.meta:
+            user.meta["mutates"] = tuple(copied.name if name == node.name else name for name in user.meta["mutates"])
+    builder.bind(old, node)
 
 
 def _is_other_in_each_call(recorder: Recorder, tensor: Tensor, before: fx.Node | None) -> bool:

@@ -16,6 +16,7 @@ from torch import Tensor, fx, nn
 from torch.nn.utils.rnn import PackedSequence
 from torch.nn.utils.spectral_norm import SpectralNorm
 
+from fxprune.running.copies import copy_module
 from fxprune.running.deepcopy import deepcopy
 from fxprune.running.mode_blocks import with_mode_blocks
 from fxprune.running.regions import has_region_blocks, with_region_blocks
@@ -169,6 +170,15 @@ class TracedModule(fx.GraphModule):
         traced.__dict__.update(deepcopy(self._attributes(), memo))
         traced.graph = _load_graph(_dump_graph(self.graph))
         return traced
+
+    def copy_with_same_graph(self) -> TracedModule:
+        """A copy of its own tensors and parts, with the graph and the code of this one, which must not change."""
+        copied: TracedModule = object.__new__(type(self))
+        memo: dict[int, Any] = {id(self): copied}
+        parts = {name: None if part is None else copy_module(part, memo) for name, part in self._modules.items()}
+        tensors = {name: deepcopy(vars(self)[name], memo) for name in ("_parameters", "_buffers")}
+        vars(copied).update({**vars(self), **tensors, "_modules": parts})
+        return copied
 
     def __reduce__(self) -> tuple[Callable[..., TracedModule], tuple[Any, ...]]:
         return _rebuild, (type(self).__name__, self._attributes(), _dump_graph(self.graph))

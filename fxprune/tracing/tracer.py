@@ -264,7 +264,11 @@ def _record_in_eval(runner: Runner, leaves: Leaves, kept: set[str], remarks: lis
             if not path or path in kept or part_of(runner.model, path) >= 0.5:
                 raise first from first.__cause__
             kept.add(path)
-            remarks.append(f"{_STAYS_WHOLE}: the code of `{path}` follows the values of the input, which no graph can.")
+            remarks.append(
+                f"{_STAYS_WHOLE}: the code of `{path}` follows the values of the input, which no graph can. What it "
+                "gives may have another size for other values: the FLOPs of that part and of what follows are an "
+                "estimate."
+            )
 
 
 def _record_as_it_is_or_exported(runner: Runner, leaves: Leaves, kept: set[str], remarks: list[str]) -> Recording:

@@ -175,7 +175,7 @@ def _check_verify(spec: str, state: dict[str, Any], result: Result) -> None:
     error = float(fxprune.verify(state["model"], state["pruned"]))
     result["error"] = error
     if error > TOLERANCE:
-        noise = result["own_noise"] = _own_noise(state)
+        noise = result["own_noise"] = own_noise(state, state["inputs"])
         raise AssertionError(
             f"error {error:.3g} against the zero-masked original, which itself changes by {noise:.3g} "
             "where its inputs change by one part in 2^52"
@@ -192,12 +192,13 @@ def _check_blocks(spec: str, state: dict[str, Any], result: Result) -> None:
         _check_verify(spec, {**state, "pruned": pruned}, result)
 
 
-def _own_noise(state: dict[str, Any]) -> float:
+def own_noise(state: dict[str, Any], inputs: Any, *, training: bool = False) -> float:
     """The effect of rounding: how the masked original's outputs change with the last digit of its inputs."""
     masked = mask(copy.deepcopy(state["model"]).double(), fxprune.plan_of(state["pruned"]))
-    args, kwargs = call_arguments(state["inputs"])
+    args, kwargs = call_arguments(inputs)
     nudged = trees.map_tensors(lambda x: x.double() * (1 + 2**-52) if x.is_floating_point() else x, (args, kwargs))
-    return largest_error(*(outputs_in_double(copy.deepcopy(masked), *given) for given in ((args, kwargs), nudged)))
+    runs = [outputs_in_double(copy.deepcopy(masked), *given, training=training) for given in ((args, kwargs), nudged)]
+    return largest_error(*runs)
 
 
 def _check_backward(spec: str, state: dict[str, Any], result: Result) -> None:

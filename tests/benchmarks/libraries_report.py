@@ -35,16 +35,16 @@ table shows which libraries' code fxprune understands, not how accurate a pruned
 timm and torchvision.
 """
 MEANING = """\
-- *passed*: the model was traced; the result has 0.4975 to 0.5 of the FLOPs as fvcore counts them, and the plan
-  predicts the same counts; the outputs have the same shapes and equal the zero-masked original's within 1e-9 in
-  float64; the backward pass gives gradients if the original's does. The same holds for the inputs of the second table.
+- *passed*: the model was traced; the result has 0.4975 to 0.5 of the FLOPs as fvcore counts them, or as many as the
+  closest of all plans, which were counted (in a small model one channel is a large step), and the plan predicts the
+  same counts; the outputs have the same shapes and equal the zero-masked original's within 1e-9 in float64; the
+  backward pass gives gradients if the original's does. The same holds for the inputs of the second table.
 - *reached 60 to 90 %*: the same, but too many channels are frozen, so the model was pruned to 0.6, 0.7, 0.8 or 0.9 of
   the FLOPs instead.
 - *passed in part*: the same, but the result refuses, with an `FxpruneError` that says why, some of the inputs of the
   second table, or its training differs and `prune` warned of that.
 - *refused*: `fxprune.prune` raised an `FxpruneError`.
-- *failed*: anything else, with the reason below. A ratio slightly below 0.4975 meets the budget, but not as closely as
-  this check requires: in a small model one channel is a large step.
+- *failed*: anything else, with the reason below.
 - *own class*: how many of those that passed [`fxprune.restore_class`](elsewhere.md#keep-your-class) returns as an
   object of the model's own class, without any settings.
 """
@@ -54,7 +54,9 @@ ELSEWHERE_MEANING = """\
 For how many of the pruned models the result does what the zero-masked original does, of those whose original takes
 these inputs: twice the batch and a batch of one; larger images, longer texts, sounds or series; other padding; a
 training step (outputs in training mode, without dropout, and the backward pass), at twice the batch; compiled by
-`torch.compile`, then called with another size or batch; exported by `torch.export`.
+`torch.compile`, then called with another size or batch; exported by `torch.export`. Outputs that differ by more than
+1e-9 count as the same where those of the masked original itself differ by as much when its inputs change by one part in
+2^52, as after a batch normalisation over very few values.
 """
 
 
@@ -104,6 +106,9 @@ def _remarks(rows: Sequence[Row], listed: int) -> str:
         not _is_said(row, *item) for row in rows for item in row.get("elsewhere", {}).items() if "differs" in item[1]
     )
     not_run = sum(_kind(row) == NOT_RUN for row in rows)
+    by_values = [f"`{row['model']}`" for row in rows if row.get("sized_by_values")]
+    noisy = [f"`{row['model']}` ({row['noise']:.1e})" for row in rows if row.get("noise")]
+    closest = [f"`{row['model']}` ({row['ratio']:.4f})" for row in rows if row.get("no_closer")]
     today = dt.date.today().isoformat()
     sources = len({row["source"] for row in rows})
     return (
@@ -112,7 +117,10 @@ def _remarks(rows: Sequence[Row], listed: int) -> str:
         f"results than the original's at other\ninputs without a word: {silent}. Models without finite gradients in "
         f"eval mode, like their originals: {without}.\nModels that do not run themselves with these versions, or need "
         f"the network (not counted): {not_run}. Models on the list\nthat were not tried: {listed - len(rows)}. The "
-        f"rows come from {sources} versions of fxprune's source.\n"
+        f"rows come from {sources} versions of fxprune's source.\nModels below 0.4975 of which no plan is closer: "
+        f"{', '.join(closest) or 'none'}. Models compared up to their own rounding: {', '.join(noisy) or 'none'}.\n"
+        f"Models with outputs whose sizes depend on values, whose FLOPs are those of the plan: "
+        f"{', '.join(by_values) or 'none'}.\n"
     )
 
 

@@ -7,11 +7,15 @@ FxpruneError, "differs: ..." or "fails: ..."; what the original does not do itse
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
+import on_meta
 import torch
-from coverage import call
+from coverage import CHECKS as COVERAGE_CHECKS
+from coverage import call, own_noise
 from many import Result
 from torch import Tensor, nn
 
@@ -22,11 +26,68 @@ from fxprune.running.calls import call_arguments
 from fxprune.tracing.notes import trace_notes
 from fxprune.verification import TOLERANCE, largest_error
 
-__all__ = ["CHECKS", "SAME"]
+__all__ = ["CHECKS", "SAME", "most_flops"]
 
 SAME = "same"
 # More than rounding, whatever a model does with it in float32.
 _SINGLE = 1e-3
+# More than rounding, whatever a model does with it in float64.
+_MOST_NOISE = 1e-4
+# All plans of a model are counted where there are no more than these; they take seconds.
+_MOST_PLANS = 1_000_000
+
+
+def most_flops(graph: fxprune.ChannelGraph, target: int) -> int | None:
+    """The most FLOPs, up to a target, of all plans; None for too many plans, or channels of a group that differ."""
+    flops, whole = graph.flops, np.ones(graph.num_channels, dtype=bool)
+    widths = [len(group) for group in graph.groups]
+    if math.prod(widths) > _MOST_PLANS:
+        return None
+    saved = []
+    for group in graph.groups:
+        each = [flops.sizes(whole) - flops.sizes(whole & (np.arange(len(whole)) != k)) for k in group.channels]
+        if any((other != each[0]).any() for other in each):
+            return None
+        saved.append(each[0])
+    costs = [
+        (flops.coefficients * sizes[:, flops.products].prod(axis=2)).sum(axis=1)
+        for gone in np.array_split(np.indices(widths).reshape(len(widths), -1).T, math.prod(widths) // 5_000 + 1)
+        for sizes in [flops.sizes(whole) - gone @ np.stack(saved)]
+    ]
+    return max((int(cost[cost <= target].max(initial=-1)) for cost in costs), default=None)
+
+
+def _check_shape(spec: str, state: dict[str, Any], result: Result) -> None:
+    """As in `coverage.py`, or those of the masked original, where fxprune says that they depend on values."""
+    try:
+        COVERAGE_CHECKS["shape"](spec, state, result)
+    except AssertionError:
+        said = any("may have another size for other values" in note for note in trace_notes(state["pruned"]).remarks)
+        if not said or fxprune.verify(state["model"], state["pruned"]) > TOLERANCE:
+            raise
+        result["sized_by_values"] = True
+
+
+def _check_predicted(spec: str, state: dict[str, Any], result: Result) -> None:
+    """As in `coverage.py`, but for FLOPs that are an estimate."""
+    if not result.get("sized_by_values"):
+        COVERAGE_CHECKS["predicted"](spec, state, result)
+
+
+def _check_flops(spec: str, state: dict[str, Any], result: Result) -> None:
+    """As in `coverage.py`, or no other plan has more within the budget; estimates are compared as such."""
+    if result.get("sized_by_values"):
+        plan, budget = fxprune.plan_of(state["pruned"]), result.get("budget", 0.5)
+        result.update(flops_before=plan.flops_before, flops_after=plan.flops, ratio=plan.flops / plan.flops_before)
+        assert budget - on_meta.SLACK <= result["ratio"] <= budget, f"estimated FLOPs ratio {result['ratio']:.5f}"
+        return
+    try:
+        COVERAGE_CHECKS["flops"](spec, state, result)
+    except AssertionError:
+        before, after = result["flops_before"], result["flops_after"]
+        result["no_closer"] = most_flops(state["graph"], math.floor(result.get("budget", 0.5) * before)) == after
+        if not result["no_closer"]:
+            raise
 
 
 def _twice(inputs: Any) -> Any:
@@ -82,7 +143,12 @@ OTHERS: dict[str, Callable[[Any], Any]] = {
 }
 
 
-def _verdict(error: float) -> str:
+def _verified(state: dict[str, Any], inputs: Any, result: Result, *, training: bool = False) -> str:
+    """The verdict of `verify`: rounding is no difference where it changes the masked original's outputs as much."""
+    error = fxprune.verify(state["model"], state["pruned"], inputs, training=training)
+    if TOLERANCE < error <= _MOST_NOISE and error <= (noise := own_noise(state, inputs, training=training)):
+        result["noise"] = max(noise, result.get("noise", 0.0))
+        return SAME
     return SAME if error <= TOLERANCE else f"differs: {error:.3g}"
 
 
@@ -125,7 +191,7 @@ def _shapes(inputs: Any) -> list[torch.Size]:
 
 def _check_sizes(spec: str, state: dict[str, Any], result: Result) -> None:
     for name, inputs in other_inputs(state):
-        _say(result, name, lambda i=inputs: _verdict(fxprune.verify(state["model"], state["pruned"], i)))  # type: ignore[misc]
+        _say(result, name, lambda i=inputs: _verified(state, i, result))  # type: ignore[misc]
 
 
 def _check_training(spec: str, state: dict[str, Any], result: Result) -> None:
@@ -135,7 +201,7 @@ def _check_training(spec: str, state: dict[str, Any], result: Result) -> None:
     remarks = [note for note in trace_notes(state["pruned"]).remarks if "train" in note]
     result["training_remarks"] = remarks[:3]
 
-    _say(result, "training", lambda: _verdict(fxprune.verify(state["model"], state["pruned"], inputs, training=True)))
+    _say(result, "training", lambda: _verified(state, inputs, result, training=True))
 
     def step() -> str:
         net = copy.deepcopy(state["pruned"]).train()
@@ -196,6 +262,9 @@ def _check_elsewhere(spec: str, state: dict[str, Any], result: Result) -> None:
 
 
 CHECKS = {
+    "shape": _check_shape,
+    "flops": _check_flops,
+    "predicted": _check_predicted,
     "sizes": _check_sizes,
     "training": _check_training,
     "compile": _check_compile,

@@ -195,6 +195,20 @@ def test_last_resort_groups_are_whole_while_the_budget_can_be_met_without_them()
     assert "0.weight" in harsh.kept
 
 
+def test_last_resort_groups_are_cut_where_the_others_leave_much_of_the_budget() -> None:
+    block = net(
+        lambda self, x: x + self.down(self.norm(self.up(x)).relu()),
+        norm=nn.LayerNorm(16), up=nn.Linear(4, 16), down=nn.Linear(16, 4),
+    )  # fmt: skip
+    model = randomise(nn.Sequential(nn.Linear(4, 4), block, nn.Linear(4, 2)))
+    graph = fxprune.analyze(fxprune.trace(model, tokens().double()))
+    # With three of the four channels of the stream, 83.6 % of the FLOPs are left; with two, 67.2 %.
+    for flops, cut in ((0.84, False), (0.8, True)):
+        plan = fxprune.make_plan(graph, fxprune.scores(graph), flops=flops)
+        assert 0.98 * plan.flops_target <= plan.flops <= plan.flops_target
+        assert ("1.norm.weight" in plan.kept) == cut
+
+
 def test_a_budget_out_of_reach_says_what_is_the_lowest_and_what_is_frozen(graph: fxprune.ChannelGraph) -> None:
     scores = fxprune.scores(graph, "l2")
     with pytest.raises(UnreachableBudgetError) as caught:

@@ -45,7 +45,26 @@ def residual(inner: list[int], groups: int) -> nn.Module:
     return nn.Sequential(stem, *(Residual(32, width, groups) for width in inner), nn.Conv2d(32, 5, 1))
 
 
+class Normed(nn.Module):
+    """Its inner width has a norm over channels, and goes as a last resort."""
+
+    def __init__(self, width: int, inner: int) -> None:
+        super().__init__()
+        self.first, self.norm, self.second = (
+            nn.Conv2d(width, inner, 1),
+            nn.GroupNorm(1, inner),
+            nn.Conv2d(inner, width, 1),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        result: Tensor = x + self.second(self.norm(self.first(x)).relu())
+        return result
+
+
 NETS = {
+    "a coarse stream": lambda: nn.Sequential(
+        nn.Conv2d(3, 8, 1), *(Normed(8, n) for n in (7, 9, 7, 9)), nn.Conv2d(8, 5, 1)
+    ),
     "two groups": lambda: plain([16, 24, 32, 32, 48, 64], 2, 2),
     "three groups": lambda: plain([12, 24, 24, 36, 48, 48], 3),
     "residuals of two groups": lambda: residual([16, 32, 48, 64, 24], 2),

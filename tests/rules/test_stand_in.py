@@ -16,6 +16,26 @@ import fxprune
 
 NETS = {
     **{name: (make, image(), 8) for name, make in WRITTEN_OUT.items()},
+    "a variance of positions, then of channels": (
+        lambda: images(
+            lambda self, x: (
+                (y := x - x.mean((2, 3), keepdim=True).mean(1, keepdim=True))
+                / (y.square().mean((2, 3), keepdim=True).mean(1, keepdim=True) + 0.1).sqrt()
+            )
+        ),
+        image(),
+        8,
+    ),
+    "the largest of positions, then of channels": (
+        lambda: images(lambda self, x: x * x.cosh().amax((2, 3), keepdim=True).std(1, keepdim=True)),
+        image(),
+        8,
+    ),
+    "a mean of channels without their positions is frozen": (
+        lambda: images(lambda self, x: x * x.cosh().mean((2, 3)).mean(1, keepdim=True)[..., None, None]),
+        image(),
+        0,
+    ),
     "what is written into on the way is frozen": (
         lambda: images(lambda self, x: x * ((y := x - (u := x.mean(1, keepdim=True))), u.mul_(2), y.exp())[2].mean()),
         image(),

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import copy
 import pickle
+from typing import Any
 
 import pytest
 import torch
+from invariant import net
 from same_model import assert_same, make
 from torch import Tensor, nn
 from torch.nn import functional
@@ -46,6 +48,19 @@ def test_constants_add_no_keys_and_are_evaluated_where_the_code_asks_for_them() 
     traced = trace(model, torch.randn(2, 4))
     for twin in (traced, copy.deepcopy(traced), pickle.loads(pickle.dumps(copy.deepcopy(traced)))):
         assert_same(model, twin, torch.randn(3, 4))
+
+
+def test_a_power_of_a_negative_number_is_that_in_the_code_of_the_graph() -> None:
+    def forward(self: Any, x: Tensor) -> Tensor:
+        signs = (-1) ** torch.arange(4) + (-2.0) ** torch.arange(4.0) + (-1) ** x.shape[0]
+        return self.linear(x) * signs  # type: ignore[no-any-return]
+
+    model = net(forward, linear=nn.Linear(4, 4))
+    traced = trace(model, torch.randn(2, 4))
+    for batch in (2, 3):
+        x = torch.randn(batch, 4)
+        assert torch.equal(traced(x), model(x))
+    assert torch.equal(torch.compile(traced, backend="eager")(x), model(x))
 
 
 def test_every_node_has_its_value_on_the_meta_device_and_its_module() -> None:

@@ -51,6 +51,20 @@ class Branching(nn.Module):
         return self.a(-x)
 
 
+class Skipping(Branching):
+    def forward(self, x: Tensor) -> Tensor:
+        return x if torch.zeros(2).uniform_().lt(0.1).all() else self.a(x)
+
+
+def test_random_numbers_that_decide_in_eval_are_told_apart_from_the_input() -> None:
+    model = nn.Sequential(nn.Linear(4, 8), Skipping())
+    assert_refused(
+        model,
+        lambda: fxprune.prune(model, 0.5, example_inputs=tokens()),
+        r"`__bool__` asks for the value of a tensor that is drawn at random.*in eval too.*`if self\.training`",
+    )
+
+
 def test_control_flow_on_values_tells_module_line_and_way_out() -> None:
     model = nn.Sequential(nn.Linear(4, 4), Branching())
     assert_refused(

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 import fxprune
 from fxprune import FxpruneError
+from fxprune.tracing import size_branches
 from fxprune.tracing.notes import trace_notes
 from fxprune.tracing.tracer import trace_knowing
 from fxprune.verification import TOLERANCE
@@ -177,7 +178,7 @@ def test_what_is_padded_or_cut_is_padded_by_less_than_nothing(forward: Any, righ
             pruned(image(size=7).double())
 
 
-def test_what_costs_more_is_not_taken_in_place_of_the_branch_for_one_size() -> None:
+def test_what_costs_more_is_not_taken_in_place_of_the_branch_for_one_size(monkeypatch: pytest.MonkeyPatch) -> None:
     def forward(self: Any, x: Tensor) -> Tensor:
         y = self.a(x)
         fine = self.c(x[:, :, :6, :6])
@@ -186,7 +187,11 @@ def test_what_costs_more_is_not_taken_in_place_of_the_branch_for_one_size() -> N
         return self.b(y + fine)  # type: ignore[no-any-return]
 
     model, x = model_of(forward, c=nn.Conv2d(3, 8, 1)), image().double()
+    ran, outputs = [], size_branches.outputs_of
+    monkeypatch.setattr(size_branches, "outputs_of", lambda *args: (ran.append(args), outputs(*args))[1])
     pruned = fxprune.prune(model, 0.6, example_inputs=x, compensate=False)
+    # The original and the graph with the other branch, on the example alone.
+    assert len(ran) == 2
     assert fxprune.plan_of(pruned).flops_before == fxprune.count_flops(model, x)
     assert fxprune.verify(model, pruned) <= TOLERANCE
     with pytest.raises(FxpruneError, match=r"c\.size\(.\) == a\.size"):

@@ -161,6 +161,43 @@ def test_a_buffer_of_fixed_size_is_written_although_nothing_is_computed_from_it(
         assert bool(pruned.loss) == training
 
 
+def _masked_steps(self: Any, x: Tensor) -> Tensor:
+    x, self.state = self.a(x), self.state.to(x.device)
+    for _ in range(3):
+        x = torch.tanh(x * self.state)
+    return self.b(x)
+
+
+def _scaled_steps(self: Any, x: Tensor) -> Tensor:
+    x = self.a(x)
+    y = torch.zeros_like(x[:, 0])
+    for i in range(x.shape[1]):
+        y = torch.tanh(y + x[:, i] * self.state)
+    self.state = self.state * 0.5 + y.detach().mean(0)
+    return self.b(y)
+
+
+def _changed_before(self: Any, x: Tensor) -> Tensor:
+    x = self.a(x) * self.state.mul_(0.5)
+    self.state = self.state + x.detach().mean((0, 1))
+    return self.b(x)
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("forward", [_masked_steps, _scaled_steps, _changed_before])
+def test_what_autograd_keeps_of_state_is_not_what_the_graph_writes(
+    forward: Callable[..., Tensor], training: bool
+) -> None:
+    model = net(forward, a=nn.Linear(4, 8), b=nn.Linear(8, 2), state=torch.rand(8) + 0.5).double().train(training)
+    traced, x = trace(model, torch.randn(2, 5, 4).double()).train(training), torch.randn(3, 5, 4).double()
+    gradients = []
+    for each in (model, traced):
+        (each(x).square().sum() + each(2 * x).square().sum()).backward()
+        gradients.append([parameter.grad for parameter in each.parameters()])
+    torch.testing.assert_close(gradients[1], gradients[0])
+    assert torch.equal(traced.get_buffer("state"), model.state)
+
+
 def test_a_count_that_python_compares_unasked_is_warned_of() -> None:
     class Counting(nn.Linear):
         steps, rate = 0, 0.0

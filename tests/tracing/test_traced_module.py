@@ -27,6 +27,18 @@ def test_copies_and_pickles_are_complete(name: str) -> None:
         assert not set(map(id, twin.parameters())) & set(map(id, traced.parameters()))
 
 
+def test_a_copy_with_the_same_graph_has_tensors_of_its_own() -> None:
+    model, x = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)).eval(), torch.randn(2, 3, 5, 5)
+    traced = trace(model, x)
+    twin, before = traced.copy_with_same_graph(), copy.deepcopy(traced.state_dict())
+    assert twin.graph is traced.graph
+    assert_same(model, copy.deepcopy(twin), x)
+    twin.double().train()(x.double())
+    for name, tensor in traced.state_dict().items():
+        assert torch.equal(tensor, before[name])
+    assert not traced.get_submodule("1").training
+
+
 def test_a_graph_with_packed_sequences_is_pickled() -> None:
     class Packing(nn.Module):
         def __init__(self) -> None:
