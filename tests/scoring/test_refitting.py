@@ -87,7 +87,7 @@ def test_a_layer_without_channels_gives_what_the_cut_and_refitted_layer_would() 
         module = graph.module.get_submodule(change.contraction.weight.removesuffix(".weight"))
         expected = graph.module(data)
         with torch.no_grad():
-            got = _ChangedModel(graph.module, {local.node: change}).outputs(Batch((data,), {}))
+            got = _ChangedModel(graph.module, {local.node: change}).run(data)
             before, module.weight.data = module.weight.data, change.weight
             bias, module.bias.data = module.bias.data, module.bias.data + change.added
             torch.testing.assert_close(got, graph.module(data))
