@@ -90,7 +90,7 @@ def prune(
             to compensate on, else "relevance".
         compensate: whether to fit the remaining weights to the original's outputs (`fxprune.compensate`). False gives
             slices of the original's weights, and is fast.
-        samples: how many samples scoring and compensation use, the first of `data`.
+        samples: how many samples scoring and compensation use, the first of `data`, or at most so many photographs.
         ignore: names or glob patterns of modules to leave whole.
         round_to: the widths that change become multiples of this; "auto" for multiples that the device computes
             without waste, see `fxprune.make_plan`.

@@ -7,6 +7,7 @@ For other models with BatchNorms, that is done with noise.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 import torch
@@ -23,18 +24,17 @@ from fxprune.tracing.notes import call_of
 
 __all__ = ["MadeSamples", "can_make_samples", "make_samples"]
 
-# The number of samples is such that a pass over all takes these FLOPs, within limits: chosen by the rows "no data" of
-# tests/benchmarks/photographs.py. The other numbers are not tuned.
+# The number of photographs is such that a pass over all takes these FLOPs, within limits. Not tuned.
 _FLOPS_PER_PASS = 1e12
 _FEWEST = 16
-# The same where samples are fitted to statistics, for each of 60 steps, and the FLOPs of one sample from which that
-# takes minutes.
+# The same where samples are fitted to statistics, for each step, and the FLOPs of one sample above which that takes
+# minutes. Not tuned.
 _FLOPS_PER_STEP = 1.8e10
 _FEWEST_FITTED, _MOST_FITTED, _MOST_FLOPS = 8, 256, 2e10
 # Photographs with a larger mismatch are fitted to the statistics. That of other ImageNet photographs is 0.06 for
 # EfficientNet-Lite0, that of photographs 0.26 and more for nets trained on Fashion-MNIST.
 _ALIKE = 0.15
-# Images with a shorter side show nothing.
+# Images with a side shorter than this show nothing.
 _SMALLEST_SIDE = 16
 
 
@@ -152,14 +152,15 @@ def _photographs(example: Tensor, count: int, scale: Scale, seed: int, more: str
 def _scale(module: fx.GraphModule, example: Tensor, seed: int, known: bool) -> tuple[Scale, float]:
     """The scale of pixel values that the model was trained on, as far as can be told, and the mismatch of statistics.
 
-    Of the model's `pretrained_cfg` and the usual scales, BatchNorm statistics tell which. Without these it is the
-    first, or that of the example, if this is not plain noise or zero.
+    BatchNorm statistics tell which of the scales it is, that of the model's `pretrained_cfg` among them. Without these
+    it is that one; without it, that of an example without negative values, or else that of ImageNet.
     """
     scales = [*_configured(module), *SCALES]
     if known:
         pixels = crops(_FEWEST, example.shape[1], example.shape[2:], seed)
-        found = [(mismatch(module, scale(pixels).to(example)), place) for place, scale in enumerate(scales)]
-        off, place = min((off, place) for off, place in found)
+        found = [mismatch(module, scale(pixels).to(example)) for scale in scales]
+        # Not a number is worse than any.
+        off, place = min((math.inf if math.isnan(off) else off, place) for place, off in enumerate(found))
         return scales[place], off
     low, high = float(example.min()), float(example.max())
     if len(scales) == len(SCALES) and 0 <= low < high:

@@ -183,16 +183,17 @@ def main() -> None:
     graph = fxprune.analyze(fxprune.trace(model, judged[:1]))
     for source in given.sources.split(","):
         began = time.perf_counter()
-        scoring = judged if source == SCORES_SEE else calibration
+        scoring, origin = judged if source == SCORES_SEE else calibration, ""
         fitting = judged if source == COMPENSATION_SEES else calibration
         if source == NO_DATA:
             made = make_samples(graph)
             assert made is not None
-            (scoring,) = (fitting,) = made.batch.args
+            (scoring,) = made.batch.args
+            fitting, origin = scoring, made.origin
             print(f"made {made.origin} in {time.perf_counter() - began:.0f} s")
         budgets = [float(budget) for budget in given.budgets.split(",")]
         for row in measure(graph, source, scoring, fitting, judged, given.methods.split(","), budgets):
-            append_row(given.output, row)
+            append_row(given.output, row | {"origin": origin})
             figures = f"cut {row['cut']:.3f}  compensated {row['compensated']:.3f}"
             print(f"{source:12} {row['method']:12} {row['budget']:4.2f}  {figures}", flush=True)
 

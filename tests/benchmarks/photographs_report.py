@@ -28,13 +28,16 @@ def write_report(rows: Sequence[Row], out: Path) -> None:
 def _page(rows: list[Row], bounds: list[Row]) -> str:
     budgets = sorted({row["budget"] for row in rows}, reverse=True)
     samples = {row["source"]: row["samples"] for row in rows}
+    # Rows from before photographs were the default do not say it.
+    before = "inputs made from the BatchNorm statistics, as fxprune did before it took photographs in scikit-image"
+    origin = next((row.get("origin") or before for row in rows if row["source"] == NO_DATA), "not measured")
     sources = ", ".join(f"{count} of *{source}*" for source, count in samples.items())
     head = (
         "# Photographs\n\n"
         "EfficientNet-Lite0 with its ImageNet weights, pruned and not trained afterwards. The table shows how often it "
         f"predicts the same class as the original, on {rows[0]['judged']} crops of photographs of scenes that were "
-        f"used neither for scores nor for compensation. Samples for scores and compensation: {sources}; for *no "
-        "data* fxprune takes photographs in scikit-image. Each cell has the agreement before and after compensation. "
+        f"used neither for scores nor for compensation. Samples for scores and compensation: {sources}; those of "
+        f"*no data*: {origin}. Each cell has the agreement before and after compensation. "
         "One run each; made by `python tests/benchmarks/photographs.py`.\n\n"
         f"For comparison, the original agrees with itself on {rows[-1]['mirrored']:.2f} of these crops after "
         f"mirroring, and on {rows[-1]['moved']:.2f} after a shift by four pixels.\n"

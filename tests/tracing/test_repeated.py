@@ -51,7 +51,7 @@ _SAME_AT_ALL_SIZES = ("one", "arguments", "filled")
 
 
 @pytest.mark.parametrize("name", _USES)
-def test_what_asks_for_its_entries_ties_the_graph_to_the_size_unless_it_says_the_same_at_others(name: str) -> None:
+def test_a_use_of_its_entries_ties_the_graph_to_the_size_unless_all_sizes_give_the_same(name: str) -> None:
     def forward(self: Any, x: Tensor) -> Tensor:
         return self.a(x) * _USES[name]([2] * x.shape[0], x)  # type: ignore[no-any-return]
 
