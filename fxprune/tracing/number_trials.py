@@ -5,7 +5,8 @@ sizes as plain numbers, and the graph would be good for these only. So the model
 makes the same calls there, and each number that differs is the same product of sizes in all of them, the graph computes
 it. Where it makes other calls, as libraries do for a size of 1, the outputs are compared.
 
-The model's own code may compare such a number with a size that is special for it, which no trial would show.
+The code of a model may compare such a number with a size that is special for it, which no trial would show. So only
+numbers that go to installed packages are taken for sizes, and to none that give numbers back.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ from fxprune.tracing.loop_watch import Watch
 from fxprune.tracing.loops import loop_index
 from fxprune.tracing.scopes import ModuleCall, Switch
 from fxprune.tracing.sizes import TracedInt, TracedNumber, plain, read_size, traced_number
-from fxprune.tracing.user_code import Place, package_of_code, place_in_model
+from fxprune.tracing.user_code import Place, library_of_code, place_in_model
 
 __all__ = ["Guard", "SizeNodes"]
 
@@ -28,8 +28,8 @@ class Guard:
     """`function(*operands)` was `traced`, and the code went on accordingly; `call` is the module call that did.
 
     Where it is the number of steps of a loop, `loop` is the number of that. Where a size was found to be one that the
-    code names, or not to be it, `place` is where. Where a number went to code of another package than those of the
-    model's parts, `elsewhere` is true: that code knows of no size which is special for the model.
+    code names, or not to be it, `place` is where. Where a number went to code of an installed package that has none of
+    the model's parts, `elsewhere` is true: that code knows of no size which is special for the model.
     """
 
     function: Callable[..., Any]
@@ -74,7 +74,7 @@ class SizeNodes:
         self._otherwise = otherwise
         self._told = 0
         self.guards: list[Guard] = []
-        self._packages = {type(module).__module__.partition(".")[0] for module in builder.root.modules()}
+        self._packages = {"", *(type(module).__module__.partition(".")[0] for module in builder.root.modules())}
         self._builder = builder
         self._switch = switch
         self._sizes: dict[tuple[fx.Node, int], TracedInt] = {}
@@ -141,7 +141,7 @@ class SizeNodes:
         """From here on the graph relies on `function(*operands)` being `traced`."""
         if self._switch.on:
             operands = tuple(map(self._without_index, operands))
-            elsewhere = function is operator.pos and package_of_code() not in self._packages
+            elsewhere = function is operator.pos and library_of_code() not in self._packages
             self.guards.append(Guard(function, operands, traced, self._builder.scopes.current, None, place, elsewhere))
 
     def compare(self, function: Callable[..., Any], operands: tuple[Any, ...], outcome: bool) -> bool:

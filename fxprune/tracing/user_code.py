@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import linecache
 import sys
 import traceback
+from functools import cache
 from pathlib import Path
 from types import FrameType
 from typing import TypeAlias
@@ -12,7 +14,7 @@ from typing import TypeAlias
 import torch
 
 __all__ = [
-    "Place", "asked_by_model", "is_library_file", "is_of_model", "package_of_code", "place_in_model", "place_of",
+    "Place", "asked_by_model", "is_library_file", "is_of_model", "library_of_code", "place_in_model", "place_of",
     "user_frame",
 ]  # fmt: skip
 
@@ -52,10 +54,19 @@ def place_in_model() -> Place | None:
     return None if "assert" in lines or "_check" in lines else f"{frame.f_globals.get('__name__')}:{line}"
 
 
-def package_of_code() -> str:
-    """The package whose code runs, of those that are neither torch nor fxprune; empty where there is none."""
+def library_of_code() -> str:
+    """The installed package whose code runs, of those that are neither torch nor fxprune; empty where it is none.
+
+    It is none of those that compute numbers for their caller: NumPy, SciPy and what comes with Python.
+    """
     frame = user_frame()
-    return "" if frame is None else str(frame.f_globals.get("__name__", "")).partition(".")[0]
+    package = "" if frame is None else str(frame.f_globals.get("__name__", "")).partition(".")[0]
+    return package if package in _installed() else ""
+
+
+@cache
+def _installed() -> frozenset[str]:
+    return frozenset(importlib.metadata.packages_distributions()) - {"numpy", "scipy"}
 
 
 def place_of(error: BaseException) -> tuple[str, str]:
