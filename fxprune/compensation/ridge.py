@@ -60,15 +60,18 @@ def solve(fit: Rows, held: Rows, damping: Sequence[float], *, centre: bool) -> S
     mean_input, mean_residual = mean(inputs), mean(residuals)
     x = (inputs - mean_input.to(inputs)).transpose(0, 1)
     y = (residuals - mean_residual.to(residuals)).transpose(0, 1)
-    gram, cross = _gram(x), _product(x, y)
-    level = gram.diagonal(dim1=1, dim2=2).mean(1).clamp_min(1e-30)
-    eye = torch.eye(inputs.shape[2], dtype=torch.float64, device=inputs.device)
+    # Of fewer rows than inputs the products of rows are fewer: x^T (x x^T + damping)^-1 y is the same.
+    few = x.shape[1] < x.shape[2]
+    gram, right = (_gram(x.transpose(1, 2)), y.double()) if few else (_gram(x), _product(x, y))
+    level = (gram.diagonal(dim1=1, dim2=2).sum(1) / x.shape[2]).clamp_min(1e-30)
+    eye = torch.eye(gram.shape[1], dtype=torch.float64, device=inputs.device)
     best, least = None, float(held.residuals.double().square().sum())
     for strength in damping:
         factor, failed = torch.linalg.cholesky_ex(gram + (strength * level)[:, None, None] * eye)
         if bool(failed.any()):
             continue
-        weights = torch.cholesky_solve(cross, factor)
+        solved = torch.cholesky_solve(right, factor)
+        weights = torch.bmm(x.double().transpose(1, 2), solved) if few else solved
         intercept = mean_residual - torch.einsum("gi,gio->go", mean_input, weights)
         solution = Solution(strength, weights.transpose(1, 2).flatten(0, 1), intercept.reshape(-1))
         if not len(held.inputs):

@@ -33,8 +33,9 @@ def test_with_little_damping_the_linear_function_is_found(true: Tensor) -> None:
     assert not uncentred.intercept.any()
 
 
-def test_it_is_the_minimum_of_the_ridge_loss(true: Tensor) -> None:
-    fit = rows(30, true, noise=0.3)
+@pytest.mark.parametrize("count", [30, 3], ids=["more rows than inputs", "fewer"])
+def test_it_is_the_minimum_of_the_ridge_loss(true: Tensor, count: int) -> None:
+    fit = rows(count, true, noise=0.3)
     found = solve(fit, rows(0, true), [0.5], centre=False)
     assert found is not None
     for g in range(2):
