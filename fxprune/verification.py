@@ -23,6 +23,7 @@ from fxprune.tracing.caches import forget
 from fxprune.tracing.constants import tensor_at
 from fxprune.tracing.notes import call_of, trace_notes
 from fxprune.tracing.patching import packages_of, uncached
+from fxprune.tracing.traced_module import copy_to_run
 from fxprune.tracing.tracer import trace
 
 __all__ = ["TOLERANCE", "largest_error", "mask", "relative_error", "verify", "verify_structure"]
@@ -157,7 +158,7 @@ def _in_state_of(original: nn.Module, pruned: nn.Module, plan: Plan) -> nn.Modul
 
     Either may have run since the pruning.
     """
-    copied = copy_module(pruned)
+    copied = copy_to_run(pruned)
     tensors, places, present = named_tensors(original), trace_notes(pruned).constant_places, named_tensors(copied)
     parameters = {name for name, _ in original.named_parameters(remove_duplicate=False)}
     for name in written_attributes(pruned) - parameters if isinstance(pruned, fx.GraphModule) else ():

@@ -22,7 +22,7 @@ from fxprune.running.one_node import run_node, with_values
 from fxprune.tracing.checks import check_as_traced
 from fxprune.tracing.fixed_sizes import fixed_sizes
 from fxprune.tracing.loops import end_steps, new_list, next_value, steps
-from fxprune.tracing.meta_results import META_RUNS
+from fxprune.tracing.meta_results import META_RUNS, of_one_step
 from fxprune.tracing.rolling import has_loops, roll
 from fxprune.tracing.traced_module import copy_graph
 
@@ -229,9 +229,14 @@ class OtherSizes:
             return torch.empty(shape, dtype=example.dtype, device=META)
         if module is not None:
             state = {name: meta_like(tensor) for name, tensor in named_tensors(module).items()}
-            return torch.func.functional_call(module, state, args, dict(kwargs))
+            call = functools.partial(_call_with, module, state)
+            return of_one_step(module, call)(*args, **kwargs)
         stand_in = META_RUNS.get(getattr(Tensor, str(node.target), None) if node.op == "call_method" else node.target)
         return run_node(node, args, kwargs) if stand_in is None else stand_in(*args, **kwargs)
+
+
+def _call_with(module: nn.Module, state: dict[str, Tensor], *args: Any, **kwargs: Any) -> Any:
+    return torch.func.functional_call(module, state, args, kwargs)
 
 
 def _shape(node: fx.Node) -> tuple[int, ...]:

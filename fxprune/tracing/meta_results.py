@@ -6,6 +6,7 @@ different layouts of arguments. (torch's own `FakeTensorMode` takes twice as lon
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 from fxprune.running import trees
 from fxprune.running.copies import META
 
-__all__ = ["META_RUNS", "Recalled", "call_key", "leaf_key", "recall", "remember"]
+__all__ = ["META_RUNS", "Recalled", "call_key", "leaf_key", "of_one_step", "recall", "remember"]
 
 # Not tuned: several hundred networks.
 _MOST_RESULTS = 20_000
@@ -140,6 +141,32 @@ def _parts_of(module: nn.Module) -> Any:
     tensors = [*module._parameters.values(), *module._buffers.values()]
     kind = type(module)
     return f"{kind.__module__}.{kind.__qualname__}", id(kind), settings, tensors, children
+
+
+_RECURRENT = frozenset({nn.RNN.forward, nn.LSTM.forward, nn.GRU.forward})
+
+
+def of_one_step(module: nn.Module, call: Callable[..., Any]) -> Callable[..., Any]:
+    """A call of a module on the meta device that runs one step of a recurrent layer: torch runs all of them in Python.
+
+    Args:
+        module: what is called.
+        call: takes the arguments of its `forward`.
+    """
+    if type(module).forward not in _RECURRENT:
+        return call
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        arguments = inspect.signature(type(module).forward).bind(None, *args, **kwargs).arguments
+        x, state = arguments["input"], arguments.get("hx")
+        time = int(bool(module.batch_first) and x.dim() == 3) if isinstance(x, Tensor) else 0
+        if not isinstance(x, Tensor) or x.dim() not in (2, 3) or x.shape[time] < 2:
+            return call(x, state)
+        outputs, state = call(x.narrow(time, 0, 1), state)
+        first = outputs.movedim(time, 0)
+        return first.expand(x.shape[time], *first.shape[1:]).contiguous().movedim(0, time), state
+
+    return run
 
 
 # --- functions that need a stand-in -----------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from fxprune.running.eager import run_forward, runs_modules
 from fxprune.tracing.graph_builder import Origin
 from fxprune.tracing.leaf_settings import LeafSettings
 from fxprune.tracing.library_modules import has_forward_hooks, may_follow_mode
-from fxprune.tracing.meta_results import leaf_key
+from fxprune.tracing.meta_results import leaf_key, of_one_step
 from fxprune.tracing.own_gradients import has_gradients_of_autograd
 from fxprune.tracing.recorder import Recorder
 from fxprune.tracing.traced_module import ApplyFunction, ByMode, DivideBySpectralNorm
@@ -84,7 +84,7 @@ class ModuleCalls:
                 del module.forward
 
     def _call_leaf(self, module: nn.Module, path: str, call: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-        result = self._record(path, functools.partial(call, module), args, kwargs, leaf=module)
+        result = self._record(path, of_one_step(module, functools.partial(call, module)), args, kwargs, leaf=module)
         self._settings.note(module)
         return result
 

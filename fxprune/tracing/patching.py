@@ -28,6 +28,7 @@ from fxprune.tracing.module_calls import ModuleCalls
 from fxprune.tracing.number_functions import BUILTINS, MATH_FUNCTIONS, NUMPY_FUNCTIONS, TIED_ARRAY, Size, index
 from fxprune.tracing.recorder import Recorder
 from fxprune.tracing.tables import without_tables
+from fxprune.tracing.user_code import WITHOUT_TENSORS
 
 __all__ = ["packages_of", "patched", "uncached"]
 
@@ -79,7 +80,8 @@ def _origins(module: ModuleType) -> Iterator[str]:
 
 
 def _modules_of(packages: set[str]) -> list[ModuleType]:
-    loaded: list[Any] = [module for name, module in list(sys.modules.items()) if _package(name) in packages]
+    # Thousands are loaded, and each trace goes through them several times.
+    loaded: list[Any] = [module for name, module in list(sys.modules.items()) if name.partition(".")[0] in packages]
     return [module for module in loaded if isinstance(module, ModuleType)]
 
 
@@ -90,7 +92,7 @@ def uncached(packages: set[str], *, emptied: bool = True) -> Iterator[None]:
     Otherwise they would keep tensors on the meta device, or in another precision, which the model cannot use later.
     """
     with ExitStack() as stack:
-        modules = _modules_of(packages)
+        modules = _modules_of(packages - WITHOUT_TENSORS)
         stack.enter_context(without_tables(modules, emptied=emptied))
         for module in modules:
             for owner, name, cached, function in _cached_functions(module):

@@ -353,9 +353,10 @@ def _written(builder: GraphBuilder) -> set[str]:
     return attributes_written_in(builder.graph, {str(node.target): builder.module(str(node.target)) for node in nodes})
 
 
-def _random_state() -> str:
+def _random_state() -> object:
     """The state of the random numbers that torch does not know."""
-    return f"{random.getstate()} {np.random.get_state()}"  # noqa: NPY002
+    kind, keys, *rest = np.random.get_state()  # noqa: NPY002
+    return random.getstate(), kind, keys.tobytes(), rest
 
 
 def _call_arguments(

@@ -9,11 +9,10 @@ from torch import Tensor, nn
 
 from fxprune.running import trees
 from fxprune.running.calls import Call
-from fxprune.running.copies import copy_module
 from fxprune.running.double import outputs_in_double
 from fxprune.tracing.patching import packages_of, uncached
 from fxprune.tracing.runs import Runner
-from fxprune.tracing.traced_module import TracedModule
+from fxprune.tracing.traced_module import copy_to_run
 
 __all__ = ["are_same", "outputs_of"]
 
@@ -23,7 +22,7 @@ _SAME = 1e-9
 
 def outputs_of(runner: Runner, model: nn.Module, call: Call, training: bool) -> list[Tensor] | None:
     """What a copy of the model gives with other weights in two calls; None where it does not run, or not in float64."""
-    model = model.copy_with_same_graph() if isinstance(model, TracedModule) else copy_module(model)
+    model = copy_to_run(model)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for _, parameter in sorted(model.named_parameters()):

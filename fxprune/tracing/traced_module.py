@@ -24,7 +24,7 @@ from fxprune.tracing.loops import with_loop_blocks
 from fxprune.tracing.rolling import has_loops, roll
 from fxprune.tracing.signature import SignatureCodeGen, signature_of
 
-__all__ = ["ApplyFunction", "ByMode", "DivideBySpectralNorm", "TracedModule", "copy_graph"]
+__all__ = ["ApplyFunction", "ByMode", "DivideBySpectralNorm", "TracedModule", "copy_graph", "copy_to_run"]
 
 
 class ByMode(nn.Module):
@@ -171,17 +171,20 @@ class TracedModule(fx.GraphModule):
         traced.graph = _load_graph(_dump_graph(self.graph))
         return traced
 
-    def copy_with_same_graph(self) -> TracedModule:
-        """A copy of its own tensors and parts, with the graph and the code of this one, which must not change."""
-        copied: TracedModule = object.__new__(type(self))
-        memo: dict[int, Any] = {id(self): copied}
-        parts = {name: None if part is None else copy_module(part, memo) for name, part in self._modules.items()}
-        tensors = {name: deepcopy(vars(self)[name], memo) for name in ("_parameters", "_buffers")}
-        vars(copied).update({**vars(self), **tensors, "_modules": parts})
-        return copied
-
     def __reduce__(self) -> tuple[Callable[..., TracedModule], tuple[Any, ...]]:
         return _rebuild, (type(self).__name__, self._attributes(), _dump_graph(self.graph))
+
+
+def copy_to_run(model: nn.Module) -> nn.Module:
+    """A copy with tensors and parts of its own; of a traced model it shares graph and code, which must not change."""
+    if not isinstance(model, TracedModule):
+        return copy_module(model)
+    copied: TracedModule = object.__new__(type(model))
+    memo: dict[int, Any] = {id(model): copied}
+    parts = {name: None if part is None else copy_module(part, memo) for name, part in model._modules.items()}
+    tensors = {name: deepcopy(vars(model)[name], memo) for name in ("_parameters", "_buffers")}
+    vars(copied).update({**vars(model), **tensors, "_modules": parts})
+    return copied
 
 
 def copy_graph(graph: fx.Graph) -> fx.Graph:

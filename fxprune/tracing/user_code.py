@@ -14,12 +14,15 @@ from typing import TypeAlias
 import torch
 
 __all__ = [
-    "Place", "asked_by_model", "is_library_file", "is_of_model", "library_of_code", "place_in_model", "place_of",
-    "user_frame",
+    "WITHOUT_TENSORS", "Place", "asked_by_model", "is_library_file", "is_of_model", "library_of_code", "place_in_model",
+    "place_of", "user_frame",
 ]  # fmt: skip
 
 # A module of Python and a line, as "timm.layers.pos_embed:35".
 Place: TypeAlias = str
+
+#: Packages that compute numbers for their caller, and keep no tensors of torch.
+WITHOUT_TENSORS = frozenset({"numpy", "scipy"})
 
 # The names of files that are not the user's code start like this; those in "<" are for generated code. A model may be
 # written in "<stdin>", or given to `exec` as a "<string>".
@@ -66,7 +69,7 @@ def library_of_code() -> str:
 
 @cache
 def _installed() -> frozenset[str]:
-    return frozenset(importlib.metadata.packages_distributions()) - {"numpy", "scipy"}
+    return frozenset(importlib.metadata.packages_distributions()) - WITHOUT_TENSORS
 
 
 def place_of(error: BaseException) -> tuple[str, str]:

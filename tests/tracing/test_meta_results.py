@@ -11,7 +11,8 @@ from same_model import assert_same
 from torch import Tensor, fx, nn
 
 from fxprune import trace
-from fxprune.tracing.meta_results import call_key, leaf_key, recall, remember
+from fxprune.running import trees
+from fxprune.tracing.meta_results import call_key, leaf_key, of_one_step, recall, remember
 
 
 def _last_value(model: nn.Module, x: Tensor) -> Any:
@@ -77,6 +78,26 @@ def test_layers_of_torch_are_remembered(layer: nn.Module) -> None:
 
 def meta(*shape: int) -> Tensor:
     return torch.empty(shape, device="meta")
+
+
+@pytest.mark.parametrize("kind", [nn.RNN, nn.LSTM, nn.GRU])
+@pytest.mark.parametrize("options", [{}, {"batch_first": True}, {"bidirectional": True, "num_layers": 2}])
+@pytest.mark.parametrize("shape", [(5, 2, 3), (1, 2, 3), (5, 3)])
+def test_one_step_of_a_recurrent_layer_gives_the_layout_of_all(
+    kind: Any, options: dict[str, Any], shape: tuple[int, ...]
+) -> None:
+    layer = kind(3, 4, **options).to("meta")
+    steps: list[int] = []
+
+    def call(x: Tensor, state: Any) -> Any:
+        steps.append(x.numel())
+        return layer(x, state)
+
+    found, expected = of_one_step(layer, call)(input=meta(*shape)), layer(meta(*shape))
+    for one, other in zip(trees.tensors(found), trees.tensors(expected), strict=True):
+        assert (one.shape, one.stride(), one.requires_grad) == (other.shape, other.stride(), other.requires_grad)
+    first = 1 if options.get("batch_first") and len(shape) == 3 else 0
+    assert steps == [meta(*shape).numel() // shape[first]]
 
 
 def test_a_result_is_recalled_as_a_new_tensor_of_the_same_layout() -> None:

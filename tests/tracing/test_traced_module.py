@@ -11,6 +11,7 @@ from same_model import assert_same, make
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
+from fxprune.tracing.traced_module import copy_to_run
 from fxprune.tracing.tracer import trace
 
 
@@ -27,10 +28,10 @@ def test_copies_and_pickles_are_complete(name: str) -> None:
         assert not set(map(id, twin.parameters())) & set(map(id, traced.parameters()))
 
 
-def test_a_copy_with_the_same_graph_has_tensors_of_its_own() -> None:
+def test_a_copy_to_run_has_the_same_graph_and_tensors_of_its_own() -> None:
     model, x = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)).eval(), torch.randn(2, 3, 5, 5)
     traced = trace(model, x)
-    twin, before = traced.copy_with_same_graph(), copy.deepcopy(traced.state_dict())
+    twin, before = copy_to_run(traced), copy.deepcopy(traced.state_dict())
     assert twin.graph is traced.graph
     assert_same(model, copy.deepcopy(twin), x)
     twin.double().train()(x.double())
