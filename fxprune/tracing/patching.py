@@ -10,7 +10,7 @@ import functools
 import math
 import operator
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from types import FunctionType, ModuleType
 from typing import Any
@@ -32,6 +32,7 @@ from fxprune.tracing.user_code import WITHOUT_TENSORS
 
 __all__ = ["packages_of", "patched", "uncached"]
 
+_MISSING = object()
 _FUNCTIONS: dict[Any, Any] = {**MATH_FUNCTIONS, **READERS}
 _patches_of_module: dict[int, tuple[ModuleType, dict[str, Any]]] = {}
 _cached_of_module: dict[int, tuple[ModuleType, list[tuple[Any, str, Any, Any]]]] = {}
@@ -51,6 +52,27 @@ def _patches(module: ModuleType) -> dict[str, Any]:
             patches[name] = replacement
     _patches_of_module[id(module)] = (module, patches)
     return patches
+
+
+@contextmanager
+def _named_anew(modules: Sequence[ModuleType], besides: set[str]) -> Iterator[None]:
+    """Inside, names in these files mean what they do while a model is traced, but for those that are given."""
+    before: list[tuple[dict[str, Any], str, Any]] = []
+    try:
+        for module in modules:
+            names = vars(module)
+            for name, value in _patches(module).items():
+                if name not in besides:
+                    before.append((names, name, names.get(name, _MISSING)))
+                    names[name] = value
+        yield
+    finally:
+        # A file may be there under two names.
+        for names, name, value in reversed(before):
+            if value is _MISSING:
+                names.pop(name, None)
+            else:
+                names[name] = value
 
 
 def packages_of(model: nn.Module) -> set[str]:
@@ -204,15 +226,7 @@ def patched(
 
         stack.enter_context(uncached(packages, emptied=emptied))
         stack.enter_context(running_eagerly())
-        for module in _modules_of(packages):
-            for name, value in _patches(module).items():
-                if own_types and name in ("int", "float"):
-                    continue
-                if name in vars(module):
-                    stack.callback(vars(module).__setitem__, name, vars(module)[name])
-                else:
-                    stack.callback(vars(module).pop, name, None)
-                vars(module)[name] = value
+        stack.enter_context(_named_anew(_modules_of(packages), {"int", "float"} if own_types else set()))
         for function, replacement in MATH_FUNCTIONS.items():
             replace(math, function.__name__, replacement)
         for name, replacement in NUMPY_FUNCTIONS.items():

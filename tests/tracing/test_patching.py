@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import importlib
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -232,3 +233,11 @@ def test_a_mode_that_forward_sets_is_that_of_the_graph(forward: Callable[..., Te
     model, x = net(forward, a=nn.Linear(4, 8), norm=nn.BatchNorm1d(8), b=nn.Linear(8, 2)), torch.randn(3, 4)
     traced = trace(model, x)
     assert torch.equal(traced.train(training)(x), model.train(training)(x))
+
+
+def test_a_file_that_is_there_under_two_names_is_left_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, x = net(lambda self, x: self.a(x).reshape(len(x), -1), a=nn.Linear(4, 4)), torch.randn(2, 3, 4)
+    monkeypatch.setitem(sys.modules, f"{__name__}.again", sys.modules[__name__])
+    before = dict(globals())
+    trace(model, x)
+    assert dict(globals()) == before
