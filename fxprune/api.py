@@ -67,9 +67,9 @@ def prune(
 
     The model is traced and its channels are found and scored; a plan removes those with the lowest scores until the
     budget holds; the model is rewritten without them, and its weights are changed to give the original's outputs on
-    samples again. Without data, these are photographs in scikit-image for a model that takes images, and inputs made
-    from the statistics in the model's BatchNorms for another (`fxprune.compensation.samples`); a model without both is
-    pruned by "relevance" and not compensated.
+    samples again. Without data, these are photographs in scikit-image for a model that takes images, random tokens for
+    one of text, and inputs made from the statistics in the model's BatchNorms for another
+    (`fxprune.compensation.samples`); any other model is pruned by "relevance" and not compensated.
 
     Args:
         model: any module that can be traced; it is not changed.
@@ -228,9 +228,9 @@ def _made_samples(
         what = "leaving blocks out" if depth else f"method {method!r}" if method else "compensation"
         instead = ", or depth=False" if depth else ""
         raise CannotScoreError(
-            f"{what} needs data, and none can be made for this model, which has not one floating-point input, or one "
-            "that is no image and no BatchNorm that remembers statistics: give data, a loader or a list of batches"
-            + instead
+            f"{what} needs data, and none can be made for this model, which reads no tokens and has not one "
+            "floating-point input, or one that is no image and no BatchNorm that remembers statistics: give data, a "
+            "loader or a list of batches" + instead
         )
     return made.batch, made.origin
 

@@ -2,7 +2,7 @@
 
 What they look at matters more than how. For a model that takes images these are crops of photographs. If the statistics
 in the model's BatchNorms say that it was trained on something else, they are changed until they have these statistics.
-For other models with BatchNorms, that is done with noise.
+For other models with BatchNorms, that is done with noise. Models of text get random tokens.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from torch import Tensor, fx
 from fxprune.channels import ChannelGraph
 from fxprune.compensation.photographs import PHOTOGRAPHS, SCALES, Scale, crops
 from fxprune.compensation.synthesis import fit_to_statistics, mismatch, pink_noise
+from fxprune.compensation.tokens import has_tokens, token_samples
 from fxprune.data import Batch
 from fxprune.errors import CannotScoreError
 from fxprune.layers.batch_norm import has_statistics
@@ -54,12 +55,12 @@ class MadeSamples:
 def make_samples(
     graph: ChannelGraph, most: int = 128, *, seed: int = 0, progress: bool | Progress = False
 ) -> MadeSamples | None:
-    """Samples for a model: photographs, or inputs made from its BatchNorm statistics.
+    """Samples for a model: photographs, random tokens, or inputs made from its BatchNorm statistics.
 
     Args:
         graph: the analysed model; it is not changed.
-        most: how many photographs at most; fewer for a model of more FLOPs. As many as its FLOPs allow are fitted to
-            statistics.
+        most: how many photographs or texts at most; fewer for a model of more FLOPs. As many as its FLOPs allow are
+            fitted to statistics.
         seed: of everything random.
         progress: show bars in a terminal, or call this function with the steps done.
 
@@ -81,24 +82,28 @@ def make_samples(
 def can_make_samples(graph: ChannelGraph) -> bool:
     """Whether there are samples for a model.
 
-    There are none for one of several inputs, or of one that is not floating-point, or with weights narrower than
-    float32, or that takes no images and has no BatchNorm with statistics or more than 20 GFLOPs.
+    There are none for one with weights narrower than float32. One that reads no tokens has to have one floating-point
+    input, and it takes images, or has BatchNorms with statistics and at most 20 GFLOPs.
     """
     example = _only_input(graph.module)
-    if example is None or _like(graph.module, example).element_size() < 4:
+    if _like(graph.module, torch.empty(0)).element_size() < 4:
         return False
-    return _is_image(example) or (_has_statistics(graph.module) and _flops(graph, example) <= _MOST_FLOPS)
+    if example is None:
+        return has_tokens(graph.module)
+    return _is_image(example) or (_has_statistics(graph.module) and _flops(graph, example.shape[0]) <= _MOST_FLOPS)
 
 
 def _made(graph: ChannelGraph, most: int, seed: int, show: Progress) -> MadeSamples:
     found = _only_input(graph.module)
-    assert found is not None
+    if found is None:
+        count = _affordable(_flops(graph, Batch(*call_of(graph.module)).size), most)
+        return MadeSamples(token_samples(graph.module, count, seed), f"{count} texts of random tokens")
     example = found.to(_like(graph.module, found))
-    flops, known = _flops(graph, example), _has_statistics(graph.module)
+    flops, known = _flops(graph, example.shape[0]), _has_statistics(graph.module)
     fitted = int(min(max(_FLOPS_PER_STEP / flops, _FEWEST_FITTED), _MOST_FITTED))
     far = ""
     if _is_image(example):
-        plain = min(most, max(int(_FLOPS_PER_PASS / flops), _FEWEST))
+        plain = _affordable(flops, most)
         scale, off = _scale(graph.module, example, seed, known)
         if not known or off <= _ALIKE or flops > _MOST_FLOPS:
             return _photographs(example, plain, scale, seed, f"; mismatch with BatchNorm statistics {off:.2f}" * known)
@@ -131,9 +136,14 @@ def _has_statistics(module: fx.GraphModule) -> bool:
     return any(map(has_statistics, module.modules()))
 
 
-def _flops(graph: ChannelGraph, example: Tensor) -> float:
-    """FLOPs of one sample."""
-    return max(graph.flops.total / max(example.shape[0], 1), 1.0)
+def _flops(graph: ChannelGraph, samples: int) -> float:
+    """FLOPs of one sample of an example of so many."""
+    return max(graph.flops.total / max(samples, 1), 1.0)
+
+
+def _affordable(flops: float, most: int) -> int:
+    """How many samples that need no fitting, if one of them costs these FLOPs."""
+    return min(most, max(int(_FLOPS_PER_PASS / flops), _FEWEST))
 
 
 def _is_image(example: Tensor) -> bool:
