@@ -20,7 +20,7 @@ from fxprune.compensation.compensate import Compensation, Fit
 from fxprune.data import Batch, run_model
 from fxprune.errors import CannotScoreError, UnreachableBudgetError
 from fxprune.layers.contraction import find_parameter
-from fxprune.losses import distillation_loss
+from fxprune.losses import distillation_loss, separated
 from fxprune.planning.budgets import Budget
 from fxprune.planning.plan import Plan, plan_keeping
 from fxprune.progress import Progress
@@ -137,7 +137,7 @@ class _Losses:
 
     def _outputs(self, batch: Batch) -> object:
         with torch.no_grad(), in_eval(self._model):
-            return run_model(self._model, batch, CannotScoreError)
+            return separated(self._model, run_model(self._model, batch, CannotScoreError))
 
     def without(self, blocks: Collection[Block]) -> float:
         """The loss without some blocks, per sample."""

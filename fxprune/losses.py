@@ -7,12 +7,23 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, fx, nn
 
 from fxprune.errors import FxpruneError
+from fxprune.ops import Trait, name_of_op, traits
 from fxprune.running import trees
+from fxprune.running.batch import BATCH_DIM
+from fxprune.running.one_node import run_node
 
-__all__ = ["are_class_labels", "class_loss", "distillation_loss", "float_outputs", "main_output", "number_of_classes"]
+__all__ = [
+    "are_class_labels",
+    "class_loss",
+    "distillation_loss",
+    "float_outputs",
+    "main_output",
+    "number_of_classes",
+    "separated",
+]
 
 
 def main_output(outputs: Any) -> Tensor:
@@ -118,6 +129,56 @@ def _of_same_shapes(students: list[Tensor], teachers: list[Tensor]) -> tuple[lis
     if not shorter or len(matching) < len(shorter):
         return None
     return (shorter, matching) if shorter is students else (matching, shorter)
+
+
+def separated(model: nn.Module, outputs: Any) -> Any:
+    """Outputs of a traced model, those of three dimensions and more taken apart into what the graph joins them from.
+
+    A detector returns boxes in pixels and scores below 1 in one tensor, along its channels. In a sum of squares the
+    boxes are all that counts, so each part is to be compared in its own units.
+
+    Args:
+        model: whose graph is read. What is no graph, or was joined in other sizes, stays as it is.
+        outputs: of this model, or of one with the same outputs.
+    """
+    leaves: list[fx.Node] = []
+    if isinstance(model, fx.GraphModule):
+        fx.node.map_arg(model.graph.output_node().args, leaves.append)
+    nodes = [node for node in leaves if node.meta.get("value") is not None and float_outputs(node.meta["value"])]
+    tensors = float_outputs(outputs)
+    if len(nodes) != len(tensors):
+        return outputs
+    parts = [part for node, tensor in zip(nodes, tensors, strict=True) for part in _parts_of(node, tensor)]
+    return parts if len(parts) > len(tensors) else outputs
+
+
+def _parts_of(node: fx.Node, tensor: Tensor) -> list[Tensor]:
+    # Which dimension of the node each one of the output is.
+    order = list(range(tensor.dim()))
+    while (name := _op(node)) in _REORDERINGS or Trait.COPY in traits(node):
+        if name in _REORDERINGS:
+            # The dimensions of this tensor are known by their sizes.
+            numbered = torch.empty([d + 1 for d in range(tensor.dim())], device="meta")
+            reordered = run_node(node, (numbered, *node.args[1:]), node.kwargs)
+            order = [reordered.shape[d] - 1 for d in order]
+        node = node.all_input_nodes[0]
+    if name not in _JOINING or tensor.dim() < 3:
+        return [tensor]
+    named = dict(zip(("tensors", "dim"), node.args, strict=False)) | node.kwargs
+    joined = fx.node.map_arg(named["tensors"], lambda given: given.meta["value"])
+    dim = named.get("dim", named.get("axis", 0)) % tensor.dim()
+    sizes, place = [part.shape[dim] for part in joined], order.index(dim)
+    if place == BATCH_DIM or sum(sizes) != tensor.shape[place]:
+        return [tensor]
+    return list(tensor.split(sizes, place))
+
+
+def _op(node: fx.Node) -> str:
+    return name_of_op(node.target) if node.op in ("call_function", "call_method") else ""
+
+
+_REORDERINGS = frozenset({"transpose", "permute", "movedim", "swapaxes"})
+_JOINING = frozenset({"cat", "concat", "concatenate"})
 
 
 def _relative_error(mine: Tensor, theirs: Tensor) -> Tensor:

@@ -3,13 +3,25 @@
 from __future__ import annotations
 
 from collections import namedtuple
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
+from invariant import image, net
+from torch import Tensor, nn
 
-from fxprune import FxpruneError
-from fxprune.losses import are_class_labels, class_loss, distillation_loss, main_output, number_of_classes
+from fxprune import FxpruneError, trace
+from fxprune.losses import (
+    are_class_labels,
+    class_loss,
+    distillation_loss,
+    float_outputs,
+    main_output,
+    number_of_classes,
+    separated,
+)
 
 X = torch.arange(12.0).reshape(4, 3)
 Y = torch.tensor([0, 1, 2, 1])
@@ -79,3 +91,55 @@ def test_labels_of_classes_are_known_by_their_shape() -> None:
     assert not are_class_labels(X, Y.float())
     assert not are_class_labels(X, Y[:2])
     assert not are_class_labels(Y, Y)
+
+
+def detector(join: Callable[[Tensor, Tensor], Any]) -> nn.Module:
+    """Boxes (N, 4, P), scores (N, 2, P) and what becomes of them."""
+    return net(lambda self, x: join(*self.head(x).flatten(2).split([4, 2], 1)), head=nn.Conv2d(3, 6, 1))
+
+
+@pytest.mark.parametrize(
+    ("join", "shapes"),
+    [
+        (lambda boxes, scores: torch.cat((boxes, scores), 1), [(4, 36), (2, 36)]),
+        (lambda boxes, scores: torch.cat([boxes, scores, boxes], dim=-2), [(4, 36), (2, 36), (4, 36)]),
+        (lambda boxes, scores: torch.cat((boxes, scores), 1).transpose(1, 2).contiguous(), [(36, 4), (36, 2)]),
+        (lambda boxes, scores: torch.cat((boxes, scores), 1)[:, None].permute(0, 1, 3, 2), [(1, 36, 6)]),
+        (lambda boxes, scores: torch.cat((boxes.permute(2, 0, 1), scores.permute(2, 0, 1)), 2).permute(1, 2, 0),
+         [(4, 36), (2, 36)]),
+        (lambda boxes, scores: (boxes, torch.cat((scores, boxes), 1)), [(4, 36), (2, 36), (4, 36)]),
+        (lambda boxes, scores: torch.cat(boxes.split(2, 1), 1), [(2, 36), (2, 36)]),
+        (lambda boxes, scores: boxes, [(4, 36)]),
+        (lambda boxes, scores: torch.cat((boxes, boxes)), [(4, 36)]),
+        (lambda boxes, scores: torch.cat((boxes.mean(2), scores.mean(2)), 1), [(6,)]),
+    ],
+)  # fmt: skip
+def test_outputs_are_separated_into_what_they_are_joined_from(
+    join: Callable[[Tensor, Tensor], Any], shapes: list[tuple[int, ...]]
+) -> None:
+    model = detector(join)
+    graph = trace(model, image())
+    outputs = graph(image())
+    parts = float_outputs(separated(graph, outputs))
+    assert [tuple(part.shape[1:]) for part in parts] == shapes
+    assert separated(model, outputs) is outputs
+    assert sum(part.numel() for part in parts) == sum(tensor.numel() for tensor in float_outputs(outputs))
+
+
+def test_scores_count_beside_boxes_that_are_larger() -> None:
+    graph = trace(detector(lambda boxes, scores: torch.cat((1e3 * boxes, scores), 1)), image())
+    outputs = graph(image()).detach()
+    changed = outputs.clone()
+    changed[:, 4:] = 0
+    assert distillation_loss(changed, outputs) < 1e-3
+    assert distillation_loss(*(separated(graph, side) for side in (changed, outputs))) == pytest.approx(0.5, rel=1e-3)
+
+
+def test_what_is_joined_in_other_sizes_is_compared_as_it_is() -> None:
+    graph = trace(
+        net(lambda self, x: torch.cat((self.a(x).flatten(2), self.a(x[..., :2]).flatten(2)), 2), a=nn.Conv2d(3, 2, 1)),
+        image(),
+    )
+    assert len(separated(graph, graph(image()))) == 2
+    larger = graph(torch.randn(2, 3, 8, 8))
+    assert separated(graph, larger) is larger

@@ -19,6 +19,7 @@ from fxprune.data import Batch
 from fxprune.layers.batch_norm import BatchNorm, has_statistics
 from fxprune.layers.contraction import contraction_of, find_parameter
 from fxprune.layers.residuals import other_side
+from fxprune.ops import Trait, traits
 from fxprune.progress import Progress
 from fxprune.running.eval_mode import in_eval
 
@@ -221,7 +222,18 @@ class _Layers:
         follower = next(iter(node.users)) if len(node.users) == 1 else None
         norm = self.batch_norm(follower)
         owns_bias = bias is not None and self._is_used_once(bias)
-        return FittedLayer(found, weight, bias, owns_bias, None if norm is None else follower, norm)
+        later = self._later_bias(node, follower, len(found.by_outputs(weight))) if bias is None else None
+        return FittedLayer(found, weight, bias, owns_bias, later, None if norm is None else follower, norm)
+
+    def _later_bias(self, node: fx.Node, follower: fx.Node | None, outputs: int) -> Tensor | None:
+        """A parameter of one entry for each output that the follower adds to a node, if no other node uses it."""
+        if follower is None or Trait.ADDITION not in traits(follower) or len(follower.args) != 2 or follower.kwargs:
+            return None
+        [other] = [value for value in follower.args if value is not node] or [None]
+        if not isinstance(other, fx.Node) or other.op != "get_attr":
+            return None
+        bias = find_parameter(self._pruned, str(other.target))
+        return bias if tuple(bias.shape) == (outputs,) and self._is_used_once(bias) else None
 
     def other_side(self, node: fx.Node, layer: FittedLayer) -> fx.Node | None:
         """What the outputs of a layer, or of the BatchNorm after it, are added to."""

@@ -10,7 +10,7 @@ from torch import Tensor, fx, nn
 
 from fxprune.data import BATCH_DIM, Batch, run_model
 from fxprune.errors import CannotScoreError
-from fxprune.losses import distillation_loss, float_outputs
+from fxprune.losses import distillation_loss, float_outputs, separated
 from fxprune.running.eval_mode import in_eval
 
 __all__ = ["clusters_of", "output_error", "split_apart"]
@@ -66,8 +66,8 @@ def output_error(original: fx.GraphModule, pruned: fx.GraphModule, batches: Sequ
     total, count = 0.0, 0
     for batch in batches:
         with torch.no_grad(), in_eval(original, pruned):
-            wanted = run_model(original, batch, CannotScoreError)
-            loss = distillation_loss(run_model(pruned, batch), wanted, temperature=1.0)
+            wanted = separated(original, run_model(original, batch, CannotScoreError))
+            loss = distillation_loss(separated(original, run_model(pruned, batch)), wanted, temperature=1.0)
         total, count = total + float(loss) * batch.size, count + batch.size
     return total / max(count, 1)
 

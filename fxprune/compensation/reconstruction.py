@@ -33,6 +33,7 @@ class FittedLayer:
         weight: no other node uses it; changed.
         bias: changed if it is the layer's alone.
         owns_bias: whether no other node uses the bias.
+        later_bias: what alone is added to the outputs, as in `x @ weight + bias`, if the layer has no bias; changed.
         norm_node: the BatchNorm that alone reads the outputs, if there is one.
         norm: its module. Its mean changes if there is no bias to change.
     """
@@ -41,8 +42,14 @@ class FittedLayer:
     weight: Tensor
     bias: Tensor | None
     owns_bias: bool
+    later_bias: Tensor | None
     norm_node: fx.Node | None
     norm: BatchNorm | None
+
+    @property
+    def has_intercept(self) -> bool:
+        """Whether something can be added to the outputs."""
+        return self.norm is not None or self.owns_bias or self.later_bias is not None
 
 
 @dataclass(frozen=True)
@@ -78,11 +85,14 @@ class Reconstruction:
         rows = self._rows(layer, inputs, wanted) if damping else None
         if rows is None:
             return None
-        solution = solve(*rows, damping, centre=layer.norm is not None or layer.owns_bias)
+        solution = solve(*rows, damping, centre=layer.has_intercept)
         if solution is None:
             return None
-        layer.weight.add_(solution.change.reshape(layer.weight.shape).to(layer.weight))
-        if layer.bias is not None and layer.owns_bias:
+        weight = layer.contraction.by_outputs(layer.weight)
+        weight.add_(solution.change.reshape(weight.shape).to(weight))
+        if layer.later_bias is not None:
+            layer.later_bias.add_(solution.intercept.to(layer.later_bias))
+        elif layer.bias is not None and layer.owns_bias:
             layer.bias.add_(solution.intercept.to(layer.bias))
         elif layer.norm is not None:
             layer.norm.running_mean.sub_(solution.intercept.to(layer.norm.running_mean))
@@ -91,7 +101,7 @@ class Reconstruction:
     def _rows(self, layer: FittedLayer, inputs: Iterable[Tensor], wanted: Iterable[Tensor]) -> tuple[Rows, Rows] | None:
         """Rows to fit to and rows that judge; None where nothing is missing, or outputs cannot be compared."""
         random = torch.Generator().manual_seed(self.seed)
-        weight, groups = layer.weight, layer.contraction.groups
+        weight, groups = layer.contraction.by_outputs(layer.weight), layer.contraction.groups
         width = weight[0].numel()
         most = min(self.positions, _ROWS_PER_INPUT * width, _MOST_ENTRIES // max(width * groups, 1))
         per_sample = max(most, _FEWEST_ROWS) / self.samples

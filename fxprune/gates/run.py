@@ -24,7 +24,7 @@ from fxprune.gates.choosing import least_lossy
 from fxprune.gates.cost import cost_of_gates, flops_balance
 from fxprune.gates.dagger import Dagger
 from fxprune.gates.gating import dagger_of, descriptions, gated_groups
-from fxprune.losses import class_loss, distillation_loss, number_of_classes
+from fxprune.losses import class_loss, distillation_loss, number_of_classes, separated
 from fxprune.training.runs import frozen, of_main_process
 from fxprune.training.snapshots import restore_run, save_run
 
@@ -275,6 +275,7 @@ class _Objective(nn.Module):
         outputs = run_model(self.gated, batch)
         if batch.labels is not None:
             return class_loss(outputs, batch.labels)
+        outputs, wanted = (separated(self.gated, side) for side in (outputs, wanted))
         return distillation_loss(outputs, wanted, self._temperature)
 
 

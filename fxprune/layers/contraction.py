@@ -5,13 +5,14 @@ from __future__ import annotations
 import functools
 import math
 from dataclasses import dataclass
-from typing import cast
+from typing import TypeGuard, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from fxprune.layers.layer import Layer, layer_of
+from fxprune.ops import name_of_op
 
 __all__ = ["Contraction", "contraction_of", "find_parameter", "rows_of"]
 
@@ -30,6 +31,7 @@ class Contraction:
         stride, dilation: one number per dimension of space.
         padding, padding_mode: as `F.pad` takes them.
         groups: conv groups.
+        transposed: whether the weight is (inputs, outputs), as in `x @ weight`.
     """
 
     input: fx.Node
@@ -41,12 +43,19 @@ class Contraction:
     padding: tuple[int, ...] = ()
     padding_mode: str = "constant"
     groups: int = 1
+    transposed: bool = False
+
+    def by_outputs(self, weight: Tensor) -> Tensor:
+        """A view of the weight with the outputs first."""
+        return weight.T if self.transposed else weight
 
 
 def contraction_of(node: fx.Node, model: fx.GraphModule) -> Contraction | None:
     """The contraction that a node is; None for anything else, and for weights that are computed."""
     layer = layer_of(node, model)
-    if layer is None or layer.parameters is None or layer.transposed:
+    if layer is None:
+        return _product(node)
+    if layer.parameters is None or layer.transposed:
         return None
     if layer.module is not None and type(layer.module).forward not in _FORWARDS:
         return None
@@ -56,6 +65,30 @@ def contraction_of(node: fx.Node, model: fx.GraphModule) -> Contraction | None:
         return _convolution(layer, weight, bias, tuple(shape[2:]))
     # A weight of one dimension gives no output dimension.
     return Contraction(layer.input, weight, bias) if len(shape) == 2 else None
+
+
+def _product(node: fx.Node) -> Contraction | None:
+    """`x @ weight`, or `addmm`; None for anything else, and for weights that are computed or have a batch."""
+    if node.op not in ("call_function", "call_method"):
+        return None
+    names = _FACTORS.get(name_of_op(node.target))
+    given = dict(zip(names or (), node.args, strict=False)) | node.kwargs
+    if names is None or given.keys() - names:
+        return None
+    x, weight, bias = (given.get(name) for name in ("x", "weight", "bias"))
+    if not isinstance(x, fx.Node) or not _is_stored(weight, 2) or x.meta["value"].dim() < 2:
+        return None
+    if bias is not None and not _is_stored(bias, 1):
+        return None
+    return Contraction(x, str(weight.target), bias and str(bias.target), transposed=True)
+
+
+# Positional arguments of products with a matrix; with others, as `alpha`, they are none.
+_FACTORS = {"matmul": ("x", "weight"), "mm": ("x", "weight"), "addmm": ("bias", "x", "weight")}
+
+
+def _is_stored(value: object, rank: int) -> TypeGuard[fx.Node]:
+    return isinstance(value, fx.Node) and value.op == "get_attr" and value.meta["value"].dim() == rank
 
 
 def find_parameter(module: nn.Module, name: str) -> Tensor:

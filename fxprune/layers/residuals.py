@@ -24,7 +24,13 @@ def other_side(node: fx.Node, modules: Mapping[str, nn.Module]) -> fx.Node | Non
         if Trait.ADDITION in traits(follower, module):
             others = [value for value in follower.args if value is not node]
             plain = len(follower.args) == 2 and not follower.kwargs and len(others) == 1
-            return others[0] if plain and isinstance(others[0], fx.Node) else None
+            if not plain or not isinstance(others[0], fx.Node):
+                return None
+            if others[0].op != "get_attr":
+                return others[0]
+            # A bias, after which the sum goes on.
+            node = follower
+            continue
         # In eval dropout does nothing.
         if not isinstance(module, nn.Identity) and (module is None or Trait.DROPOUT not in traits(follower, module)):
             return None

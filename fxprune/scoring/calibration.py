@@ -18,7 +18,7 @@ from torch import fx
 from fxprune.channels import ChannelGraph, Group, Scores
 from fxprune.data import Batch, placeholder_values, run_model, running_on
 from fxprune.errors import CannotScoreError, FxpruneError
-from fxprune.losses import distillation_loss
+from fxprune.losses import distillation_loss, separated
 from fxprune.running.eval_mode import in_eval_without_grad
 from fxprune.running.one_node import run_node, with_values
 from fxprune.running.regions import is_boundary
@@ -99,7 +99,7 @@ class _Meter:
     def __init__(self, module: fx.GraphModule, samples: Batch) -> None:
         self._module = module
         self._parts = samples.split()
-        self._outputs = [run_model(module, part, CannotScoreError) for part in self._parts]
+        self._outputs = [separated(module, run_model(module, part, CannotScoreError)) for part in self._parts]
         self._starts = [_Start(module, part) for part in self._parts]
         self._places = {node.name: place for place, node in enumerate(module.graph.nodes)}
         if any(map(is_boundary, module.graph.nodes)):
@@ -120,7 +120,7 @@ class _Meter:
             try:
                 with running_on(part, CannotScoreError):
                     found = changed.run(initial_env=start.values_before(self.first(changes)))
-                loss = distillation_loss(found, outputs, temperature=1.0)
+                loss = distillation_loss(separated(self._module, found), outputs, temperature=1.0)
             except FxpruneError as error:
                 raise CannotScoreError(f"its outputs have other sizes with other weights: {error}") from error
             total += float(loss) * part.size

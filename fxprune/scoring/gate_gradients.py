@@ -71,7 +71,7 @@ class _GateReader(fx.Interpreter):
                 yield from self.read(batch.rows(k, k + 1), probes, random)
             return
         gates = [gate for gate, _ in self._gates]
-        losses = list(output_losses(outputs, batch.labels, probes, random))
+        losses = list(output_losses(self.module, outputs, batch.labels, probes, random))
         for k, loss in enumerate(losses):
             gradients = torch.autograd.grad(loss, gates, retain_graph=k + 1 < len(losses), allow_unused=True)
             total = torch.zeros(batch.size, self._channel_graph.num_channels, dtype=torch.float64)

@@ -126,7 +126,7 @@ class Statistics:
             inverse=torch.linalg.inv(shrunk),
             own=own,
             roots=roots,
-            weight=own.double().cpu().reshape(own.shape[0], width, -1) * roots,
+            weight=layer.contraction.by_outputs(own).double().cpu().reshape(len(roots), width, -1) * roots,
         )
 
 
@@ -187,7 +187,7 @@ class _Observer(fx.Interpreter):
             found = dict(self._outputs)
             if not found:
                 return
-            (loss,) = output_losses(outputs, batch.labels, 1, self._random)
+            (loss,) = output_losses(self.module, outputs, batch.labels, 1, self._random)
             gradients = torch.autograd.grad(loss, list(found.values()), allow_unused=True)
         for name, gradient in zip(found, gradients, strict=True):
             if gradient is not None:

@@ -7,22 +7,31 @@ from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from fxprune.data import Batch, check_labels
 from fxprune.errors import CannotScoreError
-from fxprune.losses import are_class_labels, class_loss, float_outputs, main_output, number_of_classes
+from fxprune.losses import are_class_labels, class_loss, float_outputs, main_output, number_of_classes, separated
 
 __all__ = ["output_losses"]
 
 
-def output_losses(outputs: object, labels: Tensor | None, probes: int, random: torch.Generator) -> Iterator[Tensor]:
+def output_losses(
+    model: nn.Module, outputs: object, labels: Tensor | None, probes: int, random: torch.Generator
+) -> Iterator[Tensor]:
     """Scalars whose gradients are sums over the samples.
 
     With class labels it is one, the cross-entropy. Labels of another kind are ignored. Without labels, there is one
     for each probe, in a random direction: the expectation of the squared gradient is the curvature of
     `fxprune.losses.distillation_loss` to the outputs as they are. Without probes, it is the cross-entropy with the most
     likely class.
+
+    Args:
+        model: the traced model.
+        outputs: of the model.
+        labels: of the samples; None without.
+        probes: the number of directions.
+        random: of the directions.
 
     Raises:
         CannotScoreError: the outputs have no such loss.
@@ -39,7 +48,7 @@ def output_losses(outputs: object, labels: Tensor | None, probes: int, random: t
             )
         yield F.cross_entropy(output, output.detach().argmax(1), reduction="sum")
     else:
-        leaves = float_outputs(outputs)
+        leaves = float_outputs(separated(model, outputs))
         if not leaves:
             raise CannotScoreError(
                 "scores from data need floating-point outputs, and the model has none: use a method without data"

@@ -86,7 +86,9 @@ class Reader:
         # The loss does not depend on outputs whose root is zero.
         change = (refit.weight - self.weight) / self.roots.clamp_min(1e-30)
         added = -(change.sum(2) @ self.mean)
-        return Change(self.contraction, self.own + change.reshape(self.own.shape).to(self.own), added.to(self.own))
+        own = self.contraction.by_outputs(self.own)
+        changed = own + change.reshape(own.shape).to(own)
+        return Change(self.contraction, self.contraction.by_outputs(changed), added.to(own))
 
 
 class Refit:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from fxprune.data import Batch, check_labels, run_model
 from fxprune.errors import FxpruneError
-from fxprune.losses import class_loss, distillation_loss, number_of_classes
+from fxprune.losses import class_loss, distillation_loss, number_of_classes, separated
 from fxprune.training.snapshots import restore_run, save_run
 
 if TYPE_CHECKING:
@@ -138,7 +138,9 @@ class Run:
             if self.teacher is not None:
                 with torch.no_grad():
                     wanted = run_model(self.teacher, there)
-                distilled = distillation_loss(outputs, wanted, self.settings.temperature)
+                graph = self.accelerator.unwrap_model(self.model)
+                mine, theirs = (separated(graph, side) for side in (outputs, wanted))
+                distilled = distillation_loss(mine, theirs, self.settings.temperature)
                 share = self.settings.distill_weight
                 return distilled if labelled is None else labelled * (1 - share) + distilled * share
         if labelled is None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from invariant import net, randomise
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
@@ -215,3 +216,38 @@ def test_samples_that_the_model_does_not_take_are_named() -> None:
     net, pruned = _pruned()
     with pytest.raises(CannotScoreError, match=r"does not run on data of shapes \(4, 2, 12, 12\)"):
         compensate(fxprune.analyze(fxprune.trace(net, _images(1, 0))), pruned, torch.zeros(4, 2, 12, 12))
+
+
+class _Residual(nn.Module):
+    """A residual branch of two linear layers, as modules or written as products."""
+
+    def __init__(self, write: Any) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        first, second = nn.Linear(8, 24), nn.Linear(24, 8)
+        self.write = write
+        if write is F.linear:
+            self.a, self.b = first, second
+            return
+        self.aw, self.ab = nn.Parameter(first.weight.detach().T.clone()), nn.Parameter(first.bias.detach().clone())
+        self.bw, self.bb = nn.Parameter(second.weight.detach().T.clone()), nn.Parameter(second.bias.detach().clone())
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.write is F.linear:
+            return x + self.b(self.a(x).relu())
+        return x + self.write(self.write(x, self.aw, self.ab).relu(), self.bw, self.bb)
+
+
+@pytest.mark.parametrize(
+    "write", [lambda x, w, b: x @ w + b, lambda x, w, b: b + torch.matmul(x, w), lambda x, w, b: torch.addmm(b, x, w)]
+)
+def test_products_are_scored_and_compensated_as_linear_layers_are(write: Any) -> None:
+    x = torch.randn(96, 8, generator=torch.Generator().manual_seed(3))
+    plain, written = (
+        fxprune.prune(_Residual(kind), 0.5, example_inputs=x[:2], data=[x], depth=False, progress=False)
+        for kind in (F.linear, write)
+    )
+    with torch.no_grad():
+        torch.testing.assert_close(written(x), plain(x), rtol=1e-3, atol=1e-3)
+    bare = fxprune.prune(_Residual(write), 0.5, example_inputs=x[:2], data=[x], compensate=False, progress=False)
+    assert _error(_Residual(write), written, x) < 0.8 * _error(_Residual(write), bare, x)

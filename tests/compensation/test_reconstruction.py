@@ -17,7 +17,7 @@ def layer(module: nn.Module, inputs: Tensor, *, owns_bias: bool = True, norm: An
     traced = fxprune.trace(nn.Sequential(module), inputs, copy=False)
     found = contraction_of(next(node for node in traced.graph.nodes if node.op == "call_module"), traced)
     assert found is not None
-    return FittedLayer(found, module.weight.detach(), module.bias.detach(), owns_bias, None, norm)  # type: ignore[union-attr,operator]
+    return FittedLayer(found, module.weight.detach(), module.bias.detach(), owns_bias, None, None, norm)  # type: ignore[union-attr,operator]
 
 
 @pytest.mark.parametrize("groups", [1, 2])

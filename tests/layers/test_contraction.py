@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from typing import Any
 
 import pytest
@@ -16,7 +17,8 @@ from fxprune.layers.contraction import Contraction, contraction_of, find_paramet
 
 def contraction(model: nn.Module, inputs: Tensor) -> tuple[fx.GraphModule, Contraction | None]:
     traced = fxprune.trace(model, inputs)
-    layer = next(node for node in traced.graph.nodes if node.op == "call_module" or node.target in (F.conv2d, F.linear))
+    layers = F.conv2d, F.linear, torch.matmul, operator.matmul, torch.mm, torch.addmm, torch.bmm
+    layer = next(node for node in traced.graph.nodes if node.op == "call_module" or node.target in layers)
     return traced, contraction_of(layer, traced)
 
 
@@ -28,6 +30,10 @@ def functional(**arguments: Any) -> nn.Module:
     )
 
 
+def product(forward: Any) -> nn.Module:
+    return net(forward, a=nn.Parameter(torch.randn(4, 6)), b=nn.Parameter(torch.randn(6)))
+
+
 @pytest.mark.parametrize(
     ("model", "shape"),
     [
@@ -37,8 +43,11 @@ def functional(**arguments: Any) -> nn.Module:
         (nn.Conv2d(4, 6, 3, padding="same", padding_mode="circular"), (3, 4, 7, 8)),
         (nn.Conv3d(4, 6, 2), (3, 4, 4, 5, 3)),
         (functional(stride=(2, 1), padding=1, groups=2), (3, 4, 9, 8)),
+        (net(lambda self, x: x @ self.a, a=nn.Parameter(torch.randn(4, 6))), (3, 5, 4)),
+        (product(lambda self, x: torch.matmul(x, self.a) + self.b), (3, 5, 4)),
+        (product(lambda self, x: torch.addmm(self.b, x, self.a)), (15, 4)),
     ],
-    ids=["linear", "1d", "2d", "circular", "3d", "function"],
+    ids=["linear", "1d", "2d", "circular", "3d", "function", "product", "product and sum", "addmm"],
 )
 def test_rows_times_the_weight_are_the_outputs(model: nn.Module, shape: tuple[int, ...]) -> None:
     x = torch.randn(shape, generator=torch.Generator().manual_seed(0))
@@ -46,9 +55,12 @@ def test_rows_times_the_weight_are_the_outputs(model: nn.Module, shape: tuple[in
     assert found is not None
     with torch.no_grad():
         y = traced(x)
-    inputs, outputs = rows_of(found, x, y, 5.0, torch.Generator().manual_seed(1))
+    if found.bias is None:
+        # It is no part of the layer.
+        y = y - getattr(model, "b", 0)
+    inputs, outputs = rows_of(found, x, y.detach(), 5.0, torch.Generator().manual_seed(1))
     assert inputs.shape[:2] == outputs.shape[:2] == (15, found.groups)
-    weight = find_parameter(traced, found.weight).detach()
+    weight = found.by_outputs(find_parameter(traced, found.weight).detach())
     bias = 0 if found.bias is None else find_parameter(traced, found.bias).detach().view(found.groups, -1)
     table = weight.reshape(found.groups, -1, inputs.shape[2])
     torch.testing.assert_close(torch.einsum("rgi,goi->rgo", inputs, table) + bias, outputs)
@@ -66,9 +78,23 @@ class Own(nn.Linear):
         (nn.ConvTranspose2d(4, 6, 3), torch.zeros(2, 4, 5, 5)),
         (functional(padding="same", groups=2), torch.zeros(2, 4, 5, 5)),
         (net(lambda self, x: F.linear(x, self.a), a=nn.Parameter(torch.zeros(4))), torch.zeros(2, 4)),
+        (product(lambda self, x: torch.addmm(self.b, x, self.a, alpha=2)), torch.zeros(2, 4)),
+        (product(lambda self, x: x @ self.a.abs()), torch.zeros(2, 4)),
+        (net(lambda self, x: x @ self.a, a=nn.Parameter(torch.zeros(2, 4, 6))), torch.zeros(2, 3, 4)),
+        (net(lambda self, x: x @ self.a, a=nn.Parameter(torch.zeros(4, 6))), torch.zeros(4)),
         (net(lambda self, x: F.linear(x, self.a * 2), a=nn.Parameter(torch.zeros(3, 4))), torch.zeros(2, 4)),
     ],
-    ids=["another op", "transposed", "padding by a word", "one output", "a computed weight"],
+    ids=[
+        "another op",
+        "transposed",
+        "padding by a word",
+        "one output",
+        "scaled",
+        "a computed factor",
+        "a batch",
+        "a vector",
+        "a computed weight",
+    ],
 )
 def test_what_is_no_plain_product_is_none(model: nn.Module, inputs: Tensor) -> None:
     assert contraction(nn.Sequential(model), inputs)[1] is None

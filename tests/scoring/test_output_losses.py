@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from fxprune.errors import CannotScoreError
 from fxprune.losses import distillation_loss
@@ -12,7 +13,7 @@ from fxprune.scoring.output_losses import output_losses
 
 
 def losses(outputs: object, labels: torch.Tensor | None = None, probes: int = 1) -> list[torch.Tensor]:
-    return list(output_losses(outputs, labels, probes, torch.Generator().manual_seed(0)))
+    return list(output_losses(nn.Identity(), outputs, labels, probes, torch.Generator().manual_seed(0)))
 
 
 def test_class_labels_give_the_cross_entropy_and_other_labels_are_ignored() -> None:
