@@ -63,7 +63,8 @@ def right_for_all_sizes(runner: Runner, recorded: Recording, leaves: Leaves) -> 
         return frozenset()
     found_there = {guard.place for guard in recorded.sizes.guards if guard.finds_size}
     unfound = frozenset(places - found_there)
-    named = {guard.named for guard in recorded.sizes.guards if guard.place in unfound}
+    # No size is below 0, as what the code makes of one and compares with a number may be.
+    named = {guard.named for guard in recorded.sizes.guards if guard.place in unfound and guard.named[0] > 0}
     calls = [(call, frozenset[Place]()) for call in _calls(runner, others=places > unfound)]
     calls += [(call, there) for call in _calls_of(runner, named) if (there := _finds(runner, call, leaves, unfound))]
     trials = _Trials(_run_trials(runner, calls))

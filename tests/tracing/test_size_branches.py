@@ -324,3 +324,16 @@ def test_a_model_without_values_takes_the_branches_that_an_earlier_trace_has_tak
     assert [place.rpartition(":")[0] for place in values["branches for other sizes"]] == [by_tuple.__module__]
     again = trace_knowing(model.to("meta"), image().double().to("meta"), values)
     assert again.code == traced.code
+
+
+@pytest.mark.parametrize("number", [0, -4])
+def test_a_number_below_one_is_no_size_to_try(number: int) -> None:
+    def forward(self: Any, x: Tensor) -> Tensor:
+        y = self.a(x)
+        return self.b(2 * y if y.shape[2] % 7 + number == 2 * number else y)  # type: ignore[no-any-return]
+
+    model = model_of(forward)
+    pruned = fxprune.prune(model, 0.6, example_inputs=image().double(), compensate=False)
+    with suppress(FxpruneError):
+        assert fxprune.verify(model, pruned, image(size=7).double()) <= TOLERANCE
+    assert fxprune.verify(model, pruned, image(size=8).double()) <= TOLERANCE
