@@ -102,6 +102,9 @@ class Refit:
         self._reader = reader
         self._inverse = reader.inverse.clone()
         self.weight = reader.weight.clone()
+        # What has changed (outputs * taps, inputs) times the judging covariance; None until the error is asked for.
+        self._products: Tensor | None = None
+        self._error = 0.0
 
     def add_costs(self, costs: Scores) -> None:
         """Add what removing each place would cost after refitting, to costs (places,)."""
@@ -111,9 +114,12 @@ class Refit:
 
     def error(self) -> float:
         """What all that was removed costs, on the half of the samples that judges."""
-        # Most of the time goes here, and a score needs no more digits.
-        change = (self._reader.weight - self.weight).movedim(1, 2).flatten(0, 1).float()
-        return float(((change @ self._reader.covariance) * change).sum())
+        if self._products is None:
+            # A score needs no more digits.
+            change = _rows(self._reader.weight - self.weight).float()
+            self._products = change @ self._reader.covariance
+            self._error = float((self._products * change).sum())
+        return self._error
 
     def remove(self, places: Ids) -> None:
         """Remove places of the group."""
@@ -122,9 +128,25 @@ class Refit:
             return
         columns = self._inverse[:, gone]
         shift = torch.linalg.solve(columns[gone], columns.T)
+        self._judge(gone, shift)
         self.weight.sub_(torch.einsum("okt,ki->oit", self.weight[:, gone], shift))
         self._inverse.sub_(columns @ shift)
         self.weight[:, gone] = 0
         self._inverse[gone] = 0
         self._inverse[:, gone] = 0
         self._inverse[gone, gone] = _REMOVED
+
+    def _judge(self, gone: Tensor, shift: Tensor) -> None:
+        """Keep the error up to date: what these inputs gave is spread over the others as `shift` says."""
+        if self._products is None:
+            return
+        spread, lost = shift.float(), _rows(self.weight[:, gone]).float()
+        judged = spread @ self._reader.covariance
+        before = (lost * (self._products @ spread.T)).sum()
+        self._error += float(2 * before + ((lost.T @ lost) * (judged @ spread.T)).sum())
+        self._products.addmm_(lost, judged)
+
+
+def _rows(weight: Tensor) -> Tensor:
+    """(outputs, inputs, taps) as (outputs * taps, inputs)."""
+    return weight.movedim(1, 2).flatten(0, 1)

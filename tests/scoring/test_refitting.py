@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -61,6 +63,22 @@ def test_the_predicted_cost_is_the_least_squares_error() -> None:
     error = float((others @ best - x @ weight.T).square().sum() / 500)
     assert costs[2] == pytest.approx(error, rel=1e-6)
     assert refit.error() == pytest.approx(error, rel=1e-3)
+
+
+@pytest.mark.parametrize("taps", [1, 9])
+def test_the_error_is_that_of_all_that_was_removed_so_far(taps: int) -> None:
+    random = torch.Generator().manual_seed(2)
+    x = torch.randn(300, 24, generator=random, dtype=torch.float64) @ torch.randn(24, 24, generator=random).double()
+    weight = torch.randn(5, 24, taps, generator=random, dtype=torch.float64)
+    layer = replace(reader(x.T @ x / 300, weight[:, :, 0]), weight=weight)
+    asked, unasked = Refit(layer), Refit(layer)
+    for places in np.random.default_rng(0).permutation(24)[:20].reshape(5, 4):
+        for refit in (asked, unasked):
+            refit.remove(places)
+        change = (weight - asked.weight).movedim(1, 2).flatten(0, 1)
+        expected = float((change @ (x.T @ x / 300) * change).sum())
+        assert asked.error() == pytest.approx(expected, rel=1e-4)
+    assert unasked.error() == pytest.approx(asked.error(), rel=1e-4)
 
 
 def test_within_a_group_inputs_are_places_and_unread_groups_are_none() -> None:
