@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Literal
@@ -18,7 +17,7 @@ from fxprune.compensation.holdout import clusters_of
 from fxprune.compensation.samples import can_make_samples, make_samples
 from fxprune.data import Batch, Data, Inputs, calibration_batch, check_labels, run_model
 from fxprune.depth import best_depth, blocks_in_order
-from fxprune.errors import CannotScoreError, FxpruneError, FxpruneWarning
+from fxprune.errors import CannotScoreError, FxpruneError, warn
 from fxprune.gates.learning import learn_gates
 from fxprune.latency.budget import plan_for_latency
 from fxprune.latency.channels import time_channels
@@ -170,7 +169,7 @@ def prune(
                 raise
             reason = str(error).partition("\n")[0]
             how = "not compensated" if method is not None else "cut by relevance and not compensated"
-            warnings.warn(f"{how}: {reason}", FxpruneWarning, stacklevel=2)
+            warn(f"{how}: {reason}")
         request = replace(request, depth=False)
         return rewrite(graph, _planned(model, graph, scores(graph, method or "relevance", seed=seed), request))
 

@@ -25,11 +25,11 @@ PUBLIC = {
     "Gates": "scores, module, flops, losses, closed",
     "Group": "name, channels, dimensions, repeats, last_resort, common",
     "Latency": "seconds, spread, repeats, warmup, batch_size, threads, device, dtype, memory_format",
-    "Plan": "kept, flops, flops_before, flops_target, latency_target, removed",
+    "Plan": "kept, flops, flops_before, flops_target, latency_target, removed, params_target, memory_target",
     "PrunedParts": "model, plans, flops_before, flops, remarks",
     "Report": (
-        "model, inputs, flops, flops_target, parameters, blocks, groups, frozen, layers, rows, compensated, "
-        "samples, certificate, latency, latency_target, memory, remarks, source"
+        "model, inputs, flops, flops_target, parameters, params_target, blocks, groups, frozen, layers, rows, "
+        "compensated, samples, certificate, latency, latency_target, memory, memory_target, remarks, source"
     ),
     "UnreachableBudgetError": "FxpruneError",
     "analyze": "(traced)",
