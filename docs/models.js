@@ -17,6 +17,8 @@
   const sum = (row) => frozenOf(row).reduce((total, [, count]) => total + count, 0);
   const number = (value, digits) =>
     value === null ? "" : value.toLocaleString("en", { minimumFractionDigits: digits, maximumFractionDigits: digits });
+  // Counted later than the rest: not every row has it.
+  const blocks = (row) => row[data.columns.indexOf("blocks")] ?? null;
   const columns = [
     ["model", (row) => row[0], (row) => row[0]],
     ["family", (row) => row[1], (row) => row[1]],
@@ -27,6 +29,7 @@
     ["left", (row) => row[6], (row) => number(row[6], 4)],
     ["s", (row) => row[7], (row) => number(row[7], 2)],
     ["error", (row) => row[8], (row) => (row[8] === null ? "" : row[8].toExponential(1))],
+    ...(data.rows.some((row) => blocks(row) !== null) ? [["blocks", blocks, (row) => number(blocks(row), 0)]] : []),
     ["frozen why", (row) => row[4].length, (row) => frozenOf(row).map(([why, count]) => `${why} ${number(count, 0)}`).join("; ")],
   ];
   const text = new Set(["model", "family", "frozen why"]);

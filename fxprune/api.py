@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Literal
@@ -18,7 +17,7 @@ from fxprune.compensation.holdout import clusters_of
 from fxprune.compensation.samples import can_make_samples, make_samples
 from fxprune.data import Batch, Data, Inputs, calibration_batch, check_labels, run_model
 from fxprune.depth import best_depth, blocks_in_order
-from fxprune.errors import CannotScoreError, FxpruneError, FxpruneWarning
+from fxprune.errors import CannotScoreError, FxpruneError, warn
 from fxprune.gates.learning import learn_gates
 from fxprune.latency.budget import plan_for_latency
 from fxprune.latency.channels import time_channels
@@ -96,8 +95,8 @@ def prune(
             without waste, see `fxprune.make_plan`.
         min_channels: so many channels of each group stay.
         depth: whether blocks, such as residual branches and dense layers, may be left out whole. Which and how many
-            is measured on the samples (`fxprune.depth`). Default: True where there are samples. False leaves all
-            blocks, and is faster.
+            is measured on the samples (`fxprune.depth`); with "dagger" they are of those whose gates closed. Default:
+            True where there are samples. False leaves all blocks, and is faster.
         width: whether channels may be removed; False for blocks alone.
         seed: of everything random.
         progress: True shows bars in a terminal, False nothing; a function is called with the progress
@@ -157,7 +156,10 @@ def prune(
             if batch is None or not (compensate or blocks):
                 return rewrite(graph, _planned(model, graph, chosen, request))
             run = Compensation.of(graph, batch, HOLDOUT, seed, show, parts=ALL_PARTS if compensate else ())
-            order = blocks_in_order(graph, blocks, budgets_of(graph, request), batch, show)
+            if method == "dagger" and width:
+                order = iter(sorted((b for b in blocks if chosen[b.channel] <= 0), key=lambda b: chosen[b.channel]))
+            else:
+                order = blocks_in_order(graph, blocks, budgets_of(graph, request), batch, show)
             best = best_depth(graph, order, lambda gone: _planned(model, graph, chosen, request, gone), run)
             small = run.finish(best)
             set_pruning_notes(small, replace(pruning_notes(small), samples=origin))
@@ -167,7 +169,7 @@ def prune(
                 raise
             reason = str(error).partition("\n")[0]
             how = "not compensated" if method is not None else "cut by relevance and not compensated"
-            warnings.warn(f"{how}: {reason}", FxpruneWarning, stacklevel=2)
+            warn(f"{how}: {reason}")
         request = replace(request, depth=False)
         return rewrite(graph, _planned(model, graph, scores(graph, method or "relevance", seed=seed), request))
 
@@ -241,7 +243,9 @@ def _learned_scores(
     """The scores of gates that are learned on all of the data, or on made samples if there is none."""
     share = min(flops_target(graph, request) / graph.flops.total, latency_share(graph, request))
     samples, epochs = (made, _MADE_EPOCHS) if data is None else (data, 1)
-    return learn_gates(graph, samples, flops=share, epochs=epochs, seed=seed, progress=show).scores
+    return learn_gates(
+        graph, samples, flops=share, depth=bool(request.depth), epochs=epochs, seed=seed, progress=show
+    ).scores
 
 
 def _planned(

@@ -10,29 +10,23 @@ from __future__ import annotations
 import heapq
 import itertools
 import math
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
-
-import torch
 
 from fxprune.channels import Block, ChannelGraph
 from fxprune.compensation.compensate import Compensation, Fit
-from fxprune.data import Batch, run_model
-from fxprune.errors import CannotScoreError, UnreachableBudgetError
-from fxprune.layers.contraction import find_parameter
-from fxprune.losses import distillation_loss, separated
+from fxprune.data import Batch
+from fxprune.errors import UnreachableBudgetError
 from fxprune.planning.budgets import Budget
-from fxprune.planning.plan import Plan, plan_keeping
+from fxprune.planning.plan import Plan
 from fxprune.progress import Progress
 from fxprune.rewriting import rewrite
-from fxprune.running.copies import copy_module
-from fxprune.running.eval_mode import in_eval
+from fxprune.scoring.block_losses import BlockLosses
 
 __all__ = ["best_depth", "blocks_in_order"]
 
-# How many samples say which block goes next, and after how many numbers of blocks in a row that are worse than the best
-# so far the search ends. Not tuned.
-_SAMPLES, _PATIENCE = 32, 2
+# After so many numbers of blocks in a row that are worse than the best so far the search ends. Not tuned.
+_PATIENCE = 2
 
 
 def best_depth(
@@ -99,7 +93,7 @@ def blocks_in_order(
     """
     if not blocks:
         return
-    losses, price = _Losses(graph, samples), max(budgets, key=lambda budget: budget.tightness).polynomial
+    losses, price = BlockLosses(graph, samples), max(budgets, key=lambda budget: budget.tightness).polynomial
     alive = graph.all_but(())
     order: list[Block] = []
     loss = 0.0
@@ -123,34 +117,3 @@ def blocks_in_order(
             after = losses.without([*order, block])
             cost = (after - loss) / saved if math.isfinite(after) else math.inf
             heapq.heappush(queue, (cost, number, len(order), after))
-
-
-class _Losses:
-    """What the outputs lose when blocks are left out: what `verify` sets to zero is zero meanwhile."""
-
-    def __init__(self, graph: ChannelGraph, samples: Batch) -> None:
-        step = max(samples.size // _SAMPLES, 1)
-        self._graph = graph
-        self._batches = samples.take(torch.arange(0, samples.size, step)).split()
-        self._model = copy_module(graph.module)
-        self._wanted = [self._outputs(batch) for batch in self._batches]
-
-    def _outputs(self, batch: Batch) -> object:
-        with torch.no_grad(), in_eval(self._model):
-            return separated(self._model, run_model(self._model, batch, CannotScoreError))
-
-    def without(self, blocks: Collection[Block]) -> float:
-        """The loss without some blocks, per sample."""
-        plan = plan_keeping(self._graph, self._graph.all_but(blocks))
-        names = {*plan.kept, *(name for block in blocks for name in block.ends)}
-        saved = {name: find_parameter(self._model, name).detach().clone() for name in names}
-        total, count = 0.0, 0
-        with torch.no_grad():
-            for name in names:
-                plan.zero_(name, find_parameter(self._model, name))
-            for batch, wanted in zip(self._batches, self._wanted, strict=True):
-                loss = distillation_loss(self._outputs(batch), wanted, temperature=1.0)
-                total, count = total + float(loss) * batch.size, count + batch.size
-            for name, before in saved.items():
-                find_parameter(self._model, name).copy_(before)
-        return total / count

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import functools
 import inspect
+import sys
+import warnings
 from collections.abc import Callable
 from typing import ParamSpec, TypeVar
 
-__all__ = ["CannotScoreError", "FxpruneError", "FxpruneWarning", "UnreachableBudgetError", "called_as"]
+__all__ = ["CannotScoreError", "FxpruneError", "FxpruneWarning", "UnreachableBudgetError", "called_as", "warn"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -30,6 +32,26 @@ class UnreachableBudgetError(FxpruneError):
 
 class FxpruneWarning(UserWarning):
     """fxprune did something other than what is usual; the message says what and why."""
+
+
+def warn(message: str) -> None:
+    """Warn, with the line outside of this package from which it was called, however deep in it the warning arises.
+
+    Examples:
+        >>> with warnings.catch_warnings(record=True) as caught:
+        ...     warnings.simplefilter("always")
+        ...     warn("nothing was removed")
+        >>> caught[0].message
+        FxpruneWarning('nothing was removed')
+    """
+    level, frame = 2, sys._getframe(1)
+    # `contextlib` stands in between where a context decorates a function.
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] in _NOT_CALLERS:
+        level, frame = level + 1, frame.f_back
+    warnings.warn(message, FxpruneWarning, stacklevel=level)
+
+
+_NOT_CALLERS = (__name__.partition(".")[0], "contextlib")
 
 
 def called_as(call: str) -> Callable[[Callable[P, R]], Callable[P, R]]:

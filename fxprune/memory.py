@@ -51,7 +51,7 @@ def plan_for_memory(graph: ChannelGraph, request: Request, make: Callable[[Reque
         pruned = rewrite(graph, plan)
         peaks.append(peak_activations(pruned, *call_of(pruned)))
         if peaks[-1] <= limit:
-            return plan
+            return replace(plan, memory_target=min(request.memory if request.memory <= 1 else limit / most, 1.0))
         share *= limit / peaks[-1]
         asked = replace(request, memory=share)
     raise UnreachableBudgetError(

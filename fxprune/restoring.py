@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
 from fxprune.channels import Block, ChannelGraph
 from fxprune.errors import FxpruneError, called_as
-from fxprune.layers.contraction import find_parameter
 from fxprune.ops import name_of_op
-from fxprune.planning.plan import Plan
+from fxprune.planning.plan import Plan, plan_keeping
 from fxprune.provenance import check_order, plan_of
-from fxprune.rewriting import original_graph
+from fxprune.rewriting import alive_channels, original_graph, rewrite
 from fxprune.running import trees
 from fxprune.running.copies import copy_module, named_tensors
 from fxprune.running.devices import check_values
@@ -40,8 +40,9 @@ def restore_class(original: nn.Module, pruned: nn.Module, example_inputs: Any = 
     What `fxprune.prune` returns is a graph. Code that asks a model for more than its outputs (a loss as a method, a
     training script that looks for `model.head`) needs the model's class. A copy of the model gets the pruned parameters
     and buffers, and its layers the numbers that say how wide they are; modules that are removed blocks pass their input
-    on, or give zeros, or nothing to a concatenation. Then its outputs are compared with those of the
-    pruned graph: they differ where `forward` computes with widths that it does not read from its tensors.
+    on, or give zeros, or nothing to a concatenation. A block that is no module stays, as narrow as it can be, with
+    zeros at its end. Then its outputs are compared with those of the pruned graph: they differ where `forward` computes
+    with widths that it does not read from its tensors.
 
     Args:
         original: the model before pruning; not changed.
@@ -61,27 +62,87 @@ def restore_class(original: nn.Module, pruned: nn.Module, example_inputs: Any = 
     name = type(original).__name__
     if unknown:
         raise FxpruneError(f"{name} has no {min(unknown)}, which was pruned: give the model that was pruned")
-    own = copy_module(original)
-    if plan_of(pruned).removed:
-        _leave_out_blocks(own, original_graph(original, pruned), plan_of(pruned))
-    _take_over(own, pruned)
     args, kwargs = call_of(pruned, example_inputs)
     try:
         expected = outputs_in_double(copy_module(pruned), args, kwargs)
     except Exception as error:
         raise FxpruneError(f"the pruned graph does not run on these inputs in float64: {error}") from error
-    try:
-        difference = largest_error(expected, outputs_in_double(copy_module(own), args, kwargs))
-    except Exception as error:
-        place, line = place_of(error)
-        raise FxpruneError(
-            f"{name} does not run with the pruned weights ({place}: `{line}`: {error}): {_ADVICE}"
-        ) from error
-    if not difference <= TOLERANCE:
-        raise FxpruneError(
-            f"{name} with the pruned weights differs from the pruned graph by {difference:.1e}: {_ADVICE}"
+    refusals: list[FxpruneError] = []
+    for own in _attempts(original, pruned):
+        try:
+            difference = largest_error(expected, outputs_in_double(copy_module(own), args, kwargs))
+        except Exception as error:
+            place, line = place_of(error)
+            refusals.append(
+                FxpruneError(f"{name} does not run with the pruned weights ({place}: `{line}`: {error}): {_ADVICE}")
+            )
+            refusals[-1].__cause__ = error
+            continue
+        if difference <= TOLERANCE:
+            return own
+        refusals.append(
+            FxpruneError(f"{name} with the pruned weights differs from the pruned graph by {difference:.1e}: {_ADVICE}")
         )
-    return own
+    raise refusals[0]
+
+
+def _attempts(original: nn.Module, pruned: nn.Module) -> Iterator[nn.Module]:
+    """Copies of a model with pruned weights, the smallest first.
+
+    Forward may need what a block gives, where that is not added or concatenated at once: then blocks that are
+    concatenated stay. And it may ask more of a block that stays than a width of 1.
+    """
+    plan = plan_of(pruned)
+    if not plan.removed:
+        own = copy_module(original)
+        _take_over(own, pruned)
+        yield own
+        return
+    graph, tried = original_graph(original, pruned), list[tuple[list[Block], bool]]()
+    for joined, narrow in ((True, True), (False, True), (False, False)):
+        own = copy_module(original)
+        left = _leave_out_blocks(own, graph, plan, joined)
+        way = left, narrow or not left
+        if way not in tried:
+            tried.append(way)
+            _take_over(own, _with_blocks(graph, pruned, left, narrow) if left else pruned)
+            yield own
+
+
+def _with_blocks(graph: ChannelGraph, pruned: nn.Module, blocks: Collection[Block], narrow: bool) -> nn.Module:
+    """A pruned model to which some of its blocks have come back, with zeros at their ends or wherever they are read.
+
+    Args:
+        graph: of the original.
+        pruned: stays as it is.
+        blocks: that come back.
+        narrow: whether their own groups have one channel each.
+    """
+    plan = plan_of(pruned)
+    try:
+        alive = alive_channels(graph, plan)
+    except FxpruneError:
+        # It was pruned in several stages.
+        return pruned
+    for block in blocks:
+        alive[block.channel] = True
+        for group in graph.groups:
+            own = all(dimension.parameter in block.tensors for dimension in group.dimensions)
+            if own or np.isin(group.channels, block.channels).any():
+                alive[group.channels] |= not narrow
+                alive[group.channels[1:]] &= not own or not narrow
+                alive[group.channels[:1]] = True
+    wider_plan = plan_keeping(graph, alive)
+    wider, of_old, tensors = rewrite(graph, wider_plan), named_tensors(graph.module), named_tensors(pruned)
+    ends = {name for block in blocks if block.stays for name in block.ends}
+    with torch.no_grad():
+        for name, tensor in named_tensors(wider).items():
+            if name in tensors:
+                # What the plan removes is zero: then outputs are the same, by the invariant.
+                tensor.copy_(wider_plan.cut(name, plan.padded(name, tensors[name], tuple(of_old[name].shape))))
+            elif name in ends:
+                tensor.zero_()
+    return wider
 
 
 class _LeftOut(nn.Module):
@@ -108,39 +169,43 @@ class _Nothing(nn.Module):
         return next(iter(trees.tensors((arguments, options)))).new_empty(0)
 
 
-def _leave_out_blocks(own: nn.Module, graph: ChannelGraph, plan: Plan) -> None:
-    """Put modules that do nothing in place of those that are blocks.
+def _leave_out_blocks(own: nn.Module, graph: ChannelGraph, plan: Plan, joined: bool) -> list[Block]:
+    """Put modules that do nothing in place of those that are blocks; the removed blocks that are left.
 
     Of a module that is a residual connection as a whole only its input is left. A module that is the branch gives
-    zeros. Where no module is one of the two, the parameters at the end of the block stay, as zeros. To a concatenation,
-    modules at the end of a block give nothing, and those before pass their input on.
+    zeros. To a concatenation, modules at the end of a block give nothing, and those before pass their input on, if
+    `joined`.
     """
     nodes = {node.name: node for node in graph.module.graph.nodes}
     modules = dict(graph.module.named_modules())
     ends = {block.ends for block in plan.removed.values()}
-    for name in {name for each in ends for name in each}:
-        find_parameter(own, name).data.zero_()
     gone = [block for block in graph.blocks if block.ends in ends]
     dead = {name for block in gone for name in (*block.nodes, *(block.readers if block.stays else ()))}
     made: dict[str, nn.Module] = {}
     # Not those that only contain others, as a ModuleList does.
     callable_paths = {path for path, each in own.named_modules() if type(each).forward is not nn.Module.forward}
+    left: list[Block] = []
     for block in gone:
         if not block.stays:
-            made |= _around(block, graph, dead, callable_paths)
+            around = _around(block, graph, dead, callable_paths) if joined else {}
+            made |= around
+            left += [] if around else [block]
             continue
         total, stays, value = nodes[block.readers[0]], nodes[block.stays], nodes[block.value]
-        around, branch = str(total.meta.get("module") or ""), block.name.partition("#")[0]
-        if _is_dead(around, graph, dead) and _gives(total, stays, around, modules):
-            made[around] = _PassesOn()
+        whole, branch = str(total.meta.get("module") or ""), block.name.partition("#")[0]
+        if _is_dead(whole, graph, dead) and _gives(total, stays, whole, modules):
+            made[whole] = _PassesOn()
         elif _is_dead(branch, graph, dead) and not _is_within(total, branch) and _keeps_shape(branch, value, graph):
             made[branch] = _LeftOut()
+        left.append(block)
     for path, module in made.items():
         if path in callable_paths:
             # The model may read what the module says of itself.
             of_old = {name: x for name, x in vars(own.get_submodule(path)).items() if not name.startswith("_")}
             vars(module).update(of_old)
             own.set_submodule(path, module)
+    present = named_tensors(own).keys()
+    return [block for block in left if not present.isdisjoint(block.tensors)]
 
 
 def _around(

@@ -8,11 +8,22 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from invariant import check_invariant, net, parameter
 from torch import Tensor, nn
 from torch.nn.utils import rnn
 
-__all__ = ["RECURRENT", "SPECTRAL", "WRITTEN_OUT", "images", "invariant_test", "packed", "vectors"]
+__all__ = [
+    "RECURRENT",
+    "SPECTRAL",
+    "WRITTEN_OUT",
+    "Dense",
+    "Inception",
+    "images",
+    "invariant_test",
+    "packed",
+    "vectors",
+]
 
 
 def invariant_test(
@@ -189,3 +200,49 @@ WRITTEN_OUT: dict[str, Callable[[], nn.Module]] = {
         *(layer_norm, by_deviation, by_variance_and_mean, rms_norm, response_norm, spatial_attention, softmax),
     )
 }
+
+
+class DenseLayer(nn.Module):
+    """As in DenseNet: BatchNorm and ReLU come after the concatenation."""
+
+    def __init__(self, before: int) -> None:
+        super().__init__()
+        self.norm1, self.conv1 = nn.BatchNorm2d(before), nn.Conv2d(before, 5, 1, bias=False)
+        self.norm2, self.conv2 = nn.BatchNorm2d(5), nn.Conv2d(5, 3, 3, padding=1, bias=False)
+
+    def forward(self, earlier: list[Tensor]) -> Tensor:
+        x = self.conv1(self.norm1(torch.cat(earlier, 1)).relu())
+        return self.conv2(self.norm2(x).relu())
+
+
+class Dense(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 4, 3, padding=1)
+        self.layers = nn.ModuleList([DenseLayer(4 + 3 * k) for k in range(3)])
+        self.norm, self.head = nn.BatchNorm2d(13), nn.Conv2d(13, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        parts = [self.stem(x)]
+        for layer in self.layers:
+            parts.append(layer(parts))
+        return self.head(self.norm(torch.cat(parts, 1)).relu())
+
+
+class Inception(nn.Module):
+    """Four branches; one splits and is concatenated itself, one ends in a sigmoid, of which zero is not zero."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.pool = nn.Conv2d(3, 5, 3, padding=1), nn.Conv2d(5, 3, 1)
+        self.one, self.wide1, self.wide2 = nn.Conv2d(5, 3, 1), nn.Conv2d(5, 4, 1), nn.Conv2d(4, 4, 3, padding=1)
+        self.split = nn.Conv2d(5, 4, 1)
+        self.row, self.column = nn.Conv2d(4, 3, (1, 3), padding=(0, 1)), nn.Conv2d(4, 3, (3, 1), padding=(1, 0))
+        self.norm, self.head = nn.BatchNorm2d(16), nn.Conv2d(16, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        y = F.relu(self.split(x))
+        y = torch.cat([F.silu(self.row(y)), F.silu(self.column(y))], 1)
+        wide = torch.sigmoid(self.wide2(F.relu(self.wide1(x))))
+        return self.head(self.norm(torch.cat([self.one(x).relu(), wide, self.pool(F.avg_pool2d(x, 3, 1, 1)), y], 1)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from fxprune import FxpruneWarning, UnreachableBudgetError
 from fxprune.memory import plan_for_memory
 from fxprune.planning.budgets import Request
 from fxprune.planning.make import plan_for
+from fxprune.reporting.numbers import percent
 from fxprune.running.peak import peak_activations
 
 
@@ -90,8 +92,9 @@ def test_budgets_out_of_reach_and_without_effect_say_so(model: nn.Module) -> Non
     message = r"a budget of [\d,]+ bytes of activations at a time \(1\.0%\) cannot be reached.*Raise memory"
     with pytest.raises(UnreachableBudgetError, match=message):
         fxprune.prune(model, memory=0.01, **options)
-    with pytest.warns(FxpruneWarning, match=re.escape("memory (=1000000000.0) is above what the model has")):
+    with pytest.warns(FxpruneWarning, match=re.escape("memory (=1000000000.0) is above what the model has")) as caught:
         fxprune.prune(model, memory=1e9, **options)
+    assert {warning.filename for warning in caught} == {__file__}
 
 
 def test_a_fraction_is_of_what_is_counted() -> None:
@@ -108,3 +111,21 @@ def test_a_fraction_is_of_what_is_counted() -> None:
     assert counted > graph.memory.total
     small = fxprune.prune(model, memory=0.8, example_inputs=inputs, compensate=False, method="l2")
     assert 0.6 * counted < peak(small, inputs) <= 0.8 * counted
+
+
+@pytest.mark.parametrize("memory", [0.6, 30000])
+def test_the_budget_is_in_the_plan_its_file_and_the_report(model: nn.Module, memory: float, tmp_path: Path) -> None:
+    inputs = image(size=16, batch=1)
+    whole = peak(model, inputs)
+    share = memory if memory < 1 else memory / whole
+    small = fxprune.prune(model, memory=memory, example_inputs=inputs, compensate=False, method="l2")
+    assert fxprune.plan_of(small).memory_target == pytest.approx(share)
+    fxprune.save(small, tmp_path / "small.safetensors")
+    again = fxprune.load(tmp_path / "small.safetensors", original=model)
+    assert fxprune.plan_of(again).memory_target == pytest.approx(share)
+    made = fxprune.report(again, original=model, repeats=2)
+    assert made.memory_target == pytest.approx(share)
+    assert re.search(rf"activations +.* → .* \(\d.*%\), budget {percent(share)}", str(made))
+    assert "budget" not in str(made).partition("FLOPs  ")[2].partition("\n")[0]
+    assert f"budget {percent(share)}" in made.to_html()
+    assert "not counted" in fxprune.report(again, measure=False).to_html()

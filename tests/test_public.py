@@ -22,14 +22,14 @@ PUBLIC = {
     "Frozen": "reason, channels, dimensions",
     "FxpruneError": "Exception",
     "FxpruneWarning": "UserWarning",
-    "Gates": "scores, module, flops, losses",
+    "Gates": "scores, module, flops, losses, closed",
     "Group": "name, channels, dimensions, repeats, last_resort, common",
     "Latency": "seconds, spread, repeats, warmup, batch_size, threads, device, dtype, memory_format",
-    "Plan": "kept, flops, flops_before, flops_target, latency_target, removed",
+    "Plan": "kept, flops, flops_before, flops_target, latency_target, removed, params_target, memory_target",
     "PrunedParts": "model, plans, flops_before, flops, remarks",
     "Report": (
-        "model, inputs, flops, flops_target, parameters, blocks, groups, frozen, layers, rows, compensated, "
-        "samples, certificate, latency, latency_target, memory, remarks, source"
+        "model, inputs, flops, flops_target, parameters, params_target, blocks, groups, frozen, layers, rows, "
+        "compensated, samples, certificate, latency, latency_target, memory, memory_target, remarks, source"
     ),
     "UnreachableBudgetError": "FxpruneError",
     "analyze": "(traced)",
@@ -45,10 +45,10 @@ PUBLIC = {
         "mixed_precision=None, gradient_accumulation=1, checkpoint=None, checkpoint_every=None, resume=True, "
         "seed=0, progress=True, evaluate=None, on_epoch=None)"
     ),
-    "insert_gates": "(graph, *, last_resort=False)",
+    "insert_gates": "(graph, *, last_resort=False, depth=False)",
     "learn_gates": (
         "(graph, data, *, flops=None, epochs=1, start='surgeon', lr=0.01, train_weights=True, weight_lr=0.01, "
-        "temperature=1.0, last_resort=False, checkpoint=None, checkpoint_every=20, resume=True, seed=0, "
+        "temperature=1.0, last_resort=False, depth=False, checkpoint=None, checkpoint_every=20, resume=True, seed=0, "
         "progress=True)"
     ),
     "load": "(path, *, original=None, strict=True)",

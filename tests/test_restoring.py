@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import torch
+from invariant import image, masks, plan_for, randomise
 from torch import Tensor, nn
 
 import fxprune
@@ -131,3 +134,86 @@ def test_the_order_of_older_versions_is_refused_with_the_call() -> None:
         fxprune.restore_class(_pruned(net), net)
     with pytest.raises(FxpruneError, match=call):
         fxprune.restore_class(pruned=_pruned(net), model=net)
+
+
+class Leaky(nn.Module):
+    """The activation after the sum changes what is left; the branch has another stride than the block's input."""
+
+    def __init__(self, stride: int = 1) -> None:
+        super().__init__()
+        self.a, self.norm = nn.Conv2d(8, 12, 3, stride, padding=1), nn.BatchNorm2d(12)
+        self.b, self.project = nn.Conv2d(12, 8, 1), nn.Conv2d(8, 8, 1, stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.b(self.norm(self.a(x)).relu())
+        out += self.project(x)
+        return nn.functional.leaky_relu(out)
+
+
+class Decoder(nn.Module):
+    """What a block gives is made larger before it is concatenated."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(8, 8, 1), nn.Sequential(nn.Conv2d(8, 8, 2, 2), nn.ReLU(), nn.Conv2d(8, 6, 1))
+        self.head = nn.Conv2d(14, 8, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        grown = nn.functional.interpolate(self.b(x), size=x.shape[2:])
+        return self.head(torch.cat([self.a(x), grown], 1).relu())
+
+
+class Pairs(nn.Module):
+    """The branch wants its channels in pairs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(8, 8, 1), nn.Conv2d(8, 8, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.a(x)
+        assert y.shape[1] % 2 == 0, "one channel makes no pair"
+        return nn.functional.elu(x + self.b(y.relu()))
+
+
+@pytest.mark.parametrize("make", [Leaky, lambda: Leaky(2), Decoder])
+def test_a_block_that_is_no_module_stays_narrow_while_channels_go(make: Callable[[], nn.Module]) -> None:
+    net = randomise(nn.Sequential(nn.Conv2d(3, 8, 1), make(), make(), nn.Conv2d(8, 2, 1)))
+    x = image(size=8).double()
+    graph = fxprune.analyze(fxprune.trace(net, x))
+    assert len(graph.blocks) >= 2
+    for alive in masks(graph, 4):
+        small = fxprune.rewrite(graph, plan_for(graph, alive))
+        with torch.no_grad():
+            for parameter in small.parameters():
+                parameter.mul_(1.1)
+        own = fxprune.restore_class(net, small)
+        assert type(own[1]) is type(net[1])
+        for mode in (False, True):
+            torch.testing.assert_close(own.train(mode)(2 * x), small.train(mode)(2 * x), rtol=1e-9, atol=1e-12)
+        count, least = (sum(p.numel() for p in each.parameters()) for each in (own, small))
+        assert least <= count <= least + 150
+
+
+def test_a_block_that_needs_its_width_keeps_it() -> None:
+    net = randomise(nn.Sequential(nn.Conv2d(3, 8, 1), Pairs(), nn.Conv2d(8, 2, 1)))
+    graph = fxprune.analyze(fxprune.trace(net, image().double()))
+    alive = graph.all_but(graph.blocks)
+    stream = next(group for group in graph.groups if len(group.dimensions) > 4)
+    alive[stream.channels[:3]] = False
+    small = fxprune.rewrite(graph, plan_for(graph, alive))
+    own = fxprune.restore_class(net, small)
+    assert own[1].a.weight.shape == (8, 5, 1, 1)
+    torch.testing.assert_close(own(image().double()), small(image().double()), rtol=1e-9, atol=1e-12)
+
+
+def test_a_model_that_was_pruned_in_stages_does_without_its_blocks() -> None:
+    net = randomise(nn.Sequential(nn.Conv2d(3, 8, 1), Leaky(), Leaky(), Decoder(), nn.Conv2d(8, 2, 1)))
+    x = image(size=8).double()
+    small = net
+    for _ in range(2):
+        graph = fxprune.analyze(fxprune.trace(small, x))
+        alive = next(masks(graph, 1)) & graph.all_but(graph.blocks[:1])
+        small = fxprune.rewrite(graph, plan_for(graph, alive))
+    assert len(fxprune.plan_of(small).removed) >= 2
+    torch.testing.assert_close(fxprune.restore_class(net, small)(x), small(x), rtol=1e-9, atol=1e-12)

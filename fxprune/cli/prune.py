@@ -149,6 +149,8 @@ def prune(
             "flops_target",
             "latency_target",
             "parameters",
+            "params_target",
+            "memory_target",
             "compensated",
             "samples",
             "blocks",

@@ -7,6 +7,7 @@ Read in this order:
 - `gating`: the passes that insert gates into a graph and remove them.
 - `cost`: what open gates cost, and how they meet a budget.
 - `choosing`: which of several sets of gates loses least.
+- `orders`: the orders that gates start from.
 - `run`: the state of a run, and one step.
 - `learning`: the whole run.
 """

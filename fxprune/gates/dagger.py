@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Dagger", "Description", "straight_through"]
+__all__ = ["BlockDescription", "Dagger", "Description", "straight_through"]
 
 # None of the constants in this module is tuned.
 _INITIAL_LOGIT = 1.0
@@ -56,8 +56,7 @@ class Description(nn.Module):
         versions = tuple((weight.data_ptr(), weight._version, weight.dtype, weight.device) for weight in weights)
         if versions != self._described:
             with torch.no_grad():
-                columns = [self._sizes(number, weight) for number, weight in enumerate(weights)]
-                sizes = torch.stack(columns, dim=1).clamp_min(1e-6).log()
+                sizes = self._sizes(weights).clamp_min(1e-6).log()
                 std, mean = torch.std_mean(sizes, dim=0, correction=0)
                 self.features = (sizes - mean) / (std + 1e-5)
             self._described = versions
@@ -68,11 +67,15 @@ class Description(nn.Module):
         self(*weights)
         self._held = True
 
-    def _sizes(self, number: int, weight: Tensor) -> Tensor:
+    def _sizes(self, weights: Sequence[Tensor]) -> Tensor:
+        """The numbers whose logs are the features (channels, number of weights)."""
+        return torch.stack([self._of_slices(number, weight) for number, weight in enumerate(weights)], dim=1)
+
+    def _of_slices(self, number: int, weight: Tensor) -> Tensor:
         """The root mean square of each channel's slice of a weight."""
         dim = self.dims[number]
         others = [d for d in range(weight.dim()) if d != dim]
-        weight = (weight.abs() if weight.is_complex() else weight).to(self.features.dtype)
+        weight = _real(weight, self.features.dtype)
         size = weight.square().mean(others).sqrt() if others else weight.abs()
         if self._in_order[number]:
             return size
@@ -82,12 +85,34 @@ class Description(nn.Module):
         return (sums / counts.clamp_min(1))[:-1]
 
 
-class Dagger(nn.Module):
-    """The gates of all channels, each 0 or 1, from the descriptions of their groups.
+class BlockDescription(Description):
+    """What the Dagger module reads of all blocks: the root mean square of the tensors at the end of each.
 
-    Each group has its own small network, a hidden layer beside a linear path, which all of its channels share; each
-    channel has its own bias. They give one logit per channel, and the gate is open where that is positive. In a new
-    module every gate is open. Groups of similar size are computed together.
+    Args:
+        counts: how many tensors each block has at its end.
+    """
+
+    def __init__(self, counts: Sequence[int]) -> None:
+        super().__init__(len(counts), [])
+        self.features = torch.empty(len(counts), 1)
+        self._counts = list(counts)
+
+    def _sizes(self, weights: Sequence[Tensor]) -> Tensor:
+        squares = torch.stack([_real(weight, self.features.dtype).square().mean() for weight in weights])
+        return torch.stack([of_block.mean().sqrt() for of_block in torch.split(squares, self._counts)])[:, None]
+
+
+def _real(weight: Tensor, dtype: torch.dtype) -> Tensor:
+    return (weight.abs() if weight.is_complex() else weight).to(dtype)
+
+
+class Dagger(nn.Module):
+    """The gates of all channels and blocks, each 0 or 1, from the descriptions of their groups.
+
+    All blocks are one group here, with blocks for channels. Each group has its own small network, a hidden layer beside
+    a linear path, which all of its channels share; each channel has its own bias. They give one logit per channel, and
+    the gate is open where that is positive. In a new module every gate is open. Groups of similar size are computed
+    together.
 
     Args:
         shapes: the shape of each group's description.

@@ -4,11 +4,15 @@ A gate multiplies what a channel adds where channels are summed over. In a convo
 the weight along its input dimension, which gives the same as multiplying the activation and costs next to nothing. So
 it does inside a recurrent layer, where hidden channels enter the next step. Elsewhere (products of activations,
 normalisation over channels, weights larger than the activation) it multiplies the activation.
+
+The gate of a block multiplies its value, where that is added to another one. Of a value that is concatenated, it
+multiplies the gates of its channels wherever these are summed over: what comes in between need not map zero to zero.
 """
 
 from __future__ import annotations
 
 import copy
+import itertools
 import math
 import operator
 import re
@@ -19,9 +23,9 @@ import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
-from fxprune.channels import ChannelGraph, Group, Ids
+from fxprune.channels import Block, ChannelGraph, Group, Ids
 from fxprune.errors import FxpruneError
-from fxprune.gates.dagger import Dagger, Description
+from fxprune.gates.dagger import BlockDescription, Dagger, Description
 from fxprune.gates.weight_argument import WITH_WEIGHT_ARGUMENT
 from fxprune.layers.gate_places import GatePlace, depends_on_input, gate_places
 from fxprune.layers.layer import Layer, layer_of
@@ -36,12 +40,13 @@ _WITHOUT_WEIGHT_ARGUMENT = {with_argument: own for own, with_argument in WITH_WE
 _BATCH = 64
 
 
-def insert_gates(graph: ChannelGraph, *, last_resort: bool = False) -> fx.GraphModule:
+def insert_gates(graph: ChannelGraph, *, last_resort: bool = False, depth: bool = False) -> fx.GraphModule:
     """The model with a Dagger module that reads the groups' weights, and gates where channels are summed over.
 
     Args:
         graph: the analysed model; neither it nor its module is changed.
         last_resort: whether the groups that are pruned only as a last resort get gates too.
+        depth: whether blocks get gates too, one each.
 
     Returns:
         A GraphModule whose gates are all open: until they are trained it gives the model's outputs, bit for bit.
@@ -57,16 +62,17 @@ def insert_gates(graph: ChannelGraph, *, last_resort: bool = False) -> fx.GraphM
         >>> torch.equal(gated(x), model(x))
         True
     """
-    groups = gated_groups(graph, last_resort)
-    if not groups and graph.groups:
+    groups, blocks = gated_groups(graph, last_resort), graph.blocks if depth else ()
+    if not (groups or blocks) and graph.groups:
         raise FxpruneError(
             f"all channels of the model are pruned only as a last resort ({graph.groups[0].last_resort}), so none is "
             "gated: give last_resort=True to gate them too"
         )
-    if not groups:
+    if not (groups or blocks):
         raise FxpruneError("the model has no channels that can be pruned, so there is nothing to gate")
     gated = copy.deepcopy(graph.module)
-    gates = _insert_dagger(gated, graph, groups)
+    gates = _insert_dagger(gated, graph, groups, blocks)
+    _gate_sums(gates, blocks)
     _gate_contractions(gates, graph)
     _gate_within_recurrent_layers(gates, graph)
     gated.to(next(iter(graph.module.parameters())).device)
@@ -140,23 +146,34 @@ def gate(x: Tensor, gates: Tensor, dim: int) -> Tensor:
 
 
 class Spread(nn.Module):
-    """The gates at each place of the graph, taken from those of all channels in one step."""
+    """The gates at each place of the graph, taken from those of all channels in one step.
 
-    def __init__(self) -> None:
+    Args:
+        factors: how many gates are multiplied at an index, at most.
+    """
+
+    def __init__(self, factors: int = 1) -> None:
         super().__init__()
         self.index: Tensor
-        self.register_buffer("index", torch.empty(0, dtype=torch.long), persistent=False)
+        self.register_buffer("index", torch.empty(factors, 0, dtype=torch.long), persistent=False)
         self.sizes: list[int] = []
 
     def add(self, index: Tensor) -> int:
-        """Add a place, with the number of the gate at each of its indices; returns the number of the place."""
-        self.index = torch.cat([self.index, index])
-        self.sizes.append(len(index))
+        """Add a place; returns its number.
+
+        Args:
+            index: the numbers of the gates at each of its indices (factors, indices).
+        """
+        self.index = torch.cat([self.index, index], dim=1)
+        self.sizes.append(index.shape[1])
         return len(self.sizes) - 1
 
     def forward(self, gates: Tensor) -> tuple[Tensor, ...]:
         """The gates of each place, from all of them in a row."""
-        return torch.split(gates.index_select(0, self.index), self.sizes)
+        first, *others = (gates.index_select(0, each) for each in self.index)
+        for factor in others:
+            first = first * factor
+        return torch.split(first, self.sizes)
 
 
 @dataclass(frozen=True, eq=False)
@@ -167,7 +184,8 @@ class _Gates:
         gated: the model.
         node: gives the gates of each place.
         spread: the module that the node calls.
-        number: the number of each channel's gate, in a row of `count`; `count` where it has none.
+        number: the numbers of each channel's gate and those of the blocks that it goes with, in a row of `count`;
+            `count` where there is none (factors, number of channels).
         count: how many gates there are.
     """
 
@@ -179,10 +197,10 @@ class _Gates:
 
     def any_at(self, channels: Ids) -> bool:
         """Whether one of these channels has a gate."""
-        return bool((self.number[channels] < self.count).any())
+        return bool((self.number[:, channels] < self.count).any())
 
     def multiply(self, user: fx.Node, value: fx.Node, index: Ids, dim: int) -> fx.Node:
-        """A node before `user`: a value times the gates of these numbers along a dimension."""
+        """A node before `user`: a value times the gates of these numbers (factors, indices) along a dimension."""
         with self.gated.graph.inserting_before(user):
             place = self.spread.add(torch.from_numpy(index))
             here = self.gated.graph.call_function(operator.getitem, (self.node, place))
@@ -210,21 +228,24 @@ def _input_dim(weight: Tensor) -> int:
 # --- the Dagger module ------------------------------------------------------------------------------------------------
 
 
-def _insert_dagger(gated: fx.GraphModule, graph: ChannelGraph, groups: Sequence[Group]) -> _Gates:
+def _insert_dagger(
+    gated: fx.GraphModule, graph: ChannelGraph, groups: Sequence[Group], blocks: Sequence[Block]
+) -> _Gates:
     """Add the Dagger module, one description per group before it, and what spreads its gates to their places."""
-    count = sum(map(len, groups))
-    number = np.full(graph.num_channels, count, dtype=np.int64)
-    number[np.concatenate([group.channels for group in groups])] = np.arange(count)
-    root, spread = nn.Module(), Spread()
+    number, count = _numbers(graph, groups, blocks)
+    root, spread = nn.Module(), Spread(len(number))
     gated.add_module(_ROOT, root)
+    parts = [(group.name, *_describe(graph, group)) for group in groups]
+    if blocks:
+        ends = [name for block in blocks for name in block.ends]
+        parts.append(("blocks", ends, BlockDescription([len(block.ends) for block in blocks])))
     described, shapes = [], []
     first = next(node for node in gated.graph.nodes if node.op != "placeholder")
     with gated.graph.inserting_before(first):
-        for position, group in enumerate(groups):
-            name = f"{re.sub(r'[^0-9A-Za-z_]', '_', group.name)}_{position}"
-            weights, description = _describe(graph, group)
+        for position, (of, weights, description) in enumerate(parts):
+            name = f"{re.sub(r'[^0-9A-Za-z_]', '_', of)}_{position}"
             root.add_module(name, description)
-            shapes.append((len(group), len(weights)))
+            shapes.append((description.features.shape[0], description.features.shape[1]))
             read = tuple(gated.graph.get_attr(weight) for weight in weights)
             described.append(gated.graph.call_module(f"{_ROOT}.{name}", read))
         root.add_module(_GATES, Dagger(shapes))
@@ -233,6 +254,27 @@ def _insert_dagger(gated: fx.GraphModule, graph: ChannelGraph, groups: Sequence[
         node = gated.graph.call_module(f"{_ROOT}.{_SPREAD}", (joined,))
     node.name = "gates"
     return _Gates(gated, node, spread, number, count)
+
+
+def _numbers(graph: ChannelGraph, groups: Sequence[Group], blocks: Sequence[Block]) -> tuple[Ids, int]:
+    """The numbers of the gates of each channel, as in `_Gates`, and how many gates there are."""
+    sizes = [*map(len, groups), len(blocks)]
+    count = sum(sizes)
+    rows = [np.full(graph.num_channels, count, dtype=np.int64)]
+    for group, start in zip(groups, np.cumsum([0, *sizes]), strict=False):
+        rows[0][group.channels] = start + np.arange(len(group))
+    for k, block in enumerate(blocks, count - len(blocks)):
+        rows[0][block.channel] = k
+        # A channel may go with several blocks, one inside another.
+        left = block.channels[block.channels != block.channel]
+        for row in itertools.count(1):
+            if not len(left):
+                break
+            if row == len(rows):
+                rows.append(np.full(graph.num_channels, count, dtype=np.int64))
+            free = rows[row][left] == count
+            rows[row][left[free]], left = k, left[~free]
+    return np.stack(rows), count
 
 
 def _describe(graph: ChannelGraph, group: Group) -> tuple[list[str], Description]:
@@ -255,6 +297,15 @@ def _describe(graph: ChannelGraph, group: Group) -> tuple[list[str], Description
 # --- the places -------------------------------------------------------------------------------------------------------
 
 
+def _gate_sums(gates: _Gates, blocks: Sequence[Block]) -> None:
+    """Put gates on the values of blocks that are added to others."""
+    by_name = {node.name: node for node in gates.gated.graph.nodes}
+    for block in blocks:
+        if block.stays:
+            total, value = by_name[block.readers[0]], by_name[block.value]
+            gates.multiply_input(total, value, gates.number[:, [block.channel]], -1)
+
+
 def _gate_contractions(gates: _Gates, graph: ChannelGraph) -> None:
     """Put gates wherever channels enter a contraction."""
     by_name = {node.name: node for node in gates.gated.graph.nodes}
@@ -275,14 +326,14 @@ def _gate_contraction(
     gates: _Gates, place: GatePlace, user: fx.Node, source: fx.Node, shape: Sequence[int], from_input: set[str]
 ) -> fx.Node | None:
     """Gate the weight of a contraction, or else the activation; returns the node of a gated activation."""
-    index = gates.number[place.channels]
+    index = gates.number[:, place.channels]
     layer = layer_of(user, gates.gated)
     weight = None if layer is None else _gateable_weight(layer, source, from_input, _BATCH * math.prod(shape))
-    by_conv_group = index.reshape(1 if layer is None else layer.groups, -1)
+    by_conv_group = index.reshape(len(index), 1 if layer is None else layer.groups, -1)
     # The input dimension of a weight is that of each conv group.
-    if weight is None or (by_conv_group != by_conv_group[0]).any():
+    if weight is None or (by_conv_group != by_conv_group[:, :1]).any():
         return gates.multiply_input(user, source, index, place.dim - len(shape))
-    index = by_conv_group[0].copy()
+    index = by_conv_group[:, 0].copy()
     if isinstance(weight, fx.Node):
         gates.multiply_input(user, weight, index, _input_dim(weight.meta["value"]))
     else:
@@ -315,4 +366,4 @@ def _gate_within_recurrent_layers(gates: _Gates, graph: ChannelGraph) -> None:
         for name in recurrent_weights(gates.gated.get_submodule(str(user.target))):
             channels = graph.parameters[f"{user.target}.{name}"][1]
             if not isinstance(channels, int) and gates.any_at(channels):
-                gates.multiply_own_weight(user, name, gates.number[channels])
+                gates.multiply_own_weight(user, name, gates.number[:, channels])

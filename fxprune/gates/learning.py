@@ -3,33 +3,33 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from fxprune.channels import ChannelGraph, Scores
 from fxprune.data import Batch, calibration_batch
 from fxprune.errors import FxpruneError
 from fxprune.gates.gating import insert_gates
+from fxprune.gates.orders import PART, orders_of, with_blocks
 from fxprune.gates.run import Gates, Run, Settings
 from fxprune.planning.budgets import Request, flops_target
 from fxprune.planning.make import check_reachable
-from fxprune.progress import Progress, shown, silent
+from fxprune.progress import Progress, shown
 from fxprune.running.allocator import keep_freed_memory
 from fxprune.running.devices import check_values
 from fxprune.running.randomness import preserve_rng_state
-from fxprune.scoring.criteria import FROM_DATA, scores
+from fxprune.scoring.criteria import FROM_DATA
 from fxprune.training.runs import digest, make_accelerator
 from fxprune.training.sharding import Shards
 
 __all__ = ["learn_gates"]
 
 # None of the constants in this module is tuned, nor are the defaults of `learn_gates`.
-# A criterion that reads data scores on so many parts of it, of so many samples each.
-_PARTS, _PART = 4, 512
+# A criterion that reads data scores on so many parts of it.
+_PARTS = 4
 # Sets of gates are compared on so many samples.
 _COMPARED = 1024
 
@@ -47,6 +47,7 @@ def learn_gates(
     weight_lr: float = 0.01,
     temperature: float = 1.0,
     last_resort: bool = False,
+    depth: bool = False,
     checkpoint: str | Path | None = None,
     checkpoint_every: int = 20,
     resume: bool = True,
@@ -83,6 +84,8 @@ def learn_gates(
         weight_lr: learning rate of the weights.
         temperature: of the distillation.
         last_resort: whether the groups that are pruned only as a last resort get gates.
+        depth: whether blocks get gates, one each, that are learned with the others: give `Gates.closed` to `make_plan`
+            as `without`. They start where the loss without each puts them, or all above the channels.
         checkpoint: a file for the state of the run, written every `checkpoint_every` steps.
         checkpoint_every: steps between two writes of the checkpoint.
         resume: go on from the checkpoint if there is one; the run ends with the same gates as one never stopped.
@@ -95,7 +98,7 @@ def learn_gates(
     """
     check_values("learn_gates", graph.module)
     settings = Settings(
-        budget=_budget(graph, flops),
+        budget=_budget(graph, flops, depth),
         price="FLOPs" if graph.latency is None else "time",
         epochs=epochs,
         start=start if isinstance(start, str) else "a function",
@@ -104,14 +107,17 @@ def learn_gates(
         weight_lr=weight_lr,
         temperature=temperature,
         last_resort=last_resort,
+        depth=depth,
         seed=seed,
         weights=digest(graph.module),
     )
     with preserve_rng_state(), make_accelerator() as accelerator, shown(progress, accelerator.is_main_process) as show:
         torch.manual_seed(seed)
-        gated = insert_gates(graph, last_resort=last_resort)
+        gated = insert_gates(graph, last_resort=last_resort, depth=depth)
         samples = _first_samples(data, start, seed)
-        orders = _orders(graph, start, samples, seed)
+        orders = orders_of(graph, start, samples, seed)
+        if depth and graph.blocks:
+            orders = with_blocks(graph, orders, start, samples)
         shards = Shards(data, accelerator.process_index, accelerator.num_processes, seed=seed)
         steps = len(shards) * epochs
         compared = samples.rows(0, _COMPARED).on_device_of(graph.module)
@@ -131,7 +137,7 @@ def learn_gates(
         return run.result()
 
 
-def _budget(graph: ChannelGraph, flops: float | None) -> int:
+def _budget(graph: ChannelGraph, flops: float | None, depth: bool) -> int:
     """The most that open gates may cost: FLOPs, or time where that was measured.
 
     Raises:
@@ -139,10 +145,10 @@ def _budget(graph: ChannelGraph, flops: float | None) -> int:
     """
     most = flops_target(graph, Request(flops))
     if graph.latency is None:
-        check_reachable(graph, Request(flops))
+        check_reachable(graph, Request(flops, depth=depth))
         return min(most, graph.flops.total)
     share = min(most / max(graph.flops.total, 1), 1.0)
-    check_reachable(graph, Request(1.0, latency=share))
+    check_reachable(graph, Request(1.0, latency=share, depth=depth))
     return math.floor(share * graph.latency.total)
 
 
@@ -150,18 +156,7 @@ def _first_samples(data: Any, start: object, seed: int) -> Batch:
     """The samples for scoring and comparing: the first of the first epoch, the same in every process."""
     batches = (batch for _, batch in Shards(data, seed=seed).epoch(0))
     # The data may have batches of several shapes, which cannot be joined: scores that read no data need only one.
-    return calibration_batch(batches, _PARTS * _PART) if start in FROM_DATA else next(batches)
-
-
-def _orders(
-    graph: ChannelGraph, start: str | Callable[[ChannelGraph], Scores], samples: Batch, seed: int
-) -> Sequence[Scores]:
-    """The scores of a criterion; of one that reads data, those on each part of the samples, and their mean."""
-    if start not in FROM_DATA:
-        return [scores(graph, start, seed=seed, progress=silent)]
-    parts = [part for part in samples.split(_PART) if part.size == _PART] or [samples]
-    found = [scores(graph, start, data=part, seed=seed, progress=silent) for part in parts]
-    return found if len(found) == 1 else [*found, np.mean(found, axis=0)]
+    return calibration_batch(batches, _PARTS * PART) if start in FROM_DATA else next(batches)
 
 
 def _diverged(loss: float, step: int, checkpoint: str | Path | None) -> FxpruneError:

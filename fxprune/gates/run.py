@@ -48,16 +48,18 @@ class Gates:
     """Learned gates.
 
     Attributes:
-        scores: the logits, one per channel of the graph, positive where a gate is open; for `make_plan`.
+        scores: the logits, one per channel and block of the graph, positive where a gate is open; for `make_plan`.
         module: the gated model, its gates 0 or 1; `fxprune.remove_gates` takes them out.
         flops: FLOPs with the open gates, as a fraction of the model's; time, where that was measured.
         losses: the task loss of each step.
+        closed: the names of the blocks whose gates are closed, for `make_plan(..., without=)`; the lowest logit first.
     """
 
     scores: Scores
     module: fx.GraphModule
     flops: float
     losses: tuple[float, ...]
+    closed: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -73,6 +75,7 @@ class Settings:
     weight_lr: float
     temperature: float
     last_resort: bool
+    depth: bool
     seed: int
     weights: str
 
@@ -114,7 +117,8 @@ class Run:
             for description, weights in self.descriptions:
                 description.hold(*weights)
         self.teacher: Any = frozen(graph.module, accelerator.device)
-        self.cost = cost_of_gates(graph, gated_groups(graph, settings.last_resort))
+        self.blocks = graph.blocks if settings.depth else ()
+        self.cost = cost_of_gates(graph, gated_groups(graph, settings.last_resort), self.blocks)
         self.step, self.balance = 0, 0.0
         self.losses: list[float] = []
         self.logits = self._read_logits()
@@ -211,7 +215,9 @@ class Run:
         logits = self._read_logits()
         scores = np.full(self.graph.num_channels, np.inf)
         scores[self.cost.channels] = logits
-        return Gates(scores.clip(-1e6, 1e6), gated, self.cost.fraction(logits), tuple(self.losses))
+        closed = sorted((scores[block.channel], block.name) for block in self.blocks if scores[block.channel] <= 0)
+        names = tuple(name for _, name in closed)
+        return Gates(scores.clip(-1e6, 1e6), gated, self.cost.fraction(logits), tuple(self.losses), names)
 
     def _in_order(self, order: Scores) -> _State:
         """The state whose logits are spread evenly, in the order of some scores."""

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 
 from torch import nn
 
 from fxprune.channels import Block, ChannelGraph, Scores
-from fxprune.errors import FxpruneWarning, UnreachableBudgetError
+from fxprune.errors import UnreachableBudgetError, warn
 from fxprune.latency.measure import measure_latency
 from fxprune.planning.budgets import FEMTOSECONDS, Request, latency_share
 from fxprune.planning.make import plan_for
@@ -77,11 +76,9 @@ def plan_for_latency(
         target = _next_target(target, share, latency) if halfway is None else halfway
         asked = replace(request, latency=target)
     if meter.unsteady > _UNSTEADY:
-        warnings.warn(
+        warn(
             f"the latency was measured with an interquartile range of {meter.unsteady:.0%} of it: another process uses "
-            "the processor, or there are more threads than free cores (torch.set_num_threads); measure it again",
-            FxpruneWarning,
-            stacklevel=4,
+            "the processor, or there are more threads than free cores (torch.set_num_threads); measure it again"
         )
     if best is None:
         lowest = min(share for _, share in meter.measured)

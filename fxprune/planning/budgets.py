@@ -24,6 +24,7 @@ __all__ = [
     "flops_target",
     "latency_share",
     "parameters_of",
+    "shares_of",
 ]
 
 # Of a second: the unit of time is so small that nothing is lost in a polynomial of whole numbers.
@@ -144,6 +145,16 @@ def budgets_of(graph: ChannelGraph, request: Request) -> list[Budget]:
         target = math.floor(latency_share(graph, request) * graph.latency.total)
         budgets.append(Budget(graph.latency, target, "latency"))
     return budgets
+
+
+def shares_of(graph: ChannelGraph, request: Request) -> dict[str, float]:
+    """The budgets beside that of FLOPs, by name: each as a fraction of what the model has, at most 1."""
+    shares = {}
+    for budget in budgets_of(graph, request)[1:]:
+        given = getattr(request, budget.name)
+        is_share = not isinstance(given, str) and given <= 1
+        shares[budget.name] = float(given) if is_share else min(budget.target / max(budget.polynomial.total, 1), 1.0)
+    return shares
 
 
 def latency_share(graph: ChannelGraph, request: Request) -> float:

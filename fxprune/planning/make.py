@@ -7,19 +7,18 @@ import fnmatch
 import functools
 import itertools
 import math
-import warnings
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from fxprune.channels import Block, ChannelGraph, Group, Scores, size_of
-from fxprune.errors import FxpruneError, FxpruneWarning, UnreachableBudgetError
+from fxprune.errors import FxpruneError, UnreachableBudgetError, warn
 from fxprune.planning.alignment import preferred_multiple
-from fxprune.planning.budgets import FEMTOSECONDS, Budget, Request, as_patterns, budgets_of, latency_share
+from fxprune.planning.budgets import FEMTOSECONDS, Budget, Request, as_patterns, budgets_of, shares_of
 from fxprune.planning.plan import Plan, plan_keeping
 from fxprune.planning.selection import choose, fewest, units_of
 
@@ -107,11 +106,9 @@ def plan_for(graph: ChannelGraph, scores: Scores, request: Request, without: Ite
         if budget.target > budget.polynomial.total:
             total = budget.polynomial.total
             has = f"{total / FEMTOSECONDS * 1e3:.3g} ms" if budget.name == "latency" else f"{total:,}"
-            warnings.warn(
+            warn(
                 f"{budget.name} (={getattr(request, budget.name)!r}) is above what the model has, {has} for the "
-                "example: this budget removes nothing",
-                FxpruneWarning,
-                stacklevel=3,
+                "example: this budget removes nothing"
             )
     budgets, groups = budgets_of(graph, request), _groups(graph, request, start)
     willing = [group for group in groups if not group.last_resort]
@@ -124,8 +121,8 @@ def plan_for(graph: ChannelGraph, scores: Scores, request: Request, without: Ite
                 units = units.then(units_of(others, scores, multiple, request.min_channels))
                 closer = choose(budgets, units, start)
                 alive = alive if closer is None else max(alive, closer, key=functools.partial(_used, budgets))
-            plan, share = plan_keeping(graph, alive), min(latency_share(graph, request), 1.0)
-            return replace(plan, flops_target=budgets[0].target, latency_target=share)
+            shares: dict[str, Any] = {f"{name}_target": share for name, share in shares_of(graph, request).items()}
+            return replace(plan_keeping(graph, alive), flops_target=budgets[0].target, **shares)
     raise _unreachable(graph, request, budgets)
 
 

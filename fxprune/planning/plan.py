@@ -27,6 +27,9 @@ __all__ = [
 ]
 
 
+_SHARES = ("latency_target", "params_target", "memory_target")
+
+
 @dataclass(frozen=True)
 class RemovedBlock:
     """A block that is left out.
@@ -51,6 +54,8 @@ class Plan:
         flops_target: the budget of FLOPs.
         latency_target: the budget of time, as a fraction of the model's; 1 if there was none.
         removed: the blocks that are left out, by name.
+        params_target: the budget of parameters, as a fraction of the model's; 1 if there was none.
+        memory_target: that of the activations that exist at the same time, likewise.
     """
 
     kept: Mapping[str, Mapping[int, list[int]]]
@@ -59,6 +64,8 @@ class Plan:
     flops_target: int
     latency_target: float = 1.0
     removed: Mapping[str, RemovedBlock] = field(default_factory=dict)
+    params_target: float = 1.0
+    memory_target: float = 1.0
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Plan):
@@ -69,13 +76,18 @@ class Plan:
     __hash__ = None  # type: ignore[assignment]
 
     def __repr__(self) -> str:
-        latency = f", latency_target={self.latency_target:g}" if self.latency_target < 1 else ""
+        others = "".join(f", {name}={value:g}" for name, value in self.shares.items() if value < 1)
         share = self.flops / max(self.flops_before, 1)
         blocks = f", {len(self.removed)} blocks removed" if self.removed else ""
         return (
             f"Plan({self.flops:,} of {self.flops_before:,} FLOPs ({share:.1%}), {len(self.kept)} tensors cut{blocks}, "
-            f"flops_target={self.flops_target:,}{latency})"
+            f"flops_target={self.flops_target:,}{others})"
         )
+
+    @property
+    def shares(self) -> dict[str, float]:
+        """The budgets that are fractions, by name."""
+        return {name: getattr(self, name) for name in _SHARES}
 
     @property
     def gone(self) -> frozenset[str]:
@@ -149,7 +161,7 @@ def composed(first: Plan, second: Plan) -> Plan:
             kept[name][d] = stays if left is None else [left[k] for k in stays]
     same = second.flops_before == first.flops
     before = first.flops_before if same else round(first.flops_before * second.flops_before / max(first.flops, 1))
-    latency = first.latency_target * second.latency_target
+    shares = {name: share * second.shares[name] for name, share in first.shares.items()}
     removed = dict(first.removed)
     for name, block in second.removed.items():
         names = itertools.chain([name], (f"{name}#{k}" for k in itertools.count(2)))
@@ -157,7 +169,7 @@ def composed(first: Plan, second: Plan) -> Plan:
         removed[free] = block
     gone = {name for block in removed.values() for name in block.tensors}
     kept = {name: by_dim for name, by_dim in kept.items() if name not in gone}
-    return Plan(kept, second.flops, before, second.flops_target, latency, removed)
+    return Plan(kept, second.flops, before, second.flops_target, removed=removed, **shares)
 
 
 def plan_since(first: Plan, both: Plan) -> Plan:
@@ -182,8 +194,8 @@ def plan_since(first: Plan, both: Plan) -> Plan:
                 stays = [place[index] for index in stays]
             if left is None or len(stays) < len(left):
                 kept.setdefault(name, {})[d] = stays
-    latency = both.latency_target / first.latency_target
-    return Plan(kept, both.flops, first.flops, both.flops_target, latency, removed)
+    shares = {name: both.shares[name] / share for name, share in first.shares.items()}
+    return Plan(kept, both.flops, first.flops, both.flops_target, removed=removed, **shares)
 
 
 def _as_tensor(indices: list[int]) -> Tensor:
@@ -231,7 +243,7 @@ def plan_to_json(plan: Plan) -> dict[str, Any]:
         "flops": plan.flops,
         "flops_before": plan.flops_before,
         "flops_target": plan.flops_target,
-        "latency_target": plan.latency_target,
+        **plan.shares,
         "indices": [list(stays) for stays in lists],
         "kept": kept,
         "removed": {name: [list(block.ends), list(block.tensors)] for name, block in plan.removed.items()},
@@ -247,9 +259,10 @@ def plan_from_json(value: Any, shapes: Mapping[str, tuple[int, ...]]) -> Plan:
     if not isinstance(value, dict):
         raise ValueError(f"the plan is a {type(value).__name__}, not an object")
     flops, before, target = (_natural(value.get(key), key) for key in ("flops", "flops_before", "flops_target"))
-    latency = value.get("latency_target", 1.0)
-    if type(latency) not in (int, float) or not 0 < latency <= 1:
-        raise ValueError(f"latency_target is {latency!r}, not a fraction in (0, 1]")
+    shares = {name: value.get(name, 1.0) for name in _SHARES}
+    for name, share in shares.items():
+        if type(share) not in (int, float) or not 0 < share <= 1:
+            raise ValueError(f"{name} is {share!r}, not a fraction in (0, 1]")
     lists, by_name = value.get("indices"), value.get("kept")
     if not isinstance(lists, list) or not all(isinstance(stays, list) for stays in lists):
         raise ValueError("the plan's indices are not a list of lists")
@@ -275,7 +288,8 @@ def plan_from_json(value: Any, shapes: Mapping[str, tuple[int, ...]]) -> Plan:
                     f"the plan keeps index {lists[number][-1]} of {name} in dimension {key} of size {shape[int(key)]}"
                 )
             kept.setdefault(name, {})[int(key)] = lists[number]
-    return Plan(kept, flops, before, target, float(latency), _removed_from_json(value.get("removed", {}), shapes))
+    shares = {name: float(share) for name, share in shares.items()}
+    return Plan(kept, flops, before, target, removed=_removed_from_json(value.get("removed", {}), shapes), **shares)
 
 
 def _removed_from_json(value: Any, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, RemovedBlock]:

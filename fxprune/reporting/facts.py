@@ -131,6 +131,11 @@ class Memory:
     weights: int
     peak: int | None
 
+    @property
+    def activations(self) -> int | None:
+        """The peak without the weights."""
+        return None if self.peak is None else self.peak - self.weights
+
 
 @dataclass(frozen=True)
 class Row:

@@ -56,8 +56,15 @@ def _tiles(report: Report) -> str:
     flops = report.flops_target / max(report.flops.before or 1, 1)
     tiles = [
         tile("FLOPs", *_result(report.flops), report.flops.share, *_budget(flops)),
-        tile("Parameters", *_result(report.parameters), report.parameters.share),
+        tile(
+            "Parameters",
+            *_result(report.parameters),
+            report.parameters.share,
+            *_budget(report.params_target or 1.0),
+        ),
     ]
+    if report.memory_target is not None:
+        tiles.append(_activations(report, report.memory_target))
     if report.latency is not None:
         first, second = report.latency
         now = milliseconds(second.seconds)
@@ -78,6 +85,17 @@ def _tiles(report: Report) -> str:
         verdict = '<span class="good">holds</span>' if certificate.holds else '<span class="bad">FAILS</span>'
         tiles.append(tile("Certificate", verdict, f"{_compared(certificate)}, error {certificate.error:.1e}"))
     return f'<div class="tiles">{"".join(tiles)}</div>'
+
+
+def _activations(report: Report, target: float) -> str:
+    """What exists at the same time beside the weights, with its budget."""
+    before, after = (None if memory is None else memory.activations for memory in report.memory)
+    if after is None:
+        return tile("Activations", "not counted", "", None, *_budget(target))
+    if not before:
+        return tile("Activations", bytes_of(after), "", None, *_budget(target))
+    share = after / before
+    return tile("Activations", percent(share), f"{bytes_of(before)} → {bytes_of(after)}", share, *_budget(target))
 
 
 def _budget(target: float) -> tuple[float, str] | tuple[()]:

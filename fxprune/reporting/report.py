@@ -36,8 +36,9 @@ class Report:
         model: how the original is built, or the name of its class.
         inputs: the shapes that FLOPs, latency and memory are for.
         flops: before and after, as fvcore counts them.
-        flops_target: the budget; the FLOPs before where only latency had a budget.
+        flops_target: the budget; the FLOPs before where only something else had a budget.
         parameters: before and after.
+        params_target: the budget, as a fraction of the original's parameters; None without one.
         blocks: the names of the blocks that are left out.
         groups: channels that are pruned together, each with the layers that compute them.
         frozen: channels that cannot be pruned, by reason.
@@ -49,6 +50,7 @@ class Report:
         latency: of the original and the pruned model, in alternating calls; None without a run.
         latency_target: the budget, as a fraction of the original's latency; None without one.
         memory: of the original and the pruned model.
+        memory_target: the budget of activations, as a fraction of the original's; None without one.
         remarks: what the tracer took as constant.
         source: how the original can be built again.
     """
@@ -58,6 +60,7 @@ class Report:
     flops: Change
     flops_target: int
     parameters: Change
+    params_target: float | None
     blocks: tuple[str, ...]
     groups: tuple[GroupFacts, ...]
     frozen: tuple[FrozenFacts, ...]
@@ -69,6 +72,7 @@ class Report:
     latency: tuple[Latency | None, Latency] | None
     latency_target: float | None
     memory: tuple[Memory | None, Memory]
+    memory_target: float | None
     remarks: tuple[str, ...]
     source: Source | None
 
@@ -159,6 +163,7 @@ def report(
         flops=Change(plan.flops_before, plan.flops),
         flops_target=plan.flops_target,
         parameters=_parameters(pruned, basis),
+        params_target=_limit(plan.params_target),
         blocks=tuple(plan.removed),
         groups=parts.groups,
         frozen=parts.frozen,
@@ -168,11 +173,16 @@ def report(
         samples=notes.samples,
         certificate=certificate,
         latency=latency,
-        latency_target=plan.latency_target if plan.latency_target < 1 else None,
+        latency_target=_limit(plan.latency_target),
         memory=memory,
+        memory_target=_limit(plan.memory_target),
         remarks=basis.graph.remarks if basis.whole else (),
         source=source,
     )
+
+
+def _limit(target: float) -> float | None:
+    return target if target < 1 else None
 
 
 def _parameters(pruned: nn.Module, basis: Basis) -> Change:

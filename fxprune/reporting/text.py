@@ -49,13 +49,14 @@ def summary(report: Report) -> RenderableType:
 
 def facts(report: Report) -> list[tuple[str, str]]:
     """The facts of the whole model: name and value."""
-    limited = report.latency_target is None or report.flops_target < (report.flops.before or 0)
+    others = {report.latency_target, report.params_target, report.memory_target}
+    limited = others == {None} or report.flops_target < (report.flops.before or 0)
     target = f", budget {count(report.flops_target)}" if limited else ""
-    on_time = "" if report.latency_target is None else f", budget {percent(report.latency_target)}"
+    on_time = _budget(report.latency_target)
     lines = [
         ("model", f"{report.model}, input {report.inputs}"),
         ("FLOPs", f"{_whole(report.flops.before, report.flops.after)}{target}"),
-        ("parameters", _whole(report.parameters.before, report.parameters.after)),
+        ("parameters", f"{_whole(report.parameters.before, report.parameters.after)}{_budget(report.params_target)}"),
     ]
     if report.blocks:
         lines.append(("left out", f"{count(len(report.blocks))} blocks: {', '.join(report.blocks)}"))
@@ -80,8 +81,18 @@ def facts(report: Report) -> list[tuple[str, str]]:
     elif on_time:
         lines.append(("latency", f"measured during pruning{on_time}"))
     lines.append(("memory", _memory(report)))
+    if report.memory_target is not None:
+        before, after = report.memory
+        now = "not counted" if after.activations is None else bytes_of(after.activations)
+        if before is not None and before.activations and after.activations is not None:
+            now = f"{bytes_of(before.activations)} → {now} ({percent(after.activations / before.activations)})"
+        lines.append(("activations", f"{now}{_budget(report.memory_target)}"))
     lines.extend(("note", remark) for remark in report.remarks)
     return lines
+
+
+def _budget(target: float | None) -> str:
+    return "" if target is None else f", budget {percent(target)}"
 
 
 def _memory(report: Report) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import inspect
-import warnings
 from collections.abc import Callable, Mapping
 from collections.abc import Set as AbstractSet
 from typing import Any
@@ -12,7 +11,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from fxprune.errors import FxpruneError, FxpruneWarning
+from fxprune.errors import FxpruneError, warn
 from fxprune.models import source_of
 from fxprune.ops import Trait, traits
 from fxprune.running.calls import given_call
@@ -87,7 +86,7 @@ def trace(
     traced = trace_knowing(model, example_inputs, {}, copy=copy, leaves=leaves)
     for note in trace_notes(traced).remarks:
         if note.startswith((*_LOST_IN_TRAINING, *_ALSO_WARNED)):
-            warnings.warn(note, FxpruneWarning, stacklevel=2)
+            warn(note)
     return traced
 
 

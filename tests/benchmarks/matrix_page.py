@@ -22,7 +22,7 @@ from shared import DOCS, markdown_table, parser_of
 
 Row = dict[str, Any]
 BEGIN, END = "<!-- made by tests/benchmarks/matrix_page.py -->", "<!-- until here -->"
-COLUMNS = ("model", "family", "groups", "channels", "frozen", "flops", "ratio", "seconds", "error", "failed")
+COLUMNS = ("model", "family", "groups", "channels", "frozen", "flops", "ratio", "seconds", "error", "failed", "blocks")
 
 
 def compact(rows: Iterable[Row], with_weights: dict[str, Row]) -> dict[str, Any]:
@@ -39,7 +39,8 @@ def compact(rows: Iterable[Row], with_weights: dict[str, Row]) -> dict[str, Any]
             n for why, count in row.get("frozen", {}).items() for n in (reasons.setdefault(why, len(reasons)), count)
         ]
         flops = row.get("flops_before")
-        error = with_weights.get(name, {}).get("error")
+        other = with_weights.get(name, {})
+        error = other.get("error")
         table.append(
             [
                 name,
@@ -52,6 +53,7 @@ def compact(rows: Iterable[Row], with_weights: dict[str, Row]) -> dict[str, Any]
                 row.get("prune_seconds"),
                 None if error is None else float(f"{error:.1e}"),
                 "; ".join(f"{check}: {reason}" for check, reason in row["failed"].items()),
+                row.get("blocks", other.get("blocks")),
             ]
         )
     wrong = {name: row["failed"] for name, row in with_weights.items() if not row["ok"]}
@@ -78,6 +80,9 @@ def expand(data: dict[str, Any]) -> tuple[list[Row], dict[str, Row]]:
         }
         if entry["flops"] is not None:
             row["flops_before"] = entry["flops"] * 1e6
+        # A table that was made before blocks were counted does not have this column.
+        if entry.get("blocks") is not None:
+            row["blocks"] = entry["blocks"]
         rows.append(row)
         error = entry["error"]
         if error is not None:
@@ -117,6 +122,7 @@ def summary(rows: list[Row], with_weights: dict[str, Row], date: str) -> str:
         "",
         markdown_table(["", "models"], counts),
         f"FLOPs of the result: {min(ratios):.4f} to {max(ratios):.4f} of the original's; the budget was 0.5.",
+        *_about_blocks([row["blocks"] for row in rows if "blocks" in row]),
         f"CPU time of all steps: median {statistics.median(seconds):.1f} s, maximum {max(seconds):.1f} s.",
     ]
     for title, rows_of in (("on the meta device", failures), ("with weights", wrong)):
@@ -130,6 +136,14 @@ def summary(rows: list[Row], with_weights: dict[str, Row], date: str) -> str:
     lines += [markdown_table(["reason", "models"], [[why, f"{count:,}"] for why, count in frozen.most_common()])]
     lines += ["</details>"]
     return "\n".join(lines)
+
+
+def _about_blocks(counts: list[int]) -> list[str]:
+    if not counts:
+        return []
+    having = [count for count in counts if count]
+    middle = f"; the median of these has {statistics.median(having):.0f}" if having else ""
+    return [f"Blocks that can be left out: {len(having):,} of {len(counts):,} models have some{middle}."]
 
 
 def main() -> None:

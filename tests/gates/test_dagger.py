@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from fxprune.gates.dagger import Dagger, Description, straight_through
+from fxprune.gates.dagger import BlockDescription, Dagger, Description, straight_through
 
 
 def test_a_channel_is_described_by_the_size_of_its_weights_beside_the_others() -> None:
@@ -19,6 +19,15 @@ def test_indices_of_one_channel_are_averaged_and_those_of_other_groups_left_out(
     weight = torch.tensor([1.0, 3.0, 100.0, 8.0])
     described = Description(2, [(0, torch.tensor([0, 0, 2, 1]))])(weight)
     assert torch.equal(described, Description(2, [(0, torch.arange(2))])(torch.tensor([2.0, 8.0])))
+
+
+def test_a_block_is_described_by_the_size_of_what_is_at_its_end_beside_the_others() -> None:
+    ends = [torch.ones(3), 3 * torch.ones(2, 2), torch.full((4,), 2.0), torch.full((1,), 2.0), torch.zeros(2)]
+    features = BlockDescription([2, 2, 1])(*ends)
+    assert features.shape == (3, 1)
+    # The root mean squares are the root of 5, 2 and 0.
+    assert features[0] > features[1] > features[2]
+    assert torch.equal(features, Description(3, [(0, torch.arange(3))])(torch.tensor([5**0.5, 2.0, 0.0])))
 
 
 def test_a_description_is_computed_again_only_when_a_weight_has_changed() -> None:

@@ -9,12 +9,14 @@ import pytest
 import torch
 from benchmarks.coverage import random_model
 from invariant import image, masks, plan_for, randomise, to_double, tokens
-from layer_nets import RECURRENT, SPECTRAL, WRITTEN_OUT
+from layer_nets import RECURRENT, SPECTRAL, WRITTEN_OUT, Dense, Inception
+from mutate import Patch, attribute
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 
 import fxprune
-from fxprune.gates import insert_gates, remove_gates
+from fxprune.gates import gating, insert_gates, remove_gates
+from fxprune.gates.cost import cost_of_gates
 from fxprune.gates.dagger import Description
 from fxprune.gates.gating import dagger_of, descriptions, gate, gated_groups
 from fxprune.layers.gate_places import gate_places
@@ -178,3 +180,86 @@ def test_that_only_last_resort_groups_are_there_to_gate_is_said() -> None:
     with pytest.raises(fxprune.FxpruneError, match=r"pruned only as a last resort \(normalised over.*last_resort=True"):
         insert_gates(graph)
     assert torch.equal(insert_gates(graph, last_resort=True)(torch.ones(3, 4)), model(torch.ones(3, 4)))
+
+
+def _check_block_gates(model: nn.Module, inputs: Any, plans: int = 3) -> None:
+    """Open gates change no bit; with closed ones outputs and FLOPs are those of the model without the blocks."""
+    graph = fxprune.analyze(fxprune.trace(model, inputs))
+    assert graph.blocks
+    gated = insert_gates(graph, last_resort=True, depth=True).eval()
+    with torch.no_grad():
+        for a, b in zip(trees.tensors(model(*inputs)), trees.tensors(gated(*inputs)), strict=True):
+            assert torch.equal(a, b)
+    assert remove_gates(gated).code == graph.module.code
+    cost = cost_of_gates(graph, gated_groups(graph, last_resort=True), graph.blocks)
+    gated, inputs = gated.double(), [x.double() for x in inputs]
+    first = sum(cost.sizes)
+    # All channels without some blocks; then, as in the plans, blocks and channels.
+    alone = [graph.all_but(gone) for gone in (graph.blocks, *((block,) for block in graph.blocks[-4:]))]
+    for alive in alone:
+        alive[cost.channels[:first]] = True
+    for alive in (*alone, *masks(graph, plans)):
+        logits = np.where(alive[cost.channels], 1.0, -1.0)
+        dagger_of(gated).set_logits(torch.from_numpy(logits))
+        kept = cost.alive(logits)
+        pruned = fxprune.rewrite(graph, plan_for(graph, kept)).double().eval()
+        with torch.no_grad():
+            expected, got = (list(trees.tensors(net(*inputs))) for net in (pruned, gated))
+        assert largest_error(expected, got) <= TOLERANCE
+        assert round(cost.fraction(logits) * cost.total) == fxprune.count_flops(pruned, tuple(inputs))
+
+
+@pytest.mark.parametrize("spec", [*MODELS[:2], MODELS[3]])
+def test_a_closed_gate_of_a_block_leaves_the_block_out(spec: str) -> None:
+    pytest.importorskip(spec.partition(":")[0])
+    model = random_model(spec)
+    _check_block_gates(model, example_inputs(model), plans=2)
+
+
+@pytest.mark.parametrize("make", [Dense, Inception])
+def test_a_closed_gate_of_a_concatenated_block_closes_all_of_its_channels(make: type[nn.Module]) -> None:
+    _check_block_gates(randomise(make()).float(), [image()])
+
+
+class _Residual(nn.Module):
+    """The branch ends in a BatchNorm, which is added in place."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.conv, self.norm = nn.Conv2d(3, 6, 1), nn.Conv2d(6, 6, 3, padding=1), nn.BatchNorm2d(6)
+        self.head = nn.Conv2d(6, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        branch = self.norm(self.conv(x.relu()))
+        branch += x
+        return self.head(branch.relu())
+
+
+def _first_rows(rows: int) -> Any:
+    whole = gating._numbers
+
+    def numbers(*given: Any) -> Any:
+        number, count = whole(*given)
+        return number[:rows], count
+
+    return numbers
+
+
+@pytest.mark.parametrize(
+    ("make", "patch"),
+    [
+        (_Residual, attribute(gating, "_gate_sums", lambda gates, blocks: None)),
+        (Dense, attribute(gating, "_numbers", _first_rows(1))),
+        # The channels of a branch that is concatenated twice have gates of two blocks.
+        (Inception, attribute(gating, "_numbers", _first_rows(2))),
+    ],
+)
+def test_gates_of_blocks_that_are_left_out_are_noticed(
+    make: type[nn.Module], patch: Patch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = randomise(make()).float()
+    _check_block_gates(model, [image()])
+    patch(monkeypatch)
+    with pytest.raises(AssertionError):
+        _check_block_gates(model, [image()])

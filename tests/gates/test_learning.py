@@ -15,9 +15,9 @@ import torch.nn.functional as F
 from gates.trained_net import learn, trained_net
 
 import fxprune
-from fxprune.data import Batch
 from fxprune.gates import learn_gates
-from fxprune.gates.learning import _orders
+from fxprune.planning.budgets import Request
+from fxprune.planning.make import lowest_flops
 
 
 def test_gates_reach_the_budget_and_leave_model_and_weights_alone() -> None:
@@ -124,23 +124,45 @@ def test_a_few_steps_on_one_batch_do_no_harm_and_no_group_is_emptied() -> None:
 
 def test_the_best_of_several_orders_is_started_from(monkeypatch: pytest.MonkeyPatch) -> None:
     graph, data = trained_net()
-    monkeypatch.setattr("fxprune.gates.learning._PART", 64)
-    samples = Batch((torch.cat([x for x, _ in data]),), {})
-    orders = _orders(graph, "surgeon", samples, seed=0)
-    assert len(orders) == 5, "four parts of 64 samples, and the mean of their scores"
-    assert np.allclose(orders[-1], np.mean(orders[:-1], axis=0))
-    assert (
-        len(_orders(graph, "surgeon", samples.rows(0, 100), seed=0)) == len(_orders(graph, "l2", samples, seed=0)) == 1
-    )
     given: list[int] = []
 
     def last(graph: fxprune.ChannelGraph, candidates: list[np.ndarray], *_: object, **__: object) -> int:
         given.append(len(candidates))
         return len(candidates) - 1
 
+    monkeypatch.setattr("fxprune.gates.orders.PART", 64)
     monkeypatch.setattr("fxprune.gates.run.least_lossy", last)
-    learn(graph, data, epochs=1)
+    learn(graph, data, epochs=1, start="surgeon")
     assert 1 < given[0] <= 5
+
+
+def test_a_block_that_does_nothing_goes_before_channels() -> None:
+    graph, data = trained_net(blocks=(0.0, 1.0))
+    gates = learn(graph, data, depth=True, flops=0.6)
+    assert gates.closed == ("2.branch",)
+    assert gates.flops <= 0.6
+    plan = fxprune.make_plan(graph, gates.scores, flops=0.6, without=gates.closed)
+    assert tuple(plan.removed) == gates.closed
+    assert [gates.scores[block.channel] > 0 for block in graph.blocks] == [False, True]
+    alone = learn(graph, data, flops=0.6)
+    assert alone.closed == ()
+    assert all(alone.scores[block.channel] == 1e6 for block in graph.blocks)
+
+
+@pytest.mark.parametrize("start", ["l2", "random"])
+def test_gates_of_blocks_learn(start: str) -> None:
+    graph, data = trained_net(blocks=(1.0, 1.0))
+    first, later = (learn(graph, data, depth=True, start=start, epochs=epochs, lr=0.1) for epochs in (1, 3))
+    assert all(first.scores[block.channel] != later.scores[block.channel] for block in graph.blocks)
+
+
+def test_a_budget_that_blocks_alone_reach_is_met() -> None:
+    graph, data = trained_net(blocks=(1.0, 1.0))
+    lowest = lowest_flops(graph, Request()) / graph.flops.total
+    assert lowest_flops(graph, Request(depth=True)) / graph.flops.total < 0.9 * lowest
+    with pytest.raises(fxprune.UnreachableBudgetError, match="depth=True"):
+        learn(graph, data, flops=0.9 * lowest)
+    assert learn(graph, data, flops=0.9 * lowest, depth=True).flops <= 0.9 * lowest
 
 
 def _work(rank: int, port: int, path: str) -> None:

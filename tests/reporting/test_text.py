@@ -36,3 +36,13 @@ def test_the_facts_say_what_is_compared(made: fxprune.Report) -> None:
     assert dict(facts(again))["certificate"].startswith(
         "equals the zero-masked original (structure, with slices of its weights, rebuilt with random weights)"
     )
+
+
+def test_each_budget_is_beside_what_it_limits(made: fxprune.Report) -> None:
+    said = dict(facts(replace(made, params_target=0.75, flops_target=made.flops.before)))
+    assert said["parameters"].endswith("budget 75.0 %")
+    assert "budget" not in said["FLOPs"]
+    assert "activations" not in said
+    said = dict(facts(replace(made, memory_target=0.25)))
+    assert "budget" in said["FLOPs"]
+    assert said["activations"].endswith("budget 25.0 %")

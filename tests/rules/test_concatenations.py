@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from invariant import check_invariant, image, masks, net, plan_for
+from layer_nets import Dense, Inception
 from mutate import attribute
 from torch import Tensor, nn
 
@@ -17,53 +18,6 @@ from fxprune.planning.budgets import Request
 from fxprune.planning.make import removable_blocks
 from fxprune.rules import blocks
 from fxprune.verification import TOLERANCE
-
-
-class DenseLayer(nn.Module):
-    """As in DenseNet: BatchNorm and ReLU come after the concatenation."""
-
-    def __init__(self, before: int) -> None:
-        super().__init__()
-        self.norm1, self.conv1 = nn.BatchNorm2d(before), nn.Conv2d(before, 5, 1, bias=False)
-        self.norm2, self.conv2 = nn.BatchNorm2d(5), nn.Conv2d(5, 3, 3, padding=1, bias=False)
-
-    def forward(self, earlier: list[Tensor]) -> Tensor:
-        x = self.conv1(self.norm1(torch.cat(earlier, 1)).relu())
-        return self.conv2(self.norm2(x).relu())
-
-
-class Dense(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.stem = nn.Conv2d(3, 4, 3, padding=1)
-        self.layers = nn.ModuleList([DenseLayer(4 + 3 * k) for k in range(3)])
-        self.norm, self.head = nn.BatchNorm2d(13), nn.Conv2d(13, 2, 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        parts = [self.stem(x)]
-        for layer in self.layers:
-            parts.append(layer(parts))
-        return self.head(self.norm(torch.cat(parts, 1)).relu())
-
-
-class Inception(nn.Module):
-    """Four branches; one splits and is concatenated itself, one ends in a sigmoid, of which zero is not zero."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.stem, self.pool = nn.Conv2d(3, 5, 3, padding=1), nn.Conv2d(5, 3, 1)
-        self.one, self.wide1, self.wide2 = nn.Conv2d(5, 3, 1), nn.Conv2d(5, 4, 1), nn.Conv2d(4, 4, 3, padding=1)
-        self.split = nn.Conv2d(5, 4, 1)
-        self.row, self.column = nn.Conv2d(4, 3, (1, 3), padding=(0, 1)), nn.Conv2d(4, 3, (3, 1), padding=(1, 0))
-        self.norm, self.head = nn.BatchNorm2d(16), nn.Conv2d(16, 2, 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.stem(x)
-        y = F.relu(self.split(x))
-        y = torch.cat([F.silu(self.row(y)), F.silu(self.column(y))], 1)
-        wide = torch.sigmoid(self.wide2(F.relu(self.wide1(x))))
-        return self.head(self.norm(torch.cat([self.one(x).relu(), wide, self.pool(F.avg_pool2d(x, 3, 1, 1)), y], 1)))
-
 
 MODELS = {
     "dense": (Dense, ["layers.0", "layers.1", "layers.2"]),

@@ -1,0 +1,38 @@
+"""What is measured for a block is what the outputs lose when it is left out."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from invariant import image, plan_for, randomise
+from layer_nets import Dense
+
+import fxprune
+from fxprune.data import Batch
+from fxprune.losses import distillation_loss
+from fxprune.scoring.block_losses import BlockLosses
+
+
+def test_what_blocks_cost_is_what_the_outputs_lose_without_them() -> None:
+    dense = randomise(Dense()).float()
+    inputs = torch.randn(16, *image().shape[1:], generator=torch.Generator().manual_seed(0))
+    graph = fxprune.analyze(fxprune.trace(dense, inputs[:1]))
+    losses = BlockLosses(graph, Batch((inputs,), {}))
+    state = {name: tensor.clone() for name, tensor in dense.state_dict().items()}
+    for gone in (graph.blocks[:1], graph.blocks[1:], graph.blocks):
+        pruned = fxprune.rewrite(graph, plan_for(graph, graph.all_but(gone)))
+        with torch.no_grad():
+            lost = distillation_loss(pruned(inputs), dense(inputs), temperature=1.0)
+        assert losses.without(gone) == pytest.approx(float(lost), rel=1e-4)
+    assert losses.without([]) == 0
+    assert all(torch.equal(tensor, state[name]) for name, tensor in graph.module.state_dict().items())
+
+
+def test_of_many_samples_some_are_taken() -> None:
+    dense = randomise(Dense()).float()
+    graph = fxprune.analyze(fxprune.trace(dense, image()))
+    seen: list[int] = []
+    losses = BlockLosses(graph, Batch((image(batch=200),), {}))
+    losses._model.register_forward_pre_hook(lambda module, args: seen.append(len(args[0])))
+    losses.without(graph.blocks[:1])
+    assert 32 <= sum(seen) <= 34
