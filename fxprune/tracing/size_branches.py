@@ -65,7 +65,9 @@ def right_for_all_sizes(runner: Runner, recorded: Recording, leaves: Leaves) -> 
     unfound = frozenset(places - found_there)
     # No size is below 0, as what the code makes of one and compares with a number may be.
     named = {guard.named for guard in recorded.sizes.guards if guard.place in unfound and guard.named[0] > 0}
-    calls = [(call, frozenset[Place]()) for call in _calls(runner, others=places > unfound)]
+    found_divisors = {g.place: g.divisor for g in recorded.sizes.guards if g.divisor and g.place in places - unfound}
+    others = bool(places - unfound - found_divisors.keys())
+    calls = [(call, frozenset[Place]()) for call in _calls(runner, {*found_divisors.values()}, others=others)]
     calls += [(call, there) for call in _calls_of(runner, named) if (there := _finds(runner, call, leaves, unfound))]
     trials = _Trials(_run_trials(runner, calls))
     finds = frozenset[Place]().union(*(trial.finds_it for trial in trials)) if unfound else frozenset[Place]()
@@ -101,14 +103,24 @@ def _run_trials(runner: Runner, calls: Sequence[tuple[Call, frozenset[Place]]]) 
                     yield _Trial(call, training, outputs, finds_it)
 
 
-def _calls(runner: Runner, *, others: bool) -> Iterator[Call]:
-    """The example with random numbers, with each of its dimensions twice as large, and smaller by one."""
+def _calls(runner: Runner, divisors: Iterable[int] = (), *, others: bool) -> Iterator[Call]:
+    """The example with random numbers, and larger or smaller ones.
+
+    Args:
+        runner: of the model.
+        divisors: for each, all positions are larger by it, and smaller by one.
+        others: whether also each dimension is twice as large, and smaller by one.
+    """
     generator = torch.Generator().manual_seed(0)
     example: Call = trees.map_tensors(
         lambda x: torch.randn(x.shape, generator=generator).to(x) if x.is_floating_point() else x,
         (runner.args, runner.kwargs),
     )
     yield example
+    for divisor in sorted(divisors):
+        yield resized(example, None, lambda n, divisor=divisor: n + divisor)  # type: ignore[misc]
+    if divisors:
+        yield resized(example, None, lambda n: max(n - 1, 1))
     for d, n in _dimensions(example) if others else ():
 
         def twice(x: Tensor, d: int = d, n: int = n) -> Tensor:

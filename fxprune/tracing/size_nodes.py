@@ -41,14 +41,26 @@ class Guard:
     elsewhere: bool = False
 
     @property
+    def divisor(self) -> int | None:
+        """What the code asks sizes to be multiples of; None where it asks something else."""
+        remainder = _remainder(self.operands)
+        return None if remainder is None else remainder.operands[1]
+
+    @property
     def finds_size(self) -> bool:
-        """Whether a size was found to be the one that the code names at `place`."""
+        """Whether a size was found to be the one that the code names at `place`, or a multiple of that."""
+        if self.divisor is not None:
+            return bool(plain(_remainder(self.operands)) == 0)
         return self.function not in _EQUAL or self.traced == (self.function is operator.eq)
 
     @property
     def named(self) -> tuple[int, int]:
         """The number that the code names, and the size that was found to be that one or not to be it."""
+        if self.divisor is not None:
+            return self.divisor, self.divisor
         first, second = map(plain, self.operands)
+        if _rounds(self.operands):
+            return (first, second) if self.operands[1].function is read_size else (second, first)
         return (first, second) if _is_named(self.operands[0]) or first == 1 else (second, first)
 
 
@@ -153,11 +165,14 @@ class SizeNodes:
         )
         # As those of two tensors of which one is repeated where they differ, or padded where it is smaller.
         of_two = len(sizes) == 2 and all(each.function is read_size for each in sizes)
-        may_branch |= of_two and function in _EQUAL
+        rounds = _rounds(operands)
+        may_branch |= (of_two or rounds) and function in _EQUAL
         orders = of_two and function not in _EQUAL
+        remainder = _remainder(operands)
+        may_branch |= remainder is not None
         finds_it = may_branch and _finds_size(function, operands, outcome)
-        names_it = may_branch and function in _EQUAL and (not of_two or 1 in map(plain, operands))
-        named = finds_it or orders or names_it
+        names_it = may_branch and function in _EQUAL and (rounds or not of_two or 1 in map(plain, operands))
+        named = finds_it or orders or names_it or remainder is not None
         place = place_in_model() if (named or (may_branch and self._otherwise)) and self._switch.on else None
         if place is not None and orders:
             # Which of them is smaller may be another one at another size: what is told belongs to the place.
@@ -231,8 +246,29 @@ def _is_of_table(operand: Any) -> bool:
     return bool(read) and all(node.op == "get_attr" for node, _ in read)
 
 
+def _remainder(operands: tuple[Any, ...]) -> TracedNumber | None:
+    """What remains of a size, where the code asks whether that is nothing, as for `if size % 8: pad(...)`."""
+    sizes = [each for each in operands if isinstance(each, TracedNumber) and each.function is operator.mod]
+    if len(operands) != 2 or len(sizes) != 1 or not _read(sizes[0]):
+        return None
+    (other,) = (operand for operand in operands if operand is not sizes[0])
+    divisor = sizes[0].operands[1]
+    named = not isinstance(other, TracedNumber) and other in (0, 1) and not isinstance(divisor, TracedNumber)
+    return sizes[0] if named and isinstance(divisor, int) and divisor > 1 else None
+
+
+def _rounds(operands: tuple[Any, ...]) -> bool:
+    """Whether the code compares a size with another number that is computed from it, as the next multiple of 8."""
+    traced = [operand for operand in operands if isinstance(operand, TracedNumber)]
+    if len(operands) != 2 or len(traced) != 2 or traced[0].function is traced[1].function:
+        return False
+    return any(each.function is read_size for each in traced) and len(_read(traced[0]) | _read(traced[1])) == 1
+
+
 def _finds_size(function: Callable[..., Any], operands: tuple[Any, ...], outcome: bool) -> bool:
     """Whether a size is found to be the one that the code names, or a table of the model to be large enough for it."""
+    if (remainder := _remainder(operands)) is not None:
+        return bool(plain(remainder) == 0)
     if function in _EQUAL:
         return outcome == (function is operator.eq)
     first, second = map(_is_of_table, operands)

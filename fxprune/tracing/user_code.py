@@ -47,14 +47,16 @@ def user_frame() -> FrameType | None:
 
 
 def place_in_model() -> Place | None:
-    """The line of the model's code that runs; None for one that asserts something, or follows such a line."""
+    """The line of the model's code that runs; None for one that asserts, follows such a line, or raises."""
     frame = user_frame()
     if frame is None:
         return None
     file, line = frame.f_code.co_filename, frame.f_lineno
     # `_assert(` may stand above its condition.
     lines = "".join(linecache.getline(file, k) for k in range(line - 1, line + 1))
-    return None if "assert" in lines or "_check" in lines else f"{frame.f_globals.get('__name__')}:{line}"
+    if "assert" in lines or "_check" in lines or linecache.getline(file, line + 1).lstrip().startswith("raise "):
+        return None
+    return f"{frame.f_globals.get('__name__')}:{line}"
 
 
 def library_of_code() -> str:
