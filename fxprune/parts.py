@@ -27,6 +27,8 @@ from fxprune.running.calls import Call, call_arguments, given_call
 from fxprune.running.copies import copy_module, meta_like
 from fxprune.running.devices import on_device_of
 from fxprune.scoring.criteria import Method
+from fxprune.tracing.attempts import CONDITIONS, SIZED_BY_VALUES
+from fxprune.tracing.notes import trace_notes
 from fxprune.tracing.tracer import trace_knowing
 
 __all__ = ["PrunedParts", "prune_parts"]
@@ -215,8 +217,10 @@ def _find(model: nn.Module, call: Call) -> list[str]:
     def search(path: str) -> Iterator[str]:
         if path in calls and any(named[path].children()) and not _shared(model, path):
             try:
-                graph = analyze(trace_knowing(named[path], _as_example(named[path], calls[path][0]), {}, copy=False))
-                if graph.groups and graph.flops.total:
+                traced = trace_knowing(named[path], _as_example(named[path], calls[path][0]), {}, copy=False)
+                by_values = any(note.startswith((SIZED_BY_VALUES, CONDITIONS)) for note in trace_notes(traced).remarks)
+                graph = analyze(traced)
+                if graph.groups and graph.flops.total and not by_values:
                     yield path
                     return
             except FxpruneError as error:

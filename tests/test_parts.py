@@ -57,7 +57,11 @@ class Detector(nn.Module):
         if self.training:
             return {"loss": sum(map(self.head.compute_loss, levels))}
         scores, boxes = (torch.cat([level[key] for level in levels], 1) for key in ("scores", "boxes"))
-        return [{"boxes": b[s > s.mean()], "scores": s[s > s.mean()]} for s, b in zip(scores, boxes, strict=True)]
+        return [
+            {"boxes": b[s > s.mean()], "scores": s[s > s.mean()]}
+            for s, b in zip(scores, boxes, strict=True)
+            if s.max() >= s.mean()
+        ]
 
 
 def images(count: int = 1, size: int = 16) -> list[Tensor]:

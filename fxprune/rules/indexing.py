@@ -121,8 +121,7 @@ def _index_by_tensors(op: Op, x: Labels, entries: list[Any]) -> Labels:
             plain.append((1, False))
             continue
         if isinstance(entry, Labels) and len(entry.dims) > 1 and _is_mask(op, k):
-            op.freeze(x, "indexed by a mask")
-            return Labels.plain(op.shape)
+            return _index_by_mask(op, x, entries, k)
         if _is_whole(entry):
             plain.append((x.dims[d], x.zero[d]))
         else:
@@ -142,6 +141,19 @@ def _index_by_tensors(op: Op, x: Labels, entries: list[Any]) -> Labels:
     new = taken or [(n, False) for n in op.shape[at : at + width]]
     merged = plain[:at] + new + plain[at:]
     return Labels(tuple(dim for dim, _ in merged), tuple(z for _, z in merged))
+
+
+def _index_by_mask(op: Op, x: Labels, entries: list[Any], k: int) -> Labels:
+    """A mask of several dimensions takes positions; the dimensions that it does not have keep their channels."""
+    mask, rest = entries[k], [*entries[:k], *entries[k + 1 :]]
+    end = k + len(mask.dims)
+    op.freeze(mask, "used as an index")
+    if not all(map(_is_whole, rest)):
+        op.freeze(x, "indexed by a mask")
+        return Labels.plain(op.shape)
+    op.freeze(x.dims[k:end], "indexed by a mask")
+    zero = (*x.zero[:k], False, *x.zero[end:])
+    return Labels((*x.dims[:k], op.shape[k], *x.dims[end:]), zero)
 
 
 def _taken(op: Op, x: Labels, d: int, index: Argument) -> list[tuple[Dim, bool]]:

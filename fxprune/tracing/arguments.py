@@ -18,7 +18,7 @@ from fxprune.tracing.checks import check_argument, expected_of
 from fxprune.tracing.graph_builder import GraphBuilder
 from fxprune.tracing.signature import placeholder_name
 
-__all__ = ["Arguments", "insert_argument_checks"]
+__all__ = ["Arguments", "call_as_given", "insert_argument_checks"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,3 +96,25 @@ def _loaded_names(model: nn.Module) -> set[str] | None:
             # Python 3.13 reads two variables at once.
             names.update(instruction.argval if isinstance(instruction.argval, tuple) else (instruction.argval,))
     return {name for name in names if isinstance(name, str)}
+
+
+def call_as_given(
+    given: dict[str, Any], signature: inspect.Signature, *, hooked: bool
+) -> tuple[list[Any], dict[str, Any]]:
+    """Placeholders to the arguments of the call, which are by name unless that is impossible, or hooks see them."""
+    positional: list[Any] = []
+    named: dict[str, Any] = {}
+    variadic = any(target.startswith("*") and not target.startswith("**") for target in given)
+    for (target, value), parameter in zip(given.items(), signature.parameters, strict=False):
+        if target.startswith("**"):
+            named.update(value)
+        elif target.startswith("*"):
+            positional.extend(value)
+        else:
+            kind = signature.parameters[target].kind
+            by_place = variadic or (hooked and target == parameter and not named)
+            if kind is kind.POSITIONAL_ONLY or (by_place and kind is kind.POSITIONAL_OR_KEYWORD):
+                positional.append(value)
+            else:
+                named[target] = value
+    return positional, named

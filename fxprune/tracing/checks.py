@@ -117,8 +117,9 @@ def check_outcome(value: Tensor, traced: float, what: str, where: str, applies: 
     if applies and isinstance(traced, bool) and bool(value) != traced:
         raise FxpruneError(
             f"the condition `{what}` on values is {not traced} here, and was {traced} when the model was traced. The "
-            f"code of {where} follows it in training, and the graph has what the code did then. Look for NaN and "
-            "infinite values in the inputs and the weights; or train the result of `fxprune.restore_class`"
+            f"code of {where} follows it, and the graph has what the code did then. Look for NaN and infinite values "
+            "in the inputs and the weights; or trace the model with other inputs; or train the result of "
+            "`fxprune.restore_class`"
         )
 
 

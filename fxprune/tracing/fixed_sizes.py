@@ -13,6 +13,7 @@ from torch import Tensor, fx, nn
 
 from fxprune.ops import Trait, name_of_op, traits
 from fxprune.running import trees
+from fxprune.tracing.library_modules import is_library_module
 from fxprune.tracing.results import dimension_cut
 
 __all__ = ["Fixed", "all_fixed", "fixed_sizes"]
@@ -48,7 +49,9 @@ def _fill(value: Any, fixed: bool) -> Fixed:
 
 def _fixed(node: fx.Node, module: nn.Module | None, fixed: Mapping[fx.Node, Any]) -> Fixed:
     value = node.meta["value"]
-    if node.op == "placeholder":
+    # What a module of the model gives as a whole may be as large as values say, whatever is fixed.
+    unknown = node.op == "placeholder" or (module is not None and not is_library_module(module))
+    if unknown or "by_values" in node.meta:
         return _fill(value, False)
     # A number may come from the values of an input, as the longest of lengths does; then its layout says nothing.
     reads_values = not trees.has_tensor(value) and any(trees.has_tensor(n.meta["value"]) for n in node.all_input_nodes)

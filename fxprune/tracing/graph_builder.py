@@ -20,7 +20,20 @@ from fxprune.running.copies import META
 from fxprune.tracing.constants import Place, constant_name, place_of_tensor
 from fxprune.tracing.scopes import ModuleCall, Scopes
 
-__all__ = ["GraphBuilder", "Origin", "computed_from", "entries_read", "is_count", "reads_layout", "reads_size"]
+__all__ = [
+    "GraphBuilder",
+    "HiddenTensorError",
+    "Origin",
+    "computed_from",
+    "entries_read",
+    "is_count",
+    "reads_layout",
+    "reads_size",
+]
+
+
+class HiddenTensorError(FxpruneError):
+    """A tensor was made by what torch does not show."""
 
 
 class Origin(IntEnum):
@@ -203,9 +216,9 @@ class GraphBuilder:
                 source = self.node_of(other)
                 node = self.create_node("call_method", "detach", (source,), {}, tensor, self.origin[source])
                 return self.bind(tensor, node)
-        raise FxpruneError(
+        raise HiddenTensorError(
             f"a tensor of shape {tuple(tensor.shape)} was made by a function that torch does not show to tracers, so "
-            "its values are unknown; in place of `torch.Tensor(size)`, write `torch.empty(size)`"
+            "its values are unknown; in place of `Kind(size)`, of a class of tensors, write `torch.empty(size)`"
         )
 
     def mark_written(self, tensor: Tensor) -> None:

@@ -7,6 +7,7 @@ what Python makes of a size by `int(size)` or `math.sqrt(size)`.
 from __future__ import annotations
 
 import functools
+import importlib
 import math
 import operator
 import sys
@@ -162,7 +163,7 @@ def _cached_in_closure(function: FunctionType, seen: set[FunctionType]) -> Itera
 
 @contextmanager
 def patched(
-    recorder: Recorder, modules: ModuleCalls, *, own_types: bool = False, emptied: bool = True
+    recorder: Recorder, modules: ModuleCalls, own_types: bool = False, emptied: bool = True, constructed: bool = False
 ) -> Iterator[set[ModeRead]]:
     """Inside, all that the recorded model does in this thread is recorded.
 
@@ -172,6 +173,7 @@ def patched(
         own_types: leave `int` and `float` in the model's files as they are, and let arrays of numpy have plain numbers.
             Where these turn a size into one, the graph is tied to that size.
         emptied: whether tables that the model's files keep are empty.
+        constructed: whether `torch.Tensor(size)` is recorded.
 
     Yields:
         The reads and writes of `training`, so far.
@@ -214,6 +216,13 @@ def patched(
         source = source_of_scripted(function) if switch.on else None
         return original_script_call(function, *args, **kwargs) if source is None else source(*args, **kwargs)
 
+    original_new = Tensor.__new__
+
+    def new(kind: Any, *args: Any, **kwargs: Any) -> Any:
+        if kind is not Tensor or kwargs or not switch.on:
+            return original_new(kind, *args, **kwargs)
+        return _constructed(args, torch.get_default_dtype())
+
     reads: set[ModeRead] = set()
     with ExitStack() as stack:
 
@@ -235,6 +244,10 @@ def patched(
             replace(owner, name, replacement)
         for name in _TENSOR_TYPES:
             replace(torch, name, _TensorType(getattr(torch, name), recorder))
+        if constructed:
+            # It reads the constructor when it is first imported.
+            importlib.import_module("torch._dynamo")
+            replace(Tensor, "__new__", staticmethod(new))
         replace(operator, "index", index)
         replace(torch, "Size", Size)
         replace(torch, "is_grad_enabled", asking_for_grad_mode(recorder.facts, switch))
@@ -298,6 +311,16 @@ _TENSOR_TYPES = tuple(
 )
 
 
+def _constructed(args: tuple[Any, ...], dtype: torch.dtype) -> Tensor:
+    """What these constructors give, by functions of torch that are recorded."""
+    first = args[0] if args else 0
+    if isinstance(first, Tensor):
+        return first.detach()
+    if isinstance(first, (int, torch.Size)):
+        return torch.empty(*(args or (0,)), dtype=dtype)
+    return torch.tensor(first, dtype=dtype)
+
+
 class _TensorType:
     """Stands for `torch.FloatTensor` or one of its kind; no tensor on the meta device is of such a type."""
 
@@ -306,14 +329,9 @@ class _TensorType:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """An empty tensor of that size, or one of these entries."""
-        first = args[0] if args else 0
         if kwargs or not self._recorder.switch.on:
             return self._kind(*args, **kwargs)
-        if isinstance(first, Tensor):
-            return first.detach()
-        if isinstance(first, (int, torch.Size)):
-            return torch.empty(*(args or (0,)), dtype=self._kind.dtype)
-        return torch.tensor(first, dtype=self._kind.dtype)
+        return _constructed(args, self._kind.dtype)
 
     def __instancecheck__(self, value: Any) -> bool:
         """Whether the real tensor is of that type."""

@@ -7,35 +7,33 @@ the trace can be repeated without them.
 
 from __future__ import annotations
 
-import hashlib
 import math
 import operator
 from collections.abc import Callable, Mapping
 from collections.abc import Set as AbstractSet
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.nn.utils.rnn import PackedSequence
 
 from fxprune.errors import FxpruneError
+from fxprune.running import trees
 from fxprune.running.copies import META
 from fxprune.running.one_node import run_node, with_values
 from fxprune.tracing.checks import check_outcome
+from fxprune.tracing.example_run import ExampleRun
 from fxprune.tracing.graph_builder import GraphBuilder, Origin, computed_from, is_count, reads_layout, reads_size
 from fxprune.tracing.number_tensors import NumberTensors
+from fxprune.tracing.plain_values import digest, in_plain_types, layout_in_plain_types, restored
 from fxprune.tracing.scopes import Switch
 from fxprune.tracing.size_nodes import SizeNodes
 from fxprune.tracing.sizes import TracedNumber, ValueFloat
-from fxprune.tracing.spelling import name_of, spell
 
 __all__ = ["LIKELIER_DRAW", "DataDependentError", "RealValues"]
 
 # How a remark starts that becomes a warning.
 LIKELIER_DRAW = "The likelier of random draws is in the graph"
 
-# A model asks for numbers, not for its weights. Not tuned.
-_MOST_ENTRIES = 10_000
 # In `tensor.tolist()`: more are a table, which is made for the sizes of the trace.
 _MOST_NUMBERS = 64
 
@@ -71,6 +69,7 @@ class RealValues:
         earlier: Mapping[str, Any],
         training: bool = False,
         counters: AbstractSet[str] = frozenset(),
+        by_values: bool = False,
     ) -> None:
         """Args:
         builder: of the graph whose nodes they are.
@@ -82,6 +81,7 @@ class RealValues:
         earlier: what an earlier trace has `read`, which is not computed again.
         training: whether the model is in training, where conditions on values are those of the example.
         counters: the names of tensors that forward reads and writes; a number in them is read by the graph.
+        by_values: whether the graph may rely on conditions on the input in eval, too.
         """
         self.sources: set[str] = set()
         self.read: dict[str, Any] = {}
@@ -94,7 +94,9 @@ class RealValues:
         self._earlier = earlier
         self._training = training
         self._counters = counters
+        self._by_values = by_values
         self._computed: dict[fx.Node, Any] = {}
+        self._example = ExampleRun(builder, switch, inputs, self._real_tensor, real_module, training)
         self._number_tensors = NumberTensors(builder, sizes, self.of)
 
     def is_known(self, tensor: Tensor) -> bool:
@@ -112,17 +114,29 @@ class RealValues:
         Raises:
             FxpruneError: the model is on the meta device.
         """
-        key = _digest(node)
+        key = digest(node)
         if constant and not only_layout:
             self.sources |= _tensors_read(node)
         with torch._C.DisableTorchFunction():
             if self._earlier.get(key) is not None:
                 self.read[key] = self._earlier[key]
-                return _restored(self._earlier[key])
+                return restored(self._earlier[key])
             with self._switch.paused(), torch.no_grad():
                 value = self._compute(node)
-                self.read[key] = (_layout_in_plain_types if only_layout else _in_plain_types)(value)
+                self.read[key] = (layout_in_plain_types if only_layout else in_plain_types)(value)
                 return value
+
+    def layout_at_example(self, node: fx.Node) -> Any:
+        """What the last node gives for the example, whose values decide its size; with tensors on the meta device.
+
+        Raises:
+            FxpruneError: the model is on the meta device.
+        """
+        value = self._of_example(node, only_layout=True)
+        return trees.map_tensors(lambda tensor: tensor.detach().to(META), value)
+
+    def _of_example(self, node: fx.Node, *, only_layout: bool = False) -> Any:
+        return self._example.value(node, self.read, self._earlier, only_layout=only_layout)
 
     def answer(self, func: Any, tensor: Tensor, *args: Any) -> Any:
         """`bool(tensor)`, `tensor.item()` and the like.
@@ -137,7 +151,8 @@ class RealValues:
         if origin == Origin.INPUTS:
             if func is Tensor.item and is_count(node):
                 return self.count(node)
-            if func is Tensor.__bool__ and self._training:
+            asks_truth = func is Tensor.__bool__ or (func is Tensor.item and tensor.dtype is torch.bool)
+            if asks_truth and (self._training or (self._by_values and self._is_of_inputs(node))):
                 return self._outcome(node)
             drawn = all(each.op != "placeholder" for each in _before(node))
             why = "is drawn at random" if drawn else "depends on the model's input"
@@ -163,6 +178,12 @@ class RealValues:
         with torch._C.DisableTorchFunction():
             return func(self.of(node), *args)
 
+    def _is_of_inputs(self, node: fx.Node) -> bool:
+        """Whether a value is computed from the input alone, as whether a mask has any entry."""
+        before = _before(node, past_layouts=False)
+        of_model = any(each.op == "get_attr" and each.target not in self._builder.constants for each in before)
+        return not of_model and all(each.op != "call_module" and "random" not in each.meta for each in before)
+
     def _may_change(self, node: fx.Node) -> bool:
         """Whether a value is one number that is computed from parameters or buffers, which training may change."""
         one = node.meta["value"].numel() == 1 and not node.meta["value"].is_complex()
@@ -187,7 +208,8 @@ class RealValues:
     def count(self, node: fx.Node) -> Any:
         """The whole number that a node gives, computed by the graph; Python sees that of the example."""
         with torch._C.DisableTorchFunction():
-            value = self.of(node).item()
+            # Of what was written into since it was made, the example's run alone knows the entries.
+            value = (self._of_example(node) if self._by_values else self.of(node)).item()
         self._builder.remarks.append(
             f"`{node.name}` in {self._builder.scopes.described} is a number that the input gives; "
             "control flow that depends on it is that of the example input."
@@ -196,13 +218,13 @@ class RealValues:
         return self._sizes.number_of(item, value)
 
     def _outcome(self, node: fx.Node) -> bool:
-        """Whether a condition on values holds in training: as it does for the example, which the graph checks."""
+        """Whether a condition on values holds: as it does for the example, which the graph checks."""
         path, _ = self._builder.scopes.current
         where = f"`{path or type(self._builder.root).__name__}`"
         draws = _draws(node)
         with torch._C.DisableTorchFunction():
             if not draws:
-                outcome = bool(self.of(node))
+                outcome = bool(self._of_example(node))
                 self._builder.create_check(check_outcome, (node, outcome, node.name, where))
                 return outcome
             with self._switch.paused(), torch.no_grad():
@@ -344,57 +366,3 @@ def _size_nodes(node: fx.Node) -> list[fx.Node]:
 
 def _reads_sizes(node: fx.Node) -> bool:
     return bool(_size_nodes(node))
-
-
-# --- in plain types ---------------------------------------------------------------------------------------------------
-
-
-def _digest(node: fx.Node) -> str:
-    """The same for two nodes, also of different traces, that are computed alike from parameters, buffers and inputs."""
-    digests: dict[fx.Node, str] = {}
-    stack = [node]
-    while stack:
-        current = stack[-1]
-        missing = [given for given in current.all_input_nodes if given not in digests]
-        stack.extend(missing)
-        if not missing:
-            stack.pop()
-            target = current.target if isinstance(current.target, str) else name_of(current.target)
-            text = f"{current.op} {target} {spell((current.args, current.kwargs), digests)}"
-            digests[current] = hashlib.sha256(text.encode()).hexdigest()[:16]
-    return digests[node]
-
-
-def _in_plain_types(value: Any) -> Any:
-    """A value as numbers, strings, lists and dicts; None where it has too many entries, or other ones."""
-    if isinstance(value, Tensor):
-        if value.numel() > _MOST_ENTRIES or value.is_complex():
-            return None
-        return {**_layout_in_plain_types(value), "entries": value.detach().flatten().tolist()}
-    return {"number": value} if isinstance(value, (bool, int, float)) else None
-
-
-def _layout_in_plain_types(value: Any) -> Any:
-    """The sizes and types of the tensors of a value, likewise."""
-    if isinstance(value, Tensor):
-        return {"dtype": str(value.dtype).removeprefix("torch."), "shape": list(value.shape)}
-    if isinstance(value, PackedSequence):
-        return {"packed": [_layout_in_plain_types(item) for item in value]}
-    if isinstance(value, (tuple, list)):
-        return [_layout_in_plain_types(item) for item in value]
-    return {"number": value} if value is None or isinstance(value, (bool, int, float)) else None
-
-
-def _restored(plain: Any) -> Any:
-    """The value again; tensors of which only the layout is known are on the meta device."""
-    if isinstance(plain, list):
-        return tuple(map(_restored, plain))
-    if "packed" in plain:
-        # Its own constructor needs tensors with values.
-        return cast(Any, PackedSequence)._make(map(_restored, plain["packed"]))
-    if "number" in plain:
-        return plain["number"]
-    dtype = getattr(torch, plain["dtype"])
-    if "entries" in plain:
-        return torch.tensor(plain["entries"], dtype=dtype).reshape(plain["shape"])
-    return torch.empty(plain["shape"], dtype=dtype, device="meta")

@@ -82,6 +82,7 @@ class Recorder(TorchFunctionMode):
         otherwise: AbstractSet[Place] = frozenset(),
         counters: AbstractSet[str] = frozenset(),
         earlier: GraphBuilder | None = None,
+        by_values: bool = False,
     ) -> None:
         """Args:
         root: the model on the meta device.
@@ -96,6 +97,7 @@ class Recorder(TorchFunctionMode):
         otherwise: as for `SizeNodes`.
         counters: as for `RealValues`.
         earlier: of the call before, where that has left its tensors in the model.
+        by_values: whether tensors may be as large as values of the input say, and conditions be those of the example.
         """
         super().__init__()
         self.device = device
@@ -106,7 +108,8 @@ class Recorder(TorchFunctionMode):
         self.lowering = Lowering(self.builder)
         self.results = Results(self.builder, self.sizes)
         self.values = RealValues(
-            self.builder, self.sizes, self.switch, real, inputs, real_module, earlier_values, training, counters
+            self.builder, self.sizes, self.switch, real, inputs, real_module, earlier_values, training, counters,
+            by_values,
         )  # fmt: skip
         self.regions = Regions(self.builder, self.lowering)
         self.assumes_autocast = False
@@ -117,6 +120,7 @@ class Recorder(TorchFunctionMode):
         self.ranks: dict[fx.Node, ModuleCall] = {}
         self.note_length = self.builder.note_length
         self._special_calls = special_calls
+        self._by_values = by_values
 
     def first_refusal(self) -> Exception | None:
         """The first error that the model's code was given; it may have caught it."""
@@ -221,6 +225,8 @@ class Recorder(TorchFunctionMode):
                 return self.values.of(self._create_node(op, target, call, value, []))
             return value
         node = self._create_node(op, target, call, value, written, random)
+        if draws is None and call.origin == Origin.INPUTS:
+            node.meta["by_values"] = True
         if any(tensor is value for tensor in written):
             # From here on the tensor is what this node made of it.
             remember(key, value, tensors, written, random)
@@ -267,15 +273,19 @@ class Recorder(TorchFunctionMode):
                 return self._run_for_real(op, target, call), None
             if not _has_unknown_size(error):
                 raise
+            if self._by_values:
+                return self._run_for_real(op, target, call, by_values=True), None
             raise DataDependentError(
                 f"the size of what `{getattr(target, '__name__', target)}` gives depends on the values of the input"
             ) from error
         finally:
             torch._C._set_grad_enabled(grad)
 
-    def _run_for_real(self, op: str, target: Target, call: LoweredCall) -> Any:
+    def _run_for_real(self, op: str, target: Target, call: LoweredCall, *, by_values: bool = False) -> Any:
         node = self.builder.create_node(op, target, call.args, call.kwargs, None, Origin.CONSTANTS)
         try:
+            if by_values:
+                return self.values.layout_at_example(node)
             value = self.values.of(node, only_layout=True)
         finally:
             self.builder.graph.erase_node(node)

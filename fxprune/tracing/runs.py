@@ -20,11 +20,11 @@ from fxprune.running import trees
 from fxprune.running.copies import DeepcopyTensorsWith, copy_module, meta_copy, meta_like
 from fxprune.running.randomness import preserve_rng_state
 from fxprune.tracing.aliasing import attributes_written_in
-from fxprune.tracing.arguments import Arguments
+from fxprune.tracing.arguments import Arguments, call_as_given
 from fxprune.tracing.caches import Key, forget_keys, keys_to_keep
 from fxprune.tracing.deciders import ModeRead
 from fxprune.tracing.facts import Facts
-from fxprune.tracing.graph_builder import GraphBuilder, Origin
+from fxprune.tracing.graph_builder import GraphBuilder, HiddenTensorError, Origin
 from fxprune.tracing.library_modules import has_forward_hooks, is_library_module
 from fxprune.tracing.module_calls import ModuleCalls
 from fxprune.tracing.number_functions import is_refused_type
@@ -102,6 +102,7 @@ class Runner:
         copy_tensors: whether the traced model gets copies of the parameters and buffers.
         earlier_values: what an earlier trace has read of the model's values.
         exporting: whether the model's code sees that it is exported.
+        by_values, constructs: as for `Recorder` and `SizeNodes`.
         own_types: whether `int` and `float` are Python's own in the model's files, and arrays have plain numbers.
         keeps_tables: whether the tables that these files keep have entries: some are made before the model runs.
         other_answer: what is answered otherwise than it is, as in `Facts`.
@@ -123,6 +124,8 @@ class Runner:
     copy_tensors: bool
     earlier_values: Mapping[str, Any]
     exporting: bool = False
+    by_values: bool = False
+    constructs: bool = False
     own_types: bool = False
     keeps_tables: bool = False
     other_answer: str | None = None
@@ -148,15 +151,21 @@ class Runner:
             FxpruneError: the model cannot be traced.
         """
         try:
-            return self._record_without_keys(leaves, kept)
+            recorded = self._record_without_keys(leaves, kept)
+            if self.constructs or not recorded.sizes.constructs:
+                return recorded
+            self.constructs = True
         except FxpruneError as error:
-            if not self.own_types and is_refused_type(error.__cause__):
+            cause = error.__cause__
+            if not self.own_types and is_refused_type(cause):
                 self.own_types = True
-            elif not self.keeps_tables and isinstance(error.__cause__, KeyError):
+            elif not self.keeps_tables and isinstance(cause, KeyError):
                 self.keeps_tables = True
+            elif not self.constructs and isinstance(cause, HiddenTensorError):
+                self.constructs = True
             else:
                 raise
-            return self.record(leaves, kept)
+        return self.record(leaves, kept)
 
     def record_training(self, leaves: Leaves, kept: set[str]) -> Recording:
         """Run the model in training; on two samples where one is too few.
@@ -181,8 +190,8 @@ class Runner:
         Raises:
             FxpruneError: the model cannot be traced then.
         """
-        own, builder = recording.runner, recording.builder
-        return own._record(builder.root, recording.real, leaves, kept, builder)
+        builder = recording.builder
+        return recording.runner._record(builder.root, recording.real, leaves, kept, builder)
 
     def learns_from(self, recording: Recording) -> bool:
         """Whether a recording has shown what has to be known before the model is recorded; from now on it is."""
@@ -246,6 +255,7 @@ class Runner:
             otherwise=self.otherwise or frozenset(),
             counters=self.counters,
             earlier=earlier,
+            by_values=self.by_values,
         )  # fmt: skip
         recorder.builder.graph.set_codegen(SignatureCodeGen(arguments.signature))
         placeholders = {name: self._placeholder(recorder, arguments, name) for name in bound}
@@ -253,7 +263,7 @@ class Runner:
         try:
             with (
                 preserve_rng_state(),
-                patched(recorder, modules, own_types=self.own_types, emptied=not self.keeps_tables) as reads,
+                patched(recorder, modules, self.own_types, not self.keeps_tables, self.constructs) as reads,
                 _exporting(self.exporting),
             ):
                 given = {
@@ -261,7 +271,7 @@ class Runner:
                     for name, node in placeholders.items()
                     if name in arguments.given
                 }
-                positional, named = _call_arguments(given, arguments.signature, hooked=has_forward_hooks(twin))
+                positional, named = call_as_given(given, arguments.signature, hooked=has_forward_hooks(twin))
                 tensors, kept_before = kept_tensors(twin), python_state(twin)
                 before = _random_state()
                 output = twin(*positional, **named)
@@ -287,8 +297,7 @@ class Runner:
         stale = frozenset(recorder.values.sources & _written(builder)) if recorder.values.sources else frozenset()
         return Recording(
             builder, sizes, read, seen, tuple(now.changed_since(kept_before)), now, real, arguments, recorder.facts,
-            device, recorder.ranks, draws_elsewhere,
-            frozenset(modules.changed), stale, *state, self,
+            device, recorder.ranks, draws_elsewhere, frozenset(modules.changed), stale, *state, self,
         )  # fmt: skip
 
     def _twin(self) -> tuple[nn.Module, dict[int, Tensor]]:
@@ -357,28 +366,6 @@ def _random_state() -> object:
     """The state of the random numbers that torch does not know."""
     kind, keys, *rest = np.random.get_state()  # noqa: NPY002
     return random.getstate(), kind, keys.tobytes(), rest
-
-
-def _call_arguments(
-    given: dict[str, Any], signature: inspect.Signature, *, hooked: bool
-) -> tuple[list[Any], dict[str, Any]]:
-    """Placeholders to the arguments of the call, which are by name unless that is impossible, or hooks see them."""
-    positional: list[Any] = []
-    named: dict[str, Any] = {}
-    variadic = any(target.startswith("*") and not target.startswith("**") for target in given)
-    for (target, value), parameter in zip(given.items(), signature.parameters, strict=False):
-        if target.startswith("**"):
-            named.update(value)
-        elif target.startswith("*"):
-            positional.extend(value)
-        else:
-            kind = signature.parameters[target].kind
-            by_place = variadic or (hooked and target == parameter and not named)
-            if kind is kind.POSITIONAL_ONLY or (by_place and kind is kind.POSITIONAL_OR_KEYWORD):
-                positional.append(value)
-            else:
-                named[target] = value
-    return positional, named
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from fxprune.tracing.loop_watch import Watch
 from fxprune.tracing.loops import loop_index
 from fxprune.tracing.scopes import ModuleCall, Switch
 from fxprune.tracing.sizes import TracedInt, TracedNumber, plain, read_size, traced_number
-from fxprune.tracing.user_code import Place, library_of_code, place_in_model
+from fxprune.tracing.user_code import Place, constructs_tensor, library_of_code, place_in_model
 
 __all__ = ["Guard", "SizeNodes"]
 
@@ -74,6 +74,7 @@ class SizeNodes:
 
     Attributes:
         guards: what the model's code relied on.
+        constructs: whether a size went into a `torch.Tensor(size)`.
     """
 
     def __init__(self, builder: GraphBuilder, switch: Switch, otherwise: AbstractSet[Place] = frozenset()) -> None:
@@ -85,6 +86,7 @@ class SizeNodes:
         """
         self._otherwise = otherwise
         self._told = 0
+        self.constructs = False
         self.guards: list[Guard] = []
         self._packages = {"", *(type(module).__module__.partition(".")[0] for module in builder.root.modules())}
         self._builder = builder
@@ -153,6 +155,7 @@ class SizeNodes:
         """From here on the graph relies on `function(*operands)` being `traced`."""
         if self._switch.on:
             operands = tuple(map(self._without_index, operands))
+            self.constructs |= function is operator.pos and constructs_tensor()
             elsewhere = function is operator.pos and library_of_code() not in self._packages
             self.guards.append(Guard(function, operands, traced, self._builder.scopes.current, None, place, elsewhere))
 

@@ -20,6 +20,7 @@ from fxprune.running.copies import meta_copy
 from fxprune.running.randomness import preserve_rng_state, reseed
 from fxprune.tracing.arguments import insert_argument_checks
 from fxprune.tracing.assembly import assemble
+from fxprune.tracing.attempts import CONDITIONS, SIZED_BY_VALUES, STAYS_WHOLE, record_in_eval
 from fxprune.tracing.checks import warn_in_training
 from fxprune.tracing.deciders import Deciders, ModeRead
 from fxprune.tracing.gradient_calls import GRADIENTS_DIFFER, backward_hooks_are_lost
@@ -34,8 +35,8 @@ from fxprune.tracing.next_call import lost_on_next_call
 from fxprune.tracing.notes import TraceNotes, set_trace_notes, trace_notes
 from fxprune.tracing.number_trials import SAME_AT, compute_unseen_numbers
 from fxprune.tracing.ranks import insert_rank_checks
-from fxprune.tracing.real_values import LIKELIER_DRAW, DataDependentError
-from fxprune.tracing.refusals import part_of, refuse_what_cannot_be_traced
+from fxprune.tracing.real_values import LIKELIER_DRAW
+from fxprune.tracing.refusals import refuse_what_cannot_be_traced
 from fxprune.tracing.rolling import alike_in_steps
 from fxprune.tracing.runs import Leaves, Recording, Runner, has_own_train
 from fxprune.tracing.size_branches import OTHER_BRANCHES, right_for_all_sizes
@@ -81,7 +82,7 @@ def trace(
             it runs in training. Or the model's own `train()` leaves parts in eval. Or random numbers that it draws from
             NumPy or Python in eval are constants of the graph. Or forward keeps something from call to call, or asks
             something of autograd, that the graph has not. Or a part stays whole, since its code follows the values of
-            the input.
+            the input; or these decide how large tensors are, or which way the code goes.
     """
     traced = trace_knowing(model, example_inputs, {}, copy=copy, leaves=leaves)
     for note in trace_notes(traced).remarks:
@@ -153,7 +154,7 @@ def _record_in_both_modes(
     reads: frozenset[ModeRead] = frozenset()
     only_in_training: list[str] = []
     while True:
-        in_eval = _record_in_eval(runner, leaves, kept, remarks)
+        in_eval = record_in_eval(runner, leaves, kept, remarks)
         if runner.otherwise is None:
             runner.otherwise = right_for_all_sizes(runner, in_eval, leaves)
             if runner.otherwise:
@@ -251,51 +252,22 @@ def _insert_warning(builder: GraphBuilder, lost: list[str]) -> None:
             builder.create_check(warn_in_training, (by_mode,))
 
 
-def _record_in_eval(runner: Runner, leaves: Leaves, kept: set[str], remarks: list[str]) -> Recording:
-    """The recording; modules whose code follows the values of the input stay whole if they are less than half."""
-    first: FxpruneError | None = None
-    while True:
-        try:
-            return _record_as_it_is_or_exported(runner, leaves, kept, remarks)
-        except FxpruneError as error:
-            first = first or error
-            path = error.__cause__.module if isinstance(error.__cause__, DataDependentError) else ""
-            if not path or path in kept or part_of(runner.model, path) >= 0.5:
-                raise first from first.__cause__
-            kept.add(path)
-            remarks.append(
-                f"{_STAYS_WHOLE}: the code of `{path}` follows the values of the input, which no graph can. What it "
-                "gives may have another size for other values: the FLOPs of that part and of what follows are an "
-                "estimate."
-            )
-
-
-def _record_as_it_is_or_exported(runner: Runner, leaves: Leaves, kept: set[str], remarks: list[str]) -> Recording:
-    try:
-        return runner.record(leaves, kept)
-    except FxpruneError as error:
-        if runner.exporting or not isinstance(error.__cause__, DataDependentError):
-            raise
-        runner.exporting = True
-        try:
-            recorded = runner.record(leaves, kept)
-        except FxpruneError:
-            runner.exporting = False
-            raise
-        remarks.append(
-            "Traced as for torch.export: otherwise the model's control flow depends on the values of its input."
-        )
-        return recorded
-
-
 # --- remarks ----------------------------------------------------------------------------------------------------------
 
 # How a remark starts that becomes a warning: a model that is trained with this graph learns unlike the original.
 _ONLY_EVAL = "Only the code of eval is in the graph"
 _USUAL_TRAIN = "The graph trains as a whole."
 _DRAWN_ONCE = "Random numbers that the model draws from NumPy or Python in eval are constants of the graph"
-_STAYS_WHOLE = "A part stays whole"
-_ALSO_WARNED = (_DRAWN_ONCE, _STAYS_WHOLE, _USUAL_TRAIN, STATE_IS_LOST, BUFFER_IS_LEFT, GRADIENTS_DIFFER)
+_ALSO_WARNED = (
+    _DRAWN_ONCE,
+    STAYS_WHOLE,
+    SIZED_BY_VALUES,
+    CONDITIONS,
+    _USUAL_TRAIN,
+    STATE_IS_LOST,
+    BUFFER_IS_LEFT,
+    GRADIENTS_DIFFER,
+)
 _LOST_IN_TRAINING = (_ONLY_EVAL, LIKELIER_DRAW)
 
 

@@ -14,8 +14,8 @@ from typing import TypeAlias
 import torch
 
 __all__ = [
-    "WITHOUT_TENSORS", "Place", "asked_by_model", "is_library_file", "is_of_model", "library_of_code", "place_in_model",
-    "place_of", "user_frame",
+    "WITHOUT_TENSORS", "Place", "asked_by_model", "constructs_tensor", "is_library_file", "is_of_model",
+    "library_of_code", "place_in_model", "place_of", "user_frame",
 ]  # fmt: skip
 
 # A module of Python and a line, as "timm.layers.pos_embed:35".
@@ -57,6 +57,12 @@ def place_in_model() -> Place | None:
     if "assert" in lines or "_check" in lines or linecache.getline(file, line + 1).lstrip().startswith("raise "):
         return None
     return f"{frame.f_globals.get('__name__')}:{line}"
+
+
+def constructs_tensor() -> bool:
+    """Whether the line of the model's code that runs has a `torch.Tensor(size)`, which torch shows to nobody."""
+    frame = user_frame()
+    return frame is not None and "Tensor(" in linecache.getline(frame.f_code.co_filename, frame.f_lineno)
 
 
 def library_of_code() -> str:

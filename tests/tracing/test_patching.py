@@ -197,7 +197,12 @@ def test_a_checkpoint_has_the_same_gradients_and_batch_norm_in_it_is_updated_onc
     assert int(model.norm.num_batches_tracked) == 4
 
 
-@pytest.mark.parametrize("forward", [_asks, _makes, _converts])
+def _makes_by_class(self: Any, x: Tensor) -> Tensor:
+    made = torch.Tensor(x.shape[0], 1).to(x).fill_(0.5) + Tensor(x.size()).zero_().sum(1, keepdim=True)
+    return self.b(self.a(x) * made * Tensor([0.25, 0.5]).sum() + Tensor(x)[:, :1])  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("forward", [_asks, _makes, _makes_by_class, _converts])
 def test_types_of_tensors_are_those_of_the_model(forward: Callable[..., Tensor]) -> None:
     model, x = net(forward, a=nn.Linear(4, 8), b=nn.Linear(8, 2)).eval(), torch.randn(5, 4)
     own = torch.FloatTensor
@@ -207,10 +212,12 @@ def test_types_of_tensors_are_those_of_the_model(forward: Callable[..., Tensor])
     pruned = fxprune.prune(model, 0.5, example_inputs=x[:3], compensate=False)
     assert fxprune.verify(model, pruned) <= 1e-12
     assert torch.FloatTensor is own
+    assert "__new__" not in vars(Tensor)
 
 
 def test_a_tensor_made_past_torch_functions_is_refused_with_what_to_write_instead() -> None:
-    model = net(lambda self, x: self.a(x) * torch.Tensor(x.size(0), 1).fill_(0.5), a=nn.Linear(4, 8))
+    kind = type("Kind", (Tensor,), {})
+    model = net(lambda self, x: self.a(x) * kind(x.size(0), 1).as_subclass(Tensor).fill_(0.5), a=nn.Linear(4, 8))
     with pytest.raises(fxprune.FxpruneError, match=r"write `torch\.empty\(size\)`"):
         fxprune.trace(model, torch.randn(3, 4))
 

@@ -170,7 +170,7 @@ def test_what_training_may_change_is_checked_in_training_where_the_code_reads_it
             made.gain.fill_(-1.0)
             made.level.fill_(-1.0)
         made.eval()(x)
-        with pytest.raises(FxpruneError, match=r"here, and was .* when the model was traced.*in training"):
+        with pytest.raises(FxpruneError, match=r"here, and was .* when the model was traced"):
             made.train()(x)
 
 
