@@ -30,9 +30,10 @@ HEAD = """# Other libraries
 
 Models of libraries that fxprune does not know by name, pruned to half of their FLOPs with
 `fxprune.prune(model, 0.5, example_inputs=..., compensate=False)`. fxprune got no other settings, and the models were
-not changed. **The weights are random and most configurations are small** (two layers, 32 channels, 64 pixels). The
-table shows which libraries' code fxprune understands, not how accurate a pruned model is. [Models](models.md) covers
-timm and torchvision.
+not changed. RNNs are read by a linear layer, and discriminators that return all their features give their scores
+alone: otherwise all of their channels are outputs, and stay. **The weights are random and most configurations are
+small** (two layers, 32 channels, 64 pixels). The table shows which libraries' code fxprune understands, not how
+accurate a pruned model is. [Models](models.md) covers timm and torchvision.
 """
 MEANING = """\
 - *passed*: the model was traced; the result has 0.4975 to 0.5 of the FLOPs as fvcore counts them, or as many as the
@@ -109,6 +110,7 @@ def _remarks(rows: Sequence[Row], listed: int) -> str:
     by_values = [f"`{row['model']}`" for row in rows if row.get("sized_by_values")]
     noisy = [f"`{row['model']}` ({row['noise']:.1e})" for row in rows if row.get("noise")]
     closest = [f"`{row['model']}` ({row['ratio']:.4f})" for row in rows if row.get("no_closer")]
+    estimated = [f"`{row['model']}`" for row in rows if row.get("estimated")]
     today = dt.date.today().isoformat()
     sources = len({row["source"] for row in rows})
     return (
@@ -120,7 +122,8 @@ def _remarks(rows: Sequence[Row], listed: int) -> str:
         f"rows come from {sources} versions of fxprune's source.\nModels below 0.4975 of which no plan is closer: "
         f"{', '.join(closest) or 'none'}. Models compared up to their own rounding: {', '.join(noisy) or 'none'}.\n"
         f"Models with outputs whose sizes depend on values, whose FLOPs are those of the plan: "
-        f"{', '.join(by_values) or 'none'}.\n"
+        f"{', '.join(by_values) or 'none'}.\nModels whose FLOPs depend on values in a part that is no graph, so that "
+        f"the plan's are an estimate: {', '.join(estimated) or 'none'}.\n"
     )
 
 

@@ -52,8 +52,9 @@ MODELS: dict[str, Callable[[], tuple[nn.Module, Any]]] = {}
 
 
 def add(
-    library: str, module: str, maker: str, inputs: Any, /, *args: Any, label: Any = "", part: Any = "", **kwargs: Any
-) -> None:
+    library: str, module: str, maker: str, inputs: Any, /, *args: Any,
+    label: Any = "", part: Any = "", inside: Any = None, **kwargs: Any,
+) -> None:  # fmt: skip
     """Add `module.maker(*args, **kwargs)` to the models.
 
     Args:
@@ -63,17 +64,30 @@ def add(
         inputs: the shape of an input, a list of shapes, or a function that returns the inputs.
         label: the name (a str) instead of `maker`; if it starts with a space, it follows `maker`.
         part: the path (a str) of the submodule that is the model.
+        inside: a function that puts it into the model, a `Read`, where all of its channels would be outputs.
     """
 
     def make() -> tuple[nn.Module, Any]:
         made = operator.attrgetter(maker)(importlib.import_module(f"{library}.{module}".rstrip(".")))(*args, **kwargs)
         given = inputs() if callable(inputs) else shaped(*inputs) if isinstance(inputs, list) else torch.randn(inputs)
-        return (operator.attrgetter(part)(made) if part else made), given
+        made = operator.attrgetter(part)(made) if part else made
+        return (inside(made) if inside else made), given
 
     name = maker + label.replace(" ", "-") if label.startswith(" ") else label or maker
     name = f"{library}:{name}{part and '.' + part}"
     assert name not in MODELS, f"there are two models {name}"
     MODELS[name] = make
+
+
+class Read(nn.Module):
+    """A module of whose results only some are read, by a layer if there is one."""
+
+    def __init__(self, module: nn.Module, read: Callable[[Any], Any], layer: nn.Module | None = None) -> None:
+        super().__init__()
+        self.module, self.read, self.layer = module, read, layer or nn.Identity()
+
+    def forward(self, *args: Tensor) -> Any:
+        return self.layer(self.read(self.module(*args)))
 
 
 def shaped(*shapes: tuple[int, ...]) -> tuple[Tensor, ...]:
@@ -251,7 +265,8 @@ def _monai() -> None:
     monai("Classifier", flat, (1, 32, 32), 5, widths, strides)
     monai("Regressor", flat, (1, 32, 32), (3,), widths, strides)
     monai("Critic", flat, (1, 32, 32), widths, strides)
-    monai("PatchDiscriminator", (1, 1, 64, 64), 2, 8, 1)
+    scores = partial(Read, read=operator.itemgetter(-1))
+    monai("PatchDiscriminator", (1, 1, 64, 64), 2, 8, 1, inside=scores, label=" scores")
     monai("DenseNet", picture, 2, 3, 3, init_features=16, growth_rate=8, block_config=(2, 2, 2))
     monai("ViT", volume, 1, (32, 32, 32), (8, 8, 8), 48, 96, 3, 4, classification=True)
     monai("ViTAutoEnc", volume, 1, (32, 32, 32), (4, 4, 4), hidden_size=48, mlp_dim=96, num_layers=3, num_heads=4)

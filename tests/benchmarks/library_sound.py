@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import importlib
+import operator
 from functools import partial
 from typing import Any
 
 import torch
-from library_models import MODELS, add, named
+from library_models import MODELS, Read, add, named
 from torch import nn
 
 __all__: list[str] = []
@@ -50,7 +51,8 @@ def _speechbrain() -> None:
         "HifiGAN", "UnitHifiganGenerator", lambda: torch.randint(0, 9, (2, 12, 1)), *HIFI, vocab_size=9, embedding_dim=8
     )
     lobe("HifiGAN", "HifiganGenerator", (2, 8, 12), *HIFI)
-    lobe("HifiGAN", "MultiPeriodDiscriminator", (1, 1, 4000))
+    scores = partial(Read, read=operator.itemgetter(0))
+    lobe("HifiGAN", "MultiPeriodDiscriminator", (1, 1, 4000), inside=scores, label=" scores")
     lobe("RNNLM", "RNNLM", lambda: torch.randint(0, 20, (2, 9)), 20, 16, rnn_neurons=16, dnn_neurons=16)
     diffusing = named(audio=(2, 1, 512), diffusion_step=[1, 2], spectrogram=(2, 8, 2))
     lobe("DiffWave", "DiffWave", diffusing, 8, 2, 16, 2, 10)
@@ -76,7 +78,12 @@ def _speechbrain() -> None:
     lobe("transformer.TransformerLM", "TransformerLM", lambda: torch.randint(1, 20, (2, 9)), **lm)
     add("speechbrain", "nnet.unet", "UNetModel", named(x=(2, 3, 16, 16), timesteps=[3, 5]), **UNET)
     for name in ("LiGRU", "GRU", "QuasiRNN"):
-        add("speechbrain", "nnet.RNN", name, frames, 16, input_shape=(None, None, 20), label=f"RNN-{name}", **BOTH_WAYS)
+        shape, label = (None, None, 20), f"RNN-{name}-with-a-layer"
+        add("speechbrain", "nnet.RNN", name, frames, 16, input_shape=shape, label=label, inside=_headed, **BOTH_WAYS)
+
+
+def _headed(rnn: nn.Module) -> nn.Module:
+    return Read(rnn, operator.itemgetter(0), nn.Linear(16, 4))
 
 
 HIFI = (8, 1, "1", [[1, 3, 5]], [3], [4, 4], 16, [2, 2])
@@ -120,7 +127,9 @@ def _codecs() -> None:
     vocos("VocosBackbone", (2, 12, 20), 12, 16, 32, 2)
     vocos("VocosResNetBackbone", (2, 12, 20), 12, 16, 2)
     MODELS["vocos:ISTFTHead"] = _vocoder
-    add("vocos", "discriminators", "MultiPeriodDiscriminator", [(1, 800), (1, 800)], periods=(2, 3))
+    scores = partial(Read, read=operator.itemgetter(0, 1))
+    sounds: dict[str, Any] = {"inside": scores, "label": " scores"}
+    add("vocos", "discriminators", "MultiPeriodDiscriminator", [(1, 800), (1, 800)], periods=(2, 3), **sounds)
     add("vocos", "discriminators", "MultiResolutionDiscriminator", [(1, 4096), (1, 4096)], fft_sizes=(256,))
 
 
