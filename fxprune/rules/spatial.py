@@ -15,6 +15,7 @@ from fxprune.channels.polynomial import Term
 from fxprune.rules.op import BY_SIZE, Op, UnsupportedCall, axis, elements
 from fxprune.rules.registry import rule
 from fxprune.rules.rewrite import Call, Rewrite
+from fxprune.running.resizing import resized_where_needed
 
 __all__: list[str] = []
 
@@ -63,6 +64,12 @@ for _n in (1, 2, 3):
 
 @rule(F.interpolate, F.upsample)
 def interpolate(op: Op, input: Labels, *arguments: object, **options: object) -> LabelTree:
+    return _over_space(op, input, len(input.dims) - 2)
+
+
+@rule(resized_where_needed)
+def resize(op: Op, input: Labels, *arguments: object, **options: object) -> LabelTree:
+    """It is there for images of other sizes than the example's, and costs nothing."""
     return _over_space(op, input, len(input.dims) - 2)
 
 

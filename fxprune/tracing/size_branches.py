@@ -27,6 +27,7 @@ from fxprune.tracing.guards import insert_guards, named_sizes
 from fxprune.tracing.number_trials import compute_unseen_numbers, resized, shapes_of
 from fxprune.tracing.runs import Leaves, Recording, Runner
 from fxprune.tracing.same_outputs import are_same, outputs_of
+from fxprune.tracing.size_nodes import RESIZES
 from fxprune.tracing.user_code import Place
 
 __all__ = ["OTHER_BRANCHES", "right_for_all_sizes"]
@@ -75,9 +76,11 @@ def right_for_all_sizes(runner: Runner, recorded: Recording, leaves: Leaves) -> 
     flops = functools.cache(lambda: count_flops(runner.model, runner.kwargs or runner.args))
     found: frozenset[Place] = frozenset()
     for tried in dict.fromkeys((frozenset(places), *(frozenset({place}) for place in sorted(places)))):
-        other = replace(runner, otherwise=found | tried)
-        if not tried <= found and _gives(trials, other, tried & finds, leaves, flops):
-            found |= tried
+        # To interpolate to the same size costs some FLOPs.
+        for more in (tried, tried | {RESIZES}):
+            other = replace(runner, otherwise=found | more)
+            if not tried <= found and _gives(trials, other, tried & finds, leaves, flops):
+                found |= more
     return found
 
 
@@ -214,7 +217,8 @@ def _gives(
 
 
 def _costs_no_more(graph: nn.Module, runner: Runner, flops: Callable[[], int]) -> bool:
-    """Whether a graph has the FLOPs of the model; to interpolate to the same size costs some."""
+    """Whether a graph has the FLOPs of the model; without resizing that the model does not need, all of them."""
     with suppress(FxpruneError):
-        return count_flops(graph, runner.kwargs or runner.args) <= flops()
+        counted, whole = count_flops(graph, runner.kwargs or runner.args), flops()
+        return counted == whole if RESIZES in (runner.otherwise or ()) else counted <= whole
     return False

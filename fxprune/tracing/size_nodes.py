@@ -20,7 +20,10 @@ from fxprune.tracing.scopes import ModuleCall, Switch
 from fxprune.tracing.sizes import TracedInt, TracedNumber, plain, read_size, traced_number
 from fxprune.tracing.user_code import Place, constructs_tensor, library_of_code, place_in_model
 
-__all__ = ["Guard", "SizeNodes"]
+__all__ = ["RESIZES", "Guard", "SizeNodes"]
+
+# Among the places where another branch is taken: images are resized there where they have another size.
+RESIZES = "resized where needed"
 
 
 @dataclass(frozen=True)
@@ -75,6 +78,7 @@ class SizeNodes:
     Attributes:
         guards: what the model's code relied on.
         constructs: whether a size went into a `torch.Tensor(size)`.
+        resizes: whether images of the right size are resized, because of a branch for other sizes.
     """
 
     def __init__(self, builder: GraphBuilder, switch: Switch, otherwise: AbstractSet[Place] = frozenset()) -> None:
@@ -87,6 +91,7 @@ class SizeNodes:
         self._otherwise = otherwise
         self._told = 0
         self.constructs = False
+        self.resizes = RESIZES in otherwise
         self.guards: list[Guard] = []
         self._packages = {"", *(type(module).__module__.partition(".")[0] for module in builder.root.modules())}
         self._builder = builder

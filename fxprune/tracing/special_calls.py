@@ -12,12 +12,14 @@ import torch
 from torch import Tensor, nn
 
 from fxprune.errors import FxpruneError
+from fxprune.running.resizing import resized_where_needed
 from fxprune.tracing.context_calls import CONTEXT_CALLS
 from fxprune.tracing.gradient_calls import GRADIENT_CALLS
 from fxprune.tracing.graph_builder import Origin
 from fxprune.tracing.recorder import Recorder, SpecialCall
 from fxprune.tracing.repeated import Repeated
 from fxprune.tracing.shapes import TracedSize
+from fxprune.tracing.sizes import plain
 from fxprune.tracing.user_code import asked_by_model
 
 __all__ = ["SPECIAL_CALLS"]
@@ -238,6 +240,17 @@ def _inline_attention(recorder: Recorder, func: Any, *args: Any, **kwargs: Any) 
         namespace.update(before)
 
 
+def _interpolate(recorder: Recorder, func: Any, *args: Any, **options: Any) -> Any:
+    """A branch for other sizes may resize, to the size that it has, what the branch for the example does not."""
+    given = {**dict(zip(("input", "size"), args, strict=False)), **options}
+    image, size = given.pop("input"), given.pop("size", None)
+    if size is None or len(args) > 2 or not recorder.sizes.resizes:
+        return recorder.call(func, args, options)
+    sizes = (size,) * (image.ndim - 2) if isinstance(size, int) else size
+    same = [int(plain(wanted)) for wanted in sizes] == [*image.shape[2:]]
+    return recorder.call(resized_where_needed, (image, size), given) if same else recorder.call(func, args, options)
+
+
 def _getter(name: str) -> Any:
     return getattr(Tensor, name).__get__
 
@@ -259,7 +272,7 @@ SPECIAL_CALLS: dict[Any, SpecialCall] = {
     vars(torch._C.TensorBase)["data"].__set__: _set_data,
     nn.functional.multi_head_attention_forward: _inline_attention, Tensor.__getitem__: _getitem,
     **dict.fromkeys([torch.tensor, torch.as_tensor], _tensor),
-    Tensor.detach: _detach, Tensor.new: _new, Tensor.type: _type,
+    nn.functional.interpolate: _interpolate, Tensor.detach: _detach, Tensor.new: _new, Tensor.type: _type,
     **dict.fromkeys([_getter(name) for name in (
         "is_meta", "is_quantized", "itemsize", "_version",
     )], _unrecorded),

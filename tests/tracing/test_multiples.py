@@ -1,0 +1,112 @@
+"""Branches for sizes that are multiples of a number, and for those that are not: the graph has one for all sizes."""
+
+from __future__ import annotations
+
+import math
+import pickle
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from invariant import image, net, randomise
+from torch import Tensor, nn
+
+import fxprune
+from fxprune import FxpruneError
+from fxprune.running.resizing import resized_where_needed
+from fxprune.verification import TOLERANCE
+
+
+def model_of(forward: Any) -> nn.Module:
+    return randomise(net(forward, a=nn.Conv2d(3, 8, 1), b=nn.Conv2d(8, 2, 1)))
+
+
+def padded_and_cut(self: Any, x: Tensor) -> Tensor:
+    y = self.a(x)
+    height, width = y.shape[2:]
+    below, right = (4 - height % 4) % 4, (4 - width % 4) % 4
+    if below or right:
+        y = F.pad(y, (0, right, 0, below))
+    y = y.unflatten(3, (-1, 4)).sum(4, keepdim=True).expand(-1, -1, -1, -1, 4).flatten(3)
+    if below > 0 or right > 0:
+        y = y[:, :, :height, :width].contiguous()
+    return self.b(y)  # type: ignore[no-any-return]
+
+
+def padded_where_odd(self: Any, x: Tensor) -> Tensor:
+    y = self.a(x)
+    odd = y.shape[2] % 2 == 1 or y.shape[3] % 2 == 1
+    if odd:
+        y = F.pad(y, (0, y.shape[3] % 2, 0, y.shape[2] % 2))
+    return self.b(y[:, :, ::2, ::2] + y[:, :, 1::2, 1::2])  # type: ignore[no-any-return]
+
+
+def padded_to_the_next_multiple(self: Any, x: Tensor) -> Tensor:
+    y = self.a(x)
+    height, width = (math.ceil(size / 4) * 4 for size in y.shape[2:])
+    if height != y.shape[2] or width != y.shape[3]:
+        y = F.pad(y, (0, width - y.shape[3], 0, height - y.shape[2]))
+    return self.b(y)  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("forward", [padded_and_cut, padded_where_odd, padded_to_the_next_multiple])
+@pytest.mark.parametrize("size", [8, 7])
+def test_padding_to_a_multiple_is_for_all_sizes_whether_the_example_needs_it_or_not(forward: Any, size: int) -> None:
+    model = model_of(forward)
+    pruned = fxprune.prune(model, 0.6, example_inputs=image(size=size).double(), compensate=False)
+    for other in (4, 5, 6, 7, 8):
+        for training in (False, True):
+            given = image(size=other, batch=3).double()
+            assert fxprune.verify(model, pruned, given, training=training) <= TOLERANCE
+
+
+def test_a_branch_for_what_remains_that_does_something_else_is_that_of_the_example() -> None:
+    def forward(self: Any, x: Tensor) -> Tensor:
+        y = self.a(x)
+        return self.b(y[:, :, :-1] if y.shape[2] % 2 else y)  # type: ignore[no-any-return]
+
+    model = model_of(forward)
+    pruned = fxprune.prune(model, 0.6, example_inputs=image(size=6).double(), compensate=False)
+    assert fxprune.verify(model, pruned, image(size=8).double()) <= TOLERANCE
+    with pytest.raises(FxpruneError, match=r"size\(2\) % 2"):
+        pruned(image(size=7).double())
+
+
+def resized_and_back(self: Any, x: Tensor) -> Tensor:
+    """As in MobileViT: patches need sizes that are multiples."""
+    y = self.a(x)
+    size = tuple((n + 3) // 4 * 4 for n in y.shape[2:])
+    changed = size != tuple(y.shape[2:])
+    if changed:
+        y = F.interpolate(y, size=size, mode="bilinear", align_corners=False)
+    y = y.unflatten(3, (-1, 4)).cumsum(4).flatten(3)
+    if changed:
+        y = F.interpolate(input=y, size=x.shape[2:], mode="bilinear", align_corners=False)
+    return self.b(y)  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("size", [8, 7])
+def test_images_are_resized_where_they_need_it_and_that_costs_nothing_elsewhere(size: int) -> None:
+    model, example = model_of(resized_and_back), image(size=size).double()
+    traced = fxprune.trace(model, example)
+    assert fxprune.count_flops(traced, example) == fxprune.count_flops(model, example)
+    assert fxprune.analyze(traced).flops.total == fxprune.count_flops(model, example)
+    pruned = fxprune.prune(model, 0.6, example_inputs=example, compensate=False)
+    again = pickle.loads(pickle.dumps(fxprune.trace(pruned, example)))
+    for other in (4, 5, 7, 8):
+        given = image(size=other, batch=3).double()
+        for training in (False, True):
+            assert fxprune.verify(model, pruned, given, training=training) <= TOLERANCE
+        torch.testing.assert_close(again.eval()(given), pruned.eval()(given))
+
+
+def test_a_graph_of_other_sizes_is_exported_and_compiled() -> None:
+    model = model_of(resized_and_back).eval()
+    traced = fxprune.trace(model, image(size=8).double())
+    assert any(node.target is resized_where_needed for node in traced.graph.nodes)
+    for size in (8, 7):
+        given = image(size=size).double()
+        torch.testing.assert_close(torch.compile(traced, backend="eager")(given), model(given))
+        program = torch.export.export(traced, (given,))
+        torch.testing.assert_close(program.module()(given), model(given))
