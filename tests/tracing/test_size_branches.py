@@ -183,7 +183,8 @@ def test_what_costs_more_is_not_taken_in_place_of_the_branch_for_one_size(monkey
         y = self.a(x)
         fine = self.c(x[:, :, :6, :6])
         if fine.shape[-2:] != y.shape[-2:]:
-            fine = nn.functional.interpolate(fine, y.shape[-2:], mode="bilinear")
+            wider = torch.eye(fine.shape[3], y.shape[3]).to(x)
+            fine = wider.t() @ fine @ wider
         return self.b(y + fine)  # type: ignore[no-any-return]
 
     model, x = model_of(forward, c=nn.Conv2d(3, 8, 1)), image().double()
