@@ -17,6 +17,7 @@ from torch.overrides import TorchFunctionMode
 from fxprune.running import trees
 from fxprune.running.devices import on_device_of
 from fxprune.running.eager import running_eagerly
+from fxprune.running.randomness import preserve_rng_state, reseed
 
 __all__ = ["is_in_double", "outputs_in_double"]
 
@@ -41,11 +42,10 @@ def outputs_in_double(
         vars(module).update({name: _to_double(value) for name, value in vars(module).items()})
         if training and isinstance(module, nn.RNNBase):
             module.dropout = 0.0
-    devices = range(torch.cuda.device_count())
     without = _NoDropout() if training else nullcontext()
-    with torch.no_grad(), running_eagerly(), _in_double(), without, torch.random.fork_rng(devices):
+    with torch.no_grad(), running_eagerly(), _in_double(), without, preserve_rng_state():
         # Any two models draw the same random numbers.
-        torch.manual_seed(0)
+        reseed(0)
         # A model may enable gradients.
         return [tensor.detach() for tensor in trees.tensors(model(*copy.deepcopy(args), **copy.deepcopy(kwargs)))]
 
@@ -95,10 +95,13 @@ class _WideCasts(TorchFunctionMode):
 
 
 class _NoDropout(TorchFunctionMode):
-    """Dropout keeps all: it draws a number for each channel, and a pruned model has fewer."""
+    """Dropout keeps all: it draws a number for each channel, and a pruned model has fewer. Uniform noise is 0.5."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if func is torch.rand:
+            # Where layers are skipped at random, the graph has the likelier way.
+            return func(*args, **kwargs).fill_(0.5)
         if func is F.scaled_dot_product_attention and len(args) > 4:
             args = (*args[:4], 0.0, *args[5:])
         elif func is F.scaled_dot_product_attention:

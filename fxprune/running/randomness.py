@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-__all__ = ["NotesDraws", "derive_seed", "preserve_rng_state", "reseed"]
+__all__ = ["NotesDraws", "derive_seed", "preserve_rng_state", "random_state", "reseed"]
 
 
 class NotesDraws(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -41,6 +41,12 @@ def preserve_rng_state() -> Iterator[None]:
         finally:
             random.setstate(python)
             np.random.set_state(numpy_state)  # noqa: NPY002
+
+
+def random_state() -> object:
+    """The state of the random numbers that torch does not know: those of numpy and Python."""
+    kind, keys, *rest = np.random.get_state()  # noqa: NPY002
+    return random.getstate(), kind, keys.tobytes(), rest
 
 
 def reseed(seed: int, *position: int) -> None:

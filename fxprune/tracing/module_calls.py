@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from types import FunctionType
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.nn.utils.spectral_norm import SpectralNorm
 
+from fxprune.running import trees
+from fxprune.running.copies import META
 from fxprune.running.eager import run_forward, runs_modules
+from fxprune.tracing.drawing import array_drawn
 from fxprune.tracing.graph_builder import Origin
 from fxprune.tracing.leaf_settings import LeafSettings
 from fxprune.tracing.library_modules import has_forward_hooks, may_follow_mode
 from fxprune.tracing.meta_results import leaf_key, of_one_step
 from fxprune.tracing.own_gradients import has_gradients_of_autograd
 from fxprune.tracing.recorder import Recorder
-from fxprune.tracing.traced_module import ApplyFunction, ByMode, DivideBySpectralNorm
+from fxprune.tracing.sizes import plain
+from fxprune.tracing.traced_module import ApplyFunction, ByMode, DivideBySpectralNorm, DrawNumbers
 
 __all__ = ["ModuleCalls"]
 
@@ -46,6 +51,8 @@ class ModuleCalls:
         path = scopes.path_of(module)
         if path is None:
             return call(module, *args, **kwargs)
+        if isinstance(module, DrawNumbers):
+            return self.draw(module.function, args, kwargs, path)
         hooked = has_forward_hooks(module)
         if type(module) is nn.Identity and len(args) == 1 and not hooked:
             return args[0]
@@ -113,6 +120,30 @@ class ModuleCalls:
         """Record what `function.forward` does; autograd, which `forward` turns off and detaches from, will see it."""
         with self._recorder.regions.inlining():
             return run_forward(function, args)
+
+    def draw(self, function: FunctionType, args: tuple[Any, ...], kwargs: dict[str, Any], path: str = "") -> Any:
+        """Record the call of a helper that draws an array of random numbers by sizes; call any other.
+
+        Args:
+            function: the helper.
+            args, kwargs: its arguments.
+            path: of the module that calls it, in a graph that is traced again.
+        """
+        recorder = self._recorder
+        if trees.has_tensor((args, kwargs)):
+            return function(*args, **kwargs)
+        with torch._C.DisableTorchFunction():
+            plain_args, plain_kwargs = fx.node.map_aggregate((args, kwargs), plain)
+        with recorder.switch.paused():
+            array = array_drawn(lambda: function(*plain_args, **plain_kwargs))
+            layout = None if array is None else torch.from_numpy(array).to(META)
+        if layout is None:
+            return function(*args, **kwargs)
+        path = path or self._added_path(function, f"_{function.__name__}", lambda: DrawNumbers(function))
+        drawn = self._record(path, lambda *_, **__: torch.empty_like(layout), args, kwargs)
+        node = recorder.builder.node_of(drawn)
+        node.meta["random"], recorder.builder.origin[node] = True, Origin.INPUTS
+        return drawn
 
     def divide_by_spectral_norm(self, hook: SpectralNorm, owner: nn.Module, path: str, training: bool) -> Any:
         """Record what the hook of `nn.utils.spectral_norm` makes of the weight of `owner`, whose path is given."""

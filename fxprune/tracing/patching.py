@@ -24,6 +24,7 @@ from torch.nn.utils.spectral_norm import SpectralNorm
 from fxprune.running.eager import running_eagerly, source_of_scripted
 from fxprune.tracing.context_calls import READERS, context_patches
 from fxprune.tracing.deciders import ModeRead
+from fxprune.tracing.drawing import may_draw
 from fxprune.tracing.facts import asking_for_grad_mode
 from fxprune.tracing.module_calls import ModuleCalls
 from fxprune.tracing.number_functions import BUILTINS, MATH_FUNCTIONS, NUMPY_FUNCTIONS, TIED_ARRAY, Size, index
@@ -223,6 +224,13 @@ def patched(
             return original_new(kind, *args, **kwargs)
         return _constructed(args, torch.get_default_dtype())
 
+    def drawing(function: FunctionType) -> Any:
+        @functools.wraps(function)
+        def drawn(*args: Any, **kwargs: Any) -> Any:
+            return modules.draw(function, args, kwargs) if switch.on else function(*args, **kwargs)
+
+        return drawn
+
     reads: set[ModeRead] = set()
     with ExitStack() as stack:
 
@@ -235,7 +243,10 @@ def patched(
 
         stack.enter_context(uncached(packages, emptied=emptied))
         stack.enter_context(running_eagerly())
-        stack.enter_context(_named_anew(_modules_of(packages), {"int", "float"} if own_types else set()))
+        files = _modules_of(packages)
+        stack.enter_context(_named_anew(files, {"int", "float"} if own_types else set()))
+        for owner, name, function in _drawing(files) if recorder.training else ():
+            replace(owner, name, drawing(function))
         for function, replacement in MATH_FUNCTIONS.items():
             replace(math, function.__name__, replacement)
         for name, replacement in NUMPY_FUNCTIONS.items():
@@ -270,6 +281,17 @@ def patched(
         stack.enter_context(torch.enable_grad())
         stack.enter_context(recorder)
         yield reads
+
+
+def _drawing(files: Sequence[ModuleType]) -> list[tuple[ModuleType, str, FunctionType]]:
+    """The helpers that may draw random numbers from NumPy, by the files and names that they have there."""
+    return [
+        (file, name, value)
+        for file in files
+        if _package(file.__name__) not in WITHOUT_TENSORS
+        for name, value in vars(file).items()
+        if type(value) is FunctionType and may_draw(value)
+    ]
 
 
 def _functions(parent: type[torch.autograd.Function]) -> Iterator[type[torch.autograd.Function]]:

@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import functools
 import inspect
-import random
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from types import CodeType, FunctionType
 from typing import Any, TypeAlias
 
-import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
 from fxprune.errors import FxpruneError
 from fxprune.running import trees
 from fxprune.running.copies import DeepcopyTensorsWith, copy_module, meta_copy, meta_like
-from fxprune.running.randomness import preserve_rng_state
+from fxprune.running.randomness import preserve_rng_state, random_state
 from fxprune.tracing.aliasing import attributes_written_in
 from fxprune.tracing.arguments import Arguments, call_as_given
 from fxprune.tracing.caches import Key, forget_keys, keys_to_keep
@@ -273,12 +271,12 @@ class Runner:
                 }
                 positional, named = call_as_given(given, arguments.signature, hooked=has_forward_hooks(twin))
                 tensors, kept_before = kept_tensors(twin), python_state(twin)
-                before = _random_state()
+                before = random_state()
                 output = twin(*positional, **named)
                 if (refusal := recorder.first_refusal()) is not None:
                     # The model's code has caught it, and gone another way than with values.
                     raise refusal
-                draws_elsewhere = _random_state() != before
+                draws_elsewhere = random_state() != before
                 now = python_state(twin)
                 recorder.regions.finish()
                 with torch._C.DisableTorchFunction():
@@ -360,12 +358,6 @@ def _looks_up_training(module: nn.Module) -> bool:
 def _written(builder: GraphBuilder) -> set[str]:
     nodes = [node for node in builder.graph.nodes if node.op == "call_module"]
     return attributes_written_in(builder.graph, {str(node.target): builder.module(str(node.target)) for node in nodes})
-
-
-def _random_state() -> object:
-    """The state of the random numbers that torch does not know."""
-    kind, keys, *rest = np.random.get_state()  # noqa: NPY002
-    return random.getstate(), kind, keys.tobytes(), rest
 
 
 @contextmanager

@@ -20,6 +20,7 @@ from fxprune.tracing.recorder import Recorder, SpecialCall
 from fxprune.tracing.repeated import Repeated
 from fxprune.tracing.shapes import TracedSize
 from fxprune.tracing.sizes import plain
+from fxprune.tracing.traced_module import DrawNumbers
 from fxprune.tracing.user_code import asked_by_model
 
 __all__ = ["SPECIAL_CALLS"]
@@ -175,6 +176,11 @@ def _tensor(recorder: Recorder, func: Any, *args: Any, **kwargs: Any) -> Any:
     if isinstance(data, Repeated) and all(isinstance(item, (int, float)) for item in data.items):
         with recorder:
             return func(data.items, *args[1:], **kwargs).repeat(data.number)
+    if isinstance(data, Tensor) and not kwargs.get("requires_grad"):
+        node = recorder.builder.find(data)
+        if node is not None and isinstance(recorder.builder.added_modules.get(str(node.target)), DrawNumbers):
+            # An array in the model's code, of which it may make a tensor; of a tensor, torch warns.
+            return recorder.call(torch.as_tensor, args, kwargs)
     return recorder.call(func, args, kwargs)
 
 

@@ -24,7 +24,15 @@ from fxprune.tracing.loops import with_loop_blocks
 from fxprune.tracing.rolling import has_loops, roll
 from fxprune.tracing.signature import SignatureCodeGen, signature_of
 
-__all__ = ["ApplyFunction", "ByMode", "DivideBySpectralNorm", "TracedModule", "copy_graph", "copy_to_run"]
+__all__ = [
+    "ApplyFunction",
+    "ByMode",
+    "DivideBySpectralNorm",
+    "DrawNumbers",
+    "TracedModule",
+    "copy_graph",
+    "copy_to_run",
+]
 
 
 class ByMode(nn.Module):
@@ -47,7 +55,7 @@ class ByMode(nn.Module):
 class ApplyFunction(nn.Module):
     """Calls `function.apply`: code generated from a graph has no name for an autograd.Function."""
 
-    def __init__(self, function: type[torch.autograd.Function]) -> None:
+    def __init__(self, function: Any) -> None:
         super().__init__()
         self.function = function
 
@@ -58,6 +66,14 @@ class ApplyFunction(nn.Module):
     def extra_repr(self) -> str:
         """The settings that `print` shows."""
         return self.function.__name__
+
+
+class DrawNumbers(ApplyFunction):
+    """Calls a helper that draws random numbers from NumPy, as SpecAugment's mask; a tensor in place of its array."""
+
+    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
+        """What the helper gives for these numbers."""
+        return torch.from_numpy(self.function(*args, **kwargs))
 
 
 class DivideBySpectralNorm(nn.Module):
