@@ -95,7 +95,7 @@ def prune(
             without waste, see `fxprune.make_plan`.
         min_channels: so many channels of each group stay.
         depth: whether blocks, such as residual branches and dense layers, may be left out whole. Which and how many
-            is measured on the samples (`fxprune.depth`); with "dagger" they are of those whose gates closed. Default:
+            is measured on the samples (`fxprune.depth`); with "dagger" they go in the order of their gates. Default:
             True where there are samples. False leaves all blocks, and is faster.
         width: whether channels may be removed; False for blocks alone.
         seed: of everything random.
@@ -157,7 +157,7 @@ def prune(
                 return rewrite(graph, _planned(model, graph, chosen, request))
             run = Compensation.of(graph, batch, HOLDOUT, seed, show, parts=ALL_PARTS if compensate else ())
             if method == "dagger" and width:
-                order = iter(sorted((b for b in blocks if chosen[b.channel] <= 0), key=lambda b: chosen[b.channel]))
+                order = iter(sorted(blocks, key=lambda block: chosen[block.channel]))
             else:
                 order = blocks_in_order(graph, blocks, budgets_of(graph, request), batch, show)
             best = best_depth(graph, order, lambda gone: _planned(model, graph, chosen, request, gone), run)

@@ -121,19 +121,21 @@ def _with_blocks(graph: ChannelGraph, pruned: nn.Module, blocks: Collection[Bloc
     plan = plan_of(pruned)
     try:
         alive = alive_channels(graph, plan)
+        gone = {block for block in graph.blocks if not alive[block.channel]}.difference(blocks)
+        for block in blocks:
+            alive[block.channel] = True
+            for group in graph.groups:
+                own = all(dimension.parameter in block.tensors for dimension in group.dimensions)
+                if own or np.isin(group.channels, block.channels).any():
+                    alive[group.channels] |= not narrow
+                    alive[group.channels[1:]] &= not own or not narrow
+                    alive[group.channels[:1]] = True
+        wider_plan = plan_keeping(graph, alive & graph.all_but(gone))
+        wider = rewrite(graph, wider_plan)
     except FxpruneError:
-        # It was pruned in several stages.
+        # It was pruned in several stages, or such a plan empties a tensor.
         return pruned
-    for block in blocks:
-        alive[block.channel] = True
-        for group in graph.groups:
-            own = all(dimension.parameter in block.tensors for dimension in group.dimensions)
-            if own or np.isin(group.channels, block.channels).any():
-                alive[group.channels] |= not narrow
-                alive[group.channels[1:]] &= not own or not narrow
-                alive[group.channels[:1]] = True
-    wider_plan = plan_keeping(graph, alive)
-    wider, of_old, tensors = rewrite(graph, wider_plan), named_tensors(graph.module), named_tensors(pruned)
+    of_old, tensors = named_tensors(graph.module), named_tensors(pruned)
     ends = {name for block in blocks if block.stays for name in block.ends}
     with torch.no_grad():
         for name, tensor in named_tensors(wider).items():

@@ -122,10 +122,10 @@ def test_blocks_go_by_their_learned_gates(model: nn.Module) -> None:
     assert tuple(plan.removed) == ("blocks.1",)
     assert plan.flops <= 0.6 * plan.flops_before
     assert not fxprune.plan_of(fxprune.prune(model, 0.6, depth=False, **options)).removed
-    assert not fxprune.plan_of(fxprune.prune(model, 0.6, ignore="blocks.1", **options)).removed
+    assert "blocks.1" not in fxprune.plan_of(fxprune.prune(model, 0.6, ignore="blocks.1", **options)).removed
 
 
-def test_of_the_blocks_whose_gates_are_closed_those_go_that_held_out_samples_can_spare(
+def test_held_out_samples_say_how_many_blocks_go_in_the_order_of_their_gates(
     model: nn.Module, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     graph = fxprune.analyze(fxprune.trace(model, image()))
@@ -141,7 +141,14 @@ def test_of_the_blocks_whose_gates_are_closed_those_go_that_held_out_samples_can
 
     monkeypatch.setattr("fxprune.api.best_depth", best)
     fxprune.prune(model, 0.6, data=[samples()], method="dagger", progress=False)
-    assert tried == [["blocks.1", "blocks.0"]]
+    assert tried == [["blocks.1", "blocks.0", "blocks.2"]]
+
+
+def test_a_budget_is_met_that_needs_more_blocks_than_the_gates_have_closed(model: nn.Module) -> None:
+    """Gates of layers that are ignored are learned all the same."""
+    options: dict[str, Any] = {"data": [samples()], "method": "dagger", "ignore": ["stem", "head"], "progress": False}
+    plan = fxprune.plan_of(fxprune.prune(model, 0.07, **options))
+    assert plan.flops <= 0.07 * plan.flops_before
 
 
 def test_width_alone_and_depth_alone(model: nn.Module) -> None:

@@ -163,6 +163,18 @@ class Decoder(nn.Module):
         return self.head(torch.cat([self.a(x), grown], 1).relu())
 
 
+class Mixed(nn.Module):
+    """A block of which parts that are concatenated are blocks themselves."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = (nn.Sequential(nn.Conv2d(8, 4, 1), nn.ReLU()) for _ in range(3))
+        self.join = nn.Conv2d(12, 8, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.leaky_relu(x + self.join(torch.cat([self.a(x), self.b(x), self.c(x)], 1)))
+
+
 class Pairs(nn.Module):
     """The branch wants its channels in pairs."""
 
@@ -176,7 +188,7 @@ class Pairs(nn.Module):
         return nn.functional.elu(x + self.b(y.relu()))
 
 
-@pytest.mark.parametrize("make", [Leaky, lambda: Leaky(2), Decoder])
+@pytest.mark.parametrize("make", [Leaky, lambda: Leaky(2), Decoder, Mixed])
 def test_a_block_that_is_no_module_stays_narrow_while_channels_go(make: Callable[[], nn.Module]) -> None:
     net = randomise(nn.Sequential(nn.Conv2d(3, 8, 1), make(), make(), nn.Conv2d(8, 2, 1)))
     x = image(size=8).double()
