@@ -164,13 +164,13 @@ def _parts_of(node: fx.Node, tensor: Tensor) -> list[Tensor]:
         node = node.all_input_nodes[0]
     if name not in _JOINING or tensor.dim() < 3:
         return [tensor]
-    named = dict(zip(("tensors", "dim"), node.args, strict=False)) | node.kwargs
-    joined = fx.node.map_arg(named["tensors"], lambda given: given.meta["value"])
+    named: dict[str, Any] = dict(zip(("tensors", "dim"), node.args, strict=False)) | node.kwargs
+    joined: Any = fx.node.map_arg(named["tensors"], lambda given: given.meta["value"])
     dim = named.get("dim", named.get("axis", 0)) % tensor.dim()
     sizes, place = [part.shape[dim] for part in joined], order.index(dim)
     if place == BATCH_DIM or sum(sizes) != tensor.shape[place]:
         return [tensor]
-    return list(tensor.split(sizes, place))
+    return list(torch.split(tensor, sizes, place))
 
 
 def _op(node: fx.Node) -> str:

@@ -80,7 +80,7 @@ def _product(node: fx.Node) -> Contraction | None:
         return None
     if bias is not None and not _is_stored(bias, 1):
         return None
-    return Contraction(x, str(weight.target), bias and str(bias.target), transposed=True)
+    return Contraction(x, str(weight.target), None if bias is None else str(bias.target), transposed=True)
 
 
 # Positional arguments of products with a matrix; with others, as `alpha`, they are none.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -45,8 +46,7 @@ def preserve_rng_state() -> Iterator[None]:
 
 def random_state() -> object:
     """The state of the random numbers that torch does not know: those of numpy and Python."""
-    kind, keys, *rest = np.random.get_state()  # noqa: NPY002
-    return random.getstate(), kind, keys.tobytes(), rest
+    return random.getstate(), pickle.dumps(np.random.get_state())  # noqa: NPY002
 
 
 def reseed(seed: int, *position: int) -> None:

@@ -245,8 +245,8 @@ def patched(
         stack.enter_context(running_eagerly())
         files = _modules_of(packages)
         stack.enter_context(_named_anew(files, {"int", "float"} if own_types else set()))
-        for owner, name, function in _drawing(files) if recorder.training else ():
-            replace(owner, name, drawing(function))
+        for file, name, helper in _drawing(files) if recorder.training else ():
+            replace(file, name, drawing(helper))
         for function, replacement in MATH_FUNCTIONS.items():
             replace(math, function.__name__, replacement)
         for name, replacement in NUMPY_FUNCTIONS.items():

@@ -65,7 +65,7 @@ class ApplyFunction(nn.Module):
 
     def extra_repr(self) -> str:
         """The settings that `print` shows."""
-        return self.function.__name__
+        return str(self.function.__name__)
 
 
 class DrawNumbers(ApplyFunction):
