@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import random
+
+import numpy as np
 import pytest
 import torch
 from invariant import net, tokens
@@ -9,6 +12,7 @@ from torch import Tensor, nn
 
 from fxprune.running.copies import copy_module
 from fxprune.running.double import outputs_in_double
+from fxprune.running.randomness import random_state
 
 
 def test_casts_constants_and_plain_attributes_are_float64_inside_and_as_before_outside() -> None:
@@ -25,11 +29,22 @@ def test_casts_constants_and_plain_attributes_are_float64_inside_and_as_before_o
 
 
 def test_random_numbers_are_the_same_in_each_run_and_the_global_state_is_kept() -> None:
-    model = net(lambda self, x: self.a(x) + torch.rand(2), a=nn.Linear(4, 2))
-    state = torch.get_rng_state()
+    model = net(
+        lambda self, x: self.a(x) + torch.rand(2) + np.random.rand() + random.random(),  # noqa: NPY002
+        a=nn.Linear(4, 2),
+    )
+    state, others = torch.get_rng_state(), random_state()
     first, second = (outputs_in_double(copy_module(model), (tokens(),), {})[0] for _ in range(2))
     assert torch.equal(first, second)
     assert torch.equal(torch.get_rng_state(), state)
+    assert random_state() == others
+
+
+def test_in_training_uniform_draws_are_the_likelier_of_what_follows_from_them() -> None:
+    model = net(lambda self, x: self.a(x) * (torch.rand([]) > 0.1) * (torch.rand(1) > 0.4), a=nn.Linear(4, 2))
+    for _ in range(20):
+        (output,) = outputs_in_double(copy_module(model), (tokens(),), {}, training=True)
+        torch.testing.assert_close(output, model.a(tokens()).double().detach(), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize(
