@@ -380,3 +380,13 @@ def test_experts_are_counted_once_for_each_token_and_pruned() -> None:
         model = net(_experts, a=nn.Linear(4, 8), up=parameter(2, 6, 8), down=parameter(2, 3, 6))
         graph = check_invariant(model, torch.randn(2, 5, 4), 8 + 6, other_batch=False)
     assert graph.flops.total == 10 * (4 * 8 + 8 * 6 + 6 * 3)
+
+
+def test_checks_of_values_do_not_stop_the_count_and_hold_afterwards() -> None:
+    def forward(x: Tensor) -> Tensor:
+        torch._check_tensor_all(x > 1)
+        return x @ torch.ones(3, 2)
+
+    assert count_flops(Net(forward), torch.zeros(4, 3)) == 24
+    with pytest.raises(RuntimeError, match="Expected cond to be True"):
+        forward(torch.zeros(4, 3))
