@@ -17,7 +17,7 @@ import torch
 
 from fxprune.tracing.loop_watch import is_loop
 from fxprune.tracing.shapes import TracedSize
-from fxprune.tracing.sizes import StandIn, TracedFloat, TracedInt, TracedNumber, TracedPieces, untraced_type
+from fxprune.tracing.sizes import StandIn, TracedFloat, TracedInt, TracedNumber, TracedPieces, plain, untraced_type
 from fxprune.tracing.sizes import call_with_numbers as _call
 
 __all__ = ["BUILTINS", "MATH_FUNCTIONS", "NUMPY_FUNCTIONS", "TIED_ARRAY", "Size", "index", "is_refused_type"]
@@ -75,10 +75,15 @@ class _Range(metaclass=StandIn):
     builtin = range
 
     def __new__(cls, *args: Any) -> Any:
-        """`range(*args)`, or the steps of a loop."""
+        """`range(*args)`, or the steps of a loop: also of one over pieces, `for start in range(0, length, size)`."""
         start, count = (0, *args) if len(args) == 1 else args if len(args) == 2 else (None, None)
         if type(start) is int and isinstance(count, TracedInt) and count.nodes.active and is_loop(sys._getframe(1)):
             return count.nodes.loop(count, start)
+        if len(args) == 3 and type(args[0]) is int and plain(args[2]) > 0 and is_loop(sys._getframe(1)):
+            start, stop, step = args
+            steps = (stop - start + step - 1) // step
+            if isinstance(steps, TracedInt) and steps.nodes.active:
+                return steps.nodes.loop(steps, 0, lambda k: start + k * step)
         return range(*map(_as_traced, args))
 
 

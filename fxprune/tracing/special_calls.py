@@ -246,6 +246,13 @@ def _inline_attention(recorder: Recorder, func: Any, *args: Any, **kwargs: Any) 
         namespace.update(before)
 
 
+def _where(recorder: Recorder, func: Any, *args: Any, **named: Any) -> Any:
+    """Of a condition alone, it gives places, and is no choice between two tensors."""
+    if len(args) + len(named) == 1:
+        return recorder.call(Tensor.nonzero, (*args, *named.values()), {"as_tuple": True})
+    return recorder.call(func, args, named)
+
+
 def _interpolate(recorder: Recorder, func: Any, *args: Any, **options: Any) -> Any:
     """A branch for other sizes may resize, to the size that it has, what the branch for the example does not."""
     given = {**dict(zip(("input", "size"), args, strict=False)), **options}
@@ -278,7 +285,8 @@ SPECIAL_CALLS: dict[Any, SpecialCall] = {
     vars(torch._C.TensorBase)["data"].__set__: _set_data,
     nn.functional.multi_head_attention_forward: _inline_attention, Tensor.__getitem__: _getitem,
     **dict.fromkeys([torch.tensor, torch.as_tensor], _tensor),
-    nn.functional.interpolate: _interpolate, Tensor.detach: _detach, Tensor.new: _new, Tensor.type: _type,
+    torch.where: _where, nn.functional.interpolate: _interpolate, Tensor.detach: _detach,
+    Tensor.new: _new, Tensor.type: _type,
     **dict.fromkeys([_getter(name) for name in (
         "is_meta", "is_quantized", "itemsize", "_version",
     )], _unrecorded),

@@ -42,7 +42,7 @@ def experts(self: Any, x: Tensor) -> Tensor:
     out, choice = torch.zeros_like(y), y[:, :2].argmax(1)
     for k, expert in enumerate((self.first, self.second)):
         (index,) = torch.where(choice == k)
-        out.index_add_(0, index, expert(y[index]))
+        out.index_add_(0, index, expert(y[index]) * torch.ones(index.shape[0], 1).to(y))
     return self.b(out)  # type: ignore[no-any-return]
 
 

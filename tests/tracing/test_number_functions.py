@@ -99,3 +99,35 @@ def test_an_array_of_sizes_may_be_written_into() -> None:
     assert_same(model, traced, torch.randn(3, 3, 8, 6))
     with pytest.raises(FxpruneError, match="when the model was traced"):
         traced(torch.randn(2, 3, 12, 10))
+
+
+def in_pieces(self: Any, x: Tensor) -> Tensor:
+    found = []
+    for start in range(0, x.shape[1], 4):
+        found.append(self.b(self.a(x[:, start : start + 4]).relu()))
+    return torch.cat(found, 1)
+
+
+def in_one_piece(self: Any, x: Tensor) -> Tensor:
+    size, found = x.shape[1], []
+    for start in range(0, x.shape[1], size):
+        found.append(self.b(self.a(x[:, start : start + size]).relu()))
+    return torch.cat(found, 1)
+
+
+@pytest.mark.parametrize("forward", [in_pieces, in_one_piece])
+@pytest.mark.parametrize("length", [4, 7, 12])
+def test_a_loop_over_pieces_has_as_many_steps_as_there_are(forward: Any, length: int) -> None:
+    model = net(forward, a=nn.Linear(4, 8), b=nn.Linear(8, 2)).eval()
+    traced = trace(model, torch.randn(2, length, 4))
+    for other in (3, 4, 8, 11):
+        assert_same(model, traced, torch.randn(3, other, 4))
+
+
+def test_pieces_that_are_no_loop_tie_the_graph_to_the_size() -> None:
+    def forward(self: Any, x: Tensor) -> Tensor:
+        return self.a(x) * len(range(0, x.shape[1], 4))  # type: ignore[no-any-return]
+
+    model = net(forward, a=nn.Linear(4, 8))
+    with pytest.raises(FxpruneError, match="was 7 when the model was traced"):
+        trace(model, torch.randn(2, 7, 4))(torch.randn(2, 12, 4))
