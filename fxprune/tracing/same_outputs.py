@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from fxprune.errors import FxpruneError
 from fxprune.running import trees
 from fxprune.running.calls import Call
 from fxprune.running.double import outputs_in_double
@@ -21,7 +22,11 @@ _SAME = 1e-9
 
 
 def outputs_of(runner: Runner, model: nn.Module, call: Call, training: bool) -> list[Tensor] | None:
-    """What a copy of the model gives with other weights in two calls; None where it does not run, or not in float64."""
+    """What a copy of the model gives with other weights in two calls; None where it does not run, or not in float64.
+
+    Raises:
+        FxpruneError: a graph refuses the call.
+    """
     model = copy_to_run(model)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
@@ -34,7 +39,10 @@ def outputs_of(runner: Runner, model: nn.Module, call: Call, training: bool) -> 
             # Two, for what it keeps from call to call.
             calls = [trees.map_tensors(torch.clone, call) for _ in range(2)]
             return [x.clone() for given in calls for x in outputs_in_double(model, *given, training=training)]
-    except (RuntimeError, ValueError, AssertionError, IndexError):
+    except FxpruneError:
+        raise
+    except Exception:
+        # The model's own code runs at sizes that it may not be made for.
         return None
 
 

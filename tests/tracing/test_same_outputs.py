@@ -9,6 +9,7 @@ import torch
 from invariant import net
 from torch import Tensor, nn
 
+from fxprune.errors import FxpruneError
 from fxprune.running.calls import Call
 from fxprune.tracing.runs import Runner
 from fxprune.tracing.same_outputs import are_same, outputs_of
@@ -35,8 +36,21 @@ def test_a_weight_of_zero_is_not_zero_there() -> None:
     assert not model.get_parameter("a.weight").any()
 
 
-def test_what_does_not_run_has_no_outputs() -> None:
+@pytest.mark.parametrize("error", [ZeroDivisionError, TypeError, KeyError])
+def test_what_does_not_run_has_no_outputs(error: type[Exception]) -> None:
+    def fails(self: Any, x: Tensor) -> Tensor:
+        raise error
+
     assert outputs(net(zeros, a=nn.Linear(5, 3))) is None
+    assert outputs(net(fails)) is None
+
+
+def test_what_a_graph_refuses_is_an_error() -> None:
+    def refuses(self: Any, x: Tensor) -> Tensor:
+        raise FxpruneError
+
+    with pytest.raises(FxpruneError):
+        outputs(net(refuses))
 
 
 @pytest.mark.parametrize(
