@@ -27,7 +27,7 @@ class BlockLosses:
     def __init__(self, graph: ChannelGraph, samples: Batch) -> None:
         step = max(samples.size // _SAMPLES, 1)
         self._graph = graph
-        self._batches = samples.take(torch.arange(0, samples.size, step)).split()
+        self._batches = samples.take(torch.arange(0, samples.size, step)).on_device_of(graph.module).split()
         self._model = copy_module(graph.module)
         self._wanted = [self._outputs(batch) for batch in self._batches]
 
