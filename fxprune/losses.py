@@ -167,7 +167,8 @@ def _parts_of(node: fx.Node, tensor: Tensor) -> list[Tensor]:
     named: dict[str, Any] = dict(zip(("tensors", "dim"), node.args, strict=False)) | node.kwargs
     joined: Any = fx.node.map_arg(named["tensors"], lambda given: given.meta["value"])
     dim = named.get("dim", named.get("axis", 0)) % tensor.dim()
-    sizes, place = [part.shape[dim] for part in joined], order.index(dim)
+    # An empty list of torch is of one dimension, and nothing of it is in the output.
+    sizes, place = [part.shape[dim] for part in joined if part.numel()], order.index(dim)
     if place == BATCH_DIM or sum(sizes) != tensor.shape[place]:
         return [tensor]
     return list(torch.split(tensor, sizes, place))

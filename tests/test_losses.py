@@ -109,6 +109,8 @@ def detector(join: Callable[[Tensor, Tensor], Any]) -> nn.Module:
          [(4, 36), (2, 36)]),
         (lambda boxes, scores: (boxes, torch.cat((scores, boxes), 1)), [(4, 36), (2, 36), (4, 36)]),
         (lambda boxes, scores: torch.cat(boxes.split(2, 1), 1), [(2, 36), (2, 36)]),
+        (lambda boxes, scores: torch.cat((boxes, scores[:, :0], torch.empty(0)), 1), [(4, 36)]),
+        (lambda boxes, scores: torch.cat((boxes, scores[:, :0], scores), 1), [(4, 36), (2, 36)]),
         (lambda boxes, scores: boxes, [(4, 36)]),
         (lambda boxes, scores: torch.cat((boxes, boxes)), [(4, 36)]),
         (lambda boxes, scores: torch.cat((boxes.mean(2), scores.mean(2)), 1), [(6,)]),

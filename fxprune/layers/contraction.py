@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+import operator
 from dataclasses import dataclass
 from typing import TypeGuard, cast
 
@@ -71,7 +72,10 @@ def _product(node: fx.Node) -> Contraction | None:
     """`x @ weight`, or `addmm`; None for anything else, and for weights that are computed or have a batch."""
     if node.op not in ("call_function", "call_method"):
         return None
-    names = _FACTORS.get(name_of_op(node.target))
+    name = name_of_op(node.target)
+    # Another library may have an op of the same name.
+    is_torchs = node.op == "call_method" or node.target in (operator.matmul, getattr(torch, name, None))
+    names = _FACTORS.get(name) if is_torchs else None
     given = dict(zip(names or (), node.args, strict=False)) | node.kwargs
     if names is None or given.keys() - names:
         return None

@@ -105,3 +105,16 @@ def test_a_subclass_with_a_forward_of_its_own_is_none() -> None:
     node = graph.call_module("own", (graph.placeholder("x"),))
     assert contraction_of(node, fx.GraphModule({"own": Own(3, 2)}, graph)) is None
     assert contraction_of(node, fx.GraphModule({"own": nn.Linear(3, 2)}, graph)) is not None
+
+
+def test_an_op_of_another_library_is_none_whatever_its_name() -> None:
+    def matmul(x: Tensor, weight: Tensor) -> Tensor:
+        return x @ weight + 1
+
+    graph = fx.Graph()
+    x, weight = graph.placeholder("x"), graph.get_attr("weight")
+    x.meta["value"], weight.meta["value"] = torch.zeros(2, 4), torch.zeros(4, 6)
+    model = fx.GraphModule({"weight": torch.zeros(4, 6)}, graph)
+    assert contraction_of(graph.call_function(torch.matmul, (x, weight)), model) is not None
+    assert contraction_of(graph.call_method("matmul", (x, weight)), model) is not None
+    assert contraction_of(graph.call_function(matmul, (x, weight)), model) is None
