@@ -81,11 +81,7 @@ class ExampleRun:
             return trees.map_tensors(torch.clone, self._inputs[str(node.target)])
         if node.op == "get_attr":
             return self._tensor(node)
-        module = None
-        if node.op == "call_module":
-            path = str(node.target)
-            added = self._builder.added_modules
-            module = added[path] if path in added else self._real_module(path)
+        module = self._builder.module_of(node, self._real_module)
         return run_node(node, *with_values(node, self._values.__getitem__), module)
 
     def _tensor(self, node: fx.Node) -> Tensor:

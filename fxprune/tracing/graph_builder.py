@@ -178,6 +178,13 @@ class GraphBuilder:
         """Whether this very tensor is a parameter, a buffer or the value of a node."""
         return id(tensor) in self._bound or self.is_named(tensor)
 
+    def module_of(self, node: fx.Node, real_module: Callable[[str], nn.Module]) -> nn.Module | None:
+        """The module that a node calls, with its values: one that the graph has in addition, or one of the model's."""
+        if node.op != "call_module":
+            return None
+        path = str(node.target)
+        return self.added_modules[path] if path in self.added_modules else real_module(path)
+
     def node_of(self, tensor: Tensor) -> fx.Node:
         """The node of this very tensor; parameters, buffers and constants get theirs at their first use."""
         node = self.find(tensor)

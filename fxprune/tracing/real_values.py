@@ -316,11 +316,7 @@ class RealValues:
             return self._inputs[str(node.target)]
         if node.op == "get_attr":
             return self._real_tensor(node)
-        module = None
-        if node.op == "call_module":
-            path = str(node.target)
-            added = self._builder.added_modules
-            module = added[path] if path in added else self._real_module(path)
+        module = self._builder.module_of(node, self._real_module)
         return run_node(node, *with_values(node, self._computed.__getitem__), module)
 
     def _real_tensor(self, node: fx.Node) -> Tensor:
