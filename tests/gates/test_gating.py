@@ -182,8 +182,12 @@ def test_that_only_last_resort_groups_are_there_to_gate_is_said() -> None:
     assert torch.equal(insert_gates(graph, last_resort=True)(torch.ones(3, 4)), model(torch.ones(3, 4)))
 
 
-def _check_block_gates(model: nn.Module, inputs: Any, plans: int = 3) -> None:
-    """Open gates change no bit; with closed ones outputs and FLOPs are those of the model without the blocks."""
+def _error_of_block_gates(model: nn.Module, inputs: Any, plans: int = 3) -> float:
+    """How far outputs with closed gates are from those of the model without the blocks.
+
+    Open gates change no bit, and the FLOPs of closed ones are those of the model without the blocks.
+    """
+    errors = []
     graph = fxprune.analyze(fxprune.trace(model, inputs))
     assert graph.blocks
     gated = insert_gates(graph, last_resort=True, depth=True).eval()
@@ -205,20 +209,21 @@ def _check_block_gates(model: nn.Module, inputs: Any, plans: int = 3) -> None:
         pruned = fxprune.rewrite(graph, plan_for(graph, kept)).double().eval()
         with torch.no_grad():
             expected, got = (list(trees.tensors(net(*inputs))) for net in (pruned, gated))
-        assert largest_error(expected, got) <= TOLERANCE
+        errors.append(largest_error(expected, got))
         assert round(cost.fraction(logits) * cost.total) == fxprune.count_flops(pruned, tuple(inputs))
+    return max(errors)
 
 
 @pytest.mark.parametrize("spec", [*MODELS[:2], MODELS[3]])
 def test_a_closed_gate_of_a_block_leaves_the_block_out(spec: str) -> None:
     pytest.importorskip(spec.partition(":")[0])
     model = random_model(spec)
-    _check_block_gates(model, example_inputs(model), plans=2)
+    assert _error_of_block_gates(model, example_inputs(model), plans=2) <= TOLERANCE
 
 
 @pytest.mark.parametrize("make", [Dense, Inception])
 def test_a_closed_gate_of_a_concatenated_block_closes_all_of_its_channels(make: type[nn.Module]) -> None:
-    _check_block_gates(randomise(make()).float(), [image()])
+    assert _error_of_block_gates(randomise(make()).float(), [image()]) <= TOLERANCE
 
 
 class _Residual(nn.Module):
@@ -259,7 +264,7 @@ def test_gates_of_blocks_that_are_left_out_are_noticed(
     make: type[nn.Module], patch: Patch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = randomise(make()).float()
-    _check_block_gates(model, [image()])
+    assert _error_of_block_gates(model, [image()]) <= TOLERANCE
     patch(monkeypatch)
     with pytest.raises(AssertionError):
-        _check_block_gates(model, [image()])
+        assert _error_of_block_gates(model, [image()]) <= TOLERANCE
