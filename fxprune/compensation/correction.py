@@ -189,6 +189,7 @@ class _Layers:
     def __init__(self, pruned: fx.GraphModule) -> None:
         self._pruned = pruned
         self._modules = dict(pruned.named_modules())
+        self._state = pruned.state_dict().keys()
         self._uses: Counter[int] = Counter()
         for node in pruned.graph.nodes:
             if node.op == "call_module":
@@ -213,7 +214,8 @@ class _Layers:
     def fitted(self, node: fx.Node) -> FittedLayer | None:
         """The convolution or linear layer that a node is, if no other node uses its weight."""
         found = contraction_of(node, self._pruned)
-        if found is None:
+        # What is not in the state_dict is made anew from the original when the model is loaded.
+        if found is None or found.weight not in self._state:
             return None
         weight = find_parameter(self._pruned, found.weight)
         if not self._is_used_once(weight):
@@ -233,7 +235,8 @@ class _Layers:
         if not isinstance(other, fx.Node) or other.op != "get_attr":
             return None
         bias = find_parameter(self._pruned, str(other.target))
-        return bias if tuple(bias.shape) == (outputs,) and self._is_used_once(bias) else None
+        stays = str(other.target) in self._state and self._is_used_once(bias)
+        return bias if stays and tuple(bias.shape) == (outputs,) else None
 
     def other_side(self, node: fx.Node, layer: FittedLayer) -> fx.Node | None:
         """What the outputs of a layer, or of the BatchNorm after it, are added to."""

@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import fxprune
 from fxprune.compensation.compensate import compensate
+from fxprune.compensation.correction import _Layers
 from fxprune.data import Batch
 from fxprune.errors import CannotScoreError
 from fxprune.layers.residuals import other_side
@@ -251,3 +252,24 @@ def test_products_are_scored_and_compensated_as_linear_layers_are(write: Any) ->
         torch.testing.assert_close(written(x), plain(x), rtol=1e-3, atol=1e-3)
     bare = fxprune.prune(_Residual(write), 0.5, example_inputs=x[:2], data=[x], compensate=False, progress=False)
     assert _error(_Residual(write), written, x) < 0.8 * _error(_Residual(write), bare, x)
+
+
+class _Table(nn.Module):
+    """A product with a table that the model makes itself, and which its `state_dict` has or has not."""
+
+    def __init__(self, persistent: bool) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.a, self.b = nn.Linear(8, 24), nn.Linear(6, 4)
+        self.register_buffer("table", torch.randn(24, 6), persistent=persistent)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.b(self.a(x).relu() @ self.table)  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("persistent", [True, False])
+def test_what_the_state_dict_has_not_is_not_fitted(persistent: bool) -> None:
+    """A file would not have it either."""
+    traced = fxprune.trace(_Table(persistent).eval(), torch.randn(2, 8))
+    [product] = [node for node in traced.graph.nodes if node.name == "matmul"]
+    assert (_Layers(traced).fitted(product) is not None) is persistent
