@@ -21,7 +21,7 @@ from torch import fx, nn
 
 from fxprune.channels import ChannelGraph
 from fxprune.compensation.correction import Correction
-from fxprune.compensation.holdout import output_error, split_apart
+from fxprune.compensation.holdout import OutputError, split_apart
 from fxprune.data import Batch, Data, calibration_batch
 from fxprune.errors import FxpruneError, called_as
 from fxprune.progress import Progress, shown
@@ -125,6 +125,7 @@ class Compensation:
     Attributes:
         graph: the original.
         samples: to fit to, and those held out to judge by.
+        error: of a pruned model on those held out; where there are none, on those that it is fitted to.
         parts: the corrections to try, together or alone, in this order.
         damping, positions, seed: as for `compensate`.
         progress: is called with the number of nodes done.
@@ -132,6 +133,7 @@ class Compensation:
 
     graph: ChannelGraph
     samples: tuple[Sequence[Batch], Sequence[Batch]]
+    error: OutputError
     parts: Sequence[tuple[str, ...]]
     damping: Sequence[float]
     positions: int
@@ -154,7 +156,9 @@ class Compensation:
         fit, judge = (
             [] if part is None else part.split() for part in split_apart(graph.module, samples, holdout, seed)
         )
-        return Compensation(graph, (fit, judge), parts, damping, positions, seed, progress)
+        return Compensation(
+            graph, (fit, judge), OutputError(graph.module, judge or fit), parts, damping, positions, seed, progress
+        )
 
     def lighter(self) -> Compensation:
         """One that fits to fewer of the samples where there are many, to compare pruned models by."""
@@ -166,13 +170,12 @@ class Compensation:
     def fit(self, pruned: fx.GraphModule) -> Fit:
         """Correct a copy of a pruned model, as far as that helps on the held-out samples."""
         (fit, judge), correction = self.samples, self._correction(pruned)
-        # Where none are held out, the error still says which of several models is better.
-        least = output_error(self.graph.module, pruned, judge or fit)
+        least = self.error(pruned)
         # If both together help, neither is tried alone.
         for parts in [] if correction.alive.all() else self.parts:
             fitted = copy.deepcopy(pruned)
             chosen = correction.apply(fitted, parts, fit, judge, lambda node: self.damping)
-            error = output_error(self.graph.module, fitted, judge or fit)
+            error = self.error(fitted)
             if not judge or error < least:
                 return Fit(pruned, fitted, parts, chosen, error)
         return Fit(pruned, pruned, (), {}, least)

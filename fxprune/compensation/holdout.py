@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -13,7 +14,7 @@ from fxprune.errors import CannotScoreError
 from fxprune.losses import distillation_loss, float_outputs, separated
 from fxprune.running.eval_mode import in_eval
 
-__all__ = ["clusters_of", "output_error", "split_apart"]
+__all__ = ["OutputError", "clusters_of", "split_apart"]
 
 # About how many entries of an output are compared to find samples that are alike. Not tuned.
 _ENTRIES = 4096
@@ -56,20 +57,37 @@ def clusters_of(model: fx.GraphModule, samples: Batch) -> Tensor:
     return clusters
 
 
-def output_error(original: fx.GraphModule, pruned: fx.GraphModule, batches: Sequence[Batch]) -> float:
-    """The distillation loss between the outputs of both, per sample.
+class OutputError:
+    """How far the outputs of pruned models are from the original's on some samples; the original runs once.
 
-    Raises:
-        CannotScoreError: the original does not run on the samples.
-        FxpruneError: only the pruned model does not.
+    Args:
+        original: the model that was pruned.
+        batches: the samples.
     """
-    total, count = 0.0, 0
-    for batch in batches:
-        with torch.no_grad(), in_eval(original, pruned):
-            wanted = separated(original, run_model(original, batch, CannotScoreError))
-            loss = distillation_loss(separated(original, run_model(pruned, batch)), wanted, temperature=1.0)
-        total, count = total + float(loss) * batch.size, count + batch.size
-    return total / max(count, 1)
+
+    def __init__(self, original: fx.GraphModule, batches: Sequence[Batch]) -> None:
+        self._original, self._batches = original, batches
+        self._wanted: list[Any] = []
+
+    def __call__(self, pruned: fx.GraphModule) -> float:
+        """The distillation loss between the outputs of both, per sample.
+
+        Raises:
+            CannotScoreError: the original does not run on the samples.
+            FxpruneError: only the pruned model does not.
+        """
+        total, count = 0.0, 0
+        with torch.no_grad(), in_eval(self._original, pruned):
+            if not self._wanted:
+                self._wanted = [
+                    separated(self._original, run_model(self._original, batch, CannotScoreError))
+                    for batch in self._batches
+                ]
+            for batch, wanted in zip(self._batches, self._wanted, strict=True):
+                outputs = separated(self._original, run_model(pruned, batch))
+                total += float(distillation_loss(outputs, wanted, temperature=1.0)) * batch.size
+                count += batch.size
+        return total / max(count, 1)
 
 
 def _likeness(model: fx.GraphModule, samples: Batch) -> Tensor:

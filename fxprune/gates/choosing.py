@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from fxprune.channels import ChannelGraph
 from fxprune.compensation.compensate import compensate
-from fxprune.compensation.holdout import output_error, split_apart
+from fxprune.compensation.holdout import OutputError, split_apart
 from fxprune.data import Batch
 from fxprune.planning.plan import plan_keeping
 from fxprune.progress import silent
@@ -42,10 +42,10 @@ def least_lossy(
     fit, judges = split_apart(graph.module, samples, _PART_THAT_JUDGES, seed)
     if judges is None:
         return len(candidates) - 1
-    errors = []
+    error, errors = OutputError(graph.module, judges.split(_CHUNK)), []
     for alive in candidates:
         pruned = rewrite(graph, plan_keeping(graph, alive))
         pruned = compensate(graph, pruned, fit, seed=seed, progress=silent) if compensated else pruned
-        errors.append(output_error(graph.module, pruned, judges.split(_CHUNK)))
+        errors.append(error(pruned))
     # NaN is the worst.
     return min(reversed(range(len(errors))), key=lambda number: np.nan_to_num(errors[number], nan=np.inf))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 import fnmatch
 import functools
-import itertools
 import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -26,6 +25,8 @@ __all__ = ["check_reachable", "lowest_flops", "make_plan", "plan_for", "removabl
 
 # Channels that go as a last resort also go where the others leave more of the budget unused. Not tuned.
 _LEAST_USED = 0.98
+# So much of the tightest budget a plan uses if its channels are small enough.
+_CLOSE = 0.995
 
 
 def make_plan(
@@ -58,7 +59,7 @@ def make_plan(
             a fraction of the model's, above 1 a number of bytes per sample.
         round_to: the widths that change become multiples of this, those of attention heads too; "auto" for the widths
             that the device of the weights computes without waste (`fxprune.planning.alignment`), or for half of that, a
-            quarter and so on if the budgets cannot be met otherwise.
+            quarter and so on if less than 99.5 % of the tightest budget would be used otherwise.
         min_channels: so many channels of each group stay.
         ignore: names or glob patterns of modules to leave whole; a name covers all modules below it.
         without: names of blocks (`graph.blocks`) that are left out.
@@ -112,17 +113,24 @@ def plan_for(graph: ChannelGraph, scores: Scores, request: Request, without: Ite
             )
     budgets, groups = budgets_of(graph, request), _groups(graph, request, start)
     willing = [group for group in groups if not group.last_resort]
-    for chosen, multiple in itertools.product((willing, groups), _multiples(graph, request)):
-        units = units_of(chosen, scores, multiple, request.min_channels)
-        alive = choose(budgets, units, start)
-        if alive is not None:
+    for chosen in (willing, groups):
+        best = None
+        for multiple in _multiples(graph, request):
+            units = units_of(chosen, scores, multiple, request.min_channels)
+            alive = choose(budgets, units, start)
+            if alive is None:
+                continue
             if len(chosen) < len(groups) and _used(budgets, alive) < _LEAST_USED:
                 others = [group for group in groups if group.last_resort]
                 units = units.then(units_of(others, scores, multiple, request.min_channels))
                 closer = choose(budgets, units, start)
                 alive = alive if closer is None else max(alive, closer, key=functools.partial(_used, budgets))
+            best = alive if best is None else max(best, alive, key=functools.partial(_used, budgets))
+            if _used(budgets, best) >= _CLOSE:
+                break
+        if best is not None:
             shares: dict[str, Any] = {f"{name}_target": share for name, share in shares_of(graph, request).items()}
-            return replace(plan_keeping(graph, alive), flops_target=budgets[0].target, **shares)
+            return replace(plan_keeping(graph, best), flops_target=budgets[0].target, **shares)
     raise _unreachable(graph, request, budgets)
 
 

@@ -9,7 +9,7 @@ import pytest
 from gates.trained_net import learn, trained_net
 
 import fxprune
-from fxprune.compensation.holdout import output_error
+from fxprune.compensation.holdout import OutputError
 from fxprune.data import Batch
 from fxprune.gates.run import Settings
 from fxprune.training.snapshots import load_snapshot
@@ -21,7 +21,7 @@ def test_gates_that_learning_ruined_do_not_stay(monkeypatch: pytest.MonkeyPatch)
 
     def error(scores: fxprune.channels.Scores) -> float:
         pruned = fxprune.rewrite(graph, fxprune.make_plan(graph, scores, flops=0.5))
-        return output_error(graph.module, pruned, samples)
+        return OutputError(graph.module, samples)(pruned)
 
     at_start = error(fxprune.scores(graph, "l2"))
     # Each picture's label is another's: the fewer of the good channels are open, the less is lost.
