@@ -55,7 +55,7 @@ def prune(
     compensate: bool = True,
     samples: int = 128,
     ignore: str | Iterable[str] = (),
-    round_to: int | Literal["auto"] = 1,
+    round_to: int | Literal["auto"] = "auto",
     min_channels: int = 1,
     depth: bool | None = None,
     width: bool = True,

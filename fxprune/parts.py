@@ -92,7 +92,7 @@ def prune_parts(
     method: Method | None = None,
     compensate: bool = True,
     samples: int = 128,
-    round_to: int | Literal["auto"] = 1,
+    round_to: int | Literal["auto"] = "auto",
     seed: int = 0,
     progress: bool | Progress = True,
 ) -> PrunedParts:

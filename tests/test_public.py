@@ -62,13 +62,13 @@ PUBLIC = {
     "plan_of": "(pruned)",
     "prune": (
         "(model, flops=None, *, latency=None, params=None, memory=None, example_inputs=None, data=None, method=None, "
-        "compensate=True, samples=128, ignore=(), round_to=1, min_channels=1, depth=None, width=True, seed=0, "
+        "compensate=True, samples=128, ignore=(), round_to='auto', min_channels=1, depth=None, width=True, seed=0, "
         "progress=True)"
     ),
     "prune_optimizer": "(original, pruned, optimizer)",
     "prune_parts": (
         "(model, flops=None, *, example_inputs, parts=None, data=None, method=None, compensate=True, samples=128, "
-        "round_to=1, seed=0, progress=True)"
+        "round_to='auto', seed=0, progress=True)"
     ),
     "remove_gates": "(gated)",
     "report": "(pruned, *, original=None, measure=True, repeats=10)",

@@ -79,7 +79,7 @@ def prune(
         typer.Option(
             parser=_multiple, metavar="N", help="changed widths become multiples of N; auto chooses N for the device"
         ),
-    ] = "1",
+    ] = "auto",
     min_channels: Annotated[int, typer.Option(min=1, help="so many channels of each group stay")] = 1,
     ignore: Annotated[
         list[str] | None, typer.Option(metavar="PATTERN", help="name or glob of modules to leave whole; repeatable")
