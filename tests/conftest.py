@@ -1,4 +1,7 @@
-"""One thread: several workers would compete for the cores, and rounding depends on the number of threads."""
+"""The same on each machine: one thread, and the widths of one kind of CPU.
+
+Several workers would compete for the cores, rounding depends on the number of threads, and `round_to="auto"` on the CPU.
+"""
 
 from __future__ import annotations
 
@@ -17,6 +20,11 @@ os.environ["OMP_NUM_THREADS"] = "1"
 def _one_thread() -> None:
     """Also after a test that has changed it."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _one_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.backends.cpu.get_cpu_capability", lambda: "AVX2")
 
 
 # The doctests are those of fxprune. To look for some in helpers and scripts would import them a second time.
