@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Literal
@@ -38,8 +39,8 @@ from fxprune.tracing.tracer import trace
 
 __all__ = ["prune"]
 
-# Passes of gate learning over a batch of made samples, which is one step each. Not tuned.
-_MADE_EPOCHS = 20
+# Steps of gate learning on made samples, and the samples of each. Not tuned.
+_MADE_STEPS, _MADE_BATCH = 20, 32
 
 
 def prune(
@@ -242,7 +243,10 @@ def _learned_scores(
 ) -> Scores:
     """The scores of gates that are learned on all of the data, or on made samples if there is none."""
     share = min(flops_target(graph, request) / graph.flops.total, latency_share(graph, request))
-    samples, epochs = (made, _MADE_EPOCHS) if data is None else (data, 1)
+    samples, epochs = data, 1
+    if made is not None and data is None:
+        samples = made.split(_MADE_BATCH)
+        epochs = math.ceil(_MADE_STEPS / len(samples))
     return learn_gates(
         graph, samples, flops=share, depth=bool(request.depth), epochs=epochs, seed=seed, progress=show
     ).scores

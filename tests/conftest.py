@@ -1,6 +1,6 @@
 """The same on each machine: one thread, and the widths of one kind of CPU.
 
-Several workers would compete for the cores, rounding depends on the number of threads, and `round_to="auto"` on the CPU.
+Several workers would compete for the cores, rounding depends on the number of threads, `round_to="auto"` on the CPU.
 """
 
 from __future__ import annotations
