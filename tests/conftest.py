@@ -5,6 +5,7 @@ Several workers would compete for the cores, rounding depends on the number of t
 
 from __future__ import annotations
 
+import gc
 import os
 from pathlib import Path
 
@@ -14,6 +15,16 @@ import torch
 torch.set_num_threads(1)
 # For processes that tests start.
 os.environ["OMP_NUM_THREADS"] = "1"
+
+
+# What is loaded by the time that the tests run stays: Python need not look for garbage in it, again and again.
+gc.disable()
+
+
+def pytest_collection_finish() -> None:
+    """Only what tests make is looked at."""
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(autouse=True)

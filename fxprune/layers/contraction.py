@@ -8,6 +8,7 @@ import operator
 from dataclasses import dataclass
 from typing import TypeGuard, cast
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
@@ -166,5 +167,14 @@ def rows_of(
     return inputs, outputs
 
 
+# To shuffle more positions takes longer than to compute with a few of them: 20 ms for 400,000. Not tuned.
+_MOST_SHUFFLED = 20_000
+
+
 def _some(size: int, number: int, random: torch.Generator) -> Tensor:
-    return torch.arange(size) if number >= size else torch.randperm(size, generator=random)[:number]
+    if number >= size:
+        return torch.arange(size)
+    if size <= _MOST_SHUFFLED:
+        return torch.randperm(size, generator=random)[:number]
+    seed = int(torch.randint(2**63 - 1, (), generator=random))
+    return torch.from_numpy(np.random.default_rng(seed).choice(size, number, replace=False, shuffle=False))

@@ -26,6 +26,7 @@ from fxprune.tracing.context_calls import READERS, context_patches
 from fxprune.tracing.deciders import ModeRead
 from fxprune.tracing.drawing import may_draw
 from fxprune.tracing.facts import asking_for_grad_mode
+from fxprune.tracing.loaded import found_in, modules_of, package_of
 from fxprune.tracing.module_calls import ModuleCalls
 from fxprune.tracing.number_functions import BUILTINS, MATH_FUNCTIONS, NUMPY_FUNCTIONS, TIED_ARRAY, Size, index
 from fxprune.tracing.recorder import Recorder
@@ -36,24 +37,15 @@ __all__ = ["packages_of", "patched", "uncached"]
 
 _MISSING = object()
 _FUNCTIONS: dict[Any, Any] = {**MATH_FUNCTIONS, **READERS}
-_patches_of_module: dict[int, tuple[ModuleType, dict[str, Any]]] = {}
-_cached_of_module: dict[int, tuple[ModuleType, list[tuple[Any, str, Any, Any]]]] = {}
 
 
-def _patches(module: ModuleType) -> dict[str, Any]:
+def _patches(module: ModuleType) -> Iterator[tuple[dict[str, Any], str, Any]]:
     """Names in a source file of the model that mean something else while it is traced."""
-    known = _patches_of_module.get(id(module))
-    if known is not None and known[0] is module and module.__name__ != "__main__":
-        return known[1]
-    patches: dict[str, Any] = {}
-    for name, value in vars(module).items():
+    names = vars(module)
+    for name, value in names.items():
         if type(value) is type(math.sqrt) and value in _FUNCTIONS:
-            patches[name] = _FUNCTIONS[value]
-    for name, replacement in BUILTINS.items():
-        if name not in vars(module):
-            patches[name] = replacement
-    _patches_of_module[id(module)] = (module, patches)
-    return patches
+            yield names, name, _FUNCTIONS[value]
+    yield from ((names, name, replacement) for name, replacement in BUILTINS.items() if name not in names)
 
 
 @contextmanager
@@ -61,15 +53,12 @@ def _named_anew(modules: Sequence[ModuleType], besides: set[str]) -> Iterator[No
     """Inside, names in these files mean what they do while a model is traced, but for those that are given."""
     before: list[tuple[dict[str, Any], str, Any]] = []
     try:
-        for module in modules:
-            names = vars(module)
-            for name, value in _patches(module).items():
-                if name not in besides:
-                    before.append((names, name, names.get(name, _MISSING)))
-                    names[name] = value
+        for names, name, value in found_in(modules, _patches):
+            if name not in besides:
+                before.append((names, name, names.get(name, _MISSING)))
+                names[name] = value
         yield
     finally:
-        # A file may be there under two names.
         for names, name, value in reversed(before):
             if value is _MISSING:
                 names.pop(name, None)
@@ -86,27 +75,19 @@ def packages_of(model: nn.Module) -> set[str]:
     files = {type(module).__module__ for module in model.modules()}
     # A class may have a method from another file.
     files |= {getattr(type(module).forward, "__module__", None) or "" for module in model.modules()}
-    named = {_package(origin) for file in files if file in sys.modules for origin in _origins(sys.modules[file])}
-    return ({_package(file) for file in files} | (named - sys.stdlib_module_names)) - {"torch", "fxprune"}
-
-
-def _package(name: str) -> str:
-    return name.partition(".")[0]
+    named = {package_of(origin) for file in files if file in sys.modules for origin in _origins(sys.modules[file])}
+    return ({package_of(file) for file in files} | (named - sys.stdlib_module_names)) - {"torch", "fxprune"}
 
 
 def _origins(module: ModuleType) -> Iterator[str]:
-    """The modules of the functions and modules that a file names."""
-    for value in list(vars(module).values()):
+    """The modules of the functions and modules that a file names, without names that no code can say, as pytest's."""
+    for name, value in list(vars(module).items()):
+        if not name.isidentifier():
+            continue
         if isinstance(value, ModuleType):
             yield value.__name__
         elif isinstance(value, (FunctionType, functools._lru_cache_wrapper)):
             yield value.__module__ or ""
-
-
-def _modules_of(packages: set[str]) -> list[ModuleType]:
-    # Thousands are loaded, and each trace goes through them several times.
-    loaded: list[Any] = [module for name, module in list(sys.modules.items()) if name.partition(".")[0] in packages]
-    return [module for module in loaded if isinstance(module, ModuleType)]
 
 
 @contextmanager
@@ -116,28 +97,22 @@ def uncached(packages: set[str], *, emptied: bool = True) -> Iterator[None]:
     Otherwise they would keep tensors on the meta device, or in another precision, which the model cannot use later.
     """
     with ExitStack() as stack:
-        modules = _modules_of(packages - WITHOUT_TENSORS)
+        modules = modules_of(packages - WITHOUT_TENSORS)
         stack.enter_context(without_tables(modules, emptied=emptied))
-        for module in modules:
-            for owner, name, cached, function in _cached_functions(module):
-                stack.callback(setattr, owner, name, cached)
-                setattr(owner, name, function)
+        for owner, name, cached, function in found_in(modules, _cached_functions):
+            stack.callback(setattr, owner, name, cached)
+            setattr(owner, name, function)
         yield
 
 
-def _cached_functions(module: ModuleType) -> list[tuple[Any, str, Any, Any]]:
+def _cached_functions(module: ModuleType) -> Iterator[tuple[Any, str, Any, Any]]:
     """The functions with a cache in a file: owner, name, what is there, and the same without its cache."""
-    known = _cached_of_module.get(id(module))
-    if known is not None and known[0] is module and module.__name__ != "__main__":
-        return known[1]
     classes = [
         value for value in vars(module).values() if isinstance(value, type) and value.__module__ == module.__name__
     ]
-    found = [
-        entry for owner in (module, *classes) for name in list(vars(owner)) for entry in _cached_under(owner, name)
-    ]
-    _cached_of_module[id(module)] = (module, found)
-    return found
+    for owner in (module, *classes):
+        for name in list(vars(owner)):
+            yield from _cached_under(owner, name)
 
 
 def _cached_under(owner: Any, name: str) -> Iterator[tuple[Any, str, Any, Any]]:
@@ -243,7 +218,7 @@ def patched(
 
         stack.enter_context(uncached(packages, emptied=emptied))
         stack.enter_context(running_eagerly())
-        files = _modules_of(packages)
+        files = modules_of(packages)
         stack.enter_context(_named_anew(files, {"int", "float"} if own_types else set()))
         for file, name, helper in _drawing(files) if recorder.training else ():
             replace(file, name, drawing(helper))
@@ -288,7 +263,7 @@ def _drawing(files: Sequence[ModuleType]) -> list[tuple[ModuleType, str, Functio
     return [
         (file, name, value)
         for file in files
-        if _package(file.__name__) not in WITHOUT_TENSORS
+        if package_of(file.__name__) not in WITHOUT_TENSORS
         for name, value in vars(file).items()
         if type(value) is FunctionType and may_draw(value)
     ]
@@ -297,7 +272,7 @@ def _drawing(files: Sequence[ModuleType]) -> list[tuple[ModuleType, str, Functio
 def _functions(parent: type[torch.autograd.Function]) -> Iterator[type[torch.autograd.Function]]:
     """The Functions of users, and those that they are made from."""
     for function in parent.__subclasses__():
-        if _package(function.__module__) not in ("torch", "fxprune"):
+        if package_of(function.__module__) not in ("torch", "fxprune"):
             yield function
         yield from _functions(function)
 

@@ -10,19 +10,20 @@ import dis
 import functools
 import operator
 from collections import OrderedDict, defaultdict
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from types import CodeType, FunctionType, ModuleType
 from typing import Any, TypeAlias
 
 from torch import Tensor
 
+from fxprune.tracing.loaded import found_in, package_of
+
 __all__ = ["has_size", "without_tables"]
 
 # A namespace, or a class, and a name in it: of a dict or list, or of what functions assign.
 _Place: TypeAlias = "tuple[dict[Any, Any] | type, Any]"
 
-_places_of_module: dict[int, tuple[ModuleType, list[_Place]]] = {}
 _MISSING = object()
 _DEEPEST = 4
 # Those of other types do more than hold entries.
@@ -32,15 +33,14 @@ _WRITING_METHODS = frozenset({"setdefault", "update", "append", "extend", "inser
 
 
 @contextmanager
-def without_tables(modules: Iterable[ModuleType], *, emptied: bool = True) -> Iterator[None]:
+def without_tables(modules: Sequence[ModuleType], *, emptied: bool = True) -> Iterator[None]:
     """Inside, the tables of tensors that these files keep are empty; afterwards they are as they were.
 
     Args:
         modules: the files of the model's code.
         emptied: whether the entries that are found by a size are taken away; if not, they are only put back.
     """
-    places = {(id(place[0]), place[1]): place for module in modules for place in _places(module)}
-    now = [(space, name, _read(space, name)) for space, name in places.values()]
+    now = [(space, name, _read(space, name)) for space, name in found_in(modules, _places)]
     holders: list[Any] = [value for _, _, value in now if type(value) in (*_DICTS, list)]
     dicts = {id(table): (table, dict(table)) for table in holders if type(table) is not list}
     lists = {id(items): (items, list(items)) for items in holders if type(items) is list}
@@ -108,11 +108,8 @@ def _attributes(value: Any) -> dict[str, Any]:
 
 
 def _places(module: ModuleType) -> list[_Place]:
-    known = _places_of_module.get(id(module))
-    if known is not None and known[0] is module and module.__name__ != "__main__":
-        return known[1]
     found: list[_Place] = []
-    package = module.__name__.partition(".")[0]
+    package = package_of(module.__name__)
     for value in list(vars(module).values()):
         if type(value) is FunctionType:
             found += _of_function(value, {}, set())
@@ -120,7 +117,7 @@ def _places(module: ModuleType) -> list[_Place]:
         # A class, or a helper of one.
         kind = value if issubclass(type(value), type) else type(value)
         file = str(kind.__module__)
-        if file == module.__name__ or (kind is not value and file.partition(".")[0] == package):
+        if file == module.__name__ or (kind is not value and package_of(file) == package):
             bases = [base for base in kind.__mro__ if not str(base.__module__).startswith("torch.")]
             functions = [function for base in bases for function in _methods(base)]
             of_class = (
@@ -131,7 +128,6 @@ def _places(module: ModuleType) -> list[_Place]:
                 found += _of_function(function, own, set())
                 if kind is value and _has(function.__code__, "STORE_ATTR"):
                     found += [(kind, name) for name in function.__code__.co_names if _may_be_table(own, name)]
-    _places_of_module[id(module)] = (module, found)
     return found
 
 
@@ -153,6 +149,8 @@ def _of_function(function: FunctionType, owner: dict[str, Any], seen: set[Functi
     """Where a function may put something: by a name, in its closure, among its defaults, on itself or on its owner."""
     seen.add(function)
     code = function.__code__
+    # Files may name functions of fxprune, which keeps no tensors of a model.
+    own_globals = {} if package_of(function.__module__ or "") == "fxprune" else function.__globals__
     cells: dict[Any, Any] = {}
     for name, cell in zip(code.co_freevars, function.__closure__ or (), strict=False):
         with suppress(ValueError):  # an empty cell
@@ -160,11 +158,11 @@ def _of_function(function: FunctionType, owner: dict[str, Any], seen: set[Functi
     defaults = dict(enumerate((*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values())))
     names: Iterable[str] = code.co_names
     if _has(code, "STORE_SUBSCR") or not _WRITING_METHODS.isdisjoint(names):
-        for namespace in (function.__globals__, owner):
+        for namespace in (own_globals, owner):
             yield from ((namespace, name) for name in names if type(namespace.get(name)) in (*_DICTS, list))
         for held in (vars(function), cells, defaults):
             yield from ((held, key) for key, value in held.items() if type(value) in (*_DICTS, list))
-    for namespace, assigns in ((function.__globals__, "STORE_GLOBAL"), (owner, "STORE_ATTR")):
+    for namespace, assigns in ((own_globals, "STORE_GLOBAL"), (owner, "STORE_ATTR")):
         if _has(code, assigns):
             yield from ((namespace, name) for name in names if _may_be_table(namespace, name))
     if _has(code, "STORE_ATTR"):

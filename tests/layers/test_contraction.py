@@ -66,6 +66,17 @@ def test_rows_times_the_weight_are_the_outputs(model: nn.Module, shape: tuple[in
     torch.testing.assert_close(torch.einsum("rgi,goi->rgo", inputs, table) + bias, outputs)
 
 
+@pytest.mark.parametrize("positions", [100, 30_000])
+def test_random_positions_are_different_ones_and_those_of_the_seed(positions: int) -> None:
+    x = torch.arange(positions).view(2, -1, 1).expand(-1, -1, 4)
+    found = contraction(nn.Linear(4, 6), torch.zeros(2, 3, 4))[1]
+    assert found is not None
+    drawn = [rows_of(found, x, x, 40, torch.Generator().manual_seed(seed))[0][:, 0, 0] for seed in (1, 1, 2)]
+    assert all(len(rows.unique()) == 80 for rows in drawn)
+    assert torch.equal(drawn[0], drawn[1])
+    assert not torch.equal(drawn[0].sort().values, drawn[2].sort().values)
+
+
 class Own(nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x).abs()
