@@ -18,8 +18,8 @@ from fxprune.running.resizing import resized_where_needed
 from fxprune.verification import TOLERANCE
 
 
-def model_of(forward: Any) -> nn.Module:
-    return randomise(net(forward, a=nn.Conv2d(3, 8, 1), b=nn.Conv2d(8, 2, 1)))
+def model_of(forward: Any, **more: Any) -> nn.Module:
+    return randomise(net(forward, a=nn.Conv2d(3, 8, 1), b=nn.Conv2d(8, 2, 1), **more))
 
 
 def padded_and_cut(self: Any, x: Tensor) -> Tensor:
@@ -99,6 +99,25 @@ def test_images_are_resized_where_they_need_it_and_that_costs_nothing_elsewhere(
         for training in (False, True):
             assert fxprune.verify(model, pruned, given, training=training) <= TOLERANCE
         torch.testing.assert_close(again.eval()(given), pruned.eval()(given))
+
+
+def resized_by_a_factor(self: Any, x: Tensor) -> Tensor:
+    """As in vision transformers: positions for another number of patches, where a tenth more than a patch rounds."""
+    y, table = self.a(x), self.table
+    if y.flatten(2).shape[2] != self.table.flatten(2).shape[2]:
+        factors = tuple((n + 0.1) / 6 for n in y.shape[2:])
+        table = F.interpolate(table, scale_factor=factors, mode="bilinear", recompute_scale_factor=True)
+    return self.b(y * table)  # type: ignore[no-any-return]
+
+
+def test_tables_are_resized_by_a_factor_and_that_costs_nothing_where_they_fit() -> None:
+    model, example = model_of(resized_by_a_factor, table=nn.Parameter(torch.randn(1, 8, 6, 6))), image(size=6).double()
+    traced = fxprune.trace(model, example)
+    assert fxprune.count_flops(traced, example) == fxprune.count_flops(model, example)
+    pruned = fxprune.prune(model, 0.6, example_inputs=example, compensate=False)
+    for other in (6, 8, 9):
+        for training in (False, True):
+            assert fxprune.verify(model, pruned, image(size=other, batch=3).double(), training=training) <= TOLERANCE
 
 
 def test_a_graph_of_other_sizes_is_exported_and_compiled() -> None:
