@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import copy
+import itertools
 import math
 import pickle
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -50,7 +53,21 @@ def padded_to_the_next_multiple(self: Any, x: Tensor) -> Tensor:
     return self.b(y)  # type: ignore[no-any-return]
 
 
-@pytest.mark.parametrize("forward", [padded_and_cut, padded_where_odd, padded_to_the_next_multiple])
+def padded_by_what_is_missing(self: Any, x: Tensor) -> Tensor:
+    """As in HiFi-GAN's discriminators: where nothing is missing, the difference is a whole multiple."""
+    y = self.a(x)
+    if y.shape[2] % 2 != 0:
+        y = F.pad(y, (0, 0, 0, 2 - y.shape[2] % 2), "reflect")
+    missing = y.shape[3] % 4
+    if missing:
+        y = F.pad(y, (0, 4 - missing, 0, 0), "reflect")
+    return self.b(y.unflatten(3, (-1, 4)).cumsum(4).flatten(3))  # type: ignore[no-any-return]
+
+
+PADDED = [padded_and_cut, padded_where_odd, padded_to_the_next_multiple]
+
+
+@pytest.mark.parametrize("forward", [*PADDED, padded_by_what_is_missing])
 @pytest.mark.parametrize("size", [8, 7])
 def test_padding_to_a_multiple_is_for_all_sizes_whether_the_example_needs_it_or_not(forward: Any, size: int) -> None:
     model = model_of(forward)
@@ -59,6 +76,24 @@ def test_padding_to_a_multiple_is_for_all_sizes_whether_the_example_needs_it_or_
         for training in (False, True):
             given = image(size=other, batch=3).double()
             assert fxprune.verify(model, pruned, given, training=training) <= TOLERANCE
+
+
+@pytest.mark.parametrize("below", [2, 4])
+@pytest.mark.parametrize("size", [8, 7])
+def test_what_is_padded_by_a_whole_multiple_stays_so_or_is_refused(below: int, size: int) -> None:
+    def forward(self: Any, x: Tensor) -> Tensor:
+        y = self.a(x)
+        if y.shape[2] % below != 0 or y.shape[3] % 4 != 0:
+            y = F.pad(y, (0, 4 - y.shape[3] % 4, 0, below - y.shape[2] % below))
+        return self.b(y)  # type: ignore[no-any-return]
+
+    model = model_of(forward)
+    pruned = fxprune.prune(model, 0.6, example_inputs=image(size=size).double(), compensate=False)
+    for height, width in itertools.product((5, 6, 7, 8), (5, 6, 7, 8)):
+        with suppress(FxpruneError):
+            given = image(size=8).double()[:, :, :height, :width]
+            expected = copy.deepcopy(model).eval()(given)
+            assert pruned.eval()(given).shape == expected.shape
 
 
 def test_a_branch_for_what_remains_that_does_something_else_is_that_of_the_example() -> None:
