@@ -129,7 +129,8 @@ def _calls(runner: Runner, divisors: Iterable[int] = (), *, others: bool) -> Ite
     if divisors:
         yield resized(example, None, lambda n: max(n - 1, 1))
     for d, n in _dimensions(example) if others or divisors else ():
-        yield _narrowed(example, d, n, n - 1)
+        if others or d:
+            yield _narrowed(example, d, n, n - 1)
     for d, n in _dimensions(example) if others else ():
 
         def twice(x: Tensor, d: int = d, n: int = n) -> Tensor:
