@@ -16,6 +16,7 @@ fxprune departs from fvcore where fvcore has no number, or none that a formula c
 - *Mixtures of experts* that multiply by `grouped_mm` count the product of each token with the matrix of one expert.
 - *mv, dot, vdot, addmv, addbmm, tensordot and bilinear* count as the products that they are. fvcore gives them 0.
 - *baddbmm, the string-padded and the deformable convolution* count as the product and the convolutions that they are.
+- *flex_attention* counts as scaled dot-product attention without its mask.
 - *einsum* of two operands counts the product of the sizes of all its distinct letters. Longer ones are contracted from
   left to right, as torch does. fvcore halves numpy's estimate, which rounds, and which differs for sums within an
   operand.
@@ -47,6 +48,7 @@ from fxprune.running.calls import Call, given_call
 from fxprune.running.copies import parameters_and_buffers, with_zeros
 from fxprune.running.eager import running_eagerly, source_of_scripted
 from fxprune.running.eval_mode import in_eval, preserve_weights
+from fxprune.running.flex import flex_attention_traced
 
 with warnings.catch_warnings():
     # fvcore scripts parts of itself when it is imported, which torch has deprecated.
@@ -219,7 +221,7 @@ def _count(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> i
             return total()
         except Exception:
             # The tracer turns sizes into tensors, and models do with numbers what tensors do not support.
-            with _sizes_as_numbers():
+            with _sizes_as_numbers(), flex_attention_traced():
                 return total()
 
 

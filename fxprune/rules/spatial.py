@@ -69,7 +69,7 @@ def interpolate(op: Op, input: Labels, *arguments: object, **options: object) ->
 
 @rule(resized_where_needed)
 def resize(op: Op, input: Labels, *arguments: object, **options: object) -> LabelTree:
-    """It is there for images of other sizes than the example's, and costs nothing."""
+    """Where it is there for images of other sizes than the example's, it costs nothing."""
     return _over_space(op, input, len(input.dims) - 2)
 
 
@@ -81,6 +81,13 @@ def upsample_module(op: Op, input: Labels) -> LabelTree:
 def _resize_flops(out: Labels, mode: str) -> list[Term]:
     scale = {"nearest": 1, "bilinear": 4}.get(mode, 0) if len(out.dims) == 4 else 0
     return [elements(out, scale)] if scale else []
+
+
+@resize.flops
+def _(
+    op: Op, out: Labels, input: Labels, size: object, mode: str = "nearest", antialias: bool = False, **options: object
+) -> list[Term]:
+    return _resize_flops(out, "" if antialias or out.shape == input.shape else mode)
 
 
 @interpolate.flops

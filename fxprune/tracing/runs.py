@@ -150,7 +150,7 @@ class Runner:
         """
         try:
             recorded = self._record_without_keys(leaves, kept)
-            if self.constructs or not recorded.sizes.constructs:
+            if self.constructs or not (recorded.sizes.constructs or _may_construct(recorded.builder)):
                 return recorded
             self.constructs = True
         except FxpruneError as error:
@@ -341,18 +341,24 @@ def has_own_train(module: nn.Module) -> bool:
 
 def _looks_up_training(module: nn.Module) -> bool:
     """Whether the code of a class may read its mode from a dict, as in `vars(self)["training"]`, which nobody sees."""
-    parts = (
-        part
-        for base in type(module).__mro__
-        if not base.__module__.startswith("torch.")
-        for part in vars(base).values()
-    )
-    codes: list[Any] = [part.__code__ for part in parts if isinstance(part, FunctionType)]
+    return any("training" in code.co_consts for code in _codes(type(module)))
+
+
+def _may_construct(builder: GraphBuilder) -> bool:
+    """Whether a constant may come from `torch.Tensor(*sizes)`, which reads sizes out of sight."""
+    if not builder.constants.keys() - builder.constant_places.keys():
+        return False
+    kinds = {type(module) for module in builder.root.modules()}
+    return any("Tensor" in code.co_names for kind in kinds for code in _codes(kind))
+
+
+def _codes(kind: type) -> Iterator[CodeType]:
+    """The code of the functions of a class, and that within them; without what torch has."""
+    parts = (part for base in kind.__mro__ if not base.__module__.startswith("torch.") for part in vars(base).values())
+    codes = [part.__code__ for part in parts if isinstance(part, FunctionType)]
     for code in codes:
-        if "training" in code.co_consts:
-            return True
+        yield code
         codes.extend(each for each in code.co_consts if isinstance(each, CodeType))
-    return False
 
 
 def _written(builder: GraphBuilder) -> set[str]:

@@ -66,17 +66,21 @@ def right_for_all_sizes(runner: Runner, recorded: Recording, leaves: Leaves) -> 
     unfound = frozenset(places - found_there)
     # No size is below 0, as what the code makes of one and compares with a number may be.
     named = {guard.named for guard in recorded.sizes.guards if guard.place in unfound and guard.named[0] > 0}
-    found_divisors = {g.place: g.divisor for g in recorded.sizes.guards if g.divisor and g.place in places - unfound}
-    others = bool(places - unfound - found_divisors.keys())
-    calls = [(call, frozenset[Place]()) for call in _calls(runner, {*found_divisors.values()}, others=others)]
-    calls += [(call, there) for call in _calls_of(runner, named) if (there := _finds(runner, call, leaves, unfound))]
+    divisors = {
+        (guard.place, guard.divisor) for guard in recorded.sizes.guards if guard.divisor and guard.place in places
+    }
+    others = bool(places - unfound - {place for place, _ in divisors})
+    calls = [(call, frozenset[Place]()) for call in _calls(runner, {n for _, n in divisors if n}, others=others)]
+    found_in = [(call, _finds(runner, call, leaves, unfound)) for call in _calls_of(runner, named)]
+    # One dimension may be a multiple where another is none.
+    calls += [(call, there) for call, there in found_in if there or divisors]
     trials = _Trials(_run_trials(runner, calls))
     finds = frozenset[Place]().union(*(trial.finds_it for trial in trials)) if unfound else frozenset[Place]()
     places -= unfound - finds
     flops = functools.cache(lambda: count_flops(runner.model, runner.kwargs or runner.args))
     found: frozenset[Place] = frozenset()
     for tried in dict.fromkeys((frozenset(places), *(frozenset({place}) for place in sorted(places)))):
-        # To interpolate to the same size costs some FLOPs.
+        # To interpolate to the same size costs some FLOPs, and what is missing to a multiple may be a whole one.
         for more in (tried, tried | {RESIZES}):
             other = replace(runner, otherwise=found | more)
             if not tried <= found and _gives(trials, other, tried & finds, leaves, flops):
@@ -124,13 +128,15 @@ def _calls(runner: Runner, divisors: Iterable[int] = (), *, others: bool) -> Ite
         yield resized(example, None, lambda n, divisor=divisor: n + divisor)  # type: ignore[misc]
     if divisors:
         yield resized(example, None, lambda n: max(n - 1, 1))
+    for d, n in _dimensions(example) if others or divisors else ():
+        if others or d:
+            yield _narrowed(example, d, n, n - 1)
     for d, n in _dimensions(example) if others else ():
 
         def twice(x: Tensor, d: int = d, n: int = n) -> Tensor:
             return torch.cat([x, x.flip(d)], d) if x.ndim > d and x.shape[d] == n else x
 
         yield trees.map_tensors(twice, example)
-        yield _narrowed(example, d, n, n - 1)
 
 
 def _calls_of(runner: Runner, named: set[tuple[int, int]]) -> Iterator[Call]:

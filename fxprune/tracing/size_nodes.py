@@ -22,7 +22,8 @@ from fxprune.tracing.user_code import Place, constructs_tensor, library_of_code,
 
 __all__ = ["RESIZES", "Guard", "SizeNodes"]
 
-# Among the places where another branch is taken: images are resized there where they have another size.
+# Among the places where another branch is taken: images are resized where they have another size, and padded where
+# something is missing to a multiple.
 RESIZES = "resized where needed"
 
 
@@ -78,7 +79,7 @@ class SizeNodes:
     Attributes:
         guards: what the model's code relied on.
         constructs: whether a size went into a `torch.Tensor(size)`.
-        resizes: whether images of the right size are resized, because of a branch for other sizes.
+        resizes: whether images of the right size are resized or padded, because of a branch for other sizes.
     """
 
     def __init__(self, builder: GraphBuilder, switch: Switch, otherwise: AbstractSet[Place] = frozenset()) -> None:

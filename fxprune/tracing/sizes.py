@@ -29,6 +29,8 @@ __all__ = [
 class NumberNodes(Protocol):
     """What makes the nodes of numbers, and their guards."""
 
+    resizes: bool
+
     @property
     def active(self) -> bool:
         """Whether the run of the model goes on."""
@@ -253,7 +255,11 @@ def _arithmetic(name: str, function: Callable[..., Any], reflected: bool) -> Cal
             return Repeated.of(other, self, plain(self)) if type(other) is list else other * self.as_traced()
         if not isinstance(other, (int, float)):
             return NotImplemented
-        return call_with_numbers(function, (other, self) if reflected else (self, other))
+        made = call_with_numbers(function, (other, self) if reflected else (self, other))
+        if reflected and function is operator.sub and self.function is operator.mod and self.operands[1] is other:
+            # What is missing to a multiple of `other`: all of it where nothing is.
+            return made % other if self.nodes.resizes else made
+        return made
 
     method.__name__ = name
     return method

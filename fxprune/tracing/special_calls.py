@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import itertools
+import math
 import operator
 from typing import Any
 
@@ -19,7 +20,7 @@ from fxprune.tracing.graph_builder import Origin
 from fxprune.tracing.recorder import Recorder, SpecialCall
 from fxprune.tracing.repeated import Repeated
 from fxprune.tracing.shapes import TracedSize
-from fxprune.tracing.sizes import plain
+from fxprune.tracing.sizes import call_with_numbers
 from fxprune.tracing.traced_module import DrawNumbers
 from fxprune.tracing.user_code import asked_by_model
 
@@ -256,12 +257,20 @@ def _where(recorder: Recorder, func: Any, *args: Any, **named: Any) -> Any:
 def _interpolate(recorder: Recorder, func: Any, *args: Any, **options: Any) -> Any:
     """A branch for other sizes may resize, to the size that it has, what the branch for the example does not."""
     given = {**dict(zip(("input", "size"), args, strict=False)), **options}
-    image, size = given.pop("input"), given.pop("size", None)
-    if size is None or len(args) > 2 or not recorder.sizes.resizes:
+    if not recorder.sizes.resizes or len(args) > 2:
         return recorder.call(func, args, options)
-    sizes = (size,) * (image.ndim - 2) if isinstance(size, int) else size
-    same = [int(plain(wanted)) for wanted in sizes] == [*image.shape[2:]]
-    return recorder.call(resized_where_needed, (image, size), given) if same else recorder.call(func, args, options)
+    image, size = given.pop("input"), given.pop("size", None)
+    if given.pop("recompute_scale_factor", None) and given.get("scale_factor") is not None:
+        # Then the factor gives the size, and nothing else.
+        factor = given.pop("scale_factor")
+        factors = factor if isinstance(factor, (tuple, list)) else [factor] * (image.ndim - 2)
+        sizes = _shape(recorder, func, image)[2:]
+        size = [call_with_numbers(math.floor, (n * by,)) for n, by in zip(sizes, factors, strict=True)]
+    return (
+        recorder.call(func, args, options)
+        if size is None
+        else recorder.call(resized_where_needed, (image, size), given)
+    )
 
 
 def _getter(name: str) -> Any:

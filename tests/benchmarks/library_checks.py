@@ -125,8 +125,14 @@ def _longer_sound(x: Tensor) -> Tensor:
     return _longer(x, x.dim() - 1) if x.dim() in (2, 3) and x.is_floating_point() and x.shape[-1] >= 128 else x
 
 
-def _longer_states(x: Tensor) -> Tensor:
-    return _longer(x, 1) if x.dim() == 3 and x.is_floating_point() else x
+def _longer_states(inputs: Any) -> Any:
+    """Longer states, and their masks: of a shorter one, models take no more than that it masks nothing."""
+    longer = trees.map_tensors(lambda x: _longer(x, 1) if x.dim() == 3 and x.is_floating_point() else x, inputs)
+    lengths = {old.shape[1] for old, new in zip(*map(trees.tensors, (inputs, longer)), strict=True) if old is not new}
+    for name, mask in longer.items() if isinstance(longer, dict) else ():
+        if "mask" in name and isinstance(mask, Tensor) and mask.dim() == 2 and mask.shape[1] in lengths:
+            longer[name] = _longer(mask, 1)
+    return longer
 
 
 def _padded(inputs: Any) -> Any:
@@ -144,7 +150,7 @@ OTHERS: dict[str, Callable[[Any], Any]] = {
     "size": lambda inputs: trees.map_tensors(_larger_images, inputs),
     "length": lambda inputs: trees.map_tensors(_longer_text, inputs),
     "sound": lambda inputs: trees.map_tensors(_longer_sound, inputs),
-    "states": lambda inputs: trees.map_tensors(_longer_states, inputs),
+    "states": _longer_states,
     "padding": _padded,
 }
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import copy
+import itertools
 import math
 import pickle
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -18,8 +21,8 @@ from fxprune.running.resizing import resized_where_needed
 from fxprune.verification import TOLERANCE
 
 
-def model_of(forward: Any) -> nn.Module:
-    return randomise(net(forward, a=nn.Conv2d(3, 8, 1), b=nn.Conv2d(8, 2, 1)))
+def model_of(forward: Any, **more: Any) -> nn.Module:
+    return randomise(net(forward, a=nn.Conv2d(3, 8, 1), b=nn.Conv2d(8, 2, 1), **more))
 
 
 def padded_and_cut(self: Any, x: Tensor) -> Tensor:
@@ -50,7 +53,21 @@ def padded_to_the_next_multiple(self: Any, x: Tensor) -> Tensor:
     return self.b(y)  # type: ignore[no-any-return]
 
 
-@pytest.mark.parametrize("forward", [padded_and_cut, padded_where_odd, padded_to_the_next_multiple])
+def padded_by_what_is_missing(self: Any, x: Tensor) -> Tensor:
+    """As in HiFi-GAN's discriminators: where nothing is missing, the difference is a whole multiple."""
+    y = self.a(x)
+    if y.shape[2] % 2 != 0:
+        y = F.pad(y, (0, 0, 0, 2 - y.shape[2] % 2), "reflect")
+    missing = y.shape[3] % 4
+    if missing:
+        y = F.pad(y, (0, 4 - missing, 0, 0), "reflect")
+    return self.b(y.unflatten(3, (-1, 4)).cumsum(4).flatten(3))  # type: ignore[no-any-return]
+
+
+PADDED = [padded_and_cut, padded_where_odd, padded_to_the_next_multiple]
+
+
+@pytest.mark.parametrize("forward", [*PADDED, padded_by_what_is_missing])
 @pytest.mark.parametrize("size", [8, 7])
 def test_padding_to_a_multiple_is_for_all_sizes_whether_the_example_needs_it_or_not(forward: Any, size: int) -> None:
     model = model_of(forward)
@@ -59,6 +76,24 @@ def test_padding_to_a_multiple_is_for_all_sizes_whether_the_example_needs_it_or_
         for training in (False, True):
             given = image(size=other, batch=3).double()
             assert fxprune.verify(model, pruned, given, training=training) <= TOLERANCE
+
+
+@pytest.mark.parametrize("below", [2, 4])
+@pytest.mark.parametrize("size", [8, 7])
+def test_what_is_padded_by_a_whole_multiple_stays_so_or_is_refused(below: int, size: int) -> None:
+    def forward(self: Any, x: Tensor) -> Tensor:
+        y = self.a(x)
+        if y.shape[2] % below != 0 or y.shape[3] % 4 != 0:
+            y = F.pad(y, (0, 4 - y.shape[3] % 4, 0, below - y.shape[2] % below))
+        return self.b(y)  # type: ignore[no-any-return]
+
+    model = model_of(forward)
+    pruned = fxprune.prune(model, 0.6, example_inputs=image(size=size).double(), compensate=False)
+    for height, width in itertools.product((5, 6, 7, 8), (5, 6, 7, 8)):
+        with suppress(FxpruneError):
+            given = image(size=8).double()[:, :, :height, :width]
+            expected = copy.deepcopy(model).eval()(given)
+            assert pruned.eval()(given).shape == expected.shape
 
 
 def test_a_branch_for_what_remains_that_does_something_else_is_that_of_the_example() -> None:
@@ -99,6 +134,25 @@ def test_images_are_resized_where_they_need_it_and_that_costs_nothing_elsewhere(
         for training in (False, True):
             assert fxprune.verify(model, pruned, given, training=training) <= TOLERANCE
         torch.testing.assert_close(again.eval()(given), pruned.eval()(given))
+
+
+def resized_by_a_factor(self: Any, x: Tensor) -> Tensor:
+    """As in vision transformers: positions for another number of patches, where a tenth more than a patch rounds."""
+    y, table = self.a(x), self.table
+    if y.flatten(2).shape[2] != self.table.flatten(2).shape[2]:
+        factors = tuple((n + 0.1) / 6 for n in y.shape[2:])
+        table = F.interpolate(table, scale_factor=factors, mode="bilinear", recompute_scale_factor=True)
+    return self.b(y * table)  # type: ignore[no-any-return]
+
+
+def test_tables_are_resized_by_a_factor_and_that_costs_nothing_where_they_fit() -> None:
+    model, example = model_of(resized_by_a_factor, table=nn.Parameter(torch.randn(1, 8, 6, 6))), image(size=6).double()
+    traced = fxprune.trace(model, example)
+    assert fxprune.count_flops(traced, example) == fxprune.count_flops(model, example)
+    pruned = fxprune.prune(model, 0.6, example_inputs=example, compensate=False)
+    for other in (6, 8, 9):
+        for training in (False, True):
+            assert fxprune.verify(model, pruned, image(size=other, batch=3).double(), training=training) <= TOLERANCE
 
 
 def test_a_graph_of_other_sizes_is_exported_and_compiled() -> None:

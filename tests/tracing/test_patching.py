@@ -202,7 +202,13 @@ def _makes_by_class(self: Any, x: Tensor) -> Tensor:
     return self.b(self.a(x) * made * Tensor([0.25, 0.5]).sum() + Tensor(x)[:, :1])  # type: ignore[no-any-return]
 
 
-@pytest.mark.parametrize("forward", [_asks, _makes, _makes_by_class, _converts])
+def _makes_by_numbers(self: Any, x: Tensor) -> Tensor:
+    made = torch.Tensor(x.shape[0], 1).to(x.device)
+    made[x[:, :1] <= 0], made[x[:, :1] > 0] = 0.5, 0.25
+    return self.b(self.a(x) * made)  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("forward", [_asks, _makes, _makes_by_class, _makes_by_numbers, _converts])
 def test_types_of_tensors_are_those_of_the_model(forward: Callable[..., Tensor]) -> None:
     model, x = net(forward, a=nn.Linear(4, 8), b=nn.Linear(8, 2)).eval(), torch.randn(5, 4)
     own = torch.FloatTensor
