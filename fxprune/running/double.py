@@ -39,7 +39,8 @@ def outputs_in_double(
     model._apply(_to_double).train().eval().train(training)  # type: ignore[no-untyped-call]
     for module in model.modules():
         # Tensors that are plain attributes.
-        vars(module).update({name: _to_double(value) for name, value in vars(module).items()})
+        own = {name: value for name, value in vars(module).items() if isinstance(value, Tensor)}
+        vars(module).update({name: _to_double(value) for name, value in own.items()})
         if training and isinstance(module, nn.RNNBase):
             module.dropout = 0.0
     without = _NoDropout() if training else nullcontext()
