@@ -47,11 +47,11 @@ def best_depth(
     following = next(ahead, None)
     if following is None:
         return run.fit(rewrite(graph, plan_without(())))
-    lighter, blocks = run.lighter(), itertools.chain([following], ahead)
+    blocks, lighter = itertools.chain([following], ahead), run.lighter()
     best: Fit | None = None
     unreachable: UnreachableBudgetError | None = None
     worse = 0
-    # Where the first corrections do not help, others seldom do: only the best is tried with them.
+    # Where the first corrections do not help, others seldom do: only the best is tried with them, on all samples.
     first = replace(lighter, parts=run.parts[:1])
     for gone in itertools.accumulate(blocks, lambda before, block: [*before, block], initial=list[Block]()):
         try:
@@ -70,10 +70,7 @@ def best_depth(
     if best is None:
         assert unreachable is not None
         raise unreachable
-    if lighter is not run:
-        return run.fit(best.pruned)
-    others = run.parts[1:]
-    return replace(run, parts=others).fit(best.pruned) if others and not best.parts else best
+    return best if best.parts else run.fit(best.pruned)
 
 
 def blocks_in_order(

@@ -38,8 +38,8 @@ _CALL = "fxprune.compensate(original, pruned, data)"
 DAMPING = (1e-2, 1e-1, 1.0, 4.0)
 #: Not tuned.
 HOLDOUT, POSITIONS = 0.25, 32768
-# The fraction of the samples that several pruned models are compared by. Not tuned.
-_LIGHTER = 1 / 3
+# The fractions of the samples and of the positions that several pruned models are compared by. Not tuned.
+_LIGHTER, _FEWER_POSITIONS = 1 / 3, 1 / 4
 #: All corrections together, then each alone.
 ALL_PARTS = (("ridge", "moments"), ("moments",), ("ridge",))
 
@@ -161,10 +161,12 @@ class Compensation:
         )
 
     def lighter(self) -> Compensation:
-        """One that fits to fewer of the samples where there are many, to compare pruned models by."""
+        """One that fits to fewer samples and positions, to compare pruned models by and to choose the damping."""
         fit, judge = self.samples
+        if not judge:
+            return self
         fewer = fit[: math.ceil(len(fit) * _LIGHTER)]
-        return self if len(fewer) == len(fit) else replace(self, samples=(fewer, judge))
+        return replace(self, samples=(fewer, judge), positions=round(self.positions * _FEWER_POSITIONS))
 
     @keep_freed_memory()
     def fit(self, pruned: fx.GraphModule) -> Fit:
