@@ -39,8 +39,10 @@ from fxprune.tracing.tracer import trace
 
 __all__ = ["prune"]
 
-# Steps of gate learning on made samples, and the samples of each. Not tuned.
-_MADE_STEPS, _MADE_BATCH = 20, 32
+# Steps of gate learning where the data is not walked through once, and the samples of each. Not tuned.
+_STEPS, _BATCH = 20, 32
+# The fraction of the samples that a fast run looks at. Not tuned.
+_FAST = 0.25
 
 
 def prune(
@@ -60,6 +62,7 @@ def prune(
     min_channels: int = 1,
     depth: bool | None = None,
     width: bool = True,
+    quality: Literal["fast", "normal", "best"] = "normal",
     seed: int = 0,
     progress: bool | Progress = True,
 ) -> fx.GraphModule:
@@ -99,6 +102,9 @@ def prune(
             is measured on the samples (`fxprune.depth`); with "dagger" they go in the order of their gates. Default:
             True where there are samples. False leaves all blocks, and is faster.
         width: whether channels may be removed; False for blocks alone.
+        quality: how much work goes into the choice where there are samples. "fast" looks at a quarter of them, and
+            leaves no block out unless `depth` is True. "best" learns gates too, in 20 steps from the scores, on samples
+            that are not held out, and takes their plan if held-out samples prefer it.
         seed: of everything random.
         progress: True shows bars in a terminal, False nothing; a function is called with the progress
             (`fxprune.progress.Progress`).
@@ -124,6 +130,10 @@ def prune(
         torch.Size([8, 3, 3, 3])
     """
     request = Request(flops, latency, params, memory, round_to, as_patterns(ignore), min_channels, depth, width)
+    if quality not in ("fast", "normal", "best"):
+        raise FxpruneError(f"quality (={quality!r}) must be 'fast', 'normal' or 'best'")
+    if quality == "fast":
+        samples = math.ceil(_FAST * samples)
     if method is not None:
         check_method(method, ("dagger",))
     with shown(progress) as show:
@@ -139,7 +149,7 @@ def prune(
         by_samples = method == "dagger" or method in FROM_DATA
         if depth is None:
             at_hand = batch is not None or ((compensate or by_samples) and can_make_samples(graph))
-            request = replace(request, depth=at_hand or not width)
+            request = replace(request, depth=(at_hand and quality != "fast") or not width)
         check_reachable(graph, request)
         if latency is not None:
             graph = time_channels(graph, progress=show)
@@ -153,18 +163,24 @@ def prune(
             if batch is not None and (compensate or blocks or method in (None, "surgeon")):
                 # Scoring and compensation split the samples by the same clusters.
                 batch = replace(batch, clusters=clusters_of(graph.module, batch))
-            chosen = _scored(graph, request, method, data, batch, seed, show)
+            by = method or ("relevance" if batch is None else "surgeon")
+            chosen = _scored(graph, request, by, data, batch, seed, show)
             if batch is None or not (compensate or blocks):
-                return rewrite(graph, _planned(model, graph, chosen, request))
+                return _noted(rewrite(graph, _planned(model, graph, chosen, request)), by, origin)
             run = Compensation.of(graph, batch, HOLDOUT, seed, show, parts=ALL_PARTS if compensate else ())
             if method == "dagger" and width:
                 order = iter(sorted(blocks, key=lambda block: chosen[block.channel]))
             else:
                 order = blocks_in_order(graph, blocks, budgets_of(graph, request), batch, show)
             best = best_depth(graph, order, lambda gone: _planned(model, graph, chosen, request, gone), run)
-            small = run.finish(best)
-            set_pruning_notes(small, replace(pruning_notes(small), samples=origin))
-            return small
+            if quality == "best" and width and by != "dagger":
+                fit, _ = run.samples
+                learned = _learned_scores(graph, request, fit, _epochs(fit), lambda _: chosen, seed, show)
+                order = iter(sorted(blocks, key=lambda block: learned[block.channel]))
+                other = best_depth(graph, order, lambda gone: _planned(model, graph, learned, request, gone), run)
+                if other.error < best.error:
+                    best, by = other, "dagger"
+            return _noted(run.finish(best), by, origin)
         except CannotScoreError as error:
             if by_samples or demanded or (method is not None and data is not None):
                 raise
@@ -172,7 +188,15 @@ def prune(
             how = "not compensated" if method is not None else "cut by relevance and not compensated"
             warn(f"{how}: {reason}")
         request = replace(request, depth=False)
-        return rewrite(graph, _planned(model, graph, scores(graph, method or "relevance", seed=seed), request))
+        chosen = scores(graph, method or "relevance", seed=seed)
+        return _noted(rewrite(graph, _planned(model, graph, chosen, request)), method or "relevance", "")
+
+
+def _noted(small: fx.GraphModule, method: Method, origin: str) -> fx.GraphModule:
+    """The same model, which says how its channels were scored, and on what if the user gave no data."""
+    name = method if isinstance(method, str) else getattr(method, "__name__", "a function")
+    set_pruning_notes(small, replace(pruning_notes(small), method=name, samples=origin))
+    return small
 
 
 def _traced(model: nn.Module, example_inputs: Inputs | None, batch: Batch | None) -> fx.GraphModule:
@@ -207,7 +231,7 @@ def _check_data(graph: ChannelGraph, batch: Batch) -> None:
 def _scored(
     graph: ChannelGraph,
     request: Request,
-    method: Method | None,
+    method: Method,
     data: Data | None,
     batch: Batch | None,
     seed: int,
@@ -217,9 +241,12 @@ def _scored(
     if not request.width:
         return np.zeros(graph.num_channels)
     if method == "dagger":
-        return _learned_scores(graph, request, data, batch, seed, show)
-    default = "relevance" if batch is None else "surgeon"
-    return scores(graph, method or default, data=batch, seed=seed, progress=show)
+        if data is None:
+            assert batch is not None
+            made = batch.split(_BATCH)
+            return _learned_scores(graph, request, made, _epochs(made), "surgeon", seed, show)
+        return _learned_scores(graph, request, data, 1, "surgeon", seed, show)
+    return scores(graph, method, data=batch, seed=seed, progress=show)
 
 
 def _made_samples(
@@ -239,17 +266,24 @@ def _made_samples(
 
 
 def _learned_scores(
-    graph: ChannelGraph, request: Request, data: Data | None, made: Batch | None, seed: int, show: Progress
+    graph: ChannelGraph,
+    request: Request,
+    data: Data | Sequence[Batch],
+    epochs: int,
+    start: Method,
+    seed: int,
+    show: Progress,
 ) -> Scores:
-    """The scores of gates that are learned on all of the data, or on made samples if there is none."""
+    """The scores of gates that are learned on batches."""
     share = min(flops_target(graph, request) / graph.flops.total, latency_share(graph, request))
-    samples, epochs = data, 1
-    if made is not None and data is None:
-        samples = made.split(_MADE_BATCH)
-        epochs = math.ceil(_MADE_STEPS / len(samples))
     return learn_gates(
-        graph, samples, flops=share, depth=bool(request.depth), epochs=epochs, seed=seed, progress=show
+        graph, data, flops=share, depth=bool(request.depth), epochs=epochs, start=start, seed=seed, progress=show
     ).scores
+
+
+def _epochs(batches: Sequence[Batch]) -> int:
+    """How often to walk through few batches."""
+    return math.ceil(_STEPS / len(batches))
 
 
 def _planned(

@@ -29,6 +29,7 @@ class PruningNotes:
         compensated: the corrections that `fxprune.compensate` made to the weights.
         stages: of a model that was pruned several times, the plans before the last, each for the original.
         samples: what the samples were if the user gave none, in one line.
+        method: how the channels were scored, if `fxprune.prune` chose them.
     """
 
     plan: Plan
@@ -36,6 +37,7 @@ class PruningNotes:
     compensated: tuple[str, ...] = ()
     stages: tuple[Plan, ...] = ()
     samples: str = ""
+    method: str = ""
 
 
 def pruning_notes(pruned: nn.Module) -> PruningNotes:

@@ -214,6 +214,7 @@ def test_neither_buffers_nor_random_states_are_touched(settings: dict[str, Any])
         ({"latency": 2}, r"^latency \(=2\) must be a fraction"),
         ({"round_to": 0}, r"^round_to \(=0\) must be a whole number"),
         ({"ignore": "nothing"}, r"^ignore pattern 'nothing' matches no module"),
+        ({"quality": "good"}, r"^quality \(='good'\) must be 'fast', 'normal' or 'best'$"),
         ({"method": "l3"}, r"^method \(='l3'\) is not known: use one of .*'dagger'"),
         ({"method": lambda graph: np.ones(3)}, r"^scores have shape \(3,\)"),
         ({"samples": 0, "data": [torch.zeros(2, 3, 6, 6)]}, r"^size \(=0\) must be at least 1"),

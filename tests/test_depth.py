@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,8 @@ from fxprune.depth import best_depth, blocks_in_order
 from fxprune.gates import Gates
 from fxprune.planning.budgets import Request, budgets_of
 from fxprune.planning.make import plan_for, removable_blocks
+from fxprune.provenance import pruning_notes
+from fxprune.reporting.text import facts
 from fxprune.verification import TOLERANCE
 
 
@@ -379,3 +382,48 @@ def test_dense_layers_are_left_out(dense: nn.Module, compensate: bool, tmp_path:
     twice = fxprune.prune(small, 0.8, data=[samples()], **options)
     assert set(fxprune.plan_of(twice).removed) > set(plan.removed)
     assert fxprune.verify(dense, twice) <= TOLERANCE
+
+
+@pytest.mark.parametrize(("errors", "method"), [((2.0, 1.0), "dagger"), ((1.0, 2.0), "surgeon")])
+def test_the_best_quality_keeps_what_held_out_samples_prefer(
+    model: nn.Module, monkeypatch: pytest.MonkeyPatch, errors: tuple[float, float], method: str
+) -> None:
+    graph = fxprune.analyze(fxprune.trace(model, image()))
+    # Learned gates, if they are asked for, keep the channels that "l2" would remove.
+    gates = Gates(-fxprune.scores(graph, "l2"), graph.module, 0.5, ())
+    seen: list[int] = []
+
+    def learn(graph: Any, data: Any, **options: Any) -> Gates:
+        seen.append(sum(batch.size for batch in data) * options["epochs"])
+        return gates
+
+    ahead = iter(errors)
+
+    def best(graph: Any, blocks: Any, plan_without: Any, run: Compensation) -> Fit:
+        return replace(run.fit(fxprune.rewrite(graph, plan_without(()))), error=next(ahead))
+
+    monkeypatch.setattr("fxprune.api.learn_gates", learn)
+    monkeypatch.setattr("fxprune.api.best_depth", best)
+    small = fxprune.prune(model, 0.5, data=[samples()], quality="best", progress=False)
+    assert pruning_notes(small).method == method
+    assert ("scores", method) in facts(fxprune.report(small, original=model, measure=False))
+    # A quarter of the 16 samples is held out.
+    assert seen == [12 * 20]
+    assert fxprune.verify(model, small) <= TOLERANCE
+
+
+def test_a_fast_run_looks_at_a_quarter_of_the_samples_and_leaves_no_block_out(
+    model: nn.Module, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes: list[int] = []
+    whole = Compensation.of
+
+    def of(graph: Any, batch: Batch, *rest: Any, **options: Any) -> Compensation:
+        sizes.append(batch.size)
+        return whole(graph, batch, *rest, **options)
+
+    monkeypatch.setattr("fxprune.api.Compensation.of", of)
+    fast: dict[str, Any] = {"data": [samples(64)], "samples": 64, "quality": "fast", "progress": False}
+    assert not fxprune.plan_of(fxprune.prune(model, 0.6, **fast)).removed
+    assert fxprune.plan_of(fxprune.prune(model, 0.6, depth=True, **fast)).removed
+    assert sizes == [16, 16]

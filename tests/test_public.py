@@ -29,7 +29,7 @@ PUBLIC = {
     "PrunedParts": "model, plans, flops_before, flops, remarks",
     "Report": (
         "model, inputs, flops, flops_target, parameters, params_target, blocks, groups, frozen, layers, rows, "
-        "compensated, samples, certificate, latency, latency_target, memory, memory_target, remarks, source"
+        "compensated, samples, method, certificate, latency, latency_target, memory, memory_target, remarks, source"
     ),
     "UnreachableBudgetError": "FxpruneError",
     "analyze": "(traced)",
@@ -62,8 +62,8 @@ PUBLIC = {
     "plan_of": "(pruned)",
     "prune": (
         "(model, flops=None, *, latency=None, params=None, memory=None, example_inputs=None, data=None, method=None, "
-        "compensate=True, samples=128, ignore=(), round_to='auto', min_channels=1, depth=None, width=True, seed=0, "
-        "progress=True)"
+        "compensate=True, samples=128, ignore=(), round_to='auto', min_channels=1, depth=None, width=True, "
+        "quality='normal', seed=0, progress=True)"
     ),
     "prune_optimizer": "(original, pruned, optimizer)",
     "prune_parts": (

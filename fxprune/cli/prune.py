@@ -93,6 +93,9 @@ def prune(
         ),
     ] = None,
     width: Annotated[bool, typer.Option("--width/--no-width", help="whether channels may be removed")] = True,
+    quality: Annotated[
+        Literal["fast", "normal", "best"], typer.Option(help="how much work goes into the choice on samples")
+    ] = "normal",
     weights: common.Weights = None, pretrained: common.Pretrained = False,
     arguments: common.Arguments = None, input_shape: common.Input = None,
     mean: Mean = None, std: Std = None, download: Download = False, seed: common.Seed = 0,
@@ -125,7 +128,7 @@ def prune(
         small = prune_model(
             network, flops, latency=latency, params=params, memory=memory, example_inputs=inputs, data=batches,
             method=method, compensate=compensate, samples=samples, ignore=ignore or (), round_to=round_to, depth=depth,
-            width=width, min_channels=min_channels, seed=seed, progress=show,
+            width=width, quality=quality, min_channels=min_channels, seed=seed, progress=show,
         )  # fmt: skip
     certificate = None
     if verify:

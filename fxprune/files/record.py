@@ -73,6 +73,7 @@ class Record:
         notes = {
             "compensated": self.pruning.compensated,
             "samples": self.pruning.samples,
+            "method": self.pruning.method,
             "notes": list(self.trace.remarks),
             "values_read": dict(self.trace.values_read),
             "leaves": list(self.trace.leaves),
@@ -138,6 +139,7 @@ class Record:
                 tuple(map(_text, more.pop("compensated", ()))),
                 tuple(plan_from_json(stage, shapes) for stage in stages),
                 _text(more.pop("samples", "")),
+                _text(more.pop("method", "")),
             ),
             trace=TraceNotes(
                 remarks=tuple(map(_text, more.pop("notes", ()))),

@@ -68,6 +68,7 @@ class Report:
     rows: tuple[Row, ...]
     compensated: tuple[str, ...]
     samples: str
+    method: str
     certificate: Certificate | None
     latency: tuple[Latency | None, Latency] | None
     latency_target: float | None
@@ -171,6 +172,7 @@ def report(
         rows=parts.rows,
         compensated=notes.compensated,
         samples=notes.samples,
+        method=notes.method,
         certificate=certificate,
         latency=latency,
         latency_target=_limit(plan.latency_target),

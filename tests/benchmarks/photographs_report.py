@@ -8,11 +8,13 @@ from typing import Any
 
 from shared import figure, markdown_table, palette
 
-__all__ = ["NO_DATA", "PHOTOGRAPHS", "write_report"]
+__all__ = ["DEFAULT_CALL", "NO_DATA", "PHOTOGRAPHS", "write_report"]
 
 Row = dict[str, Any]
 # Samples that a user has; other samples give upper bounds.
 PHOTOGRAPHS, NO_DATA = "photographs", "no data"
+# The method whose rows are of `fxprune.prune` with its defaults, blocks among them.
+DEFAULT_CALL = "prune"
 
 
 def write_report(rows: Sequence[Row], out: Path) -> None:
@@ -28,9 +30,8 @@ def write_report(rows: Sequence[Row], out: Path) -> None:
 def _page(rows: list[Row], bounds: list[Row]) -> str:
     budgets = sorted({row["budget"] for row in rows}, reverse=True)
     samples = {row["source"]: row["samples"] for row in rows}
-    # Rows from before photographs were the default do not say it.
-    before = "inputs made from the BatchNorm statistics, as fxprune did before it took photographs in scikit-image"
-    origin = next((row.get("origin") or before for row in rows if row["source"] == NO_DATA), "not measured")
+    origin = next((row["origin"] for row in rows if row["source"] == NO_DATA), "not measured")
+    made = sorted({row["made"] for row in rows})
     sources = ", ".join(f"{count} of *{source}*" for source, count in samples.items())
     head = (
         "# Photographs\n\n"
@@ -38,7 +39,9 @@ def _page(rows: list[Row], bounds: list[Row]) -> str:
         f"predicts the same class as the original, on {rows[0]['judged']} crops of photographs of scenes that were "
         f"used neither for scores nor for compensation. Samples for scores and compensation: {sources}; those of "
         f"*no data*: {origin}. Each cell has the agreement before and after compensation. "
-        "One run each; made by `python tests/benchmarks/photographs.py`.\n\n"
+        f"*{DEFAULT_CALL}* is `fxprune.prune` with its defaults, which leaves out blocks too; the other methods score "
+        "channels alone. One run each, not to be repeated to the digit on another machine; made "
+        f"{' to '.join(dict.fromkeys((made[0], made[-1])))} by `python tests/benchmarks/photographs.py`.\n\n"
         f"For comparison, the original agrees with itself on {rows[-1]['mirrored']:.2f} of these crops after "
         f"mirroring, and on {rows[-1]['moved']:.2f} after a shift by four pixels.\n"
     )
