@@ -9,7 +9,8 @@ The original and all of its pruned versions take turns in one measurement; only 
 the table has its fraction of the original's FLOPs, the median latency and its interquartile range, the speed-up, and
 the speed-up as a fraction of the ideal one, which time proportional to FLOPs would give. Weights are random, so the
 choice of channels is too. "by time" is `prune(flops=0.5, latency=1)`; "uniform" is `prune(flops=0.5,
-method="uniform")`, which prunes all layers by the same ratio, as Torch-Pruning does by default.
+method="uniform")`, which prunes all layers by the same ratio, as Torch-Pruning does by default; "blocks alone" is
+`prune(flops=0.5, width=False)`, on random inputs, of models that reach half of the FLOPs so.
 """
 
 from __future__ import annotations
@@ -55,14 +56,16 @@ def versions(model: nn.Module, images: Tensor, options: argparse.Namespace) -> d
     """The original and its pruned versions by name, or the reason why a version cannot be made."""
     found: dict[str, nn.Module | str] = {"original": model}
     rounding = [int(multiple) for multiple in options.rounding.split(",")]
-    settings: dict[str, Any] = {"example_inputs": images, "compensate": False}
-    for multiple in rounding:
-        for way, asked in WAYS.items():
-            name = f"fxprune {way}, {multiple}"
-            try:
-                found[name] = fxprune.prune(model, options.flops, round_to=multiple, **settings, **asked)
-            except fxprune.FxpruneError as error:
-                found[name] = _short(error)
+    ways = {
+        f"{way}, {multiple}": {"round_to": multiple, **asked} for multiple in rounding for way, asked in WAYS.items()
+    }
+    few = images.new_empty(8, *images.shape[1:]).normal_()
+    for way, asked in {**ways, "blocks alone": {"width": False, "data": [few]}}.items():
+        try:
+            settings: dict[str, Any] = {"example_inputs": images, "compensate": False, "progress": False}
+            found[f"fxprune {way}"] = fxprune.prune(model, options.flops, **settings, **asked)
+        except fxprune.FxpruneError as error:
+            found[f"fxprune {way}"] = _short(error)
     for multiple in [] if options.no_peer else rounding:
         name = f"Torch-Pruning, {multiple}"
         try:

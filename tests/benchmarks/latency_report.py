@@ -18,6 +18,7 @@ INTRODUCTION = """# Time budgets
 <!-- not run: a machine that runs tests is too busy to time models -->
 ```python
 small = fxprune.prune(model, latency=0.6)             # at most 60 % of the time that the model takes here
+small = fxprune.prune(model, latency="3ms")           # at most 3 milliseconds here
 small = fxprune.prune(model, flops=0.5, latency=1)    # half of the FLOPs; channels are chosen by time
 ```
 
@@ -71,8 +72,8 @@ def _speeds(rows: Sequence[dict[str, Any]]) -> str:
 The last column is the speed-up as a fraction of the ideal speed-up, which time proportional to FLOPs would give: half
 of the FLOPs, twice the speed. *By time* is `prune(model, flops=0.5, latency=1)`. *Uniform* is
 `prune(model, flops=0.5, method="uniform")`, the same ratio in all groups. (Other scores keep some groups whole for
-accuracy, such as the residual stream of a ResNet; its additions and normalisation then take as long as before.) The
-number after the version is `round_to`. Torch-Pruning 1.6.1 runs with its default, group magnitude and the same ratio in
+accuracy, such as the residual stream of a ResNet; its additions and normalisation then take as long as before.)
+*Blocks alone* is `prune(model, flops=0.5, width=False)`: no layer changes, whole residual branches go. The number after the version is `round_to`. Torch-Pruning 1.6.1 runs with its default, group magnitude and the same ratio in
 all layers. Random weights; the versions of a model were timed in turns.
 """
     return "\n".join([head, *(_speeds_of(how, [*group]) for how, group in itertools.groupby(rows, _how(rows)))])
