@@ -31,7 +31,7 @@ _FEWEST = 16
 # The same where samples are fitted to statistics, for each step, and the FLOPs of one sample above which that takes
 # minutes. Not tuned.
 _FLOPS_PER_STEP = 1.8e10
-_FEWEST_FITTED, _MOST_FITTED, _MOST_FLOPS = 8, 256, 2e10
+_FEWEST_FITTED, _MOST_FLOPS = 8, 2e10
 # Photographs with a larger mismatch are fitted to the statistics. That of other ImageNet photographs is 0.06 for
 # EfficientNet-Lite0, that of photographs 0.26 and more for nets trained on Fashion-MNIST.
 _ALIKE = 0.15
@@ -59,8 +59,8 @@ def make_samples(
 
     Args:
         graph: the analysed model; it is not changed.
-        most: how many photographs or texts at most; fewer for a model of more FLOPs. As many as its FLOPs allow are
-            fitted to statistics.
+        most: how many photographs or texts at most; fewer for a model of more FLOPs. Twice as many are fitted to
+            statistics, or as many as its FLOPs allow.
         seed: of everything random.
         progress: show bars in a terminal, or call this function with the steps done.
 
@@ -100,7 +100,7 @@ def _made(graph: ChannelGraph, most: int, seed: int, show: Progress) -> MadeSamp
         return MadeSamples(token_samples(graph.module, count, seed), f"{count} texts of random tokens")
     example = found.to(_like(graph.module, found))
     flops, known = _flops(graph, example.shape[0]), _has_statistics(graph.module)
-    fitted = int(min(max(_FLOPS_PER_STEP / flops, _FEWEST_FITTED), _MOST_FITTED))
+    fitted = int(max(min(_FLOPS_PER_STEP / flops, 2 * most), _FEWEST_FITTED))
     far = ""
     if _is_image(example):
         plain = _affordable(flops, most)
