@@ -13,7 +13,7 @@ from fxprune.errors import FxpruneError
 from fxprune.running import trees
 from fxprune.tracing.checks import check_as_traced
 from fxprune.tracing.guards import insert_guards
-from fxprune.tracing.modes import is_unused_piece
+from fxprune.tracing.modes import drop_unused_pieces
 from fxprune.tracing.rolling import roll
 from fxprune.tracing.runs import Leaves, Recording, Runner
 
@@ -58,10 +58,7 @@ def _try(runner: Runner, leaves: Leaves, kept: set[str]) -> _Trial | None:
         return None
     graph: fx.Graph = recorded.builder.graph
     insert_guards(recorded.builder, recorded.sizes)
-    for node in reversed(graph.nodes):
-        # There are as many as pieces.
-        if is_unused_piece(node):
-            graph.erase_node(node)
+    drop_unused_pieces(graph)
     counts = {node: node.args[1] for node in graph.nodes if "loops" in node.meta}
     roll(graph, few=True)
     left = set(graph.nodes)

@@ -24,8 +24,22 @@ def is_loop(frame: FrameType) -> bool:
 
 
 def is_iterated(frame: FrameType) -> bool:
-    """Whether a frame starts to go through something, as in `for x in pieces`."""
-    return any(each.offset == frame.f_lasti and each.opname == "GET_ITER" for each in _instructions(frame.f_code))
+    """Whether a frame starts to go through something, as in `for x in pieces` or `list(pieces)`."""
+    done = [each for each in _instructions(frame.f_code) if each.offset <= frame.f_lasti and each.opname != "CACHE"]
+    last = done.pop()
+    return last.opname == "GET_ITER" or ("CALL" in last.opname and last.arg == 1 and _calls_list(frame, done))
+
+
+def _calls_list(frame: FrameType, done: list[dis.Instruction]) -> bool:
+    """Whether what is called with one argument after these instructions is `list`: it lies below the argument."""
+    if done[-1].opname == "PRECALL":
+        done.pop()
+    values = 1
+    for each in reversed(done):
+        if not values:
+            return (each.opname, each.argval) == ("LOAD_GLOBAL", "list") and "list" not in frame.f_globals
+        values -= dis.stack_effect(each.opcode, each.arg, jump=False)
+    return False
 
 
 class Watch:

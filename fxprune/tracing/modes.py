@@ -23,6 +23,7 @@ __all__ = [
     "are_alike",
     "arguments_differ",
     "compare",
+    "drop_unused_pieces",
     "insert_modes",
     "is_other_value",
     "is_unused_piece",
@@ -106,6 +107,13 @@ def _nodes_by_call(builder: GraphBuilder, ignored: AbstractSet[str]) -> dict[Mod
 def is_unused_piece(node: fx.Node) -> bool:
     """Whether a node takes a piece of what another gives, for nobody; of some there are more at other sizes."""
     return node.target is operator.getitem and not node.users and "mutates" not in node.meta
+
+
+def drop_unused_pieces(graph: fx.Graph) -> None:
+    """Leave out the nodes that take a piece for nobody: there are as many as pieces."""
+    for node in reversed(graph.nodes):
+        if is_unused_piece(node):
+            graph.erase_node(node)
 
 
 def _is_ignored(node: fx.Node, ignored: AbstractSet[str]) -> bool:

@@ -6,6 +6,7 @@ While a model is traced, they give traced numbers for traced numbers, or tie the
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 import operator
 import sys
@@ -85,6 +86,24 @@ class _Range(metaclass=StandIn):
             if isinstance(steps, TracedInt) and steps.nodes.active:
                 return steps.nodes.loop(steps, 0, lambda k: start + k * step)
         return range(*map(_as_traced, args))
+
+
+def broadcast_shapes(*shapes: Any) -> Any:
+    """`torch.broadcast_shapes(*shapes)`, traced: torch follows each size in a branch."""
+    if not any(isinstance(size, TracedNumber) for shape in shapes if isinstance(shape, tuple) for size in shape):
+        return _BROADCAST_SHAPES(*shapes)
+    ends = itertools.zip_longest(
+        *(reversed(shape) if isinstance(shape, tuple) else [shape] for shape in shapes), fillvalue=1
+    )
+    return TracedSize(reversed([_call(broadcast_size, sizes) for sizes in ends]))
+
+
+def broadcast_size(*sizes: int) -> int:
+    """The size to which sizes of 1 are repeated beside these."""
+    return next((size for size in sizes if size != 1), 1)
+
+
+_BROADCAST_SHAPES = torch.broadcast_shapes
 
 
 def is_refused_type(error: BaseException | None) -> bool:

@@ -28,7 +28,15 @@ from fxprune.tracing.drawing import may_draw
 from fxprune.tracing.facts import asking_for_grad_mode
 from fxprune.tracing.loaded import found_in, modules_of, package_of
 from fxprune.tracing.module_calls import ModuleCalls
-from fxprune.tracing.number_functions import BUILTINS, MATH_FUNCTIONS, NUMPY_FUNCTIONS, TIED_ARRAY, Size, index
+from fxprune.tracing.number_functions import (
+    BUILTINS,
+    MATH_FUNCTIONS,
+    NUMPY_FUNCTIONS,
+    TIED_ARRAY,
+    Size,
+    broadcast_shapes,
+    index,
+)
 from fxprune.tracing.recorder import Recorder
 from fxprune.tracing.tables import without_tables
 from fxprune.tracing.user_code import WITHOUT_TENSORS
@@ -236,6 +244,7 @@ def patched(
             replace(Tensor, "__new__", staticmethod(new))
         replace(operator, "index", index)
         replace(torch, "Size", Size)
+        replace(torch, "broadcast_shapes", broadcast_shapes)
         replace(torch, "is_grad_enabled", asking_for_grad_mode(recorder.facts, switch))
         # It reads the values of a mask to choose a faster way to the same result.
         replace(

@@ -24,6 +24,7 @@ from fxprune.running.calls import Call
 from fxprune.running.copies import parameters_and_buffers
 from fxprune.tracing.assembly import assemble
 from fxprune.tracing.guards import insert_guards, named_sizes
+from fxprune.tracing.modes import drop_unused_pieces
 from fxprune.tracing.number_trials import compute_unseen_numbers, resized, shapes_of
 from fxprune.tracing.runs import Leaves, Recording, Runner
 from fxprune.tracing.same_outputs import are_same, outputs_of
@@ -205,7 +206,10 @@ def _gives(
             if training not in graphs:
                 recorded = runner.record_training(leaves, set()) if training else runner.record(leaves, set())
                 compute_unseen_numbers(recorded.runner, recorded, leaves, set())
+                # The outputs show whether further steps are alike.
+                recorded.builder.confirmed_loops |= set(range(recorded.builder.loops))
                 insert_guards(recorded.builder, recorded.sizes)
+                drop_unused_pieces(recorded.builder.graph)
                 graphs[training] = assemble(runner.model, recorded.builder, lambda tensor: tensor.detach().clone())
             got = outputs_of(runner, graphs[training], trial.call, training)
         except FxpruneError:

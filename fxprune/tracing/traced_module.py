@@ -172,7 +172,11 @@ class TracedModule(fx.GraphModule):
 
         written.on_generate_code(lambda before: before or transform)
         try:
-            return super().recompile()
+            code = super().recompile()
+            if written is not graph:
+                # Its nodes are not those of the lines, where torch.compile looks for their `meta`.
+                self._lineno_map: dict[int, int | None] = {}
+            return code
         finally:
             self._graph = graph
 

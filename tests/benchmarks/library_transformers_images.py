@@ -132,7 +132,7 @@ rows(
     "DepthAnythingForDepthEstimation",
     image,
     backbone_config=VIT_BACKBONE,
-    patch_size=16,
+    patch_size=8,
     reassemble_hidden_size=32,
     head_hidden_size=8,
     **NECK,
@@ -207,7 +207,7 @@ rows(
     hidden_size=32,
     convstream_hidden_sizes=[8, 8, 16],
     fusion_hidden_sizes=[16, 16, 8, 8],
-    backbone_config={"model_type": "vitdet", **VIT, "num_channels": 4, "out_features": ["stage2"]},
+    backbone_config={"model_type": "vitdet", **VIT, "patch_size": 16, "num_channels": 4, "out_features": ["stage2"]},
 )
 rows(
     "VitPoseForPoseEstimation",
@@ -232,7 +232,7 @@ SAM = {
         "mlp_dim": 64,
         "num_pos_feats": 16,
     },
-    "prompt_encoder_config": {"hidden_size": 32, "image_size": 64, "patch_size": 16, "mask_input_channels": 8},
+    "prompt_encoder_config": {"hidden_size": 32, "image_size": 64, "patch_size": 8, "mask_input_channels": 8},
     "mask_decoder_config": {"hidden_size": 32, "mlp_dim": 64, "num_attention_heads": 4, "iou_head_hidden_dim": 16},
 }
 rows("SamModel", lambda: image() | {"input_points": torch.rand(2, 1, 1, 2) * 64}, **SAM)
@@ -340,18 +340,18 @@ LLAMA = {"model_type": "llama", **DECODER}
 EYES = {"model_type": "clip_vision_model", **VIT}
 rows(
     "LlavaForConditionalGeneration VipLlavaForConditionalGeneration",
-    pictured(16),
+    pictured(64),
     text_config=LLAMA,
     vision_config=EYES,
     image_token_id=95,
     image_token_index=95,
-    image_seq_length=16,
+    image_seq_length=64,
     vision_feature_layer=-1,
     vision_feature_layers=[-1],
 )
 rows(
     "PaliGemmaForConditionalGeneration",
-    pictured(16),
+    pictured(64),
     text_config={"model_type": "gemma", **DECODER, "head_dim": 8},
     vision_config={"model_type": "siglip_vision_model", **VIT, "projection_dim": 32},
     image_token_index=95,

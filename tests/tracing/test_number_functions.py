@@ -131,3 +131,25 @@ def test_pieces_that_are_no_loop_tie_the_graph_to_the_size() -> None:
     model = net(forward, a=nn.Linear(4, 8))
     with pytest.raises(FxpruneError, match="was 7 when the model was traced"):
         trace(model, torch.randn(2, 7, 4))(torch.randn(2, 12, 4))
+
+
+def broadcast(self: Any, x: Tensor, y: Tensor) -> Tensor:
+    x = self.b(self.a(x).relu())
+    shape = torch.broadcast_shapes(x.shape[:-1], y.shape[:-1], (1,), 1)
+    return x.expand(*shape, -1) + y.expand(*shape, -1)  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("sizes", [(2, 1), (2, 5), (5,)])
+def test_shapes_are_broadcast_at_run_time(sizes: tuple[int, ...]) -> None:
+    model = net(broadcast, a=nn.Linear(3, 8), b=nn.Linear(8, 4))
+    traced = trace(model, (torch.randn(2, 5, 3), torch.randn(*sizes, 4)))
+    for others in ((3, 7), (1, 7), (3, 1)):
+        assert_same(model, traced, torch.randn(3, 7, 3), torch.randn(*others[-len(sizes) :], 4))
+
+
+def test_shapes_of_plain_numbers_are_broadcast_as_always() -> None:
+    def forward(self: Any, x: Tensor) -> Tensor:
+        return self.a(x).expand(torch.broadcast_shapes((5, 1, 4), (2, 1)))  # type: ignore[no-any-return]
+
+    model = net(forward, a=nn.Linear(3, 4))
+    assert_same(model, trace(model, torch.randn(2, 3)), torch.randn(2, 3))

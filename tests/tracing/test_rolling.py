@@ -101,6 +101,11 @@ def entries(self: Any, x: Tensor) -> Tensor:
     return self.out(torch.stack(made, 1))  # type: ignore[no-any-return]
 
 
+def listed(self: Any, x: Tensor) -> Any:
+    made = list(self.u(self.a(x)).relu().unbind(1))
+    return self.out(torch.stack(made, 1)), made
+
+
 def model_of(forward: Callable[..., Any]) -> nn.Module:
     layers = {"a": nn.Linear(4, 8), "u": nn.Linear(8, 8), "w": nn.Linear(8, 8), "out": nn.Linear(8, 2)}
     return net(forward, **layers, cell=nn.GRUCell(8, 8))
@@ -117,6 +122,7 @@ ROLLED = (
     into_a_list,
     pieces,
     entries,
+    listed,
 )
 
 
@@ -163,6 +169,15 @@ def test_a_loop_without_steps_is_refused_where_its_last_value_is_used(forward: C
 @pytest.mark.parametrize("forward", ROLLED, ids=lambda forward: forward.__name__)
 def test_all_plans_are_right(forward: Callable[..., Any]) -> None:
     check_invariant(model_of(forward), torch.randn(2, 6, 4))
+
+
+def test_a_loop_of_two_steps_can_be_compiled() -> None:
+    model = model_of(listed).eval()
+    traced = fxprune.trace(model, torch.randn(2, 2, 4))
+    compiled = torch.compile(traced, backend="eager")
+    for length in (2, 3, 5):
+        x = torch.randn(2, length, 4)
+        torch.testing.assert_close(compiled(x), traced(x), rtol=0, atol=0)
 
 
 def test_what_was_pruned_can_be_pruned_again_at_another_size() -> None:
@@ -257,6 +272,10 @@ def one_step_of_them(self: Any, x: Tensor) -> Tensor:
     return self.out(made[2])  # type: ignore[no-any-return]
 
 
+def listed_backwards(self: Any, x: Tensor) -> Tensor:
+    return self.out(torch.stack(list(self.a(x).unbind(1))[::-1], 1))  # type: ignore[no-any-return]
+
+
 def nested(self: Any, x: Tensor) -> Tensor:
     x = self.a(x)
     made = [torch.stack([(x[:, i] * x[:, j]) for j in range(x.size(1))], 1).sum(1) for i in range(x.size(1))]
@@ -265,7 +284,7 @@ def nested(self: Any, x: Tensor) -> Tensor:
 
 TIED = (
     by_its_number, by_a_counter, by_a_length, by_a_growing_list, by_a_table, with_a_break, of_a_generator,
-    one_step_of_them, nested,
+    one_step_of_them, listed_backwards, nested,
 )  # fmt: skip
 
 

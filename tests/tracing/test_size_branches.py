@@ -85,6 +85,18 @@ def test_the_branch_for_other_sizes_is_taken_where_it_gives_the_same(forward: An
     assert fxprune.verify(model, pruned, image(size=9).double(), training=True) <= TOLERANCE
 
 
+def test_a_branch_after_a_loop_over_the_samples_is_left_out() -> None:
+    def forward(self: Any, x: Tensor, place: Tensor) -> Tensor:
+        y = torch.stack(list(self.a(x).relu()))
+        place = place if place.shape[0] == y.shape[0] else place.expand(y.shape[0], -1, -1, -1)
+        return self.b(y) + place  # type: ignore[no-any-return]
+
+    model, place = model_of(forward), torch.randn(1, 2, 6, 6)
+    pruned = fxprune.prune(model, 0.6, example_inputs=(image().double(), place.double()), compensate=False)
+    for batch in (1, 2, 5):
+        assert fxprune.verify(model, pruned, (image(batch=batch).double(), place.double())) <= TOLERANCE
+
+
 @pytest.mark.parametrize("forward", [by_a_padded_size, by_tuple, by_number, by_table])
 def test_a_branch_for_a_size_that_the_example_has_not_is_left_out_where_the_other_gives_the_same(forward: Any) -> None:
     model = model_of(forward)
