@@ -68,7 +68,7 @@ def new_like(op: Op, input: Labels, *arguments: object, **options: object) -> La
     return Labels.plain(op.shape)
 
 
-@rule(*"rand randn arange linspace eye tensor meshgrid as_tensor scalar_tensor Size".split(), torch.Size)  # noqa: SIM905
+@rule(*"rand randn arange linspace eye tensor meshgrid as_tensor scalar_tensor Size".split(), torch.Size, torch.seed)  # noqa: SIM905
 def factory(op: Op, *arguments: object, **options: object) -> LabelTree:
     """New tensors carry no channels, whatever their size was computed from."""
     op.freeze((arguments, options), "made into a new tensor")

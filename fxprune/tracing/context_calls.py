@@ -20,6 +20,7 @@ from torch.overrides import handle_torch_function
 
 from fxprune.errors import FxpruneError
 from fxprune.running.regions import GENERATORS
+from fxprune.tracing.graph_builder import Origin
 from fxprune.tracing.recorder import Recorder, SpecialCall
 from fxprune.tracing.unknown import Unknown
 from fxprune.tracing.user_code import is_library_file
@@ -154,6 +155,13 @@ def _read(recorder: Recorder, original: Any, *args: Any) -> Any:
     return value
 
 
+def _new_seed(recorder: Recorder, original: Any) -> Any:
+    """It is another one in each call, in the graph as well."""
+    node = recorder.builder.create_node("call_function", original, (), {}, seed := original(), Origin.INPUTS)
+    node.meta["random"] = True
+    return recorder.sizes.number_of(node, seed)
+
+
 def _default_dtype(recorder: Recorder, original: Any) -> torch.dtype:
     recorder.regions.check_state(original, dtype := original())
     return dtype  # type: ignore[no-any-return]
@@ -197,6 +205,7 @@ def _without_checks(recorder: Recorder, original: Any, made: Any, *shapes: Any, 
 _replace(Distribution, "__init__", _without_checks)
 for _owner in (torch, torch.random):
     _replace(_owner, "manual_seed", _set)
+    _replace(_owner, "seed", _new_seed)
 _replace(torch, "set_default_dtype", _set)
 #: The stand-ins for functions that read a state, by the function.
 READERS: dict[Any, Any] = {}

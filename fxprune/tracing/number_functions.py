@@ -91,7 +91,7 @@ class _Range(metaclass=StandIn):
 def broadcast_shapes(*shapes: Any) -> Any:
     """`torch.broadcast_shapes(*shapes)`, traced: torch follows each size in a branch."""
     if not any(isinstance(size, TracedNumber) for shape in shapes if isinstance(shape, tuple) for size in shape):
-        return _BROADCAST_SHAPES(*shapes)
+        return _BROADCAST_SHAPES(*shapes)  # type: ignore[no-untyped-call]
     ends = itertools.zip_longest(
         *(reversed(shape) if isinstance(shape, tuple) else [shape] for shape in shapes), fillvalue=1
     )

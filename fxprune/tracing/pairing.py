@@ -58,10 +58,10 @@ def floats(node: fx.Node) -> bool:
     """Whether the place of a node in the graph says nothing: it reads a parameter, or computes a number from sizes."""
     if node.op == "get_attr":
         return True
-    # What is read from the entries of a tensor is read where it is, before these are written.
-    reads_entries = node.op == "call_method" and node.target == "item"
+    # What is read from entries of a tensor is read where it is, before these are written; a seed is drawn where it is.
+    stays = (node.op == "call_method" and node.target == "item") or "random" in node.meta
     number = node.op in ("call_function", "call_method") and type(node.meta["value"]) in (bool, int, float)
-    return number and not reads_entries
+    return number and not stays
 
 
 def is_aligned(node: fx.Node) -> bool:

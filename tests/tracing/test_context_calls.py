@@ -62,3 +62,21 @@ def test_the_default_dtype_is_checked_where_the_code_reads_it() -> None:
             traced(x)
     finally:
         torch.set_default_dtype(torch.float32)
+
+
+def test_a_seed_is_drawn_anew_in_each_call() -> None:
+    def forward(self: Any, x: Tensor) -> Tensor:
+        if self.training:
+            self.seed = int(torch.seed() % 2**60)
+            torch.manual_seed(self.seed)
+        return torch.dropout(self.a(x), 0.5, self.training)
+
+    model, x = net(forward, a=nn.Linear(4, 64)), torch.ones(2, 4)
+    traced = trace(model, x).train()
+    assert not torch.equal(traced(x), traced(x))
+    assert traced(torch.ones(3, 4)).shape == (3, 64)
+    torch.manual_seed(0)
+    expected = torch.rand(3)
+    torch.manual_seed(0)
+    traced.eval()(x)
+    assert torch.equal(torch.rand(3), expected)
