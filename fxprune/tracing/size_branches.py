@@ -80,7 +80,8 @@ def right_for_all_sizes(runner: Runner, recorded: Recording, leaves: Leaves) -> 
     places -= unfound - finds
     flops = functools.cache(lambda: count_flops(runner.model, runner.kwargs or runner.args))
     found: frozenset[Place] = frozenset()
-    for tried in dict.fromkeys((frozenset(places), *(frozenset({place}) for place in sorted(places)))):
+    together = {there & places for _, there in calls if there & places}
+    for tried in dict.fromkeys((frozenset(places), *together, *(frozenset({place}) for place in sorted(places)))):
         # To interpolate to the same size costs some FLOPs, and what is missing to a multiple may be a whole one.
         for more in (tried, tried | {RESIZES}):
             other = replace(runner, otherwise=found | more)

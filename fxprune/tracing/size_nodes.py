@@ -55,6 +55,8 @@ class Guard:
         """Whether a size was found to be the one that the code names at `place`, or a multiple of that."""
         if self.divisor is not None:
             return bool(plain(_remainder(self.operands)) == 0)
+        if _asks_for_one(self.function, self.operands):
+            return bool(self.traced == (self.function in _BELOW))
         return self.function not in _EQUAL or self.traced == (self.function is operator.eq)
 
     @property
@@ -63,12 +65,15 @@ class Guard:
         if self.divisor is not None:
             return self.divisor, self.divisor
         first, second = map(plain, self.operands)
+        if _asks_for_one(self.function, self.operands):
+            return 1, first
         if _rounds(self.operands):
             return (first, second) if self.operands[1].function is read_size else (second, first)
         return (first, second) if _is_named(self.operands[0]) or first == 1 else (second, first)
 
 
 _EQUAL = (operator.eq, operator.ne)
+_BELOW = (operator.le, operator.lt)
 # More comparisons told otherwise than any model has calls that compare; not tuned.
 _MOST_TOLD = 1_000
 
@@ -181,6 +186,7 @@ class SizeNodes:
         may_branch |= remainder is not None
         finds_it = may_branch and _finds_size(function, operands, outcome)
         names_it = may_branch and function in _EQUAL and (rounds or not of_two or 1 in map(plain, operands))
+        names_it |= may_branch and _asks_for_one(function, operands)
         named = finds_it or orders or names_it or remainder is not None
         place = place_in_model() if (named or (may_branch and self._otherwise)) and self._switch.on else None
         if place is not None and orders:
@@ -266,6 +272,12 @@ def _remainder(operands: tuple[Any, ...]) -> TracedNumber | None:
     return sizes[0] if named and isinstance(divisor, int) and divisor > 1 else None
 
 
+def _asks_for_one(function: Callable[..., Any], operands: tuple[Any, ...]) -> bool:
+    """Whether the code asks if a size is 1, as in `if x.shape[0] > 1`, for there is no smaller one."""
+    more, two = function in (operator.gt, operator.le), function in (operator.ge, operator.lt)
+    return (more or two) and type(operands[-1]) is int and operands[-1] == (1 if more else 2)
+
+
 def _rounds(operands: tuple[Any, ...]) -> bool:
     """Whether the code compares a size with another number that is computed from it, as the next multiple of 8."""
     traced = [operand for operand in operands if isinstance(operand, TracedNumber)]
@@ -280,6 +292,8 @@ def _finds_size(function: Callable[..., Any], operands: tuple[Any, ...], outcome
         return bool(plain(remainder) == 0)
     if function in _EQUAL:
         return outcome == (function is operator.eq)
+    if _asks_for_one(function, operands):
+        return outcome == (function in _BELOW)
     first, second = map(_is_of_table, operands)
     return (first or second) and outcome == ((function in (operator.ge, operator.gt)) == first)
 

@@ -45,6 +45,31 @@ def test_a_length_that_the_input_gives_is_computed_by_the_graph() -> None:
     assert note.endswith("control flow that depends on it is that of the example input.")
 
 
+class Bounded(nn.Module):
+    """Checks the lengths that it is given, as XLM does, and follows another bound."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
+        assert lengths.max().item() <= x.shape[1]
+        if lengths.min().item() > 4:
+            return x
+        return self.a(x) * (torch.arange(x.shape[1]) < lengths[:, None])[..., None]  # type: ignore[no-any-return]
+
+
+def test_a_bound_on_a_number_that_the_input_gives_is_a_check_of_the_exported_program() -> None:
+    x, lengths = torch.randn(2, 5, 4), torch.tensor([2, 4])
+    traced = trace(Bounded(), (x, lengths))
+    program = torch.export.export(traced, (x, lengths)).module()
+    for allowed in (lengths, torch.tensor([3, 1])):
+        assert torch.equal(program(x, allowed), traced(x, allowed))
+    for refused in (torch.tensor([2, 6]), torch.tensor([5, 5])):
+        with pytest.raises((RuntimeError, AssertionError), match="check|assertion"):
+            program(x, refused)
+
+
 def _reshaped_by_a_tensor(sizes: Tensor, x: Tensor) -> Tensor:
     return x.reshape(torch.Size(torch.cat([sizes[:1] * sizes[1:2], sizes[2:]])))
 

@@ -97,6 +97,40 @@ def test_a_branch_after_a_loop_over_the_samples_is_left_out() -> None:
         assert fxprune.verify(model, pruned, (image(batch=batch).double(), place.double())) <= TOLERANCE
 
 
+def repeated_where_there_is_one(self: Any, x: Tensor, place: Tensor) -> Tensor:
+    if x.shape[0] > 1 and place.shape[0] == 1:
+        place = place.repeat(x.shape[0], 1, 1, 1)
+    elif not place.shape[0] <= 1 and x.shape[0] < 2:
+        x = x.repeat(place.shape[0], 1, 1, 1)
+    if place.shape[0] != x.shape[0]:
+        raise ValueError("the batch sizes differ")
+    return self.b(self.a(x).relu()) + place  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("example", [1, 2])
+def test_what_is_done_for_more_than_one_sample_is_left_out_where_it_changes_nothing(example: int) -> None:
+    model = model_of(repeated_where_there_is_one)
+    inputs = {batch: (image(batch=batch).double(), torch.randn(batch, 2, 6, 6).double()) for batch in (1, 2, 5)}
+    pruned = fxprune.prune(model, 0.6, example_inputs=inputs[example], compensate=False)
+    for given in inputs.values():
+        for training in (False, True):
+            assert fxprune.verify(model, pruned, given, training=training) <= TOLERANCE
+    with pytest.raises(FxpruneError, match="when the model was traced"):
+        pruned(inputs[1][0], inputs[5][1])
+
+
+def test_a_branch_for_more_than_one_sample_that_computes_something_else_is_that_of_the_example() -> None:
+    def forward(self: Any, x: Tensor) -> Tensor:
+        y = self.a(x)
+        return self.b(y - y.mean(0) if x.shape[0] > 1 else y)  # type: ignore[no-any-return]
+
+    model = model_of(forward)
+    pruned = fxprune.prune(model, 0.6, example_inputs=image(batch=2).double(), compensate=False)
+    assert fxprune.verify(model, pruned, image(batch=3).double()) <= TOLERANCE
+    with pytest.raises(FxpruneError, match=r"x.size\(0\) > 1` is False here"):
+        pruned(image(batch=1).double())
+
+
 @pytest.mark.parametrize("forward", [by_a_padded_size, by_tuple, by_number, by_table])
 def test_a_branch_for_a_size_that_the_example_has_not_is_left_out_where_the_other_gives_the_same(forward: Any) -> None:
     model = model_of(forward)
