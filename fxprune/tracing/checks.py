@@ -61,13 +61,7 @@ def check_as_traced(value: Any, traced: Any, what: str, where: str, applies: boo
         value = _item(value)
     if isinstance(value, (torch.SymInt, torch.SymBool)) and free_unbacked_symbols(value):
         # A number from a tensor in `torch.export`, or what it is compared with; the program gets the check.
-        holds = (
-            value == traced
-            if not isinstance(traced, bool)
-            else value != 0
-            if isinstance(value, torch.SymInt)
-            else value
-        )
+        holds = value if isinstance(value, torch.SymBool) else value == traced
         torch._check(torch.sym_not(holds) if traced is False else holds)
         return
     # A size may be symbolic, and comparing its truth with True fails then.
