@@ -34,6 +34,7 @@ from fxprune.rules.state import Split, Splits, State
 from fxprune.running import trees
 from fxprune.running.one_node import run_node, with_values
 from fxprune.tracing.aliasing import used_nodes
+from fxprune.tracing.lowering import with_later
 from fxprune.tracing.notes import trace_notes
 from fxprune.tracing.spelling import first_few
 
@@ -213,7 +214,8 @@ def _acts_elsewhere_in_training(op: Op) -> bool:
 def _makes_container(node: fx.Node) -> bool:
     """Whether a node makes a dataclass, a named tuple or an ordered dict, which models return."""
     target = node.target
-    return isinstance(target, type) and (is_dataclass(target) or hasattr(target, "_fields") or target is OrderedDict)
+    made = isinstance(target, type) and (is_dataclass(target) or hasattr(target, "_fields") or target is OrderedDict)
+    return made or target is with_later
 
 
 def _read_number(op: Op) -> LabelTree:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from types import CodeType
 from typing import Any, NamedTuple, TypeAlias, cast
 
@@ -20,7 +20,7 @@ from fxprune.tracing.sizes import TracedNumber, TracedPieces, plain, untraced_ty
 from fxprune.tracing.unknown import Unknown
 from fxprune.tracing.user_code import user_frame
 
-__all__ = ["Lowered", "LoweredCall", "Lowering"]
+__all__ = ["Lowered", "LoweredCall", "Lowering", "with_later"]
 
 # What the graph takes for an argument, what runs on the meta device for it, and what it is computed from.
 Lowered: TypeAlias = tuple[Argument, Any, Origin]
@@ -28,6 +28,21 @@ Lowered: TypeAlias = tuple[Argument, Any, Origin]
 _LITERALS = frozenset({int, float, str, bool, complex, type(None), type(...), torch.memory_format, torch.layout})
 # What torch takes types of Python for.
 _DTYPES: dict[Any, torch.dtype] = {int: torch.int64, float: torch.float64, bool: torch.bool, complex: torch.complex128}
+
+
+def with_later(made: Any, entries: Mapping[str, Any]) -> Any:
+    """A dataclass that is a dict, too, with further entries at its end, in another order than that of its fields."""
+    for name, value in entries.items():
+        setattr(made, name, value)
+    return made
+
+
+def _set_later(names: Sequence[str], fields: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields from the first one on that comes in `names` after one which it stands before."""
+    order = [*fields]
+    kept = [name for name in names if name in fields]
+    ordered = next((k for k in range(1, len(kept)) if order.index(kept[k]) < order.index(kept[k - 1])), len(kept))
+    return {name: fields[name] for name in kept[ordered:]}
 
 
 class ForeignTypeError(FxpruneError):
@@ -120,7 +135,12 @@ class Lowering:
             given = {field.name: getattr(arg, field.name) for field in dataclasses.fields(arg)}
             given = {name: value for name, value in given.items() if value is not None}
             kwargs, _, origin = self._lower_entries(given, pieces, lenient)
-            return self._builder.create_node("call_function", kind, (), kwargs, arg, origin), arg, origin
+            later = _set_later([*arg], kwargs) if isinstance(arg, dict) else {}
+            first = {name: value for name, value in kwargs.items() if name not in later}
+            node = self._builder.create_node("call_function", kind, (), first, arg, origin)
+            if later:
+                node = self._builder.create_node("call_function", with_later, (node, later), {}, arg, origin)
+            return node, arg, origin
         if isinstance(arg, dict):
             entries, found, origin = self._lower_entries(arg, pieces, lenient)
             if kind is not OrderedDict:

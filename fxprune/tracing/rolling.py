@@ -10,7 +10,8 @@ from typing import Any
 from torch import fx
 
 from fxprune.running import trees
-from fxprune.tracing.graph_builder import computed_from, reads_layout
+from fxprune.tracing.checks import check_as_traced
+from fxprune.tracing.graph_builder import computed_from, reads_layout, reads_size
 from fxprune.tracing.loops import append, end_steps, joined, keep, loop_index, new_list, next_value, steps
 
 __all__ = ["alike_in_steps", "has_loops", "roll"]
@@ -91,8 +92,16 @@ def _steps_of(graph: fx.Graph, loop: int) -> tuple[list[list[fx.Node]] | None, d
         in its place.
     """
     number = {node: node.meta["loop"][1] for node in graph.nodes if node.meta.get("loop", (None,))[0] == loop}
+    _move_sizes_to_users(graph, number)
     gone = _move_numbers_out(graph, number)
     return _in_steps(graph, number) if number else None, gone
+
+
+def _move_sizes_to_users(graph: fx.Graph, number: dict[fx.Node, int]) -> None:
+    """Read the sizes of what steps make where they are first needed: in the next step, for what is passed on to it."""
+    order = {node: place for place, node in enumerate(graph.nodes)}
+    for node in [node for node in order if reads_size(node) and node.args[0] in number and node.users]:
+        min(node.users, key=order.__getitem__).prepend(node)
 
 
 def _move_numbers_out(graph: fx.Graph, number: dict[fx.Node, int]) -> dict[str, str]:
@@ -116,9 +125,11 @@ def _in_steps(graph: fx.Graph, number: dict[fx.Node, int]) -> list[list[fx.Node]
     first = nodes[places[0]]
     # Then what reads a tensor in front of the loop need not read the same.
     writes = any("mutates" in node.meta for node in nodes[places[0] : places[-1]])
+    step = 0
     for place in range(places[0], places[-1]):
         node = nodes[place]
         if node in number:
+            step = number[node]
             continue
         if not any(given in number for given in node.all_input_nodes):
             if (writes and "loop" not in node.meta) or "random" in node.meta:
@@ -126,6 +137,8 @@ def _in_steps(graph: fx.Graph, number: dict[fx.Node, int]) -> list[list[fx.Node]
             first.prepend(node)
             continue
         around = {number[other] for other in (*node.all_input_nodes, *node.users) if other in number}
+        if reads_size(node):
+            around = {step}
         if len(around) != 1:
             return None
         [number[node]] = around
@@ -180,7 +193,9 @@ class _Loop:
             if [node.args[1] for node in nodes] != [first + k for k in range(len(nodes))]:
                 raise _DifferentError
             return None
-        return self._merge([(node.args, dict(node.kwargs)) for node in nodes])
+        # After its numbers, a check has names of nodes, for messages.
+        names = nodes[0].args[2:] if nodes[0].target is check_as_traced else ()
+        return self._merge([((*node.args[:2], *names) if names else node.args, dict(node.kwargs)) for node in nodes])
 
     def _merge(self, values: list[Any]) -> Any:
         first = values[0]

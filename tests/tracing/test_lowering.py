@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
+import pickle
+from collections import OrderedDict
 from dataclasses import dataclass
 from typing import Any
 
@@ -64,3 +67,37 @@ def test_arrays_of_numpy_are_indices(index: Any) -> None:
     width = len(np.arange(8)[index])
     model = net(lambda self, x: self.b(self.a(x)[:, index]), a=nn.Linear(4, 8), b=nn.Linear(width, 2))
     check_invariant(model, torch.randn(3, 4), 8)
+
+
+@dataclass
+class Entries(OrderedDict[str, Any]):
+    """A dataclass whose fields are also entries, in the order in which they are set, as in transformers."""
+
+    first: Any = None
+    second: Any = None
+    third: Any = None
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            self.__setattr__(field.name, getattr(self, field.name))
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if value is not None:
+            self[name] = value
+        super().__setattr__(name, value)
+
+
+@pytest.mark.parametrize("later", ["first", "second", "third"])
+def test_entries_that_are_set_later_come_last(later: str) -> None:
+    def forward(self: Any, x: Tensor) -> Entries:
+        y = self.b(self.a(x).relu())
+        made = Entries(**{name: (y, y + 1) for name in ("third", "first", "second") if name != later})
+        setattr(made, later, y * 2)
+        return made
+
+    model, x = net(forward, a=nn.Linear(4, 8), b=nn.Linear(8, 4)), torch.randn(2, 4, dtype=torch.float64)
+    check_invariant(model, x)
+    for candidate in (trace(model, x), pickle.loads(pickle.dumps(trace(model, x)))):
+        assert [*candidate(x)] == [*model(x)]
+        assert torch.equal(candidate(x)[later], model(x)[later])
+    assert [*torch.compile(trace(model, x), backend="eager")(x)] == [*model(x)]

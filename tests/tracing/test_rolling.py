@@ -106,6 +106,13 @@ def listed(self: Any, x: Tensor) -> Any:
     return self.out(torch.stack(made, 1)), made
 
 
+def checked(self: Any, x: Tensor) -> Tensor:
+    x, h = self.a(x), torch.zeros(x.shape[0], 8).to(x)
+    for t in range(x.size(1)):
+        h = step(self, x, t, h) if h.shape == x[:, t].shape else x[:, t]
+    return self.out(h)  # type: ignore[no-any-return]
+
+
 def model_of(forward: Callable[..., Any]) -> nn.Module:
     layers = {"a": nn.Linear(4, 8), "u": nn.Linear(8, 8), "w": nn.Linear(8, 8), "out": nn.Linear(8, 2)}
     return net(forward, **layers, cell=nn.GRUCell(8, 8))
@@ -113,7 +120,7 @@ def model_of(forward: Callable[..., Any]) -> nn.Module:
 
 ROLLED = (
     recurrence, without_a_first_state, from_the_second, backwards, written, prefixes, without_gradients, into_a_list,
-    pieces, entries, listed,
+    pieces, entries, listed, checked,
 )  # fmt: skip
 
 
@@ -126,7 +133,7 @@ def test_steps_that_are_alike_run_at_other_sizes(forward: Callable[..., Any], tr
     assert "for steps in" in pruned.code
     for candidate in (pruned, copy.deepcopy(pruned), pickle.loads(pickle.dumps(pruned))):
         # Its first step stands before the loop, which has none at length 1.
-        for batch, length in ((2, 6), (3, 9), (2, 2), (1, 2 if forward is without_a_first_state else 1)):
+        for batch, length in ((2, 6), (3, 9), (2, 2), (1, 1 + (forward in (without_a_first_state, checked)))):
             assert fxprune.verify(model, candidate, torch.randn(batch, length, 4).double()) <= 1e-9
 
 
