@@ -19,8 +19,9 @@ from fxprune.tracing.refusals import part_of
 from fxprune.tracing.runs import Leaves, Recording, Runner
 from fxprune.tracing.spelling import first_few
 
-__all__ = ["CONDITIONS", "SIZED_BY_VALUES", "STAYS_WHOLE", "record_in_eval"]
+__all__ = ["AS_EXPORTED", "CONDITIONS", "SIZED_BY_VALUES", "STAYS_WHOLE", "record_in_eval"]
 
+AS_EXPORTED = "Traced as for torch.export: otherwise the model's control flow depends on the values of its input."
 # How remarks start that become warnings.
 STAYS_WHOLE = "A part stays whole"
 SIZED_BY_VALUES = "Values of the input decide how large some tensors are"
@@ -94,9 +95,7 @@ def _record_as_it_is_or_exported(runner: Runner, leaves: Leaves, kept: set[str],
         except FxpruneError:
             runner.exporting = False
             raise
-        remarks.append(
-            "Traced as for torch.export: otherwise the model's control flow depends on the values of its input."
-        )
+        remarks.append(AS_EXPORTED)
         return recorded
 
 

@@ -13,6 +13,7 @@ from same_model import make
 from torch import Tensor, nn
 
 from fxprune.errors import FxpruneError, FxpruneWarning
+from fxprune.flops import count_flops
 from fxprune.tracing.notes import trace_notes
 from fxprune.tracing.tracer import trace
 
@@ -53,6 +54,22 @@ def test_a_way_that_a_model_has_for_export_is_taken_where_the_other_depends_on_v
         "Traced as for torch.export: otherwise the model's control flow depends on the values of its input."
     ]
     assert not torch.compiler.is_compiling()
+
+
+def test_a_way_for_export_that_costs_otherwise_is_warned_of() -> None:
+    class CostsMore(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(3, 3)
+
+        def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+            if not torch.compiler.is_compiling() and mask.all():
+                return self.layer(x)
+            return self.layer(self.layer(x)) * 0 + self.layer(x)
+
+    with pytest.warns(FxpruneWarning, match=r"torch\.export, .* has 54 FLOPs, .* takes 18\. Budgets"):
+        traced = trace(CostsMore(), (torch.randn(2, 3), torch.ones(2)))
+    assert count_flops(traced, (torch.randn(2, 3), torch.ones(2))) == 54
 
 
 def test_a_model_without_a_way_for_export_is_refused_for_its_own_reason() -> None:
