@@ -13,7 +13,7 @@ from fxprune.ops import name_of_op
 from fxprune.running import trees
 from fxprune.tracing.graph_builder import GraphBuilder
 from fxprune.tracing.size_nodes import SizeNodes
-from fxprune.tracing.sizes import TracedPieces
+from fxprune.tracing.sizes import TracedPieces, call_with_numbers
 
 __all__ = ["Results", "dimension_cut"]
 
@@ -78,7 +78,10 @@ class Results:
             return number, True
         shape = source.meta["value"].shape
         size = self._sizes.size(source, dim % len(shape), shape[dim])
-        if name == "chunk" and shape[dim]:
+        if name == "chunk":
+            if not shape[dim] or any("by_values" in other.meta for other in self._builder.graph.nodes):
+                # Nothing is cut into all pieces.
+                size = call_with_numbers(max, (size, number * (1 - call_with_numbers(min, (size, 1)))))
             # Small sizes are cut into fewer pieces.
             number = (size + (number - 1)) // number
         return size if at == 1 else (size + (number - 1)) // number, follows

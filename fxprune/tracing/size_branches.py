@@ -13,6 +13,7 @@ import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -73,10 +74,12 @@ def right_for_all_sizes(runner: Runner, recorded: Recording, leaves: Leaves) -> 
     others = bool(places - unfound - {place for place, _ in divisors})
     calls = [(call, frozenset[Place]()) for call in _calls(runner, {n for _, n in divisors if n}, others=others)]
     found_in = [(call, _finds(runner, call, leaves, unfound)) for call in _calls_of(runner, named)]
+    calls += [(call, there) for call, there in found_in if there]
     # One dimension may be a multiple where another is none.
-    calls += [(call, there) for call, there in found_in if there or divisors]
-    trials = _Trials(_run_trials(runner, calls))
-    finds = frozenset[Place]().union(*(trial.finds_it for trial in trials)) if unfound else frozenset[Place]()
+    mixed = [(call, there) for call, there in found_in if not there]
+    mixed += [(call, frozenset[Place]()) for call in _smaller(calls[0][0]) if not others]
+    trials = _Trials(_run_trials(runner, calls)), _Trials(_run_trials(runner, mixed))
+    finds = frozenset[Place]().union(*(trial.finds_it for trial in trials[0])) if unfound else frozenset[Place]()
     places -= unfound - finds
     flops = functools.cache(lambda: count_flops(runner.model, runner.kwargs or runner.args))
     found: frozenset[Place] = frozenset()
@@ -130,9 +133,8 @@ def _calls(runner: Runner, divisors: Iterable[int] = (), *, others: bool) -> Ite
         yield resized(example, None, lambda n, divisor=divisor: n + divisor)  # type: ignore[misc]
     if divisors:
         yield resized(example, None, lambda n: max(n - 1, 1))
-    for d, n in _dimensions(example) if others or divisors else ():
-        if others or d:
-            yield _narrowed(example, d, n, n - 1)
+    if others:
+        yield from _smaller(example)
     for d, n in _dimensions(example) if others else ():
 
         def twice(x: Tensor, d: int = d, n: int = n) -> Tensor:
@@ -167,6 +169,12 @@ def _dimensions(call: Call) -> list[tuple[int, int]]:
     return sorted({(d, n) for tensor in trees.tensors(call) for d, n in enumerate(tensor.shape)})
 
 
+def _smaller(call: Call) -> Iterator[Call]:
+    """A call with each dimension smaller by one."""
+    for d, n in _dimensions(call):
+        yield _narrowed(call, d, n, n - 1)
+
+
 def _narrowed(call: Call, d: int, n: int, size: int) -> Call:
     narrowed: Call = trees.map_tensors(
         lambda x: x.narrow(d, 0, size) if x.ndim > d and x.shape[d] == n > 1 else x, call
@@ -187,12 +195,12 @@ def _finds(runner: Runner, call: Call, leaves: Leaves, unfound: frozenset[Place]
 
 
 def _gives(
-    trials: Iterable[_Trial], runner: Runner, unseen: frozenset[Place], leaves: Leaves, flops: Callable[[], int]
+    trials: tuple[_Trials, _Trials], runner: Runner, unseen: frozenset[Place], leaves: Leaves, flops: Callable[[], int]
 ) -> bool:
     """Whether the graphs with the other branches give these outputs for no more FLOPs.
 
     Args:
-        trials: the calls of the model.
+        trials: the calls of the model; the second ones matter if something is filled up to a multiple.
         runner: of the model, with the other branches.
         unseen: those that have to be seen at the size that the code names: what the graph does not take there shows
             nothing.
@@ -201,7 +209,8 @@ def _gives(
     """
     graphs: dict[bool, nn.Module] = {}
     known = False
-    for trial in trials:
+    fills: set[Any] = set()
+    for trial in itertools.chain(trials[0], (trial for kind in trials[1:] if fills for trial in kind)):
         training = trial.training
         try:
             if training not in graphs:
@@ -211,6 +220,7 @@ def _gives(
                 recorded.builder.confirmed_loops |= set(range(recorded.builder.loops))
                 insert_guards(recorded.builder, recorded.sizes)
                 drop_unused_pieces(recorded.builder.graph)
+                fills |= recorded.sizes.filled
                 graphs[training] = assemble(runner.model, recorded.builder, lambda tensor: tensor.detach().clone())
             got = outputs_of(runner, graphs[training], trial.call, training)
         except FxpruneError:

@@ -84,6 +84,7 @@ class SizeNodes:
     Attributes:
         guards: what the model's code relied on.
         constructs: whether a size went into a `torch.Tensor(size)`.
+        filled: multiples, and the sizes of which the code was told that they are none.
         resizes: whether images of the right size are resized or padded, because of a branch for other sizes.
     """
 
@@ -96,6 +97,7 @@ class SizeNodes:
         """
         self._otherwise = otherwise
         self._told = 0
+        self.filled: set[tuple[Any, ...]] = set()
         self.constructs = False
         self.resizes = RESIZES in otherwise
         self.guards: list[Guard] = []
@@ -196,10 +198,16 @@ class SizeNodes:
                     return self._tell(told, place)
             place = f"{place} {not outcome}"
         elif place in self._otherwise:
+            if remainder is not None and self.resizes:
+                self.filled.add(_multiple_and_sizes(remainder))
             return self._tell(outcome != finds_it, place)
         place = place if named else None
         self.guard(function, operands, outcome, place)
         return outcome
+
+    def fills(self, remainder: TracedNumber, multiple: int) -> bool:
+        """Whether the code was told, only since that may be so, that something remains."""
+        return _multiple_and_sizes(remainder) in self.filled and remainder.operands[1] == multiple
 
     def _tell(self, told: bool, place: Place | None) -> bool:
         """What the code is told in place of the outcome."""
@@ -248,6 +256,10 @@ def _read(operand: Any) -> set[tuple[fx.Node, int]]:
         return {operand.operands}
     parts = [part for given in operand.operands for part in (given if isinstance(given, (tuple, list)) else (given,))]
     return set().union(*map(_read, parts))
+
+
+def _multiple_and_sizes(remainder: TracedNumber) -> tuple[Any, ...]:
+    return remainder.operands[1], frozenset(_read(remainder))
 
 
 def _is_named(operand: Any) -> bool:

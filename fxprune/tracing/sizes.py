@@ -29,8 +29,6 @@ __all__ = [
 class NumberNodes(Protocol):
     """What makes the nodes of numbers, and their guards."""
 
-    resizes: bool
-
     @property
     def active(self) -> bool:
         """Whether the run of the model goes on."""
@@ -46,6 +44,9 @@ class NumberNodes(Protocol):
 
     def compare(self, function: Callable[..., Any], operands: tuple[Any, ...], outcome: bool) -> bool:
         """What the model's code is told of a comparison: the outcome, on which the graph then relies, or the other."""
+
+    def fills(self, remainder: TracedNumber, multiple: int) -> bool:
+        """Whether `multiple - remainder` is to be nothing where the remainder is."""
 
     def from_end(self, node: fx.Node, value: torch.Tensor, index: int | fx.Node) -> torch.Tensor:
         """A piece of what a node gives, by its negative index, or by that of a step."""
@@ -256,10 +257,8 @@ def _arithmetic(name: str, function: Callable[..., Any], reflected: bool) -> Cal
         if not isinstance(other, (int, float)):
             return NotImplemented
         made = call_with_numbers(function, (other, self) if reflected else (self, other))
-        if reflected and function is operator.sub and self.function is operator.mod and self.operands[1] is other:
-            # What is missing to a multiple of `other`: all of it where nothing is.
-            return made % other if self.nodes.resizes else made
-        return made
+        of_remainder = reflected and function is operator.sub and self.function is operator.mod
+        return made % other if of_remainder and self.nodes.fills(self, other) else made
 
     method.__name__ = name
     return method

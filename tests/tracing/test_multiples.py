@@ -96,6 +96,19 @@ def test_what_is_padded_by_a_whole_multiple_stays_so_or_is_refused(below: int, s
             assert pruned.eval()(given).shape == expected.shape
 
 
+def test_what_is_always_padded_by_a_whole_multiple_stays_so() -> None:
+    def forward(self: Any, x: Tensor) -> Tensor:
+        y = self.a(x)
+        if y.shape[2] % 2 != 0:
+            y = F.pad(y, (0, 0, 0, 2 - y.shape[2] % 2))
+        return self.b(F.pad(y, (0, 9 - y.shape[3] % 9)))  # type: ignore[no-any-return]
+
+    model = model_of(forward)
+    pruned = fxprune.prune(model, 0.6, example_inputs=image(size=7).double(), compensate=False)
+    for other in (7, 8, 9):
+        assert fxprune.verify(model, pruned, image(size=other).double()) <= TOLERANCE
+
+
 def test_a_branch_for_what_remains_that_does_something_else_is_that_of_the_example() -> None:
     def forward(self: Any, x: Tensor) -> Tensor:
         y = self.a(x)
@@ -142,13 +155,15 @@ def resized_by_a_factor(self: Any, x: Tensor) -> Tensor:
     if y.flatten(2).shape[2] != self.table.flatten(2).shape[2]:
         factors = tuple((n + 0.1) / 6 for n in y.shape[2:])
         table = F.interpolate(table, scale_factor=factors, mode="bilinear", recompute_scale_factor=True)
-    return self.b(y * table)  # type: ignore[no-any-return]
+    larger = F.interpolate(y * table, size=tuple(2 * n for n in y.shape[2:]))
+    return self.b(larger)  # type: ignore[no-any-return]
 
 
 def test_tables_are_resized_by_a_factor_and_that_costs_nothing_where_they_fit() -> None:
     model, example = model_of(resized_by_a_factor, table=nn.Parameter(torch.randn(1, 8, 6, 6))), image(size=6).double()
     traced = fxprune.trace(model, example)
     assert fxprune.count_flops(traced, example) == fxprune.count_flops(model, example)
+    assert fxprune.analyze(traced).flops.total == fxprune.count_flops(model, example)
     pruned = fxprune.prune(model, 0.6, example_inputs=example, compensate=False)
     for other in (6, 8, 9):
         for training in (False, True):

@@ -91,6 +91,19 @@ def test_small_sizes_have_fewer_chunks(
             pruned(image(size=other))
 
 
+@pytest.mark.filterwarnings("ignore:Values of the input decide")
+def test_nothing_is_cut_into_all_chunks() -> None:
+    def forward(self: Any, x: Tensor) -> Tensor:
+        found = self.a(x)[x[:, 0] > 0]
+        first, second = torch.cat([found, 2 * found]).chunk(2)
+        return self.b(first - second)  # type: ignore[no-any-return]
+
+    model, x = net(forward, a=nn.Linear(4, 8), b=nn.Linear(8, 2)), torch.randn(6, 4).abs()
+    traced = trace(model, x)
+    for other in (x, -x):
+        torch.testing.assert_close(traced(other), model(other))
+
+
 def test_chunks_of_channels_may_be_cut_into_other_sizes() -> None:
     def forward(self: Any, x: Tensor) -> Tensor:
         y = self.a(x).flatten(2)
