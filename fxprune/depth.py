@@ -47,12 +47,12 @@ def best_depth(
     following = next(ahead, None)
     if following is None:
         return run.fit(rewrite(graph, plan_without(())))
-    blocks, lighter = itertools.chain([following], ahead), run.lighter()
+    blocks = itertools.chain([following], ahead)
     best: Fit | None = None
     unreachable: UnreachableBudgetError | None = None
     worse = 0
-    # Where the first corrections do not help, others seldom do: only the best is tried with them, on all samples.
-    first = replace(lighter, parts=run.parts[:1])
+    # Where the first corrections do not help, others seldom do: only the best is tried with them.
+    first = replace(run, parts=run.parts[:1])
     for gone in itertools.accumulate(blocks, lambda before, block: [*before, block], initial=list[Block]()):
         try:
             plan = plan_without(gone)
@@ -70,7 +70,8 @@ def best_depth(
     if best is None:
         assert unreachable is not None
         raise unreachable
-    return best if best.parts else run.fit(best.pruned)
+    others = run.parts[1:]
+    return replace(run, parts=others).fit(best.pruned) if others and not best.parts else best
 
 
 def blocks_in_order(

@@ -12,7 +12,6 @@ layer is fitted to the inputs that it will really have. There are two correction
 from __future__ import annotations
 
 import copy
-import math
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -38,8 +37,6 @@ _CALL = "fxprune.compensate(original, pruned, data)"
 DAMPING = (1e-2, 1e-1, 1.0, 4.0)
 #: Not tuned.
 HOLDOUT, POSITIONS = 0.25, 32768
-# The fractions of the samples and of the positions that several pruned models are compared by. Not tuned.
-_LIGHTER, _FEWER_POSITIONS = 1 / 3, 1 / 4
 #: All corrections together, then each alone.
 ALL_PARTS = (("ridge", "moments"), ("moments",), ("ridge",))
 
@@ -159,14 +156,6 @@ class Compensation:
         return Compensation(
             graph, (fit, judge), OutputError(graph.module, judge or fit), parts, damping, positions, seed, progress
         )
-
-    def lighter(self) -> Compensation:
-        """One that fits to fewer samples and positions, to compare pruned models by and to choose the damping."""
-        fit, judge = self.samples
-        if not judge:
-            return self
-        fewer = fit[: math.ceil(len(fit) * _LIGHTER)]
-        return replace(self, samples=(fewer, judge), positions=round(self.positions * _FEWER_POSITIONS))
 
     @keep_freed_memory()
     def fit(self, pruned: fx.GraphModule) -> Fit:
