@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections import ChainMap, Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -230,6 +230,10 @@ class _Owned:
                 return "no parameters at its end have its channels"
             name = self._name_of(tensors, ends, apart=True)
             return _Candidate(tuple(inside), ends, tensors, flops, name, joined.ids)
+        inputs = (source for node in inside for source in node.all_input_nodes if source.op == "placeholder")
+        if alone := next((source.name for source in inputs if _is_read_only_in(within, source)), ""):
+            # Without it a sum would have the size of what stays.
+            return f"it alone reads the input {alone!r}, which may have more samples"
         zeroed = self._zeroed(value, _Inside(within, frozenset(tensors)))
         if zeroed is None:
             return "no parameters at its end make it zero"
@@ -346,6 +350,13 @@ class _Owned:
             return False
         op, args, kwargs = self._op(node, {})
         return stays_zero(op, args, kwargs, single)
+
+
+def _is_read_only_in(within: Set[fx.Node], source: fx.Node) -> bool:
+    """Whether no other nodes than these read the entries of an input that has dimensions."""
+    value = source.meta.get("value")
+    readers = [user for user in source.users if isinstance(user.meta.get("value"), Tensor)]
+    return isinstance(value, Tensor) and value.dim() > 0 and within >= set(readers)
 
 
 def _total(item: Term) -> int:

@@ -11,6 +11,7 @@ from invariant import check_invariant, image, net, parameter, tokens
 from mutate import attribute
 from torch import Tensor, nn
 
+import fxprune
 from fxprune.channels.polynomial import Term
 from fxprune.errors import FxpruneError
 from fxprune.rules import blocks
@@ -136,3 +137,21 @@ def test_analysis_is_not_disturbed_by_the_search(monkeypatch: pytest.MonkeyPatch
     forward, parts, _ = NETS["batch norm"]
     graph = check_invariant(net(forward, **STREAM, **parts), image())
     assert {each.reason for each in graph.frozen} == {"model input (stem)", "model output"}
+
+
+def masked(self: Any, x: Tensor, mask: Tensor) -> Tensor:
+    x = self.stem(x)
+    return self.head(x + self.b(self.a(x).relu() * mask))
+
+
+def test_what_alone_reads_an_input_stays_since_the_input_may_have_more_samples() -> None:
+    inputs = (image().double(), torch.ones(1, 4, 1, 1, dtype=torch.float64))
+    graph = fxprune.analyze(fxprune.trace(net(masked, a=conv(3), b=conv(), **STREAM).double(), inputs))
+    assert not graph.blocks
+    assert "it alone reads the input 'mask', which may have more samples" in [each.reason for each in graph.no_blocks]
+
+    def both(self: Any, x: Tensor, mask: Tensor) -> Tensor:
+        return masked(self, x * mask[:, :1], mask)
+
+    graph = fxprune.analyze(fxprune.trace(net(both, a=conv(3), b=conv(), **STREAM).double(), inputs))
+    assert [block.name for block in graph.blocks] == ["b"]
