@@ -16,6 +16,8 @@ nox.options.sessions = ["lint", "types", "tests"]
 
 PROJECT = nox.project.load_toml("pyproject.toml")
 PYTHONS = nox.project.python_versions(PROJECT)
+# For all tests; a few start faster in one process.
+PARALLEL = ("-n", "auto", "--maxprocesses", "4", "--dist", "worksteal")
 
 
 def install(session: nox.Session, *groups: str, more: Sequence[str] = (), without: Sequence[str] = ()) -> None:
@@ -32,14 +34,14 @@ def install(session: nox.Session, *groups: str, more: Sequence[str] = (), withou
 def tests(session: nox.Session) -> None:
     """Run the tests."""
     install(session, "test")
-    session.run("pytest", *session.posargs)
+    session.run("pytest", *(session.posargs or PARALLEL))
 
 
 @nox.session(python=PYTHONS)
 def pythons(session: nox.Session) -> None:
     """Run the tests on each supported Python that is installed."""
     install(session, "test")
-    session.run("pytest", *session.posargs)
+    session.run("pytest", *(session.posargs or PARALLEL))
 
 
 @nox.session(python=PYTHONS[0])
@@ -47,7 +49,7 @@ def lowest(session: nox.Session) -> None:
     """Run the tests on the lowest Python with the lowest versions of fxprune's own dependencies."""
     needed = [requirement.replace(">=", "==") for requirement in PROJECT["project"]["dependencies"]]
     install(session, "test", more=needed, without=["torchao"])
-    session.run("pytest", *session.posargs)
+    session.run("pytest", *(session.posargs or PARALLEL))
 
 
 @nox.session
