@@ -68,7 +68,7 @@ def interpolate(op: Op, input: Labels, *arguments: object, **options: object) ->
 
 
 @rule(resized_where_needed)
-def resize(op: Op, input: Labels, *arguments: object, **options: object) -> LabelTree:
+def resize(op: Op, input: Labels, size: object, **options: object) -> LabelTree:
     """Where it is there for images of other sizes than the example's, it costs nothing."""
     return _over_space(op, input, len(input.dims) - 2)
 
