@@ -109,7 +109,6 @@ def _super_image() -> None:
     net("Pan", scale=2, nf=16, unf=8, nb=2)
     net("Physicssr", scale=2, n_resblocks=2, n_feats=16)
     net("Rcan", scale=2, n_resgroups=2, n_resblocks=2, n_feats=16, reduction=4)
-    net("Rnan", scale=2, n_resgroups=1, n_feats=16)
 
 
 _spandrel()

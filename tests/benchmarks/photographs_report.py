@@ -61,8 +61,9 @@ def _limits(bounds: list[Row], budgets: list[float]) -> str:
     return (
         "\n## Upper bounds\n\n"
         "Agreement after compensation and, in brackets, the divergence, if the crops used for judging are also used "
-        "for scores or compensation. The difference from the table above is due to the difference between seen and "
-        f"unseen scenes. What is still lost is the limit of the score and of compensation.\n\n{table}"
+        f"for scores or compensation ({bounds[0]['judged']} crops, made {bounds[0]['made']}). The difference from the "
+        "table above is due to the difference between seen and unseen scenes. What is still lost is the limit of the "
+        f"score and of compensation.\n\n{table}"
     )
 
 
