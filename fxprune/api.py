@@ -39,7 +39,7 @@ from fxprune.tracing.tracer import trace
 
 __all__ = ["prune"]
 
-# Steps of gate learning where the data is not walked through once, and the samples of each. Not tuned.
+# Steps of gate learning on samples, and how many made samples each takes. Not tuned.
 _STEPS, _BATCH = 20, 32
 # The fraction of the samples that a fast run looks at. Not tuned.
 _FAST = 0.25
@@ -104,7 +104,8 @@ def prune(
         width: whether channels may be removed; False for blocks alone.
         quality: how much work goes into the choice where there are samples. "fast" looks at a quarter of them, and
             leaves no block out unless `depth` is True. "best" learns gates too, in 20 steps from the scores, on samples
-            that are not held out, and takes their plan if held-out samples prefer it.
+            that are not held out, and takes their plan if held-out samples prefer it; it is "normal" where nothing is
+            compensated and no block may go.
         seed: of everything random.
         progress: True shows bars in a terminal, False nothing; a function is called with the progress
             (`fxprune.progress.Progress`).
@@ -180,7 +181,8 @@ def prune(
                 other = best_depth(graph, order, lambda gone: _planned(model, graph, learned, request, gone), run)
                 if other.error < best.error:
                     best, by = other, "dagger"
-            return _noted(run.finish(best), by, origin)
+            # Without widths to choose, nothing was scored.
+            return _noted(run.finish(best), by if width else "", origin)
         except CannotScoreError as error:
             if by_samples or demanded or (method is not None and data is not None):
                 raise

@@ -427,3 +427,9 @@ def test_a_fast_run_looks_at_a_quarter_of_the_samples_and_leaves_no_block_out(
     assert not fxprune.plan_of(fxprune.prune(model, 0.6, **fast)).removed
     assert fxprune.plan_of(fxprune.prune(model, 0.6, depth=True, **fast)).removed
     assert sizes == [16, 16]
+
+
+def test_blocks_alone_are_not_said_to_be_chosen_by_scores_of_channels(model: nn.Module) -> None:
+    small = fxprune.prune(model, 0.8, data=[samples()], width=False, progress=False)
+    assert fxprune.plan_of(small).removed
+    assert pruning_notes(small).method == ""

@@ -109,8 +109,9 @@ def prune(
 ) -> None:  # fmt: skip
     """Prune a model to a budget of FLOPs or time, and save it.
 
-    Data is optional, but a hundred images, with or without labels, give a much better model. Without data, images are
-    made from the statistics in the model's BatchNorm layers. `fxprune.load` loads the file.
+    Data is optional, but a hundred images, with or without labels, give a much better model. Without data, photographs
+    that scikit-image carries take their place, changed where the model's BatchNorm statistics say that it was trained
+    on something else. `fxprune.load` loads the file.
     """
     common.check_output(output, ".safetensors")
     if code is not None:
