@@ -17,6 +17,7 @@ from fxprune.running.one_node import run_node
 
 __all__ = [
     "are_class_labels",
+    "as_class_scores",
     "class_loss",
     "distillation_loss",
     "float_outputs",
@@ -132,24 +133,57 @@ def _of_same_shapes(students: list[Tensor], teachers: list[Tensor]) -> tuple[lis
 
 
 def separated(model: nn.Module, outputs: Any) -> Any:
-    """Outputs of a traced model, those of three dimensions and more taken apart into what the graph joins them from.
+    """Outputs of a traced model in their own units, as `distillation_loss` takes them.
 
-    A detector returns boxes in pixels and scores below 1 in one tensor, along its channels. In a sum of squares the
-    boxes are all that counts, so each part is to be compared in its own units.
+    Class probabilities become class scores (`as_class_scores`). Outputs of three dimensions and more are taken apart
+    into what the graph joins them from: a detector returns boxes in pixels and scores below 1 in one tensor, along its
+    channels, and in a sum of squares the boxes are all that counts.
 
     Args:
         model: whose graph is read. What is no graph, or was joined in other sizes, stays as it is.
         outputs: of this model, or of one with the same outputs.
     """
+    nodes, tensors = _float_nodes(model), float_outputs(outputs)
+    if len(nodes) != len(tensors):
+        return outputs
+    scores = as_class_scores(model, outputs)
+    if scores is not outputs:
+        return scores
+    parts = [part for node, tensor in zip(nodes, tensors, strict=True) for part in _parts_of(node, tensor)]
+    return parts if len(parts) > len(tensors) else outputs
+
+
+def as_class_scores(model: nn.Module, outputs: Any) -> Any:
+    """The logarithms of class probabilities (N, C), which a traced model computes with a softmax; others stay.
+
+    The softmax of these logarithms are the probabilities again. Taken for class scores themselves, probabilities would
+    be nearly equal ones.
+    """
+    nodes, tensors = _float_nodes(model), float_outputs(outputs)
+    if len(tensors) != 1 or len(nodes) != 1 or not _are_probabilities(model, nodes[0]):
+        return outputs
+    return tensors[0].clamp_min(torch.finfo(tensors[0].dtype).tiny).log()
+
+
+def _float_nodes(model: nn.Module) -> list[fx.Node]:
+    """The nodes whose floating-point tensors a traced model returns; none for another module."""
     leaves: list[fx.Node] = []
     if isinstance(model, fx.GraphModule):
         fx.node.map_arg(model.graph.output_node().args, leaves.append)
-    nodes = [node for node in leaves if node.meta.get("value") is not None and float_outputs(node.meta["value"])]
-    tensors = float_outputs(outputs)
-    if len(nodes) != len(tensors):
-        return outputs
-    parts = [part for node, tensor in zip(nodes, tensors, strict=True) for part in _parts_of(node, tensor)]
-    return parts if len(parts) > len(tensors) else outputs
+    return [node for node in leaves if node.meta.get("value") is not None and float_outputs(node.meta["value"])]
+
+
+def _are_probabilities(model: nn.Module, node: fx.Node) -> bool:
+    """Whether a node is a softmax over the second of two dimensions, or a copy of one."""
+    while Trait.COPY in traits(node):
+        node = node.all_input_nodes[0]
+    if node.op == "call_module":
+        module = model.get_submodule(str(node.target))
+        dim = module.dim if type(module) is nn.Softmax else None
+    else:
+        given = dict(zip(("input", "dim"), node.args, strict=False)) | node.kwargs
+        dim = given.get("dim") if _op(node) == "softmax" else None
+    return dim in (1, -1) and bool(node.meta["value"].dim() == 2)
 
 
 def _parts_of(node: fx.Node, tensor: Tensor) -> list[Tensor]:

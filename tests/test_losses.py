@@ -145,3 +145,35 @@ def test_what_is_joined_in_other_sizes_is_compared_as_it_is() -> None:
     assert len(separated(graph, graph(image()))) == 2
     larger = graph(torch.randn(2, 3, 8, 8))
     assert separated(graph, larger) is larger
+
+
+@pytest.mark.parametrize(
+    "end",
+    [
+        lambda x: x.softmax(1),
+        lambda x: F.softmax(x, dim=-1).to(torch.float32),
+        nn.Softmax(1),
+    ],
+)
+def test_class_probabilities_are_compared_as_what_they_are(end: Callable[[Tensor], Tensor]) -> None:
+    class Probable(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.head, self.end = nn.Linear(3, 5), end
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.end(self.head(x))
+
+    model, x, y = Probable(), torch.randn(4, 3), torch.randn(4, 3)
+    traced = trace(model, x)
+    with torch.no_grad():
+        found = distillation_loss(separated(traced, traced(y)), separated(traced, traced(x)))
+        assert found == pytest.approx(float(distillation_loss(model.head(y), model.head(x))), rel=1e-4)
+    # A probability of zero has a logarithm, too.
+    assert separated(traced, torch.tensor([[0.0, 1.0]])).isfinite().all()
+
+
+def test_a_softmax_over_samples_gives_no_class_probabilities() -> None:
+    model = trace(nn.Sequential(nn.Linear(3, 5), nn.Softmax(0)), torch.randn(4, 3))
+    outputs = model(torch.randn(4, 3))
+    assert separated(model, outputs) is outputs

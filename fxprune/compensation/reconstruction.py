@@ -21,7 +21,7 @@ __all__ = ["FittedLayer", "Reconstruction"]
 # Residuals below this fraction of the outputs' squares are rounding. Not tuned.
 _ROUNDING = 1e-10
 # Rows for each input of the weight, the fewest rows, and the most entries of all rows. Not tuned.
-_ROWS_PER_INPUT, _FEWEST_ROWS, _MOST_ENTRIES = 64, 512, 2**26
+_ROWS_PER_INPUT, _FEWEST_ROWS, _MOST_ENTRIES = 32, 512, 2**26
 
 
 @dataclass(frozen=True, eq=False)

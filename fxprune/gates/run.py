@@ -24,7 +24,7 @@ from fxprune.gates.choosing import least_lossy
 from fxprune.gates.cost import cost_of_gates, flops_balance
 from fxprune.gates.dagger import Dagger
 from fxprune.gates.gating import dagger_of, descriptions, gated_groups
-from fxprune.losses import class_loss, distillation_loss, number_of_classes, separated
+from fxprune.losses import as_class_scores, class_loss, distillation_loss, number_of_classes, separated
 from fxprune.training.runs import frozen, of_main_process
 from fxprune.training.snapshots import restore_run, save_run
 
@@ -280,7 +280,7 @@ class _Objective(nn.Module):
     def forward(self, batch: Batch, wanted: Any) -> Tensor:
         outputs = run_model(self.gated, batch)
         if batch.labels is not None:
-            return class_loss(outputs, batch.labels)
+            return class_loss(as_class_scores(self.gated, outputs), batch.labels)
         outputs, wanted = (separated(self.gated, side) for side in (outputs, wanted))
         return distillation_loss(outputs, wanted, self._temperature)
 

@@ -11,7 +11,15 @@ from torch import Tensor, nn
 
 from fxprune.data import Batch, check_labels
 from fxprune.errors import CannotScoreError
-from fxprune.losses import are_class_labels, class_loss, float_outputs, main_output, number_of_classes, separated
+from fxprune.losses import (
+    are_class_labels,
+    as_class_scores,
+    class_loss,
+    float_outputs,
+    main_output,
+    number_of_classes,
+    separated,
+)
 
 __all__ = ["output_losses"]
 
@@ -36,11 +44,12 @@ def output_losses(
     Raises:
         CannotScoreError: the outputs have no such loss.
     """
+    scores = as_class_scores(model, outputs)
     if labels is not None and are_class_labels(outputs, labels):
         check_labels(Batch((main_output(outputs),), {}, labels), number_of_classes(outputs))
-        yield class_loss(outputs, labels) * len(labels)
+        yield class_loss(scores, labels) * len(labels)
     elif not probes:
-        output = main_output(outputs)
+        output = main_output(scores)
         if output.dim() < 2 or not output.is_floating_point() or output.shape[1] < 2:
             raise CannotScoreError(
                 f"first-order scores without labels need class scores (N, C, ...), and the model's output has shape "

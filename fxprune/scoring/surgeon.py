@@ -22,7 +22,7 @@ from fxprune.scoring.sensitivity import check_finite, fisher_scores, per_cost
 __all__ = ["surgeon_scores"]
 
 # The removal of a group takes so many rounds; within a round, channels are judged one by one. Not tuned.
-_ROUNDS = 40
+_ROUNDS = 20
 
 
 def surgeon_scores(

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from fxprune.data import Batch, check_labels, run_model
 from fxprune.errors import FxpruneError
-from fxprune.losses import class_loss, distillation_loss, number_of_classes, separated
+from fxprune.losses import as_class_scores, class_loss, distillation_loss, number_of_classes, separated
 from fxprune.training.snapshots import restore_run, save_run
 
 if TYPE_CHECKING:
@@ -127,18 +127,17 @@ class Run:
     def _loss(self, batch: Batch) -> Tensor:
         there = batch.to(self.accelerator.device)
         with self.accelerator.autocast():
-            outputs = run_model(self.model, there)
+            graph, outputs = self.accelerator.unwrap_model(self.model), run_model(self.model, there)
             labelled = None
             if there.labels is not None and self.loss is not None:
                 labelled = self.loss(outputs, there.labels)
             elif there.labels is not None:
                 # On the labels before they went to the device: reading them back from a GPU would wait for it.
                 check_labels(batch, number_of_classes(outputs), self.update)
-                labelled = class_loss(outputs, there.labels, self.settings.label_smoothing)
+                labelled = class_loss(as_class_scores(graph, outputs), there.labels, self.settings.label_smoothing)
             if self.teacher is not None:
                 with torch.no_grad():
                     wanted = run_model(self.teacher, there)
-                graph = self.accelerator.unwrap_model(self.model)
                 mine, theirs = (separated(graph, side) for side in (outputs, wanted))
                 distilled = distillation_loss(mine, theirs, self.settings.temperature)
                 share = self.settings.distill_weight

@@ -60,7 +60,12 @@ def versions(model: nn.Module, images: Tensor, options: argparse.Namespace) -> d
         f"{way}, {multiple}": {"round_to": multiple, **asked} for multiple in rounding for way, asked in WAYS.items()
     }
     few = images.new_empty(8, *images.shape[1:]).normal_()
-    for way, asked in {**ways, "blocks alone": {"width": False, "data": [few]}}.items():
+    joint: dict[str, dict[str, Any]] = {
+        "blocks alone": {"width": False, "data": [few]},
+        "by FLOPs with blocks": {"data": [few]},
+        "by time with blocks": {"latency": 1.0, "data": [few]},
+    }
+    for way, asked in {**ways, **joint}.items():
         try:
             settings: dict[str, Any] = {"example_inputs": images, "compensate": False, "progress": False}
             found[f"fxprune {way}"] = fxprune.prune(model, options.flops, **settings, **asked)

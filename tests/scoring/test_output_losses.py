@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from fxprune import trace
 from fxprune.errors import CannotScoreError
 from fxprune.losses import distillation_loss
 from fxprune.scoring.output_losses import output_losses
@@ -27,6 +28,18 @@ def test_without_labels_and_probes_it_is_the_most_likely_class() -> None:
     outputs = torch.randn(6, 4)
     (loss,) = losses(outputs, probes=0)
     torch.testing.assert_close(loss, F.cross_entropy(outputs, outputs.argmax(1), reduction="sum"))
+
+
+@pytest.mark.parametrize(("labels", "probes"), [(torch.tensor([0, 2, 1]), 1), (None, 0), (None, 1)])
+def test_class_probabilities_give_the_losses_of_class_scores(labels: torch.Tensor | None, probes: int) -> None:
+    head, x = nn.Linear(4, 3), torch.randn(3, 4)
+
+    def gradient(model: nn.Module) -> torch.Tensor:
+        random = torch.Generator().manual_seed(0)
+        (loss,) = output_losses(model, model(x), labels, probes, random)
+        return torch.autograd.grad(loss, head.weight)[0]
+
+    torch.testing.assert_close(gradient(trace(nn.Sequential(head, nn.Softmax(1)), x, copy=False)), gradient(head))
 
 
 @pytest.mark.parametrize("shape", [(2, 3), (2, 3, 2)], ids=["class scores", "a map"])
