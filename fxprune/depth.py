@@ -85,13 +85,14 @@ def blocks_in_order(
     Args:
         graph: the analysed model.
         blocks: those that may go.
-        budgets: of the plan; the tightest says what a block saves.
+        budgets: of the plan; the tightest says what a block saves, or the time if that was measured, as for channels.
         samples: some of these measure the loss.
         progress: is called with the number of blocks that are gone.
     """
     if not blocks:
         return
-    losses, price = BlockLosses(graph, samples), max(budgets, key=lambda budget: budget.tightness).polynomial
+    tightest = max(budgets, key=lambda budget: budget.tightness).polynomial
+    losses, price = BlockLosses(graph, samples), tightest if graph.latency is None else graph.latency
     alive = graph.all_but(())
     order: list[Block] = []
     loss = 0.0

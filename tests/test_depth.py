@@ -16,6 +16,7 @@ from torch import Tensor, nn
 import fxprune
 from fxprune import FxpruneError, UnreachableBudgetError
 from fxprune.channels import Block
+from fxprune.channels.polynomial import build_polynomial, term, with_blocks
 from fxprune.compensation.compensate import Compensation, Fit
 from fxprune.data import Batch
 from fxprune.depth import best_depth, blocks_in_order
@@ -63,6 +64,16 @@ def test_the_block_that_costs_least_goes_first(model: nn.Module) -> None:
     assert [block.name for block in order] == ["blocks.1", "blocks.2", "blocks.0"]
     assert steps == [1, 2, 3]
     assert all(torch.equal(tensor, state[name]) for name, tensor in model.state_dict().items())
+
+
+def test_what_a_block_saves_is_time_where_that_was_measured(model: nn.Module) -> None:
+    graph = fxprune.analyze(fxprune.trace(model, image()))
+    times = [1, 1, 10**9]
+    terms = [with_blocks([term(time)], [(b.channel,)]) for b, time in zip(graph.blocks, times, strict=True)]
+    timed = replace(graph, latency=build_polynomial(sum(terms, []), graph.num_channels))
+    order = blocks_in_order(timed, graph.blocks, budgets_of(timed, Request(0.1)), Batch((samples(),), {}),
+                            lambda *step: None)  # fmt: skip
+    assert next(order).name == "blocks.2"
 
 
 def test_no_more_blocks_are_ordered_than_the_budget_asks_for(model: nn.Module) -> None:
