@@ -281,7 +281,15 @@ def _learned_scores(
     """The scores of gates that are learned on batches."""
     share = min(flops_target(graph, request) / graph.flops.total, latency_share(graph, request))
     return learn_gates(
-        graph, data, flops=share, depth=bool(request.depth), epochs=epochs, start=start, seed=seed, progress=show
+        graph,
+        data,
+        flops=share,
+        depth=bool(request.depth),
+        ignore=request.ignore,
+        epochs=epochs,
+        start=start,
+        seed=seed,
+        progress=show,
     ).scores
 
 

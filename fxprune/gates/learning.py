@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,8 @@ from fxprune.errors import FxpruneError
 from fxprune.gates.gating import insert_gates
 from fxprune.gates.orders import PART, orders_of, with_blocks
 from fxprune.gates.run import Gates, Run, Settings
-from fxprune.planning.budgets import Request, flops_target
-from fxprune.planning.make import check_reachable
+from fxprune.planning.budgets import Request, as_patterns, flops_target
+from fxprune.planning.make import check_reachable, without_ignored
 from fxprune.progress import Progress, shown
 from fxprune.running.allocator import keep_freed_memory
 from fxprune.running.devices import check_values
@@ -48,6 +48,7 @@ def learn_gates(
     temperature: float = 1.0,
     last_resort: bool = False,
     depth: bool = False,
+    ignore: str | Iterable[str] = (),
     checkpoint: str | Path | None = None,
     checkpoint_every: int = 20,
     resume: bool = True,
@@ -86,6 +87,7 @@ def learn_gates(
         last_resort: whether the groups that are pruned only as a last resort get gates.
         depth: whether blocks get gates, one each, that are learned with the others: give `Gates.closed` to `make_plan`
             as `without`. They start where the loss without each puts them, or all above the channels.
+        ignore: names or glob patterns of modules whose channels and blocks get no gates: give them to `make_plan` too.
         checkpoint: a file for the state of the run, written every `checkpoint_every` steps.
         checkpoint_every: steps between two writes of the checkpoint.
         resume: go on from the checkpoint if there is one; the run ends with the same gates as one never stopped.
@@ -97,6 +99,9 @@ def learn_gates(
             last checkpoint is good).
     """
     check_values("learn_gates", graph.module)
+    patterns = as_patterns(ignore)
+    if patterns:
+        graph = without_ignored(graph, patterns)
     settings = Settings(
         budget=_budget(graph, flops, depth),
         price="FLOPs" if graph.latency is None else "time",
@@ -108,6 +113,7 @@ def learn_gates(
         temperature=temperature,
         last_resort=last_resort,
         depth=depth,
+        ignore=", ".join(patterns),
         seed=seed,
         weights=digest(graph.module),
     )

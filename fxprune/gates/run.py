@@ -76,6 +76,7 @@ class Settings:
     temperature: float
     last_resort: bool
     depth: bool
+    ignore: str
     seed: int
     weights: str
 

@@ -21,7 +21,7 @@ from fxprune.planning.budgets import FEMTOSECONDS, Budget, Request, as_patterns,
 from fxprune.planning.plan import Plan, plan_keeping
 from fxprune.planning.selection import choose, fewest, units_of
 
-__all__ = ["check_reachable", "lowest_flops", "make_plan", "plan_for", "removable_blocks"]
+__all__ = ["check_reachable", "lowest_flops", "make_plan", "plan_for", "removable_blocks", "without_ignored"]
 
 # Channels that go as a last resort also go where the others leave more of the budget unused. Not tuned.
 _LEAST_USED = 0.98
@@ -209,6 +209,18 @@ def removable_blocks(graph: ChannelGraph, request: Request) -> tuple[Block, ...]
         why = "all of its blocks are ignored" if graph.blocks else "it has no block that can be left out"
         raise FxpruneError(f"width=False leaves nothing to prune in this model: {why}. Give width=True")
     return left
+
+
+def without_ignored(graph: ChannelGraph, ignore: str | Iterable[str]) -> ChannelGraph:
+    """The same graph without the groups and the blocks that patterns leave whole.
+
+    Raises:
+        FxpruneError: a pattern matches nothing.
+    """
+    request = Request(ignore=as_patterns(ignore), depth=True)
+    ignored = _ignored_channels(graph, request.ignore)
+    groups = tuple(group for group in graph.groups if not ignored[group.channels].any())
+    return replace(graph, groups=groups, blocks=removable_blocks(graph, request))
 
 
 def _ignored_channels(graph: ChannelGraph, patterns: Sequence[str]) -> npt.NDArray[np.bool_]:

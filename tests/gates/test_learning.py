@@ -149,6 +149,21 @@ def test_a_block_that_does_nothing_goes_before_channels() -> None:
     assert all(alone.scores[block.channel] == 1e6 for block in graph.blocks)
 
 
+def test_what_is_ignored_gets_no_gates() -> None:
+    graph, data = trained_net(blocks=(0.0, 1.0))
+    gates = learn(graph, data, depth=True, flops=0.7, ignore=["2.*", "0"])
+    ignored = [block for block in graph.blocks if block.name == "2.branch"]
+    touched = [
+        d.parameter for group in graph.groups for d in group.dimensions if (gates.scores[group.channels] < 1e6).any()
+    ]
+    assert ignored
+    assert touched
+    assert all(gates.scores[block.channel] == 1e6 for block in ignored)
+    assert not [name for name in touched if name.startswith(("0.", "2."))]
+    with pytest.raises(fxprune.FxpruneError, match="ignore pattern 'nothing' matches no module"):
+        learn(graph, data, ignore="nothing")
+
+
 @pytest.mark.parametrize("start", ["l2", "random"])
 def test_gates_of_blocks_learn(start: str) -> None:
     graph, data = trained_net(blocks=(1.0, 1.0))
