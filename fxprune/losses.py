@@ -179,7 +179,7 @@ def _are_probabilities(model: nn.Module, node: fx.Node) -> bool:
         node = node.all_input_nodes[0]
     if node.op == "call_module":
         module = model.get_submodule(str(node.target))
-        dim = module.dim if type(module) is nn.Softmax else None
+        dim: object = module.dim if type(module) is nn.Softmax else None
     else:
         given = dict(zip(("input", "dim"), node.args, strict=False)) | node.kwargs
         dim = given.get("dim") if _op(node) == "softmax" else None

@@ -69,8 +69,9 @@ def test_the_block_that_costs_least_goes_first(model: nn.Module) -> None:
 def test_what_a_block_saves_is_time_where_that_was_measured(model: nn.Module) -> None:
     graph = fxprune.analyze(fxprune.trace(model, image()))
     times = [1, 1, 10**9]
-    terms = [with_blocks([term(time)], [(b.channel,)]) for b, time in zip(graph.blocks, times, strict=True)]
-    timed = replace(graph, latency=build_polynomial(sum(terms, []), graph.num_channels))
+    pairs = zip(graph.blocks, times, strict=True)
+    terms = [each for block, time in pairs for each in with_blocks([term(time)], [(block.channel,)])]
+    timed = replace(graph, latency=build_polynomial(terms, graph.num_channels))
     order = blocks_in_order(timed, graph.blocks, budgets_of(timed, Request(0.1)), Batch((samples(),), {}),
                             lambda *step: None)  # fmt: skip
     assert next(order).name == "blocks.2"

@@ -1,5 +1,7 @@
 """Costs of groups, calibrated by what is lost in fact: some cuts of each group, alone and refitted, on samples.
 
+Layers that cannot be refitted, as the two whose outputs attention multiplies, are measured as they are.
+
 A second order takes the errors at different positions for independent. In late layers, whose positions are averaged,
 they add up, and a large cut is no small change. So the groups are calibrated against each other; the order within a
 group stays.
@@ -9,16 +11,20 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from torch import fx
+from torch import Tensor, fx
 
-from fxprune.channels import ChannelGraph, Group, Scores
+from fxprune.channels import ChannelGraph, Group, Ids, Scores
 from fxprune.data import Batch, placeholder_values, run_model, running_on
 from fxprune.errors import CannotScoreError, FxpruneError
+from fxprune.layers.contraction import find_parameter
 from fxprune.losses import distillation_loss, separated
+from fxprune.planning.plan import plan_keeping
+from fxprune.running.copies import named_tensors
 from fxprune.running.eval_mode import in_eval_without_grad
 from fxprune.running.one_node import run_node, with_values
 from fxprune.running.regions import is_boundary
@@ -44,7 +50,7 @@ def calibrate_costs(
     Args:
         graph: the analysed model.
         costs: of each channel at its turn, the cheapest of a group first (number of channels,).
-        readers: the layers that read a group; the costs of a group without any stay as they are.
+        readers: the layers that read a group; without any, its channels are set to zero.
         samples: to measure on; neither costs nor refitted layers should come from them.
         on_step: called for each group.
 
@@ -57,8 +63,9 @@ def calibrate_costs(
         meter, measurable = _Meter(graph.module, samples), []
         for group in graph.groups:
             mine = readers(group)
-            if mine:
-                measurable.append((meter.first({reader.node for reader in mine}), group, mine))
+            nodes = {reader.node for reader in mine} or meter.without(graph, group.channels[:1]).keys()
+            if nodes and len(group) > 1:
+                measurable.append((meter.first(nodes), group, mine))
             else:
                 on_step()
         # From the front to the back of the model, so that what is in front of a change runs once.
@@ -67,7 +74,13 @@ def calibrate_costs(
             places = np.argsort(costs[group.channels], kind="stable")
             order = group.channels[places]
             counts = sorted({max(1, round(cut * len(group))) for cut in _CUTS})
-            lost = [meter.loss({reader.node: reader.without(places[:count]) for reader in mine}) for count in counts]
+            lost = [
+                meter.loss(
+                    {reader.node: reader.without(places[:count]) for reader in mine}
+                    or meter.without(graph, order[:count])
+                )
+                for count in counts
+            ]
             calibrated[order] = _rescaled(costs[order], counts, lost)
             factors.append(max(calibrated[order].sum(), 1e-30) / max(costs[order].sum(), 1e-30))
             measured.append(order)
@@ -93,6 +106,17 @@ def _rescaled(costs: Scores, counts: Sequence[int], lost: Sequence[float]) -> Sc
     return ascending
 
 
+@dataclass(frozen=True, eq=False)
+class _Zeroed:
+    """A node that reads tensors of which some channels are zero.
+
+    Attributes:
+        tensors: by the identity of the model's own.
+    """
+
+    tensors: Mapping[int, Tensor]
+
+
 class _Meter:
     """Measures how far the outputs for some samples move."""
 
@@ -102,6 +126,14 @@ class _Meter:
         self._outputs = [separated(module, run_model(module, part, CannotScoreError)) for part in self._parts]
         self._starts = [_Start(module, part) for part in self._parts]
         self._places = {node.name: place for place, node in enumerate(module.graph.nodes)}
+        self._read: dict[int, list[str]] = {}
+        modules = dict(module.named_modules())
+        for node in module.graph.nodes:
+            if node.op == "get_attr":
+                self._read.setdefault(id(find_parameter(module, str(node.target))), []).append(node.name)
+            elif node.op == "call_module":
+                for tensor in named_tensors(modules[str(node.target)]).values():
+                    self._read.setdefault(id(tensor), []).append(node.name)
         if any(map(is_boundary, module.graph.nodes)):
             # What is entered in front of a node is not left there.
             self._places = dict.fromkeys(self._places, 0)
@@ -110,7 +142,19 @@ class _Meter:
         """The place of the first of some nodes in the graph."""
         return min(self._places[name] for name in nodes)
 
-    def loss(self, changes: Mapping[str, Change]) -> float:
+    def without(self, graph: ChannelGraph, channels: Ids) -> dict[str, Change | _Zeroed]:
+        """The nodes that read tensors of these channels, which are zero."""
+        alive = graph.all_but(())
+        alive[channels] = False
+        plan, zeroed = plan_keeping(graph, alive), dict[int, Tensor]()
+        for name in plan.kept:
+            own = find_parameter(self._module, name)
+            zeroed[id(own)] = own.detach().clone()
+            plan.zero_(name, zeroed[id(own)])
+        changed = _Zeroed(zeroed)
+        return {node: changed for tensor in zeroed for node in self._read.get(tensor, ())}
+
+    def loss(self, changes: Mapping[str, Change | _Zeroed]) -> float:
         """The distillation loss per sample of the model with other weights in some layers, by node name.
 
         It is faster if the first of these is not in front of that of the call before.
@@ -167,7 +211,7 @@ class _ChangedModel(fx.Interpreter):
         changes: by the name of the layer's node.
     """
 
-    def __init__(self, module: fx.GraphModule, changes: Mapping[str, Change]) -> None:
+    def __init__(self, module: fx.GraphModule, changes: Mapping[str, Change | _Zeroed]) -> None:
         super().__init__(module, garbage_collect_values=True)
         self._changes = changes
 
@@ -176,6 +220,8 @@ class _ChangedModel(fx.Interpreter):
         if n.name not in self._changes:
             return super().run_node(n)
         change = self._changes[n.name]
+        if isinstance(change, _Zeroed):
+            return self._run_zeroed(n, change)
         weight, added = change.weight, change.added
         args, kwargs = with_values(n, lambda x: weight if x.target == change.contraction.weight else self.env[x])
         if n.op == "call_module":
@@ -183,3 +229,11 @@ class _ChangedModel(fx.Interpreter):
         else:
             out = run_node(n, args, kwargs)
         return out + (added.reshape(-1, *(1,) * len(change.contraction.kernel)))
+
+    def _run_zeroed(self, n: fx.Node, change: _Zeroed) -> object:
+        own = self.fetch_attr(str(n.target))
+        if n.op == "get_attr":
+            return change.tensors[id(own)]
+        named = {name: change.tensors.get(id(tensor), tensor) for name, tensor in named_tensors(own).items()}
+        args, kwargs = self.fetch_args_kwargs_from_env(n)
+        return torch.func.functional_call(own, named, args, kwargs)

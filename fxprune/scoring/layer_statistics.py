@@ -23,7 +23,7 @@ __all__ = ["LayerStatistics", "Statistics", "collect_statistics"]
 # Positions of one sample are alike: no more of them count as independent. Not tuned.
 _INDEPENDENT = 8
 # How many samples of each half judge; fewer where there are many groups. 24 were no better, but slower.
-_JUDGES, _JUDGES_TIMES_GROUPS = 8, 400
+_JUDGES, _JUDGES_TIMES_GROUPS = 4, 400
 
 
 class _Moments:

@@ -22,7 +22,7 @@ from fxprune.scoring.sensitivity import check_finite, fisher_scores, per_cost
 __all__ = ["surgeon_scores"]
 
 # The removal of a group takes so many rounds; within a round, channels are judged one by one. Not tuned.
-_ROUNDS = 20
+_ROUNDS = 40
 
 
 def surgeon_scores(
@@ -47,7 +47,8 @@ def surgeon_scores(
     2. From each group, the channels are removed in a greedy order. The score of a channel is its cost at its turn, in
        units of `fisher_scores`. Channels that no convolution or linear layer reads keep those scores.
     3. The costs of groups are calibrated (`fxprune.scoring.calibration`): a quarter, half and three quarters of each
-       group are removed, the layers refitted, and the loss of the outputs measured on a few samples of the second half.
+       group are removed, the layers that read it refitted, where there are any, and the loss of the outputs measured on
+       a few samples of the second half.
 
     Args:
         graph: the analysed model.

@@ -47,8 +47,47 @@ def test_a_group_that_costs_more_than_was_thought_keeps_more() -> None:
     def share(scores: Scores) -> float:
         return float(scores[first.channels].sum() / scores[second.channels].sum())
 
-    assert share(calibrated(graph, data, costs)) > 5 * share(costs)
-    assert np.array_equal(calibrated(graph, data, costs, unread=True), costs)
+    for unread in (False, True):
+        assert share(calibrated(graph, data, costs, unread)) > 5 * share(costs)
+
+
+class _Attention(nn.Module):
+    """No layer can be refitted to what becomes of the queries and keys."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.query, self.key, self.value, self.out = (nn.Linear(8, 8) for _ in range(4))
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        weights = (self.query(x) @ self.key(x).mT).softmax(-1)
+        return self.head(self.out(weights @ self.value(x)).mean(1))
+
+
+def test_what_no_layer_reads_costs_what_is_lost_without_it() -> None:
+    torch.manual_seed(0)
+    model = _Attention().eval()
+    with torch.no_grad():
+        for layer in (model.query, model.key):
+            layer.weight.mul_(4)
+    data = torch.randn(40, 6, 8)
+    graph = fxprune.analyze(fxprune.trace(model, data[:1]))
+    (read_by_none,) = [g for g in graph.groups if {d.parameter for d in g.dimensions} >= {"query.weight", "key.weight"}]
+    costs = fisher_scores(graph, [data])
+    too_low = costs.copy()
+    too_low[read_by_none.channels] *= 1e-4
+    right, mended = calibrated(graph, data, costs), calibrated(graph, data, too_low)
+    others = np.concatenate([group.channels for group in graph.groups if group is not read_by_none])
+
+    def share(scores: Scores) -> float:
+        return float(scores[read_by_none.channels].sum() / scores[others].sum())
+
+    assert share(too_low) < 1e-3 * share(right)
+    assert share(mended) > 20 * share(too_low)
+    # Nothing of the model has changed.
+    assert all(
+        torch.equal(a, b) for a, b in zip(model.state_dict().values(), graph.module.state_dict().values(), strict=True)
+    )
 
 
 class _Awkward(nn.Module):
