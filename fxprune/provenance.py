@@ -12,8 +12,8 @@ from fxprune.tracing.fingerprint import Fingerprint, fingerprint
 from fxprune.tracing.notes import notes_in, set_trace_notes, trace_notes
 
 __all__ = [
-    "PruningNotes", "check_order", "earlier_notes", "earlier_stage", "plan_from", "plan_of", "pruning_notes",
-    "set_pruning_notes", "take_notes",
+    "PruningNotes", "check_order", "earlier_notes", "earlier_stage", "is_compensated", "plan_from", "plan_of",
+    "pruning_notes", "set_pruning_notes", "take_notes",
 ]  # fmt: skip
 
 _KEY = "fxprune.pruning"
@@ -51,6 +51,12 @@ def pruning_notes(pruned: nn.Module) -> PruningNotes:
         name = type(pruned).__name__
         raise FxpruneError(f"{name} has no plan: only what fxprune.prune or fxprune.rewrite returns has one")
     return notes
+
+
+def is_compensated(model: nn.Module) -> bool:
+    """Whether `fxprune.compensate` has corrected the weights of a model."""
+    notes = _notes_in(model)
+    return notes is not None and bool(notes.compensated)
 
 
 def _notes_in(model: object) -> PruningNotes | None:

@@ -39,7 +39,11 @@ def finetune(
     epochs: Annotated[int, typer.Option(min=1, help="passes over the data")] = 1,
     batch_size: Annotated[int, typer.Option(min=1, help="images per update")] = 64,
     lr: Annotated[
-        float | None, typer.Option(help="highest learning rate (default: 0.01 for sgd, 0.0001 for adamw)")
+        float | None,
+        typer.Option(
+            help="highest learning rate (default: 0.01 for sgd, 0.0001 for adamw; a tenth for fewer than 1,000 images "
+            "if the model was compensated)"
+        ),
     ] = None,
     optimizer: Annotated[str, typer.Option(help="sgd or adamw")] = "sgd",
     augment: Annotated[bool, typer.Option("--augment", help="crop and flip images at random")] = False,

@@ -7,15 +7,16 @@ import itertools
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from torch import nn
 
 from fxprune.data import Batch
 from fxprune.errors import FxpruneError
 from fxprune.progress import Progress, shown
+from fxprune.provenance import is_compensated
 from fxprune.running.allocator import keep_freed_memory
 from fxprune.running.devices import check_values
 from fxprune.running.randomness import preserve_rng_state
@@ -26,6 +27,9 @@ from fxprune.training.state import LossFunction, OptimizerChoice, Run, Settings,
 __all__ = ["DivergenceError", "Epoch", "finetune"]
 
 Model = TypeVar("Model", bound=nn.Module)
+
+# With fewer samples than this a model that was compensated is trained with care. Not tuned.
+_FEW = 1000
 
 
 class DivergenceError(FxpruneError):
@@ -75,6 +79,7 @@ def finetune(
     label_smoothing: float = 0.0,
     temperature: float = 2.0,
     distill_weight: float = 0.5,
+    batch_norm: Literal["auto", "train", "freeze"] = "auto",
     mixed_precision: str | None = None,
     gradient_accumulation: int = 1,
     checkpoint: str | Path | None = None,
@@ -87,6 +92,9 @@ def finetune(
 ) -> Model:
     """Train a model for a few epochs: on labels, by knowledge distillation from a teacher, or by both.
 
+    The defaults are careful with a model that `fxprune.compensate` has corrected if there are fewer than 1,000 samples:
+    with others, training on so few undoes the correction (tests/benchmarks/recovery.py).
+
     Under ``accelerate launch`` the same call runs on several devices and machines. A batch of `data` is the global
     batch, and each process takes its part of it: the number of processes does not change what is learned, apart from
     BatchNorm statistics, which each process takes from its own part.
@@ -97,7 +105,8 @@ def finetune(
         teacher: a model to imitate, usually the one before pruning; not changed. Needed if the data has no labels.
         loss: of outputs and labels; default: cross-entropy of the main output.
         epochs: passes over the data.
-        lr: highest learning rate; default: 0.01 for "sgd", 0.0001 for "adamw", what it sets for a function.
+        lr: highest learning rate; default: 0.01 for "sgd", 0.0001 for "adamw", a tenth of that with care (see
+            above); for a function what it sets.
         optimizer: "sgd" (momentum 0.9, Nesterov), "adamw", or a function from parameter groups to an optimizer.
         schedule: "cosine" (to zero at the end) or "constant".
         warmup: epochs, or a part of one, in which the learning rate rises from zero.
@@ -105,6 +114,8 @@ def finetune(
         label_smoothing: of the cross-entropy.
         temperature: of the distillation.
         distill_weight: weight of the distillation in the loss, from 0 to 1, where there are labels too.
+        batch_norm: "train" for statistics that follow the batches, "freeze" for those that the model has, which are
+            then also used in training; "auto" freezes them with care (see above).
         mixed_precision: "no", "fp16" or "bf16"; default: what ``accelerate launch`` says.
         gradient_accumulation: batches per update.
         checkpoint: a file for the state of the run, written after each epoch.
@@ -137,6 +148,8 @@ def finetune(
         gradient_accumulation=gradient_accumulation,
         seed=seed,
         distilled=teacher is not None,
+        careful=False,
+        batch_norm=batch_norm,
         weights=digest(pruned),
     )
     with (
@@ -145,7 +158,9 @@ def finetune(
         shown(progress, accelerator.is_main_process) as show,
     ):
         shards = Shards(data, accelerator.process_index, accelerator.num_processes, seed=seed)
-        model = copy.deepcopy(pruned).train()
+        careful = is_compensated(pruned) and shards.samples() < _FEW
+        settings = replace(settings, careful=careful)
+        model = copy.deepcopy(pruned)
         update = make_optimizer(model, optimizer, settings)
         model, update = accelerator.prepare(model, update)
         run = Run(accelerator, settings, model, update, frozen(teacher, accelerator.device), loss)

@@ -6,7 +6,7 @@ what it would have drawn, and no random state has to be saved.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sized
 from typing import Any
 
 import torch
@@ -50,6 +50,14 @@ class Shards:
             return len(self.batches)
         except TypeError:
             return sum(1 for _ in self.epoch(0))
+
+    def samples(self) -> int:
+        """About how many samples an epoch has, in all processes."""
+        dataset = getattr(self.batches.data, "dataset", None)
+        if isinstance(dataset, Sized):
+            return len(dataset)
+        first = next(self.epoch(0), None)
+        return 0 if first is None else len(self) * first[1].size * self.processes
 
     def epoch(self, number: int, start: int = 0) -> Iterator[tuple[int, Batch]]:
         """The batches of one epoch with their numbers, from `start` on; earlier ones are loaded and dropped."""

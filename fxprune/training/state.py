@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
 
 from fxprune.data import Batch, check_labels, run_model
 from fxprune.errors import FxpruneError
@@ -28,8 +29,8 @@ LossFunction: TypeAlias = Callable[[Any, Tensor], Tensor]
 OptimizerChoice: TypeAlias = str | Callable[[list[dict[str, Any]]], torch.optim.Optimizer]
 """The name of an optimizer, or a function that makes one for some parameter groups."""
 
-# Default learning rates. Not tuned.
-_RATES = {"sgd": 0.01, "adamw": 1e-4}
+# Default learning rates, and what part of them is taken with care. Not tuned.
+_RATES, _CAREFUL = {"sgd": 0.01, "adamw": 1e-4}, 0.1
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,8 @@ class Settings:
     gradient_accumulation: int
     seed: int
     distilled: bool
+    careful: bool
+    batch_norm: str
     weights: str
 
     def __post_init__(self) -> None:
@@ -59,8 +62,10 @@ class Settings:
         for name in ("label_smoothing", "distill_weight"):
             if not 0 <= getattr(self, name) <= 1:
                 raise FxpruneError(f"{name} (={getattr(self, name)}) must be from 0 to 1")
-        if self.schedule not in ("cosine", "constant"):
-            raise FxpruneError(f"schedule (={self.schedule!r}) is not known: use 'cosine' or 'constant'")
+        for name, known in (("schedule", ("cosine", "constant")), ("batch_norm", ("auto", "train", "freeze"))):
+            if getattr(self, name) not in known:
+                names = f"{', '.join(map(repr, known[:-1]))} or {known[-1]!r}"
+                raise FxpruneError(f"{name} (={getattr(self, name)!r}) is not known: use {names}")
 
 
 class Run:
@@ -80,6 +85,15 @@ class Run:
         self.highest = [group["lr"] for group in optimizer.param_groups]
         self.epoch, self.update, self.total = 0, 0, 0.0
         self.rate: float = self.highest[0]
+        self._train()
+
+    def _train(self) -> None:
+        """Set the model to training, but BatchNorms that keep their statistics to eval."""
+        self.model.train()
+        if self.settings.batch_norm == "freeze" or (self.settings.batch_norm == "auto" and self.settings.careful):
+            for module in self.model.modules():
+                if isinstance(module, _NormBase):
+                    module.eval()
 
     @property
     def mean_loss(self) -> float:
@@ -152,7 +166,7 @@ class Run:
         model.eval()
         with torch.no_grad():
             value = float(function(model))
-        model.train()
+        self._train()
         return value
 
     def end_epoch(self) -> None:
@@ -208,7 +222,7 @@ def make_optimizer(model: nn.Module, choice: OptimizerChoice, settings: Settings
         for group in made.param_groups if settings.lr is not None else ():
             group["lr"] = settings.lr
         return made
-    lr = _RATES[choice] if settings.lr is None else settings.lr
+    lr = _RATES[choice] * (_CAREFUL if settings.careful else 1.0) if settings.lr is None else settings.lr
     if choice == "adamw":
         return torch.optim.AdamW(groups, lr=lr)
     return torch.optim.SGD(groups, lr=lr, momentum=0.9, nesterov=True)

@@ -218,6 +218,26 @@ def test_a_loss_of_ones_own_and_an_evaluation_are_called():
         assert seen[-1].evaluation == pytest.approx(float((trained(images) - 1).abs().mean()), rel=1e-4)
 
 
+@pytest.mark.parametrize("data", [loader(), [(samples()[0], samples()[1])]], ids=["a loader", "a list"])
+def test_a_compensated_model_is_trained_on_few_samples_with_care(data):
+    model = net().eval()
+    few, _ = samples()
+    pruned = fxprune.prune(model, 0.5, data=[few], depth=False, progress=False)
+    assert fxprune.provenance.pruning_notes(pruned).compensated
+    bare = fxprune.prune(model, 0.5, data=[few], compensate=False, progress=False)
+    rates = []
+    settings = {**QUIET, "on_epoch": lambda epoch: rates.append(epoch.lr), "schedule": "constant"}
+    careful = finetune(pruned, data, **settings)
+    assert torch.equal(careful.get_buffer("1.running_mean"), pruned.get_buffer("1.running_mean"))
+    for trained, before in (
+        (finetune(pruned, data, batch_norm="train", **settings), pruned),
+        (finetune(bare, data, **settings), bare),
+        (finetune(pruned, [(few, samples()[1])] * 21, **settings), pruned),
+    ):
+        assert not torch.equal(trained.get_buffer("1.running_mean"), before.get_buffer("1.running_mean"))
+    assert rates == pytest.approx([0.001, 0.001, 0.01, 0.01])
+
+
 def _work(rank, port, path):
     import os
 

@@ -17,7 +17,7 @@ from fxprune.training.state import Run, Settings, make_optimizer
 GIVEN: dict[str, Any] = {
     "epochs": 2, "lr": None, "optimizer": "sgd", "schedule": "cosine", "warmup": 0.0, "weight_decay": 0.1,
     "label_smoothing": 0.0, "temperature": 2.0, "distill_weight": 0.5, "gradient_accumulation": 1, "seed": 0,
-    "distilled": False, "weights": "",
+    "distilled": False, "careful": False, "batch_norm": "auto", "weights": "",
 }  # fmt: skip
 
 
@@ -35,6 +35,7 @@ def accelerator() -> Iterator[Any]:
         ("lr", -1.0, "must be at least 0"),
         ("label_smoothing", 1.5, "must be from 0 to 1"),
         ("schedule", "step", "is not known: use 'cosine' or 'constant'"),
+        ("batch_norm", "eval", "is not known: use 'auto', 'train' or 'freeze'"),
     ],
 )
 def test_settings_out_of_range_are_named(name: str, value: Any, message: str) -> None:
@@ -50,6 +51,23 @@ def test_only_weights_decay() -> None:
     assert decayed["params"] == [model[0].weight]
     assert len(others["params"]) == 4
     assert {group["lr"] for group in (decayed, others)} == {1e-4}
+
+
+@pytest.mark.parametrize(
+    ("batch_norm", "careful", "frozen"),
+    [("auto", False, False), ("auto", True, True), ("train", True, False), ("freeze", False, True)],
+)
+def test_statistics_of_batch_norm_stay_or_follow(
+    accelerator: Any, batch_norm: str, careful: bool, frozen: bool
+) -> None:
+    settings = Settings(**{**GIVEN, "batch_norm": batch_norm, "careful": careful})
+    model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Dropout()).eval()
+    optimizer = make_optimizer(model, "sgd", settings)
+    assert {group["lr"] for group in optimizer.param_groups} == {0.001 if careful else 0.01}
+    run = Run(accelerator, settings, model, optimizer, None, None)
+    for _ in range(2):
+        assert [module.training for module in model.modules()] == [True, True, not frozen, True]
+        run.evaluate(lambda evaluated: float(evaluated.training))
 
 
 def test_a_rate_that_is_given_is_that_of_any_optimizer() -> None:
