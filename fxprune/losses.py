@@ -135,9 +135,10 @@ def _of_same_shapes(students: list[Tensor], teachers: list[Tensor]) -> tuple[lis
 def separated(model: nn.Module, outputs: Any) -> Any:
     """Outputs of a traced model in their own units, as `distillation_loss` takes them.
 
-    Class probabilities become class scores (`as_class_scores`). Outputs of three dimensions and more are taken apart
-    into what the graph joins them from: a detector returns boxes in pixels and scores below 1 in one tensor, along its
-    channels, and in a sum of squares the boxes are all that counts.
+    Class probabilities become class scores (`as_class_scores`). Each of several probabilities (N, C), which the model
+    computes with a sigmoid, becomes the two scores of yes and no, in a row of its own (N * C, 2). Outputs of three
+    dimensions and more are taken apart into what the graph joins them from: a detector returns boxes in pixels and
+    scores below 1 in one tensor, along its channels, and in a sum of squares the boxes are all that counts.
 
     Args:
         model: whose graph is read. What is no graph, or was joined in other sizes, stays as it is.
@@ -149,6 +150,9 @@ def separated(model: nn.Module, outputs: Any) -> Any:
     scores = as_class_scores(model, outputs)
     if scores is not outputs:
         return scores
+    if len(nodes) == 1 and tensors[0].dim() == 2 and _ends_in(model, nodes[0], "sigmoid"):
+        chances = torch.stack([tensors[0], 1 - tensors[0]], dim=-1).flatten(0, 1)
+        return chances.clamp_min(torch.finfo(chances.dtype).tiny).log()
     parts = [part for node, tensor in zip(nodes, tensors, strict=True) for part in _parts_of(node, tensor)]
     return parts if len(parts) > len(tensors) else outputs
 
@@ -160,7 +164,7 @@ def as_class_scores(model: nn.Module, outputs: Any) -> Any:
     be nearly equal ones.
     """
     nodes, tensors = _float_nodes(model), float_outputs(outputs)
-    if len(tensors) != 1 or len(nodes) != 1 or not _are_probabilities(model, nodes[0]):
+    if len(tensors) != 1 or len(nodes) != 1 or not _ends_in(model, nodes[0], "softmax"):
         return outputs
     return tensors[0].clamp_min(torch.finfo(tensors[0].dtype).tiny).log()
 
@@ -173,17 +177,17 @@ def _float_nodes(model: nn.Module) -> list[fx.Node]:
     return [node for node in leaves if node.meta.get("value") is not None and float_outputs(node.meta["value"])]
 
 
-def _are_probabilities(model: nn.Module, node: fx.Node) -> bool:
-    """Whether a node is a softmax over the second of two dimensions, or a copy of one."""
+def _ends_in(model: nn.Module, node: fx.Node, name: str) -> bool:
+    """Whether a node of two dimensions is a sigmoid, or a softmax over the second one, or a copy of it."""
     while Trait.COPY in traits(node):
         node = node.all_input_nodes[0]
     if node.op == "call_module":
         module = model.get_submodule(str(node.target))
-        dim: object = module.dim if type(module) is nn.Softmax else None
+        called, dim = type(module).__name__.lower(), getattr(module, "dim", 1)
     else:
-        given = dict(zip(("input", "dim"), node.args, strict=False)) | node.kwargs
-        dim = given.get("dim") if _op(node) == "softmax" else None
-    return dim in (1, -1) and bool(node.meta["value"].dim() == 2)
+        given: dict[str, Any] = dict(zip(("input", "dim"), node.args, strict=False)) | node.kwargs
+        called, dim = _op(node), given.get("dim", 1)
+    return called == name and (name == "sigmoid" or dim in (1, -1)) and bool(node.meta["value"].dim() == 2)
 
 
 def _parts_of(node: fx.Node, tensor: Tensor) -> list[Tensor]:

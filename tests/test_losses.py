@@ -177,3 +177,23 @@ def test_a_softmax_over_samples_gives_no_class_probabilities() -> None:
     model = trace(nn.Sequential(nn.Linear(3, 5), nn.Softmax(0)), torch.randn(4, 3))
     outputs = model(torch.randn(4, 3))
     assert separated(model, outputs) is outputs
+
+
+@pytest.mark.parametrize("end", [torch.sigmoid, nn.Sigmoid()])
+def test_each_of_several_probabilities_is_compared_for_itself(end: Callable[[Tensor], Tensor]) -> None:
+    class Several(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.head, self.end = nn.Linear(3, 5), end
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.end(self.head(x))
+
+    model, x, y = Several(), torch.randn(4, 3), torch.randn(4, 3)
+    traced = trace(model, x)
+    with torch.no_grad():
+        p, q = model(x), model(y)
+        found = distillation_loss(separated(traced, q), separated(traced, p), temperature=1.0)
+    divergence = p * (p / q).log() + (1 - p) * ((1 - p) / (1 - q)).log()
+    assert found == pytest.approx(float(divergence.mean()), rel=1e-4)
+    assert separated(traced, torch.tensor([[0.0, 1.0]])).isfinite().all()
