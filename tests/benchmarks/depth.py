@@ -20,7 +20,6 @@ from pathlib import Path
 
 import torch
 from photographs import FOLDERS, split
-from photographs_report import NO_DATA, PHOTOGRAPHS
 from shared import DOCS, append_row, parser_of
 
 import fxprune
@@ -34,6 +33,9 @@ from fxprune.planning.make import plan_for
 
 sys.path.insert(0, str(DOCS))
 from demo import agreement, class_scores, divergence, trained_model
+
+# What the samples are.
+PHOTOGRAPHS, NO_DATA = "photographs", "no data"
 
 
 def main() -> None:

