@@ -7,10 +7,10 @@
     python tests/benchmarks/quality.py --report        docs/quality
 
 Samples and judged inputs are those of `photographs.py`, `sentences.py` and `detections.py`: no judged one is a sample.
-A number is `fxprune.prune` with so many of the samples as data, "no data" is the call without; "bare" chooses channels
-on all samples and leaves the weights as they are, and "torch-pruning" is its default, with BatchNorm statistics
-estimated anew on all samples. A run that was interrupted goes on where it stopped. Nets whose package is not installed
-are left out.
+A number is `fxprune.prune` with so many of the samples as data, "no data" is the call without. The others use all
+samples: "channels" and "blocks" remove one of both alone, "bare" removes channels and leaves the weights as they are,
+and "torch-pruning" is its default, with BatchNorm statistics estimated anew. A run that was interrupted goes on where
+it stopped. Nets whose package is not installed are left out.
 """
 
 from __future__ import annotations
@@ -40,7 +40,13 @@ sys.path.insert(0, str(DOCS))
 import demo
 
 PEER = "torch-pruning"
-WAYS = ("no data", "16", "128", "bare", PEER)
+# Beside numbers of samples and the peer: the options of `prune` on all samples.
+ON_ALL: dict[str, dict[str, Any]] = {
+    "channels": {"depth": False},
+    "blocks": {"width": False},
+    "bare": {"depth": False, "compensate": False},
+}
+WAYS = ("no data", "16", "128", *ON_ALL, PEER)
 
 
 class Net(NamedTuple):
@@ -50,11 +56,13 @@ class Net(NamedTuple):
         model: with trained weights.
         samples: inputs as the model takes them.
         judge: what a pruned model is worth, and how far its outputs are from the original's.
+        judged: on how many of what.
     """
 
     model: nn.Module
     samples: Any
     judge: Callable[[nn.Module], dict[str, float]]
+    judged: str
 
 
 def _lite(number: int) -> Net:
@@ -66,7 +74,7 @@ def _lite(number: int) -> Net:
         got = demo.class_scores(pruned.eval(), judged)
         return {"value": demo.agreement(got, wanted), "divergence": demo.divergence(got, wanted)}
 
-    return Net(model, samples, judge)
+    return Net(model, samples, judge, f"{len(judged)} crops")
 
 
 def _trained(number: int) -> nn.Module:
@@ -86,15 +94,22 @@ def _minilm() -> Net:
     samples = sentences.encoded(texts[: sentences.FITTED])
     judged = sentences.encoded(texts[sentences.FITTED : sentences.FITTED + sentences.JUDGED])
     wanted = sentences.embeddings(model, judged)
-    return Net(
-        model, samples, lambda pruned: {"value": float((sentences.embeddings(pruned, judged) * wanted).sum(1).mean())}
-    )
+
+    def judge(pruned: nn.Module) -> dict[str, float]:
+        return {"value": float((sentences.embeddings(pruned, judged) * wanted).sum(1).mean())}
+
+    return Net(model, samples, judge, f"{len(wanted)} sentences")
 
 
 def _nudenet() -> Net:
     model, (samples, judged) = detections.trained_model(), detections.photographs(list(photographs.FOLDERS))
     wanted = detections.detections(model, judged)
-    return Net(model, samples, lambda pruned: {"value": detections.f1(wanted, detections.detections(pruned, judged))})
+
+    def judge(pruned: nn.Module) -> dict[str, float]:
+        return {"value": detections.f1(wanted, detections.detections(pruned, judged))}
+
+    count = sum(len(boxes) for boxes, _ in wanted)
+    return Net(model, samples, judge, f"{count} detections in {len(judged)} crops")
 
 
 # By name: the package with the weights, what the value is, and how the net is made.
@@ -120,8 +135,8 @@ def pruned_by(way: str, net: Net, budget: float) -> nn.Module:
             raise ValueError("Torch-Pruning is run on networks of images alone")
         return _with_statistics(prune_with_peer("tp-magnitude", net.model, budget, example, ()), net.samples)
     options: dict[str, Any] = {"progress": False, "example_inputs": example}
-    if way == "bare":
-        options |= {"data": [net.samples], "compensate": False, "depth": False}
+    if way in ON_ALL:
+        options |= {"data": [net.samples], **ON_ALL[way]}
     elif way != "no data":
         options |= {"data": [_first(net.samples, int(way))]}
     return fxprune.prune(net.model, budget, **options)
@@ -168,6 +183,7 @@ def main() -> None:
                 if (name, way, budget) in done:
                     continue
                 row: dict[str, Any] = {"net": name, "measure": measure, "way": way, "budget": budget}
+                row["judged"] = net.judged
                 began = time.process_time()
                 try:
                     pruned = pruned_by(way, net, budget)

@@ -15,7 +15,9 @@ NAMES = {
     "no data": "no data",
     "16": "16 samples",
     "128": "128 samples",
-    "bare": "128 samples, not compensated, no blocks",
+    "channels": "128 samples, channels alone",
+    "blocks": "128 samples, blocks alone",
+    "bare": "128 samples, channels alone, not compensated",
     "torch-pruning": "Torch-Pruning, BatchNorm on 128 samples",
 }
 
@@ -46,7 +48,8 @@ def _page(rows: Sequence[Row]) -> str:
         "![Quality by FLOPs](quality.svg)\n"
     )
     for net in dict.fromkeys(row["net"] for row in rows):
-        text += f"\n## {net}\n\n{_table([row for row in rows if row['net'] == net])}"
+        mine = [row for row in rows if row["net"] == net]
+        text += f"\n## {net}\n\nOn {mine[-1]['judged']}:\n\n{_table(mine)}"
     return text
 
 
