@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from contextlib import nullcontext
 
 import numpy as np
@@ -14,6 +15,8 @@ import fxprune
 from fxprune.channels import Group, Scores
 from fxprune.data import Batch
 from fxprune.layers.contraction import contraction_of
+from fxprune.losses import distillation_loss
+from fxprune.planning.plan import plan_keeping
 from fxprune.scoring.calibration import _Meter, _rescaled, calibrate_costs
 from fxprune.scoring.layer_statistics import collect_statistics
 from fxprune.scoring.refitting import Change, Reader
@@ -124,3 +127,20 @@ def test_a_run_from_the_first_change_on_is_a_whole_run(region: bool) -> None:
             whole = _Meter(graph.module, samples)
             whole._places = dict.fromkeys(whole._places, 0)
             assert meter.loss(given) == whole.loss(given) > 0
+
+
+def test_without_channels_is_the_model_in_which_they_are_zero() -> None:
+    torch.manual_seed(0)
+    model, data = _Attention().eval(), torch.randn(20, 6, 8)
+    graph = fxprune.analyze(fxprune.trace(model, data[:1]))
+    assert len(graph.groups) > 1
+    with torch.no_grad():
+        meter = _Meter(graph.module, Batch((data,), {}))
+        for group in graph.groups:
+            alive = graph.all_but(())
+            alive[group.channels[:3]] = False
+            plan, masked = plan_keeping(graph, alive), copy.deepcopy(graph.module)
+            for name, tensor in masked.state_dict().items():
+                plan.zero_(name, tensor)
+            lost = distillation_loss(masked(data), model(data), temperature=1.0)
+            assert meter.loss(meter.without(graph, group.channels[:3])) == pytest.approx(float(lost), rel=1e-4)
