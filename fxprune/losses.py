@@ -138,7 +138,8 @@ def separated(model: nn.Module, outputs: Any) -> Any:
     Class probabilities become class scores (`as_class_scores`). Each of several probabilities (N, C), which the model
     computes with a sigmoid, becomes the two scores of yes and no, in a row of its own (N * C, 2). Outputs of three
     dimensions and more are taken apart into what the graph joins them from: a detector returns boxes in pixels and
-    scores below 1 in one tensor, along its channels, and in a sum of squares the boxes are all that counts.
+    scores below 1 in one tensor, along its channels, and in a sum of squares the boxes are all that counts. If the
+    scores come from a sigmoid, the other parts count by the highest one at their place: most boxes are of nothing.
 
     Args:
         model: whose graph is read. What is no graph, or was joined in other sizes, stays as it is.
@@ -153,7 +154,7 @@ def separated(model: nn.Module, outputs: Any) -> Any:
     if len(nodes) == 1 and tensors[0].dim() == 2 and _ends_in(model, nodes[0], "sigmoid"):
         chances = torch.stack([tensors[0], 1 - tensors[0]], dim=-1).flatten(0, 1)
         return chances.clamp_min(torch.finfo(chances.dtype).tiny).log()
-    parts = [part for node, tensor in zip(nodes, tensors, strict=True) for part in _parts_of(node, tensor)]
+    parts = [part for node, tensor in zip(nodes, tensors, strict=True) for part in _parts_of(model, node, tensor)]
     return parts if len(parts) > len(tensors) else outputs
 
 
@@ -179,18 +180,22 @@ def _float_nodes(model: nn.Module) -> list[fx.Node]:
 
 def _ends_in(model: nn.Module, node: fx.Node, name: str) -> bool:
     """Whether a node of two dimensions is a sigmoid, or a softmax over the second one, or a copy of it."""
+    called, dim = _called(model, node)
+    return called == name and (name == "sigmoid" or dim in (1, -1)) and bool(node.meta["value"].dim() == 2)
+
+
+def _called(model: nn.Module, node: fx.Node) -> tuple[str, object]:
+    """The name of the op, or of the class of the module, that a node or what it copies calls, and its `dim`."""
     while Trait.COPY in traits(node):
         node = node.all_input_nodes[0]
     if node.op == "call_module":
         module = model.get_submodule(str(node.target))
-        called, dim = type(module).__name__.lower(), getattr(module, "dim", 1)
-    else:
-        given: dict[str, Any] = dict(zip(("input", "dim"), node.args, strict=False)) | node.kwargs
-        called, dim = _op(node), given.get("dim", 1)
-    return called == name and (name == "sigmoid" or dim in (1, -1)) and bool(node.meta["value"].dim() == 2)
+        return type(module).__name__.lower(), getattr(module, "dim", None)
+    given: dict[str, Any] = dict(zip(("input", "dim"), node.args, strict=False)) | node.kwargs
+    return _op(node), given.get("dim")
 
 
-def _parts_of(node: fx.Node, tensor: Tensor) -> list[Tensor]:
+def _parts_of(model: nn.Module, node: fx.Node, tensor: Tensor) -> list[Tensor]:
     # Which dimension of the node each one of the output is.
     order = list(range(tensor.dim()))
     while (name := _op(node)) in _REORDERINGS or Trait.COPY in traits(node):
@@ -209,7 +214,14 @@ def _parts_of(node: fx.Node, tensor: Tensor) -> list[Tensor]:
     sizes, place = [part.shape[dim] for part in joined if part.numel()], order.index(dim)
     if place == BATCH_DIM or sum(sizes) != tensor.shape[place]:
         return [tensor]
-    return list(torch.split(tensor, sizes, place))
+    parts = list(torch.split(tensor, sizes, place))
+    sources = named["tensors"] if isinstance(named["tensors"], (list, tuple)) else ()
+    given = [source for source, part in zip(sources, joined, strict=False) if part.numel()]
+    certain = [_called(model, source)[0] == "sigmoid" for source in given]
+    if sum(certain) == 1:
+        chance = parts[certain.index(True)].amax(place, keepdim=True)
+        parts = [part if sure else part * chance for part, sure in zip(parts, certain, strict=True)]
+    return parts
 
 
 def _op(node: fx.Node) -> str:

@@ -128,6 +128,26 @@ def test_outputs_are_separated_into_what_they_are_joined_from(
     assert sum(part.numel() for part in parts) == sum(tensor.numel() for tensor in float_outputs(outputs))
 
 
+@pytest.mark.parametrize("transposed", [False, True])
+def test_a_box_counts_by_the_chance_that_there_is_one(transposed: bool) -> None:
+    def join(boxes: Tensor, scores: Tensor) -> Tensor:
+        joined = torch.cat((boxes, scores.sigmoid()), 1)
+        return joined.transpose(1, 2) if transposed else joined
+
+    graph = trace(detector(join), image())
+    wanted = torch.full((1, 6, 36), 2.0)
+    # Of the first place it is certain that there is something, of the others that there is nothing.
+    wanted[:, 4:], wanted[:, 4, 0] = 0.001, 0.999
+
+    def lost(place: int) -> float:
+        changed = wanted.clone()
+        changed[:, :4, place] += 1
+        sides = (side.mT if transposed else side for side in (changed, wanted))
+        return float(distillation_loss(*(separated(graph, side) for side in sides)))
+
+    assert lost(0) > 1e4 * lost(1) > 0
+
+
 def test_scores_count_beside_boxes_that_are_larger() -> None:
     graph = trace(detector(lambda boxes, scores: torch.cat((1e3 * boxes, scores), 1)), image())
     outputs = graph(image()).detach()
