@@ -30,7 +30,6 @@ from fxprune.planning.plan import Plan
 from fxprune.progress import Progress, shown
 from fxprune.provenance import pruning_notes, set_pruning_notes
 from fxprune.rewriting import rewrite
-from fxprune.running.allocator import keep_freed_memory
 from fxprune.running.copies import copy_module
 from fxprune.running.devices import check_values
 from fxprune.running.eval_mode import in_eval_without_grad
@@ -46,7 +45,6 @@ _STEPS, _BATCH = 20, 32
 _FAST = 0.25
 
 
-@keep_freed_memory()
 def prune(
     model: nn.Module,
     flops: float | None = None,

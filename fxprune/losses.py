@@ -152,8 +152,9 @@ def separated(model: nn.Module, outputs: Any) -> Any:
     if scores is not outputs:
         return scores
     if len(nodes) == 1 and tensors[0].dim() == 2 and _ends_in(model, nodes[0], "sigmoid"):
-        chances = torch.stack([tensors[0], 1 - tensors[0]], dim=-1).flatten(0, 1)
-        return chances.clamp_min(torch.finfo(chances.dtype).tiny).log()
+        lowest, chance = torch.finfo(tensors[0].dtype).eps / 2, tensors[0].float()
+        yes = _clamped(chance, lowest, 1 - lowest)
+        return torch.stack([yes, 1 - yes], dim=-1).flatten(0, 1).log()
     parts = [part for node, tensor in zip(nodes, tensors, strict=True) for part in _parts_of(model, node, tensor)]
     return parts if len(parts) > len(tensors) else outputs
 
@@ -167,7 +168,12 @@ def as_class_scores(model: nn.Module, outputs: Any) -> Any:
     nodes, tensors = _float_nodes(model), float_outputs(outputs)
     if len(tensors) != 1 or len(nodes) != 1 or not _ends_in(model, nodes[0], "softmax"):
         return outputs
-    return tensors[0].clamp_min(torch.finfo(tensors[0].dtype).tiny).log()
+    return _clamped(tensors[0].float(), torch.finfo(tensors[0].dtype).tiny, 1.0).log()
+
+
+def _clamped(chance: Tensor, lowest: float, highest: float) -> Tensor:
+    """Probabilities within limits, with gradients beyond them too: what is surely wrong is to learn most."""
+    return chance + (chance.clamp(lowest, highest) - chance).detach()
 
 
 def _float_nodes(model: nn.Module) -> list[fx.Node]:
@@ -181,7 +187,7 @@ def _float_nodes(model: nn.Module) -> list[fx.Node]:
 def _ends_in(model: nn.Module, node: fx.Node, name: str) -> bool:
     """Whether a node of two dimensions is a sigmoid, or a softmax over the second one, or a copy of it."""
     called, dim = _called(model, node)
-    return called == name and (name == "sigmoid" or dim in (1, -1)) and bool(node.meta["value"].dim() == 2)
+    return called == name and (name == "sigmoid" or dim in (None, 1, -1)) and bool(node.meta["value"].dim() == 2)
 
 
 def _called(model: nn.Module, node: fx.Node) -> tuple[str, object]:

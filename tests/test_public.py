@@ -41,15 +41,15 @@ PUBLIC = {
     "export": "(model, path, example_inputs=None, *, dynamic_batch=True, tolerance=None)",
     "finetune": (
         "(pruned, data, *, teacher=None, loss=None, epochs=1, lr=None, optimizer='sgd', schedule='cosine', "
-        "warmup=0.0, weight_decay=0.0001, label_smoothing=0.0, temperature=2.0, distill_weight=0.5, "
+        "warmup=0.0, weight_decay=0.0001, label_smoothing=0.0, temperature=2.0, distill_weight=0.5, batch_norm='auto', "
         "mixed_precision=None, gradient_accumulation=1, checkpoint=None, checkpoint_every=None, resume=True, "
         "seed=0, progress=True, evaluate=None, on_epoch=None)"
     ),
     "insert_gates": "(graph, *, last_resort=False, depth=False)",
     "learn_gates": (
         "(graph, data, *, flops=None, epochs=1, start='surgeon', lr=0.01, train_weights=True, weight_lr=0.01, "
-        "temperature=1.0, last_resort=False, depth=False, checkpoint=None, checkpoint_every=20, resume=True, seed=0, "
-        "progress=True)"
+        "temperature=1.0, last_resort=False, depth=False, ignore=(), checkpoint=None, checkpoint_every=20, "
+        "resume=True, seed=0, progress=True)"
     ),
     "load": "(path, *, original=None, strict=True)",
     "make_plan": (

@@ -157,6 +157,7 @@ class Compensation:
             graph, (fit, judge), OutputError(graph.module, judge or fit), parts, damping, positions, seed, progress
         )
 
+    @keep_freed_memory()
     def fit(self, pruned: fx.GraphModule) -> Fit:
         """Correct a copy of a pruned model, as far as that helps on the held-out samples."""
         (fit, judge), correction = self.samples, self._correction(pruned)
@@ -170,6 +171,7 @@ class Compensation:
                 return Fit(pruned, fitted, parts, chosen, error)
         return Fit(pruned, pruned, (), {}, least)
 
+    @keep_freed_memory()
     def finish(self, done: Fit) -> fx.GraphModule:
         """The pruned model, corrected on all samples: those held out have decided."""
         (fit, judge), best = self.samples, copy.deepcopy(done.fitted)

@@ -12,6 +12,7 @@ from torch import Tensor, fx, nn
 from fxprune.data import BATCH_DIM, Batch, run_model
 from fxprune.errors import CannotScoreError
 from fxprune.losses import distillation_loss, float_outputs, separated
+from fxprune.running.allocator import keep_freed_memory
 from fxprune.running.eval_mode import in_eval
 
 __all__ = ["OutputError", "clusters_of", "split_apart"]
@@ -41,6 +42,7 @@ def split_apart(model: fx.GraphModule, samples: Batch, part: float, seed: int) -
     return samples.take((~judges).nonzero().flatten()), samples.take(judges.nonzero().flatten())
 
 
+@keep_freed_memory()
 def clusters_of(model: fx.GraphModule, samples: Batch) -> Tensor:
     """The number of each sample's cluster (samples,): that of the batch if it has any, else by the model's outputs.
 

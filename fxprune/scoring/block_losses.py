@@ -12,6 +12,7 @@ from fxprune.errors import CannotScoreError
 from fxprune.layers.contraction import find_parameter
 from fxprune.losses import distillation_loss, separated
 from fxprune.planning.plan import plan_keeping
+from fxprune.running.allocator import keep_freed_memory
 from fxprune.running.copies import copy_module
 from fxprune.running.eval_mode import in_eval
 
@@ -35,6 +36,7 @@ class BlockLosses:
         with torch.no_grad(), in_eval(self._model):
             return separated(self._model, run_model(self._model, batch, CannotScoreError))
 
+    @keep_freed_memory()
     def without(self, blocks: Collection[Block]) -> float:
         """The loss without some blocks, per sample."""
         plan = plan_keeping(self._graph, self._graph.all_but(blocks))

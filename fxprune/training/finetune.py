@@ -114,8 +114,8 @@ def finetune(
         label_smoothing: of the cross-entropy.
         temperature: of the distillation.
         distill_weight: weight of the distillation in the loss, from 0 to 1, where there are labels too.
-        batch_norm: "train" for statistics that follow the batches, "freeze" for those that the model has, which are
-            then also used in training; "auto" freezes them with care (see above).
+        batch_norm: of BatchNorm modules: "train" for statistics that follow the batches, "freeze" for those that the
+            model has, which are then also used in training; "auto" freezes them with care (see above).
         mixed_precision: "no", "fp16" or "bf16"; default: what ``accelerate launch`` says.
         gradient_accumulation: batches per update.
         checkpoint: a file for the state of the run, written after each epoch.
@@ -158,7 +158,7 @@ def finetune(
         shown(progress, accelerator.is_main_process) as show,
     ):
         shards = Shards(data, accelerator.process_index, accelerator.num_processes, seed=seed)
-        careful = is_compensated(pruned) and shards.samples() < _FEW
+        careful = is_compensated(pruned) and shards.has_fewer_than(_FEW)
         settings = replace(settings, careful=careful)
         model = copy.deepcopy(pruned)
         update = make_optimizer(model, optimizer, settings)

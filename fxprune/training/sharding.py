@@ -6,6 +6,7 @@ what it would have drawn, and no random state has to be saved.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sized
 from typing import Any
 
@@ -51,13 +52,18 @@ class Shards:
         except TypeError:
             return sum(1 for _ in self.epoch(0))
 
-    def samples(self) -> int:
-        """About how many samples an epoch has, in all processes."""
-        dataset = getattr(self.batches.data, "dataset", None)
-        if isinstance(dataset, Sized):
-            return len(dataset)
-        first = next(self.epoch(0), None)
-        return 0 if first is None else len(self) * first[1].size * self.processes
+    def has_fewer_than(self, count: int) -> bool:
+        """Whether an epoch has fewer samples than this, in all processes; data that does not say so is walked."""
+        index_lists = getattr(self.batches.data, "batch_sampler", None)
+        sampler = getattr(index_lists, "sampler", None)
+        if isinstance(sampler, Sized):
+            return len(sampler) < count
+        self._set_epoch(0)
+        if isinstance(index_lists, _PartOfBatches):
+            sizes: Iterator[int] = map(len, index_lists.batch_sampler)
+        else:
+            sizes = (batch.size for batch in self.batches)
+        return not any(seen >= count for seen in itertools.accumulate(sizes))
 
     def epoch(self, number: int, start: int = 0) -> Iterator[tuple[int, Batch]]:
         """The batches of one epoch with their numbers, from `start` on; earlier ones are loaded and dropped."""

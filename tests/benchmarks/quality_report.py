@@ -59,8 +59,10 @@ def _table(rows: Sequence[Row]) -> str:
     for way in dict.fromkeys(row["way"] for row in rows):
         at = {row["budget"]: row for row in rows if row["way"] == way}
         if any("value" in row for row in at.values()):
-            seconds = next((f"{row['seconds']:.0f}" for row in at.values() if "seconds" in row), "")
-            lines.append([NAMES[way], *(_cell(at.get(budget, {})) for budget in budgets), seconds])
+            seconds = f"{first['seconds']:.0f}" if "seconds" in (first := at.get(budgets[0], {})) else ""
+            lines.append(
+                [NAMES.get(way, f"{way} samples"), *(_cell(at.get(budget, {})) for budget in budgets), seconds]
+            )
     return markdown_table(["pruned with", *(f"{100 * budget:g} % FLOPs" for budget in budgets), "seconds"], lines)
 
 

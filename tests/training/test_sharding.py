@@ -6,7 +6,7 @@ from typing import ClassVar
 
 import pytest
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, SubsetRandomSampler
 
 from fxprune import FxpruneError
 from fxprune.training.sharding import Shards
@@ -57,3 +57,29 @@ def test_an_epoch_that_starts_late_draws_what_it_would_have_drawn():
         return [(step, batch.args[0].tolist(), torch.rand(1).item()) for step, batch in walk]
 
     assert draws(2) == draws(0)[2:]
+
+
+class _Lists:
+    """A batch sampler that says nothing of its samples."""
+
+    def __iter__(self):
+        return iter([[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10]])
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize(
+    ("data", "count"),
+    [
+        (DataLoader(Numbers(), batch_size=6), 20),
+        (DataLoader(Numbers(), batch_size=6, sampler=SubsetRandomSampler(range(9))), 9),
+        (DataLoader(Numbers(), batch_sampler=_Lists()), 11),
+        (DataLoader([torch.zeros(5, 1), torch.zeros(3, 1)], batch_size=None), 8),
+        ([torch.zeros(5, 1)] * 3, 15),
+    ],
+    ids=["a loader", "a sampler", "a batch sampler", "whole batches", "a list"],
+)
+def test_the_samples_of_all_processes_are_counted(data, count, processes):
+    for rank in range(processes):
+        shards = Shards(data, rank, processes)
+        assert shards.has_fewer_than(count + 1)
+        assert not shards.has_fewer_than(count)
