@@ -34,6 +34,7 @@ from fxprune.rules.state import Split, Splits, State
 from fxprune.running import trees
 from fxprune.running.one_node import run_node, with_values
 from fxprune.tracing.aliasing import used_nodes
+from fxprune.tracing.graph_builder import reads_layout
 from fxprune.tracing.lowering import with_later
 from fxprune.tracing.notes import trace_notes
 from fxprune.tracing.spelling import first_few
@@ -220,7 +221,7 @@ def _makes_container(node: fx.Node) -> bool:
 
 def _read_number(op: Op) -> LabelTree:
     """A number that is computed from tensors or other numbers; tensors of which the entries are read stay whole."""
-    if Trait.LAYOUT not in traits(op.node):
+    if Trait.LAYOUT not in traits(op.node) and not reads_layout(op.node):
         _freeze_inputs(op, f"read by {op.name} ({op.node.name})")
     static = all(map(op.is_static, op.node.all_input_nodes))
     return map_labels(lambda label: Size(None, static), map_values(op.value))

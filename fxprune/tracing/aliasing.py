@@ -6,6 +6,7 @@ from torch import fx, nn
 
 from fxprune.ops import Trait, traits
 from fxprune.running.mode_blocks import chooses, modes_of
+from fxprune.tracing.limits import limit_of
 
 __all__ = ["alias_roots", "attributes_written_in", "counted_inputs", "used_nodes", "written_attributes"]
 
@@ -70,7 +71,7 @@ def used_nodes(graph: fx.Graph, modules: dict[str, nn.Module]) -> set[fx.Node]:
 
 def counted_inputs(node: fx.Node) -> list[fx.Node]:
     """The inputs that a node depends on for fvcore, to which types and devices are constants, and sizes are tensors."""
-    if node.target is getattr and node.args[1] in ("dtype", "device"):
+    if node.target is limit_of or (node.target is getattr and node.args[1] in ("dtype", "device")):
         return []
     if chooses(node):
         in_eval: list[fx.Node] = []

@@ -18,6 +18,7 @@ from fxprune.errors import FxpruneError
 from fxprune.running import trees
 from fxprune.running.copies import META
 from fxprune.tracing.constants import Place, constant_name, place_of_tensor
+from fxprune.tracing.limits import TypeUse, limit_of
 from fxprune.tracing.scopes import ModuleCall, Scopes
 
 __all__ = [
@@ -66,6 +67,7 @@ class GraphBuilder:
         deferred: errors that are raised where the model's code needs what is unknown.
         ordered: the inputs that are dicts whose order the model's code has followed.
         left: for the nodes of tensors that are left from an earlier call, those that they had in its graph.
+        type_uses: the types of floating-point numbers that the model's code gave to functions.
         stored: for the nodes of tensors that the graph writes into state at its end, the nodes of that state.
     """
 
@@ -89,6 +91,7 @@ class GraphBuilder:
         self.confirmed_loops: set[int] = set()
         self.deferred: list[Exception] = []
         self.ordered: set[fx.Node] = set()
+        self.type_uses: list[TypeUse] = []
         self.left: dict[fx.Node, fx.Node] = {}
         self.stored: dict[fx.Node, fx.Node] = {}
         self._earlier = earlier
@@ -244,7 +247,7 @@ def reads_layout(node: fx.Node) -> bool:
     """Whether a node reads a size, dtype or device, which is known without the tensor's entries."""
     if node.target is getattr:
         return node.args[1] in ("device", "dtype")
-    return reads_size(node)
+    return node.target is limit_of or reads_size(node)
 
 
 def reads_size(node: fx.Node) -> bool:

@@ -11,6 +11,7 @@ from torch import fx
 from fxprune.tracing.checks import check_as_traced
 from fxprune.tracing.fixed_sizes import Fixed, all_fixed, fixed_sizes
 from fxprune.tracing.graph_builder import GraphBuilder, reads_size
+from fxprune.tracing.limits import limit_of
 from fxprune.tracing.rolling import has_loops, roll
 from fxprune.tracing.size_nodes import Guard, SizeNodes
 from fxprune.tracing.sizes import TracedNumber, read_size
@@ -158,6 +159,8 @@ def _name(operand: Any) -> str:
         return f"{node.name}.size({dim})"
     if operand.cached is not None and operand.function not in _SIGNS:
         read = operand.cached
+        if read.target is limit_of:
+            return f"the limit {read.args[1]} of {read.args[0]}.dtype"
         return f"{read.args[0]}.{read.target}({', '.join(map(str, read.args[1:]))})" if reads_size(read) else read.name
     return _spell(operand.function, operand.operands)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
-from types import CodeType
+from types import CodeType, FrameType
 from typing import Any, NamedTuple, TypeAlias, cast
 
 import numpy as np
@@ -16,6 +16,7 @@ from torch.fx.node import Argument
 from fxprune.errors import FxpruneError
 from fxprune.running.copies import META
 from fxprune.tracing.graph_builder import GraphBuilder, Origin
+from fxprune.tracing.limits import TypeUse, reads_dtype_at
 from fxprune.tracing.sizes import TracedNumber, TracedPieces, plain, untraced_type
 from fxprune.tracing.unknown import Unknown
 from fxprune.tracing.user_code import user_frame
@@ -73,8 +74,8 @@ class Lowering:
 
     def __init__(self, builder: GraphBuilder) -> None:
         self._builder = builder
-        # The code that read a dtype from a tensor last, and the tensor's node.
-        self._dtypes: dict[torch.dtype, tuple[CodeType, fx.Node]] = {}
+        # For each dtype the code that has read it from a tensor, the last one at the end: where, and the tensor's node.
+        self._dtypes: dict[torch.dtype, dict[CodeType, tuple[int, fx.Node]]] = {}
 
     def lower_call(self, args: Iterable[Any], kwargs: Mapping[str, Any], *, pieces: bool = False) -> LoweredCall:
         """The arguments of a call."""
@@ -179,18 +180,49 @@ class Lowering:
 
     def note_dtype(self, dtype: torch.dtype, tensor: Tensor) -> None:
         """The model's code has read a dtype from a tensor."""
-        frame = user_frame()
+        frame = user_frame(generated=True)
         if frame is not None:
-            self._dtypes[dtype] = frame.f_code, self._builder.node_of(tensor)
+            reads = self._dtypes.setdefault(dtype, {})
+            reads.pop(frame.f_code, None)
+            reads[frame.f_code] = frame.f_lasti, self._builder.node_of(tensor)
+
+    def use_of_limits(self, dtype: torch.dtype, frame: FrameType) -> TypeUse:
+        """The model's code asks in a frame for the limits of a type."""
+        node, certain = None, True
+        if reads := self._dtypes.get(dtype):
+            code, (where, node) = next(reversed(reads.items()))
+            place = reads_dtype_at(frame)
+            certain = code is frame.f_code and place == where
+            if place is None and frame.f_code in reads:
+                # From a variable, and not from a property or what another function gives.
+                _, node = reads[frame.f_code]
+        return self._note_use(dtype, node, certain, frame)
+
+    def _note_use(self, dtype: torch.dtype, node: fx.Node | None, certain: bool, frame: FrameType) -> TypeUse:
+        use = TypeUse(dtype, node, certain, (frame.f_code, frame.f_lasti))
+        self._builder.type_uses.append(use)
+        return use
 
     def _lower_dtype(self, dtype: torch.dtype) -> Argument:
-        """The dtype of a tensor where the function that uses it has read it from one, and does not name it itself."""
-        if dtype not in self._dtypes:
+        """The dtype of a tensor, if the code that uses it has read it from one, and else a literal.
+
+        Where the code names that dtype, too, or another function has read it, that is a guess.
+        """
+        frame = user_frame(generated=True)
+        if frame is None:
             return dtype
-        code, node = self._dtypes[dtype]
-        frame = user_frame()
-        if frame is None or frame.f_code is not code or str(dtype).removeprefix("torch.") in code.co_names:
+        node, certain = None, True
+        if reads := self._dtypes.get(dtype):
+            code, (_, node) = next(reversed(reads.items()))
+            names = frame.f_code.co_names
+            named = str(dtype).removeprefix("torch.") in names or (dtype is torch.float32 and "float" in names)
+            certain = named != (frame.f_code in reads) and (named or code is frame.f_code)
+            if (named and certain) or not (certain or dtype.is_floating_point):
+                node = None
+            elif frame.f_code in reads:
+                _, node = reads[frame.f_code]
+        use = self._note_use(dtype, node, certain, frame)
+        if node is None:
             return dtype
-        if "float" in code.co_names and dtype is torch.float32:
-            return dtype
-        return self._builder.create_part(getattr, node, "dtype", dtype)
+        use.reads.append(self._builder.create_part(getattr, node, "dtype", dtype))
+        return use.reads[0]

@@ -26,6 +26,7 @@ from fxprune.tracing.context_calls import READERS, context_patches
 from fxprune.tracing.deciders import ModeRead
 from fxprune.tracing.drawing import may_draw
 from fxprune.tracing.facts import asking_for_grad_mode
+from fxprune.tracing.limits import FInfo, IInfo
 from fxprune.tracing.loaded import found_in, modules_of, package_of
 from fxprune.tracing.module_calls import ModuleCalls
 from fxprune.tracing.number_functions import (
@@ -44,14 +45,14 @@ from fxprune.tracing.user_code import WITHOUT_TENSORS
 __all__ = ["packages_of", "patched", "uncached"]
 
 _MISSING = object()
-_FUNCTIONS: dict[Any, Any] = {**MATH_FUNCTIONS, **READERS}
+_FUNCTIONS: dict[Any, Any] = {**MATH_FUNCTIONS, **READERS, torch.finfo: FInfo, torch.iinfo: IInfo}
 
 
 def _patches(module: ModuleType) -> Iterator[tuple[dict[str, Any], str, Any]]:
     """Names in a source file of the model that mean something else while it is traced."""
     names = vars(module)
     for name, value in names.items():
-        if type(value) is type(math.sqrt) and value in _FUNCTIONS:
+        if type(value) in (type(math.sqrt), type) and value in _FUNCTIONS:
             yield names, name, _FUNCTIONS[value]
     yield from ((names, name, replacement) for name, replacement in BUILTINS.items() if name not in names)
 
@@ -244,6 +245,8 @@ def patched(
             replace(Tensor, "__new__", staticmethod(new))
         replace(operator, "index", index)
         replace(torch, "Size", Size)
+        replace(torch, "finfo", FInfo)
+        replace(torch, "iinfo", IInfo)
         replace(torch, "broadcast_shapes", broadcast_shapes)
         replace(torch, "is_grad_enabled", asking_for_grad_mode(recorder.facts, switch))
         # It reads the values of a mask to choose a faster way to the same result.

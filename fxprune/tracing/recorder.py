@@ -10,6 +10,7 @@ import functools
 from collections.abc import Callable, Mapping
 from collections.abc import Set as AbstractSet
 from contextlib import nullcontext
+from types import FrameType
 from typing import Any, TypeAlias
 
 import torch
@@ -26,6 +27,7 @@ from fxprune.running.randomness import NotesDraws
 from fxprune.tracing.aten import as_function
 from fxprune.tracing.facts import Facts
 from fxprune.tracing.graph_builder import GraphBuilder, Origin
+from fxprune.tracing.limits import Limits, limit_of
 from fxprune.tracing.lowering import LoweredCall, Lowering
 from fxprune.tracing.meta_results import META_RUNS, call_key, recall, remember
 from fxprune.tracing.node_targets import is_reflected, node_target
@@ -131,6 +133,19 @@ class Recorder(TorchFunctionMode):
         """The code has asked how many dimensions a tensor has."""
         if self.switch.on:
             self.ranks.setdefault(self.builder.node_of(tensor), self.scopes.current)
+
+    def note_limits(self, found: Any, dtype: torch.dtype, frame: FrameType) -> Any:
+        """What a frame of the model's code gets for the limits of a type, which it may have read from a tensor."""
+        use = self.lowering.use_of_limits(dtype, frame)
+        node = use.node
+        if node is None or not self.switch.on:
+            return found
+
+        def number(name: str, value: float) -> Any:
+            use.reads.append(self.builder.create_part(limit_of, node, name, value))
+            return self.sizes.number_of(use.reads[-1], value)
+
+        return Limits(found, number)
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}

@@ -17,6 +17,7 @@ from fxprune.running.resizing import resized_where_needed
 from fxprune.tracing.context_calls import CONTEXT_CALLS
 from fxprune.tracing.gradient_calls import GRADIENT_CALLS
 from fxprune.tracing.graph_builder import Origin
+from fxprune.tracing.limits import limit_of
 from fxprune.tracing.recorder import Recorder, SpecialCall
 from fxprune.tracing.repeated import Repeated
 from fxprune.tracing.shapes import TracedSize
@@ -101,6 +102,12 @@ def _dtype(recorder: Recorder, func: Any, tensor: Tensor, *_: Any) -> Any:
     recorder.lowering.note_dtype(dtype, tensor)
     recorder.facts.note_dtype(dtype, tensor)
     return dtype
+
+
+def _limit(recorder: Recorder, func: Any, tensor: Tensor, name: str) -> Any:
+    value = func(tensor, name)
+    node = recorder.builder.create_part(func, recorder.builder.node_of(tensor), name, value)
+    return recorder.sizes.number_of(node, value)
 
 
 def _fact(name: str) -> SpecialCall:
@@ -285,7 +292,7 @@ SPECIAL_CALLS: dict[Any, SpecialCall] = {
     _getter("nbytes"): _nbytes, **dict.fromkeys([Tensor.is_same_size, torch.is_same_size], _is_same_size),
     Tensor.stride: _stride, Tensor.storage_offset: _place, Tensor.dim_order: _dim_order,
     **dict.fromkeys([Tensor.data_ptr, Tensor.storage, Tensor.untyped_storage], _address),
-    _getter("dtype"): _dtype, _getter("device"): _device,
+    _getter("dtype"): _dtype, _getter("device"): _device, limit_of: _limit,
     **{_getter(name): _fact(name) for name in ("requires_grad", "is_leaf", "is_sparse", "is_nested")},
     _getter("grad_fn"): _grad_fn, _getter("layout"): _layout,
     **{_getter(f"is_{kind}"): _is_on(kind) for kind in ("cpu", "cuda", "mps")},

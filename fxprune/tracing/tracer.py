@@ -46,7 +46,7 @@ from fxprune.tracing.size_trials import tie_unseen_sizes
 from fxprune.tracing.spelling import first_few
 from fxprune.tracing.state import BUFFER_IS_LEFT, STATE_IS_LOST, values_are_lost
 from fxprune.tracing.traced_module import ApplyFunction, ByMode, TracedModule
-from fxprune.tracing.what_if import followed, in_training_with_gradients, insert_fact_checks
+from fxprune.tracing.what_if import followed, in_training_with_gradients, insert_fact_checks, settle_types
 
 __all__ = ["TracedModule", "trace", "trace_knowing"]
 
@@ -236,6 +236,7 @@ def _insert_checks(recorded: Recording, leaves: Leaves, kept: set[str]) -> list[
         unconfirmed = unconfirmed_loops(runner, recorded, leaves, kept)
         builder.single_loops |= unconfirmed
         builder.confirmed_loops |= set(range(builder.loops)) - unconfirmed
+    settle_types(runner, recorded, leaves, kept)
     facts = followed(runner, recorded, leaves, kept)
     tie_unseen_sizes(runner, recorded, leaves, kept)
     compute_unseen_numbers(runner, recorded, leaves, kept)

@@ -38,10 +38,11 @@ def is_library_file(name: str) -> bool:
     return name.startswith(_LIBRARY_FILES)
 
 
-def user_frame() -> FrameType | None:
-    """The innermost frame that is neither torch's nor fxprune's."""
+def user_frame(*, generated: bool = False) -> FrameType | None:
+    """The innermost frame that is neither torch's nor fxprune's; `generated` if that may be one of a graph's code."""
+    library = _LIBRARY_FILES[:2] if generated else _LIBRARY_FILES
     frame: FrameType | None = sys._getframe(1)
-    while frame is not None and frame.f_code.co_filename.startswith(_LIBRARY_FILES):
+    while frame is not None and frame.f_code.co_filename.startswith(library):
         frame = frame.f_back
     return frame
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import itertools
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from torch import fx
@@ -15,10 +15,11 @@ from fxprune.tracing.checks import check_device, check_dtype, check_fact, check_
 from fxprune.tracing.facts import GRAD_MODE, INFERENCE_MODE, DeviceRead, Fact, TypeRead
 from fxprune.tracing.gradient_calls import GRADIENTS_DIFFER
 from fxprune.tracing.graph_builder import GraphBuilder
+from fxprune.tracing.limits import TypeUse, limit_of
 from fxprune.tracing.modes import Literal, compare
 from fxprune.tracing.runs import Leaves, Recording, Runner
 
-__all__ = ["followed", "in_training_with_gradients", "insert_fact_checks"]
+__all__ = ["followed", "in_training_with_gradients", "insert_fact_checks", "settle_types"]
 
 # They give the same entries in another layout.
 _LAYOUTS = frozenset({"contiguous"})
@@ -60,17 +61,7 @@ def _differs(runner: Runner, recorded: Recording, leaves: Leaves, kept: set[str]
     differences = compare(recorded.builder, other.builder, ignored=_LAYOUTS)
     # A tensor that a function makes learns nothing, whether or not it is to have a gradient.
     followed = [literal for literal in differences.literals if literal.place[-1] != "requires_grad"]
-    return bool(differences.scopes) or not all(map(_is_limit_of_types, followed))
-
-
-def _is_limit_of_types(literal: Literal) -> bool:
-    """Whether two numbers are the same limit of two types, as the least: code that takes it does no more than fit."""
-    numbers = literal.eval_value, literal.train_value
-    return any(
-        all(abs(number) == abs(getattr(torch.finfo(dtype), limit)) for number, dtype in zip(numbers, pair, strict=True))
-        for limit in ("min", "max", "eps", "tiny")
-        for pair in itertools.permutations(_FLOATS, 2)
-    )
+    return bool(differences.scopes or followed)
 
 
 def _alike(reads: list[TypeRead]) -> Iterator[list[torch.dtype]]:
@@ -80,6 +71,50 @@ def _alike(reads: list[TypeRead]) -> Iterator[list[torch.dtype]]:
     yield from ([dtype] for dtype in sorted(compared - traced, key=str))
     if traced & compared and (others := _FLOATS - compared - traced):
         yield sorted(others, key=str)
+
+
+def settle_types(runner: Runner, recorded: Recording, leaves: Leaves, kept: set[str]) -> None:
+    """Find out which types the model's code has read from tensors, where that was a guess: it may also name them.
+
+    Those that it has read are others where the model is recorded in another type.
+    """
+    uses = recorded.builder.type_uses
+    if all(use.certain or not use.reads for use in uses):
+        return
+    other = torch.float32 if any(use.dtype == torch.float64 for use in uses) else torch.float64
+    try:
+        there = dict(_by_place(replace(runner, dtype=other).record(leaves, kept).builder.type_uses))
+    except FxpruneError:
+        there = dict[Any, TypeUse]()
+    names = {node.name: node for node in recorded.builder.graph.nodes}
+    for place, use in _by_place(uses):
+        again = there.get(place)
+        if use.certain or (again is None and any(read.target is limit_of for read in use.reads)):
+            continue
+        source = None
+        if again is not None and again.dtype != use.dtype and again.node is not None:
+            source = names.get(again.node.name)
+        for read in use.reads:
+            if source is not None:
+                read.args = (source, *read.args[1:])
+            else:
+                _replace_by_value(read)
+
+
+def _by_place(uses: list[TypeUse]) -> Iterator[tuple[Any, TypeUse]]:
+    """Uses of types by their places, each with how often there was one before."""
+    seen: Counter[Any] = Counter()
+    for use in uses:
+        yield (use.place, seen[use.place]), use
+        seen[use.place] += 1
+
+
+def _replace_by_value(node: fx.Node) -> None:
+    def value(each: fx.Node) -> Any:
+        return node.meta["value"] if each is node else each
+
+    for user in [*node.users]:
+        user.args, user.kwargs = fx.node.map_arg((user.args, user.kwargs), value)
 
 
 def insert_fact_checks(builder: GraphBuilder, facts: list[Followed]) -> None:

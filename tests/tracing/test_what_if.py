@@ -108,10 +108,54 @@ def by_layout(self: Any, x: Tensor) -> Tensor:
 def test_the_limits_of_a_type_are_no_other_way_to_go() -> None:
     def forward(self: Any, x: Tensor) -> Tensor:
         y = self.f(x)
-        least = torch.finfo(y.dtype).min if y.dtype in (torch.float16, torch.float32) else -torch.finfo(y.dtype).max
-        return self.h(y.clamp(min=least))  # type: ignore[no-any-return]
+        if y.dtype in (torch.float16, torch.float32):
+            return self.h(y.clamp(min=torch.finfo(y.dtype).min))  # type: ignore[no-any-return]
+        return self.h(y.clamp(min=torch.finfo(y.dtype).min))  # type: ignore[no-any-return]
 
     assert not checks_of(trace(net(forward, **parts()), torch.randn(4, 8)))
+
+
+def test_limits_of_types_that_the_code_names_are_another_way_to_go() -> None:
+    def forward(self: Any, x: Tensor) -> Tensor:
+        y = self.f(x)
+        return self.h(y.clamp(min=torch.finfo(torch.float16 if y.dtype == torch.float16 else torch.float32).min))  # type: ignore[no-any-return]
+
+    traced = trace(net(forward, **parts()), torch.randn(4, 8))
+    with pytest.raises(FxpruneError, match=r"`f\.dtype` is torch\.float16 here"):
+        traced.half()(torch.randn(4, 8, dtype=torch.float16))
+
+
+def in_single(self: Any, x: Tensor) -> Tensor:
+    before = x.dtype
+    x = x.to(torch.float32)
+    x = x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True, dtype=torch.float32) + 1e-6)
+    return self.h(self.f(x.to(before)))  # type: ignore[no-any-return]
+
+
+def converted(x: Tensor, dtype: torch.dtype) -> Tensor:
+    return x.to(dtype) * torch.ones(8, dtype=dtype)
+
+
+def by_helper(self: Any, x: Tensor) -> Tensor:
+    return self.h(self.f(converted(x.float(), x.dtype)))  # type: ignore[no-any-return]
+
+
+def by_helper_in_single(self: Any, x: Tensor) -> Tensor:
+    kind = torch.float32
+    y = self.f(x)
+    return self.h(converted(y, kind).to(y.dtype))  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("forward", [in_single, by_helper, by_helper_in_single])
+def test_types_that_are_kept_or_handed_on_are_those_of_the_tensors(forward: Any) -> None:
+    model, x = net(forward, **parts()).eval(), torch.randn(4, 8)
+    traced = trace(model, x)
+    for made in (traced, trace(traced, x)):
+        for dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
+            ours, theirs = (copy.deepcopy(each).to(dtype)(x.to(dtype)) for each in (made, model))
+            assert ours.dtype == dtype
+            assert torch.equal(ours, theirs)
+    check_invariant(model, x)
 
 
 def test_another_layout_is_refused_where_the_code_follows_it() -> None:
