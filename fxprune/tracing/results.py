@@ -29,26 +29,35 @@ class Results:
         self._builder = builder
         self._sizes = sizes
 
-    def adopt(self, value: Any, node: fx.Node) -> Any:
-        """What the model gets for the value of a node."""
+    def adopt(self, value: Any, node: fx.Node, of_module: bool = False) -> Any:
+        """What the model gets for the value of a node; `of_module` if that is a part of what a module returns."""
+        of_module |= node.op == "call_module"
         if isinstance(value, Tensor):
             self._builder.bind(value, node)
             return value
         if type(value) in (int, float):
             return self._sizes.number_of(node, value)
+        if type(value) is bool and of_module:
+            # As a number it is seen where a branch follows it.
+            return self._sizes.number_of(node, int(value))
         part = self._builder.create_part
-        if isinstance(value, (tuple, list)) and trees.has_tensor(value):
-            items = [self.adopt(item, part(operator.getitem, node, i, item)) for i, item in enumerate(value)]
+        has_parts = trees.has_tensor(value) or (of_module and _has_plain(value))
+        if isinstance(value, (tuple, list)) and has_parts:
+            items = [self.adopt(item, part(operator.getitem, node, i, item), of_module) for i, item in enumerate(value)]
             count, rolls = self._number_of_pieces(node)
             if count is not None:
                 return TracedPieces.of(tuple(items), node, count, rolls)
             # A named tuple cannot be rebuilt from its items in general; its tensors are bound all the same.
             return type(value)(items) if type(value) in (tuple, list) else value
-        if isinstance(value, dict) and trees.has_tensor(value):
-            entries = {key: self.adopt(item, part(operator.getitem, node, key, item)) for key, item in value.items()}
-            return (
-                _Entries.of(entries, node, self._builder) if type(value) is dict and node.op == "placeholder" else value
-            )
+        if isinstance(value, dict) and has_parts:
+            entries = {
+                key: self.adopt(item, part(operator.getitem, node, key, item), of_module) for key, item in value.items()
+            }
+            if type(value) is not dict:
+                return value
+            if node.op == "placeholder":
+                return _Entries.of(entries, node, self._builder)
+            return entries if of_module else value
         if dataclasses.is_dataclass(value) and not isinstance(value, type):
             for field in dataclasses.fields(value):
                 item = getattr(value, field.name)
@@ -115,6 +124,13 @@ class _Entries(dict[Any, Any]):
     def items(self) -> Any:
         """All of them."""
         return ItemsView(self)
+
+
+def _has_plain(value: Any) -> bool:
+    """Whether there are numbers in containers: values may decide them."""
+    if isinstance(value, (tuple, list, dict)):
+        return any(map(_has_plain, value.values() if isinstance(value, dict) else value))
+    return type(value) in (int, float, bool)
 
 
 def dimension_cut(node: fx.Node) -> int | None:

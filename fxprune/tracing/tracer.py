@@ -236,10 +236,10 @@ def _insert_checks(recorded: Recording, leaves: Leaves, kept: set[str]) -> list[
         unconfirmed = unconfirmed_loops(runner, recorded, leaves, kept)
         builder.single_loops |= unconfirmed
         builder.confirmed_loops |= set(range(builder.loops)) - unconfirmed
-    settle_types(runner, recorded, leaves, kept)
     facts = followed(runner, recorded, leaves, kept)
     tie_unseen_sizes(runner, recorded, leaves, kept)
     compute_unseen_numbers(runner, recorded, leaves, kept)
+    settle_types(runner, recorded, leaves, kept)
     guards = insert_guards(builder, recorded.sizes)
     insert_fact_checks(builder, facts)
     insert_rank_checks(builder, recorded.ranks)

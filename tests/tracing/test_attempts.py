@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -114,3 +115,56 @@ def test_a_small_part_stays_whole_rather() -> None:
     with pytest.warns(FxpruneWarning, match="A part stays whole: the code of `find`") as warned:
         fxprune.trace(model.double(), images())
     assert len(warned) == 1
+
+
+class Router(nn.Module):
+    """Sends each row to one of three experts, as mixtures of experts do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(8, 3, bias=False)
+
+    def forward(self, rows: Tensor) -> Any:
+        chosen = self.layer(rows).argmax(-1)
+        sizes = [int((chosen == k).sum()) for k in range(3)]
+        return chosen.argsort(), sizes, {"most": max(sizes), "first": sizes[0] > 20}
+
+
+class Experts(nn.Module):
+    def __init__(self, *, branches: bool) -> None:
+        super().__init__()
+        self.up, self.down, self.head = nn.Linear(8, 16), nn.Linear(16, 8), nn.Linear(8, 4)
+        self.router, self.experts = Router(), nn.ModuleList(nn.Linear(8, 8) for _ in range(3))
+        self.branches = branches
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.down(self.up(x).relu())
+        rows = x.flatten(0, 1)
+        order, sizes, more = self.router(rows)
+        made = [expert(part) for expert, part in zip(self.experts, rows[order].split(sizes), strict=True)]
+        y = torch.zeros_like(rows).index_copy(0, order, torch.cat(made)) / more["most"]
+        if self.branches and more["first"]:
+            y = y * 2
+        return self.head(y.view(x.shape))  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("leaves", [(), (Router,)])
+def test_numbers_from_a_part_that_stays_whole_are_those_of_each_call(leaves: Any) -> None:
+    torch.manual_seed(0)
+    model, x = Experts(branches=False).double().eval(), torch.randn(2, 5, 8).double()
+    with nullcontext() if leaves else pytest.warns(FxpruneWarning, match="A part stays whole: the code of `router`"):
+        graph = fxprune.analyze(fxprune.trace(model, x, leaves=leaves))
+    pruned = fxprune.rewrite(graph, fxprune.make_plan(graph, fxprune.scores(graph, "random"), flops=0.8))
+    for shape in ((2, 5, 8), (3, 5, 8), (2, 7, 8), (1, 4, 8)):
+        for training in (False, True):
+            other = torch.randn(shape).double()
+            assert fxprune.verify(model, pruned, other, training=training) <= TOLERANCE
+
+
+def test_a_branch_on_what_a_part_that_stays_whole_says_is_checked() -> None:
+    torch.manual_seed(0)
+    model, x = Experts(branches=True).eval(), torch.randn(2, 5, 8)
+    traced = fxprune.trace(model, x, leaves=(Router,))
+    assert torch.equal(traced(x), model(x))
+    with pytest.raises(FxpruneError, match=r"is True here, and was False"):
+        traced(torch.randn(2, 5, 8).abs().repeat(1, 20, 1))
