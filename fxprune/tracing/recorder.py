@@ -233,6 +233,9 @@ class Recorder(TorchFunctionMode):
         if draws is None:
             # Computed from real values, and others may give another layout.
             key = None
+        if type(value) is Tensor and not value.is_meta:
+            # Of numbers alone, as `torch.div(7, 2)`: no layout of what is made with it may depend on its value.
+            value = value.to(META)
         random = draws is not None and draws.drawn
         written = [tensor for tensor, version in zip(tensors, versions, strict=True) if tensor._version != version]
         if not written and op != "call_module" and value is not None and not trees.has_tensor(value):

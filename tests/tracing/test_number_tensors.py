@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from invariant import check_invariant, net
 from same_model import assert_same
 from torch import Tensor, nn
 
@@ -99,3 +100,17 @@ def test_the_graph_goes_through_compile_and_export_without_a_break() -> None:
         assert torch.equal(compiled(x), model(x))
     program = torch.export.export(traced, (torch.randn(2, 3),)).module()
     assert torch.equal(program(x := torch.randn(2, 3)), model(x))
+
+
+def test_tensors_of_numbers_alone_are_numbers_each_time() -> None:
+    def forward(self: Any, x: Tensor) -> Tensor:
+        pieces = torch.div(x.shape[1], 2, rounding_mode="trunc")
+        y = self.a(x)
+        return self.b(y.view(y.shape[0], pieces, 2, 8).mean(2))  # type: ignore[no-any-return]
+
+    model = net(forward, a=nn.Linear(4, 8), b=nn.Linear(8, 3))
+    check_invariant(model, torch.randn(2, 4, 4))
+    traced = trace(model, torch.randn(2, 4, 4).double())
+    for shape in ((2, 4, 4), (3, 4, 4), (2, 8, 4), (1, 10, 4)):
+        x = torch.randn(shape).double()
+        assert torch.equal(traced(x), model(x))
