@@ -21,7 +21,10 @@ from fxprune.tracing.spelling import first_few
 
 __all__ = ["AS_EXPORTED", "CONDITIONS", "SIZED_BY_VALUES", "STAYS_WHOLE", "record_in_eval"]
 
-AS_EXPORTED = "Traced as for torch.export: otherwise the model's control flow depends on the values of its input."
+AS_EXPORTED = (
+    "Traced as for torch.export: otherwise the model's control flow depends on the values of its input, or a function "
+    "does not run without values."
+)
 # How remarks start that become warnings.
 STAYS_WHOLE = "A part stays whole"
 SIZED_BY_VALUES = "Values of the input decide how large some tensors are"
@@ -87,14 +90,18 @@ def _record_as_it_is_or_exported(runner: Runner, leaves: Leaves, kept: set[str],
     try:
         return runner.record(leaves, kept)
     except FxpruneError as error:
-        if runner.exporting or not isinstance(error.__cause__, DataDependentError):
+        follows_values = isinstance(error.__cause__, DataDependentError)
+        # A function may not run on the meta device, as `grouped_mm` in float32; models for export use others.
+        if runner.exporting or not (follows_values or isinstance(error.__cause__, RuntimeError)):
             raise
         runner.exporting = True
         try:
             recorded = runner.record(leaves, kept)
         except FxpruneError:
             runner.exporting = False
-            raise
+            if follows_values:
+                raise
+            raise error from error.__cause__
         remarks.append(AS_EXPORTED)
         return recorded
 

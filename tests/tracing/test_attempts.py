@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 import fxprune
 from fxprune.errors import FxpruneError, FxpruneWarning
+from fxprune.tracing.attempts import AS_EXPORTED
 from fxprune.tracing.notes import trace_notes
 from fxprune.tracing.tracer import trace_knowing
 from fxprune.verification import TOLERANCE
@@ -168,3 +169,26 @@ def test_a_branch_on_what_a_part_that_stays_whole_says_is_checked() -> None:
     assert torch.equal(traced(x), model(x))
     with pytest.raises(FxpruneError, match=r"is True here, and was False"):
         traced(torch.randn(2, 5, 8).abs().repeat(1, 20, 1))
+
+
+def test_a_function_that_does_not_run_without_values_is_done_as_for_export() -> None:
+    def forward(self: Any, x: Tensor) -> Tensor:
+        y = self.a(x).flatten(2)
+        # Its kernel without values takes half precision alone.
+        made = y @ self.w if torch.compiler.is_compiling() else torch.nn.functional.grouped_mm(y, self.w)
+        return self.c(made.unflatten(2, x.shape[2:]))  # type: ignore[no-any-return]
+
+    model = net(forward, a=nn.Conv2d(3, 8, 1), c=nn.Conv2d(8, 4, 1))
+    model.w = nn.Parameter(torch.randn(2, 16, 16))
+    x = torch.randn(2, 3, 4, 4)
+    traced = fxprune.trace(model.eval(), x)
+    assert AS_EXPORTED in trace_notes(traced).remarks
+    torch.testing.assert_close(traced(x), model(x))
+
+
+def test_a_model_that_fails_as_for_export_too_fails_with_its_own_error() -> None:
+    def forward(self: Any, x: Tensor) -> Tensor:
+        return x.view(7, -1) if torch.compiler.is_compiling() else self.a(x) @ x
+
+    with pytest.raises(FxpruneError, match="Cannot trace.*self.a"):
+        fxprune.trace(net(forward, a=nn.Conv2d(3, 8, 1)), torch.randn(2, 3, 4, 4))

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from fxprune.errors import FxpruneError, FxpruneWarning
 from fxprune.flops import count_flops
+from fxprune.tracing.attempts import AS_EXPORTED
 from fxprune.tracing.notes import trace_notes
 from fxprune.tracing.tracer import trace
 
@@ -50,9 +51,7 @@ def test_a_way_that_a_model_has_for_export_is_taken_where_the_other_depends_on_v
     traced = trace(AsksWhetherItIsCompiled(), (x, masks[0]))
     for given in masks:
         assert torch.equal(traced(x, given), AsksWhetherItIsCompiled()(x, given))
-    assert list(trace_notes(traced).remarks) == [
-        "Traced as for torch.export: otherwise the model's control flow depends on the values of its input."
-    ]
+    assert list(trace_notes(traced).remarks) == [AS_EXPORTED]
     assert not torch.compiler.is_compiling()
 
 
