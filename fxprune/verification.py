@@ -9,11 +9,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.overrides import TorchFunctionMode
 
 from fxprune.errors import FxpruneError, called_as
 from fxprune.planning.plan import Plan
 from fxprune.provenance import check_order, plan_from, pruning_notes
 from fxprune.rewriting import original_graph, rewrite_in_stages
+from fxprune.running import trees
 from fxprune.running.calls import Call
 from fxprune.running.copies import copy_module, named_tensors
 from fxprune.running.devices import check_values
@@ -93,6 +95,10 @@ def _error(original: nn.Module, pruned: nn.Module, plan: Plan, call: Call, train
     def outputs(model: nn.Module) -> list[Tensor]:
         return outputs_in_double(model, *call, training=training)
 
+    def limit() -> nn.Module:
+        """A norm that was removed as a whole, as weight_norm divides by it, gives 0 / 0, and its limit is a number."""
+        return mask(copy_module(original).double(), plan, fill=_ALMOST_ZERO)
+
     with uncached(packages_of(original)):
         try:
             expected = outputs(mask(original, plan))
@@ -105,17 +111,21 @@ def _error(original: nn.Module, pruned: nn.Module, plan: Plan, call: Call, train
             ) from error
         got = outputs(_in_state_of(original, pruned, plan))
         if missing := _undefined(expected, got):
-            # A norm that was removed as a whole, as weight_norm divides by it, gives 0 / 0: take the limit.
-            limit = mask(copy_module(original).double(), plan, fill=_ALMOST_ZERO)
             # Splines divide by differences of a buffer, their grid: mask the weights alone.
             weights = {name for name, _ in original.named_parameters(remove_duplicate=False)}
             of_weights = {name: by_dim for name, by_dim in plan.kept.items() if name in weights}
-            for masked in (limit, mask(original, replace(plan, kept=of_weights))):
+            for masked in (limit(), mask(original, replace(plan, kept=of_weights))):
                 defined = outputs(masked)
                 # NaN and infinity may also be what the original computes: then they stay.
                 if (fewer := _undefined(defined, got)) < missing:
                     expected, missing = defined, fewer
         off = largest_error(expected, got)
+        if off > TOLERANCE:
+            with _NotesNaN() as notes:
+                outputs(mask(original, plan))
+            if notes.found:
+                # It may have been compared with a number: then what follows is finite.
+                off = min(off, largest_error(outputs(limit()), got))
         if TOLERANCE < off < _SINGLE:
             # The original may have tables of an earlier run in float32, which the graph makes anew in float64.
             masked = mask(original, plan)
@@ -124,6 +134,17 @@ def _error(original: nn.Module, pruned: nn.Module, plan: Plan, call: Call, train
                 forget(masked, trace_notes(traced).forgotten_keys)
                 off = min(off, largest_error(outputs(masked), got))
     return off
+
+
+class _NotesNaN(TorchFunctionMode):
+    """Notes whether any function gives NaN."""
+
+    found = False
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        self.found |= any(bool(each.isnan().any()) for each in trees.tensors(result) if each.is_floating_point())
+        return result
 
 
 def _undefined(expected: Sequence[Tensor], got: Sequence[Tensor]) -> int:

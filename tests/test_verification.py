@@ -355,3 +355,17 @@ def test_another_model_than_the_one_that_was_pruned_is_not_verified() -> None:
 def test_more_outputs_than_the_original_has_are_refused() -> None:
     with pytest.raises(FxpruneError, match="there are 2 outputs, and the original has 1"):
         largest_error([torch.zeros(2)], [torch.zeros(2), torch.zeros(2)])
+
+
+def test_what_the_mask_leaves_undefined_may_have_been_compared_with_a_number() -> None:
+    def forward(self: Any, x: Tensor) -> Tensor:
+        y = self.b(self.a(x))
+        return torch.where(y > 0.0, y, torch.zeros_like(y))
+
+    model = net(forward, a=nn.utils.parametrizations.weight_norm(nn.Linear(4, 8)), b=nn.Linear(8, 2))
+    x = torch.randn(5, 4)
+    pruned = fxprune.prune(randomise(model), 0.5, example_inputs=x.double(), compensate=False)
+    assert fxprune.verify(model, pruned) <= 1e-12
+    with torch.no_grad():
+        pruned.get_parameter("b.bias").add_(0.1)
+    assert fxprune.verify(model, pruned) > 1e-3
