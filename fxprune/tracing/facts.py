@@ -24,7 +24,9 @@ from fxprune.tracing.graph_builder import GraphBuilder, reads_layout
 from fxprune.tracing.scopes import ModuleCall, Switch
 from fxprune.tracing.user_code import asked_by_model, is_of_model, user_frame
 
-__all__ = ["GRAD_MODE", "INFERENCE_MODE", "DeviceRead", "Fact", "Facts", "TypeRead", "asking_for_grad_mode"]
+__all__ = [
+    "GRADIENT_FACTS", "GRAD_MODE", "INFERENCE_MODE", "DeviceRead", "Fact", "Facts", "TypeRead", "asking_for_grad_mode",
+]  # fmt: skip
 
 # What is asked when `torch.is_grad_enabled()` is.
 GRAD_MODE = "torch.is_grad_enabled()"
@@ -47,6 +49,8 @@ _INDICES = frozenset({torch.int32, torch.int64})
 
 # What a tensor answers that has gradients and is no parameter.
 _WITH_GRADIENTS = {"requires_grad": True, "grad_fn": True, "is_leaf": False}
+#: Questions whose answers the grad mode decides.
+GRADIENT_FACTS = frozenset({GRAD_MODE, *_WITH_GRADIENTS})
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,9 +117,15 @@ class Facts:
         """The answer to a question about a tensor."""
         if not asked_by_model():
             return found
-        if self._training and asked in _WITH_GRADIENTS and not isinstance(tensor, nn.Parameter):
-            found = self._learns(self._builder.node_of(tensor)) == _WITH_GRADIENTS[asked]
-        return self._answer(asked, tensor, found, arguments)
+        node = self._builder.node_of(tensor)
+        if asked in _WITH_GRADIENTS and not isinstance(tensor, nn.Parameter):
+            # With another grad mode, tensors have gradients or not accordingly.
+            if self._training != (self.other_answer == GRAD_MODE):
+                found = self._learns(node) == _WITH_GRADIENTS[asked]
+            elif node.op.startswith("call_"):
+                # Only inputs and weights may have them where none are computed.
+                return self._note(asked, node, found, arguments)
+        return self._answer(asked, node, found, arguments)
 
     def _learns(self, node: fx.Node) -> bool:
         """Whether what a node gives has gradients in training; tensors on the meta device have none."""
@@ -147,9 +157,10 @@ class Facts:
         """The modules that ask for the grad mode, and with it for their own."""
         return {(fact.call[0], fact.call[0]) for fact in self.asked if fact.asked == GRAD_MODE}
 
-    def _answer(self, asked: str, tensor: Tensor | None, found: bool, arguments: dict[str, Any]) -> bool:
-        answer = found != (asked == self.other_answer)
-        node = None if tensor is None else self._builder.node_of(tensor)
+    def _answer(self, asked: str, node: fx.Node | None, found: bool, arguments: dict[str, Any]) -> bool:
+        return self._note(asked, node, found != (asked == self.other_answer), arguments)
+
+    def _note(self, asked: str, node: fx.Node | None, answer: bool, arguments: dict[str, Any]) -> bool:
         self.asked.append(Fact(asked, node, arguments, answer, self._builder.scopes.current))
         return answer
 

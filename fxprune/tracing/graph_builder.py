@@ -67,7 +67,7 @@ class GraphBuilder:
         deferred: errors that are raised where the model's code needs what is unknown.
         ordered: the inputs that are dicts whose order the model's code has followed.
         left: for the nodes of tensors that are left from an earlier call, those that they had in its graph.
-        type_uses: the types of floating-point numbers that the model's code gave to functions.
+        type_uses: the types that the model's code gave to functions.
         stored: for the nodes of tensors that the graph writes into state at its end, the nodes of that state.
     """
 

@@ -5,36 +5,40 @@ from __future__ import annotations
 import dis
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from types import CodeType, FrameType
-from typing import Any, cast
+from typing import Any, TypeAlias, cast
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_unary
 
 from fxprune.tracing.sizes import StandIn
 
-__all__ = ["FInfo", "IInfo", "Limits", "TypeUse", "limit_of", "reads_dtype_at"]
+__all__ = ["CallPlace", "FInfo", "IInfo", "Limits", "TypeUse", "limit_of", "reads_dtype_at"]
 
 
-@dataclass(eq=False)
+# Code that calls a function and where in it, of the innermost functions of the model.
+CallPlace: TypeAlias = "tuple[tuple[CodeType, int], ...]"
+
+
+@dataclass(frozen=True)
 class TypeUse:
     """A type that the model's code gives a function.
 
     Attributes:
         dtype: the type.
-        node: of a tensor that it may have been read from.
-        certain: whether it is known that it is the type of that tensor, or named in the code where there is none.
-        place: the code, and where in it.
-        reads: the nodes that read the type from the tensor, or its limits.
+        reader: the code that has read it from a tensor; None where the code names it.
+        certain: whether that is known.
+        of_limits: whether the function gives the limits of the type.
+        place: where the code does so.
     """
 
     dtype: torch.dtype
-    node: fx.Node | None
+    reader: CodeType | None
     certain: bool
-    place: tuple[CodeType, int]
-    reads: list[fx.Node] = field(default_factory=list)
+    of_limits: bool
+    place: CallPlace
 
 
 def limit_of(tensor: Tensor, name: str) -> Any:

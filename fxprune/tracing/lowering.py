@@ -16,10 +16,10 @@ from torch.fx.node import Argument
 from fxprune.errors import FxpruneError
 from fxprune.running.copies import META
 from fxprune.tracing.graph_builder import GraphBuilder, Origin
-from fxprune.tracing.limits import TypeUse, reads_dtype_at
+from fxprune.tracing.limits import CallPlace, TypeUse, reads_dtype_at
 from fxprune.tracing.sizes import TracedNumber, TracedPieces, plain, untraced_type
 from fxprune.tracing.unknown import Unknown
-from fxprune.tracing.user_code import user_frame
+from fxprune.tracing.user_code import call_place, user_frame
 
 __all__ = ["Lowered", "LoweredCall", "Lowering", "with_later"]
 
@@ -72,8 +72,15 @@ class Lowering:
     `lenient`, entries that cannot be part of a graph are left out of mappings and dataclasses, with a remark.
     """
 
-    def __init__(self, builder: GraphBuilder) -> None:
+    def __init__(self, builder: GraphBuilder, types: Mapping[CallPlace, CodeType | None]) -> None:
+        """
+        Args:
+            builder: of the graph.
+            types: the code that is known to have read a type from a tensor, by where the type is used; None where the
+                type is named.
+        """
         self._builder = builder
+        self._types = types
         # For each dtype the code that has read it from a tensor, the last one at the end: where, and the tensor's node.
         self._dtypes: dict[torch.dtype, dict[CodeType, tuple[int, fx.Node]]] = {}
 
@@ -186,22 +193,18 @@ class Lowering:
             reads.pop(frame.f_code, None)
             reads[frame.f_code] = frame.f_lasti, self._builder.node_of(tensor)
 
-    def use_of_limits(self, dtype: torch.dtype, frame: FrameType) -> TypeUse:
-        """The model's code asks in a frame for the limits of a type."""
-        node, certain = None, True
-        if reads := self._dtypes.get(dtype):
-            code, (where, node) = next(reversed(reads.items()))
+    def source_of_limits(self, dtype: torch.dtype, frame: FrameType) -> fx.Node | None:
+        """The tensor that the type was read from whose limits the model's code asks for in a frame."""
+        reads = self._dtypes.get(dtype, {})
+        reader, certain = None, not reads
+        if reads:
+            reader = latest = next(reversed(reads))
             place = reads_dtype_at(frame)
-            certain = code is frame.f_code and place == where
+            certain = latest is frame.f_code and place == reads[latest][0]
             if place is None and frame.f_code in reads:
                 # From a variable, and not from a property or what another function gives.
-                _, node = reads[frame.f_code]
-        return self._note_use(dtype, node, certain, frame)
-
-    def _note_use(self, dtype: torch.dtype, node: fx.Node | None, certain: bool, frame: FrameType) -> TypeUse:
-        use = TypeUse(dtype, node, certain, (frame.f_code, frame.f_lasti))
-        self._builder.type_uses.append(use)
-        return use
+                reader = frame.f_code
+        return self._source(dtype, reader, certain, frame, of_limits=True)
 
     def _lower_dtype(self, dtype: torch.dtype) -> Argument:
         """The dtype of a tensor, if the code that uses it has read it from one, and else a literal.
@@ -209,20 +212,26 @@ class Lowering:
         Where the code names that dtype, too, or another function has read it, that is a guess.
         """
         frame = user_frame(generated=True)
-        if frame is None:
-            return dtype
-        node, certain = None, True
-        if reads := self._dtypes.get(dtype):
-            code, (_, node) = next(reversed(reads.items()))
-            names = frame.f_code.co_names
-            named = str(dtype).removeprefix("torch.") in names or (dtype is torch.float32 and "float" in names)
-            certain = named != (frame.f_code in reads) and (named or code is frame.f_code)
-            if (named and certain) or not (certain or dtype.is_floating_point):
-                node = None
-            elif frame.f_code in reads:
-                _, node = reads[frame.f_code]
-        use = self._note_use(dtype, node, certain, frame)
-        if node is None:
-            return dtype
-        use.reads.append(self._builder.create_part(getattr, node, "dtype", dtype))
-        return use.reads[0]
+        reads = self._dtypes.get(dtype, {})
+        if frame is None or not reads:
+            return dtype if frame is None else self._part(dtype, self._source(dtype, None, True, frame))
+        names, own, latest = frame.f_code.co_names, frame.f_code in reads, next(reversed(reads))
+        named = str(dtype).removeprefix("torch.") in names or (dtype is torch.float32 and "float" in names)
+        certain = named != own and (named or latest is frame.f_code)
+        if (named and certain) or not (certain or dtype.is_floating_point):
+            return self._part(dtype, self._source(dtype, None, True, frame))
+        return self._part(dtype, self._source(dtype, frame.f_code if own else latest, certain, frame))
+
+    def _part(self, dtype: torch.dtype, node: fx.Node | None) -> Argument:
+        return dtype if node is None else self._builder.create_part(getattr, node, "dtype", dtype)
+
+    def _source(
+        self, dtype: torch.dtype, reader: CodeType | None, certain: bool, frame: FrameType, *, of_limits: bool = False
+    ) -> fx.Node | None:
+        """The tensor that a type was read from last by `reader`, or by the code that is known to have read it."""
+        place = call_place(frame)
+        if place in self._types:
+            reader, certain = self._types[place], True
+        self._builder.type_uses.append(TypeUse(dtype, reader, certain, of_limits, place))
+        known = self._dtypes.get(dtype, {}).get(reader) if reader is not None else None
+        return None if known is None else known[1]

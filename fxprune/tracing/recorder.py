@@ -10,7 +10,7 @@ import functools
 from collections.abc import Callable, Mapping
 from collections.abc import Set as AbstractSet
 from contextlib import nullcontext
-from types import FrameType
+from types import CodeType, FrameType
 from typing import Any, TypeAlias
 
 import torch
@@ -27,7 +27,7 @@ from fxprune.running.randomness import NotesDraws
 from fxprune.tracing.aten import as_function
 from fxprune.tracing.facts import Facts
 from fxprune.tracing.graph_builder import GraphBuilder, Origin
-from fxprune.tracing.limits import Limits, limit_of
+from fxprune.tracing.limits import CallPlace, Limits, limit_of
 from fxprune.tracing.lowering import LoweredCall, Lowering
 from fxprune.tracing.meta_results import META_RUNS, call_key, recall, remember
 from fxprune.tracing.node_targets import is_reflected, node_target
@@ -85,6 +85,7 @@ class Recorder(TorchFunctionMode):
         counters: AbstractSet[str] = frozenset(),
         earlier: GraphBuilder | None = None,
         by_values: bool = False,
+        types: Mapping[CallPlace, CodeType | None] | None = None,
     ) -> None:
         """Args:
         root: the model on the meta device.
@@ -100,6 +101,7 @@ class Recorder(TorchFunctionMode):
         counters: as for `RealValues`.
         earlier: of the call before, where that has left its tensors in the model.
         by_values: whether tensors may be as large as values of the input say, and conditions be those of the example.
+        types: as for `Lowering`.
         """
         super().__init__()
         self.device = device
@@ -107,7 +109,7 @@ class Recorder(TorchFunctionMode):
         self.scopes = Scopes(root)
         self.builder = GraphBuilder(root, real, self.scopes, earlier)
         self.sizes = SizeNodes(self.builder, self.switch, otherwise)
-        self.lowering = Lowering(self.builder)
+        self.lowering = Lowering(self.builder, types or {})
         self.results = Results(self.builder, self.sizes)
         self.values = RealValues(
             self.builder, self.sizes, self.switch, real, inputs, real_module, earlier_values, training, counters,
@@ -136,16 +138,14 @@ class Recorder(TorchFunctionMode):
 
     def note_limits(self, found: Any, dtype: torch.dtype, frame: FrameType) -> Any:
         """What a frame of the model's code gets for the limits of a type, which it may have read from a tensor."""
-        use = self.lowering.use_of_limits(dtype, frame)
-        node = use.node
-        if node is None or not self.switch.on:
+        node = self.lowering.source_of_limits(dtype, frame) if self.switch.on else None
+        if node is None:
             return found
+        return Limits(found, functools.partial(self.limit, node))
 
-        def number(name: str, value: float) -> Any:
-            use.reads.append(self.builder.create_part(limit_of, node, name, value))
-            return self.sizes.number_of(use.reads[-1], value)
-
-        return Limits(found, number)
+    def limit(self, node: fx.Node, name: str, value: float) -> Any:
+        """The number that a limit of the type of a tensor is."""
+        return self.sizes.number_of(self.builder.create_part(limit_of, node, name, value), value)
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}

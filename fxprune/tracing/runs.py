@@ -24,6 +24,7 @@ from fxprune.tracing.deciders import ModeRead
 from fxprune.tracing.facts import Facts
 from fxprune.tracing.graph_builder import GraphBuilder, HiddenTensorError, Origin
 from fxprune.tracing.library_modules import has_forward_hooks, is_library_module
+from fxprune.tracing.limits import CallPlace
 from fxprune.tracing.module_calls import ModuleCalls
 from fxprune.tracing.number_functions import is_refused_type
 from fxprune.tracing.patching import patched
@@ -111,6 +112,7 @@ class Runner:
         kept_keys: attributes that look like keys of caches, and are none.
         changed_leaves: the paths of modules that forward changes before it calls them.
         counters: as for `RealValues`.
+        types: as for `Lowering`.
         state: the names of tensors that forward computes with in eval or in training.
         training: whether the model is in training.
         in_other_mode: the paths of the modules that are not in this mode.
@@ -134,6 +136,7 @@ class Runner:
     kept_keys: set[Key] = field(default_factory=set)
     changed_leaves: set[str] = field(default_factory=set)
     counters: set[str] = field(default_factory=set)
+    types: dict[CallPlace, CodeType | None] = field(default_factory=dict)
     state: set[str] = field(default_factory=set)
     training: bool = False
     in_other_mode: frozenset[str] = frozenset()
@@ -254,6 +257,7 @@ class Runner:
             counters=self.counters,
             earlier=earlier,
             by_values=self.by_values,
+            types=self.types,
         )  # fmt: skip
         recorder.builder.graph.set_codegen(SignatureCodeGen(arguments.signature))
         placeholders = {name: self._placeholder(recorder, arguments, name) for name in bound}

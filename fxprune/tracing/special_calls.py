@@ -105,9 +105,7 @@ def _dtype(recorder: Recorder, func: Any, tensor: Tensor, *_: Any) -> Any:
 
 
 def _limit(recorder: Recorder, func: Any, tensor: Tensor, name: str) -> Any:
-    value = func(tensor, name)
-    node = recorder.builder.create_part(func, recorder.builder.node_of(tensor), name, value)
-    return recorder.sizes.number_of(node, value)
+    return recorder.limit(recorder.builder.node_of(tensor), name, func(tensor, name))
 
 
 def _fact(name: str) -> SpecialCall:

@@ -163,7 +163,7 @@ def _record_in_both_modes(
             runner.otherwise = right_for_all_sizes(runner, in_eval, leaves)
             if runner.otherwise:
                 continue
-        if runner.learns_from(in_eval):
+        if runner.learns_from(in_eval) or settle_types(in_eval, leaves, kept):
             continue
         builder = in_eval.builder
         values_read |= in_eval.values_read
@@ -181,6 +181,8 @@ def _record_in_both_modes(
             remarks.append(f"{_ONLY_EVAL}, for training cannot be traced: {error}")
             break
         if runner.learns_from(in_training) or in_eval.tensors_left & in_training.tensors_read:
+            continue
+        if settle_types(in_training, leaves, kept):
             continue
         values_read |= in_training.values_read
         only_in_training = [
@@ -239,7 +241,6 @@ def _insert_checks(recorded: Recording, leaves: Leaves, kept: set[str]) -> list[
     facts = followed(runner, recorded, leaves, kept)
     tie_unseen_sizes(runner, recorded, leaves, kept)
     compute_unseen_numbers(runner, recorded, leaves, kept)
-    settle_types(runner, recorded, leaves, kept)
     guards = insert_guards(builder, recorded.sizes)
     insert_fact_checks(builder, facts)
     insert_rank_checks(builder, recorded.ranks)

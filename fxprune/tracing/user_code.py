@@ -8,13 +8,13 @@ import sys
 import traceback
 from functools import cache
 from pathlib import Path
-from types import FrameType
+from types import CodeType, FrameType
 from typing import TypeAlias
 
 import torch
 
 __all__ = [
-    "WITHOUT_TENSORS", "Place", "asked_by_model", "constructs_tensor", "is_library_file", "is_of_model",
+    "WITHOUT_TENSORS", "Place", "asked_by_model", "call_place", "constructs_tensor", "is_library_file", "is_of_model",
     "library_of_code", "place_in_model", "place_of", "user_frame",
 ]  # fmt: skip
 
@@ -45,6 +45,16 @@ def user_frame(*, generated: bool = False) -> FrameType | None:
     while frame is not None and frame.f_code.co_filename.startswith(library):
         frame = frame.f_back
     return frame
+
+
+def call_place(frame: FrameType | None, most: int = 3) -> tuple[tuple[CodeType, int], ...]:
+    """The code of a frame and of those that have called it, without torch's and fxprune's, and where each one is."""
+    found: list[tuple[CodeType, int]] = []
+    while frame is not None and len(found) < most:
+        if not frame.f_code.co_filename.startswith(_LIBRARY_FILES[:2]):
+            found.append((frame.f_code, frame.f_lasti))
+        frame = frame.f_back
+    return tuple(found)
 
 
 def place_in_model() -> Place | None:

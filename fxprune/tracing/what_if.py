@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
-from typing import Any, TypeAlias
+from types import CodeType
+from typing import TypeAlias
 
 import torch
 from torch import fx
 
 from fxprune.errors import FxpruneError
 from fxprune.tracing.checks import check_device, check_dtype, check_fact, check_grad_mode, check_state
-from fxprune.tracing.facts import GRAD_MODE, INFERENCE_MODE, DeviceRead, Fact, TypeRead
+from fxprune.tracing.facts import GRAD_MODE, GRADIENT_FACTS, INFERENCE_MODE, DeviceRead, Fact, TypeRead
 from fxprune.tracing.gradient_calls import GRADIENTS_DIFFER
 from fxprune.tracing.graph_builder import GraphBuilder
-from fxprune.tracing.limits import TypeUse, limit_of
+from fxprune.tracing.limits import CallPlace
 from fxprune.tracing.modes import Literal, compare
 from fxprune.tracing.runs import Leaves, Recording, Runner
 
@@ -35,18 +36,22 @@ def followed(runner: Runner, recorded: Recording, leaves: Leaves, kept: set[str]
     """
     facts = recorded.facts
     found: list[Followed] = [*facts.kinds]
-    for asked in dict.fromkeys(fact.asked for fact in facts.asked):
-        if _differs(replace(runner, other_answer=asked), recorded, leaves, kept):
-            found.extend(fact for fact in facts.asked if fact.asked == asked)
+    questions = dict.fromkeys(fact.asked for fact in facts.asked)
+    if not GRADIENT_FACTS.isdisjoint(questions):
+        # The code may have asked no more once it knew that a tensor has no gradients.
+        questions[GRAD_MODE] = None
+    differ = [asked for asked in questions if _differs(replace(runner, other_answer=asked), recorded, leaves, kept)]
+    refused = {*differ, *(GRADIENT_FACTS if GRAD_MODE in differ else ())}
+    found.extend(fact for fact in facts.asked if fact.asked in refused)
     other = "cpu" if recorded.device.type == "cuda" else "cuda"
     if facts.devices and _differs(replace(runner, device=torch.device(other)), recorded, leaves, kept):
         found.extend((read, other) for read in facts.devices)
-    refused: dict[torch.dtype, bool] = {}
+    other_way: dict[torch.dtype, bool] = {}
     for dtypes in _alike(facts.types):
         differs = _differs(replace(runner, dtype=dtypes[0]), recorded, leaves, kept)
-        refused |= dict.fromkeys(dtypes, differs)
+        other_way |= dict.fromkeys(dtypes, differs)
     for read in facts.types:
-        if others := [dtype for dtype, differs in refused.items() if differs and dtype != read.dtype]:
+        if others := [dtype for dtype, differs in other_way.items() if differs and dtype != read.dtype]:
             found.append((read, others))
     return found
 
@@ -73,48 +78,28 @@ def _alike(reads: list[TypeRead]) -> Iterator[list[torch.dtype]]:
         yield sorted(others, key=str)
 
 
-def settle_types(runner: Runner, recorded: Recording, leaves: Leaves, kept: set[str]) -> None:
+def settle_types(recorded: Recording, leaves: Leaves, kept: set[str]) -> bool:
     """Find out which types the model's code has read from tensors, where that was a guess: it may also name them.
 
     Those that it has read are others where the model is recorded in another type.
+
+    Returns:
+        Whether a guess was wrong; another recording will be right.
     """
-    uses = recorded.builder.type_uses
-    if all(use.certain or not use.reads for use in uses):
-        return
+    runner, uses = recorded.runner, recorded.builder.type_uses
+    guesses = [use for use in uses if not use.certain]
+    if not guesses:
+        return False
     other = torch.float32 if any(use.dtype == torch.float64 for use in uses) else torch.float64
-    try:
-        there = dict(_by_place(replace(runner, dtype=other).record(leaves, kept).builder.type_uses))
-    except FxpruneError:
-        there = dict[Any, TypeUse]()
-    names = {node.name: node for node in recorded.builder.graph.nodes}
-    for place, use in _by_place(uses):
-        again = there.get(place)
-        if use.certain or (again is None and any(read.target is limit_of for read in use.reads)):
-            continue
-        source = None
-        if again is not None and again.dtype != use.dtype and again.node is not None:
-            source = names.get(again.node.name)
-        for read in use.reads:
-            if source is not None:
-                read.args = (source, *read.args[1:])
-            else:
-                _replace_by_value(read)
-
-
-def _by_place(uses: list[TypeUse]) -> Iterator[tuple[Any, TypeUse]]:
-    """Uses of types by their places, each with how often there was one before."""
-    seen: Counter[Any] = Counter()
-    for use in uses:
-        yield (use.place, seen[use.place]), use
-        seen[use.place] += 1
-
-
-def _replace_by_value(node: fx.Node) -> None:
-    def value(each: fx.Node) -> Any:
-        return node.meta["value"] if each is node else each
-
-    for user in [*node.users]:
-        user.args, user.kwargs = fx.node.map_arg((user.args, user.kwargs), value)
+    found: dict[CallPlace, set[CodeType | None]] = {}
+    with suppress(FxpruneError):
+        for use in replace(runner, dtype=other).record(leaves, kept).builder.type_uses:
+            found.setdefault(use.place, set()).add(use.reader if use.dtype == other else None)
+    for use in guesses:
+        readers = found.get(use.place, set())
+        # Where that says nothing, limits are rather those of a tensor's type, and types those that they were.
+        runner.types[use.place] = next(iter(readers)) if len(readers) == 1 else use.reader if use.of_limits else None
+    return any(runner.types[use.place] is not use.reader for use in guesses)
 
 
 def insert_fact_checks(builder: GraphBuilder, facts: list[Followed]) -> None:

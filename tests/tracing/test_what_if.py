@@ -365,3 +365,29 @@ def test_what_weights_have_made_has_their_type_and_indices_are_of_two() -> None:
     traced = trace(model, i)
     assert len(checks_of(traced)) == 1
     assert torch.equal(traced(i.int()), model(i.int()))
+
+
+def by_both(self: Any, x: Tensor) -> Tensor:
+    y = self.f(x)
+    return self.h(y.tanh() if y.requires_grad and torch.is_grad_enabled() and not self.training else y)  # type: ignore[no-any-return]
+
+
+def by_what_cannot_be(self: Any, x: Tensor) -> Tensor:
+    y = self.f(x)
+    return self.h(y.tanh() if y.requires_grad and not torch.is_grad_enabled() else y)  # type: ignore[no-any-return]
+
+
+def test_answers_on_gradients_agree_with_each_other() -> None:
+    model, x = net(by_both, **parts()).eval(), torch.randn(4, 8)
+    traced = trace(model, x)
+    with torch.no_grad():
+        assert torch.equal(traced(x), model(x))
+    with pytest.raises(FxpruneError, match=r"requires_grad` is True here"):
+        traced(x)
+    model = net(by_what_cannot_be, **parts()).eval()
+    traced = trace(model, x)
+    assert not checks_of(traced)
+    for training in (False, True):
+        assert torch.equal(traced.train(training)(x), model.train(training)(x))
+        with torch.no_grad():
+            assert torch.equal(traced(x), model(x))
