@@ -12,6 +12,7 @@ from torch import Tensor, fx, nn
 
 from fxprune.channels import Block, ChannelGraph, LabelTree
 from fxprune.rules.join import joined_by
+from fxprune.rules.unread import check_unread, read_inputs
 from fxprune.tracing.aliasing import alias_roots
 
 __all__ = ["remove_blocks"]
@@ -38,7 +39,7 @@ def remove_blocks(
     gone = [block for block in graph.blocks if not alive[block.channel]]
     if not gone:
         return []
-    nodes = {node.name: node for node in module.graph.nodes}
+    nodes, read = {node.name: node for node in module.graph.nodes}, read_inputs(module.graph)
     dead = {nodes[n] for n, sets in graph.optional.items() if not any(alive[list(each)].all() for each in sets)}
     copying, renamed = _Copying(module, dead), dict[str, str]()
     for block in gone:
@@ -59,10 +60,12 @@ def remove_blocks(
             dead.add(node)
         if "mutates" in node.meta:
             node.meta["mutates"] = tuple(_followed(name, renamed) for name in node.meta["mutates"])
+    dead -= {*read}
     called = {str(node.target) for node in dead if node.op == "call_module"}
     for node in reversed(module.graph.nodes):
         if node in dead:
             module.graph.erase_node(node)
+    check_unread(module.graph, read)
     _drop(module, called, gone)
     return single
 

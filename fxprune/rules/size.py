@@ -10,6 +10,7 @@ from torch import fx
 from fxprune.channels import Dim, Labels, LabelTree, Size
 from fxprune.rules.op import Op, map_values
 from fxprune.rules.registry import rule
+from fxprune.rules.unread import check_samples
 from fxprune.running.regions import enter_region, exit_region, region
 from fxprune.tracing.checks import (
     check_argument,
@@ -77,7 +78,7 @@ def factory(op: Op, *arguments: object, **options: object) -> LabelTree:
 
 @rule(
     check_argument, check_as_traced, check_device, check_dtype, check_fact, check_grad_mode, check_modes, check_outcome,
-    check_rank, check_setting, check_state, warn_in_training, region, enter_region, exit_region,
+    check_rank, check_samples, check_setting, check_state, warn_in_training, region, enter_region, exit_region,
     torch._C._set_grad_enabled, torch.manual_seed, torch.set_default_dtype, torch.is_autocast_enabled,
     torch.is_autocast_cpu_enabled, torch.get_autocast_dtype, torch.get_autocast_gpu_dtype, torch.get_autocast_cpu_dtype,
 )  # fmt: skip
