@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor, fx
 
-from fxprune.tracing.graph_builder import GraphBuilder, Origin
+from fxprune.tracing.graph_builder import GraphBuilder, Origin, computed_from
 from fxprune.tracing.loop_watch import Watch
 from fxprune.tracing.loops import loop_index
 from fxprune.tracing.scopes import ModuleCall, Switch
@@ -268,9 +268,11 @@ def _is_named(operand: Any) -> bool:
 
 
 def _is_of_table(operand: Any) -> bool:
-    """Whether a number is the size of one of the model's tensors, or computed from such ones."""
-    read = _read(operand)
-    return bool(read) and all(node.op == "get_attr" for node, _ in read)
+    """Whether a number is computed from sizes of the model's tensors, or of what is made of these alone."""
+    sources = {node for node, _ in _read(operand)}
+    return bool(sources) and not any(
+        each.op == "placeholder" for node in sources for each in computed_from(node, lambda n: n.all_input_nodes)
+    )
 
 
 def _remainder(operands: tuple[Any, ...]) -> TracedNumber | None:

@@ -72,9 +72,20 @@ def by_a_padded_size(self: Any, x: Tensor) -> Tensor:
     return self.b(y * self.table)  # type: ignore[no-any-return]
 
 
+def by_the_entries_of_a_table(self: Any, x: Tensor) -> Tensor:
+    """As in CLIPSeg: the table is seen as one of a batch, and squares alone fit it."""
+    y = self.a(x)
+    height, width = y.shape[2:]
+    fits = y.flatten(2).shape[2] + 1 == self.table[None].flatten(1).shape[1] + 1 and height == width
+    return self.b(y * (self.table if fits else table(height, width)))  # type: ignore[no-any-return]
+
+
 @pytest.mark.parametrize(
     "forward",
-    [by_a_padded_size, by_tuple, by_number, by_table, by_tuple_after_a_check, by_a_table_that_is_large_enough],
+    [
+        *(by_a_padded_size, by_tuple, by_number, by_table, by_tuple_after_a_check, by_a_table_that_is_large_enough),
+        by_the_entries_of_a_table,
+    ],
 )
 def test_the_branch_for_other_sizes_is_taken_where_it_gives_the_same(forward: Any) -> None:
     model = model_of(forward)
