@@ -15,7 +15,7 @@ from fxprune.channels.polynomial import Term
 from fxprune.rules.op import BY_SIZE, Op, UnsupportedCall, axis, elements
 from fxprune.rules.registry import rule
 from fxprune.rules.rewrite import Call, Rewrite
-from fxprune.running.resizing import resized_where_needed
+from fxprune.running.resizing import pooled_where_needed, resized_where_needed
 
 __all__: list[str] = []
 
@@ -71,6 +71,16 @@ def interpolate(op: Op, input: Labels, *arguments: object, **options: object) ->
 def resize(op: Op, input: Labels, size: object, **options: object) -> LabelTree:
     """Where it is there for images of other sizes than the example's, it costs nothing."""
     return _over_space(op, input, len(input.dims) - 2)
+
+
+@rule(pooled_where_needed)
+def pool_where_needed(op: Op, input: Labels, size: object) -> LabelTree:
+    return _over_space(op, input, 2)
+
+
+@pool_where_needed.flops
+def _(op: Op, out: Labels, input: Labels, size: object) -> list[Term]:
+    return [] if out.shape == input.shape else [elements(input)]
 
 
 @rule(nn.Upsample, nn.UpsamplingNearest2d, nn.UpsamplingBilinear2d)

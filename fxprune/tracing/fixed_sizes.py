@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any, TypeAlias
 
 from torch import Tensor, fx, nn
@@ -14,23 +15,30 @@ from torch import Tensor, fx, nn
 from fxprune.ops import Trait, name_of_op, traits
 from fxprune.running import trees
 from fxprune.tracing.library_modules import is_library_module
-from fxprune.tracing.results import dimension_cut
 
-__all__ = ["Fixed", "all_fixed", "fixed_sizes"]
+__all__ = ["CUTS", "Fixed", "all_fixed", "dimension_cut", "fixed_sizes"]
 
 # Whether sizes are fixed: a bool for a number, one for each dimension of a tensor, a tuple of these for several values.
 Fixed: TypeAlias = "bool | tuple[Fixed, ...]"
 
+#: Functions that give as many tensors as a size says: the position of their dimension, and the number before it.
+CUTS = {"unbind": (1, ""), "split": (2, "split_size"), "unsafe_split": (2, "split_size"), "chunk": (2, "chunks")}
 
-def fixed_sizes(graph: fx.Graph, module_of: Callable[[str], nn.Module]) -> dict[fx.Node, Fixed]:
+
+def fixed_sizes(
+    graph: fx.Graph, module_of: Callable[[str], nn.Module], known: Mapping[fx.Node, Fixed] = MappingProxyType({})
+) -> dict[fx.Node, Fixed]:
     """For each node, which of its sizes are fixed.
 
     Args:
         graph: of nodes whose example values are in their `meta`.
         module_of: gives the module of a path.
+        known: what was found before the graph had all of its nodes.
     """
-    fixed: dict[fx.Node, Any] = {}
+    fixed: dict[fx.Node, Any] = {**known}
     for node in graph.nodes:
+        if node in fixed:
+            continue
         module = module_of(str(node.target)) if node.op == "call_module" else None
         fixed[node] = _fixed(node, module, fixed)
     return fixed
@@ -144,3 +152,10 @@ def _of_pieces(node: fx.Node, name: str, first: tuple[bool, ...], fixed: Mapping
     dim %= len(first)
     cut = () if name == "unbind" else (first[dim] and all(all_fixed(fixed[n]) for n in node.all_input_nodes[1:]),)
     return (first[:dim] + cut + first[dim + 1 :],) * len(node.meta["value"])
+
+
+def dimension_cut(node: fx.Node) -> int | None:
+    """The dimension along which an `unbind`, `split` or `chunk` cuts; None where that is no number."""
+    at, _ = CUTS[name_of_op(node.target)]
+    dim = node.kwargs.get("dim", node.args[at] if len(node.args) > at else 0)
+    return dim if isinstance(dim, int) else None

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import fx
 
 from fxprune.tracing.checks import check_as_traced
-from fxprune.tracing.fixed_sizes import Fixed, all_fixed, fixed_sizes
+from fxprune.tracing.fixed_sizes import Fixed, fixed_sizes
 from fxprune.tracing.graph_builder import GraphBuilder, reads_size
 from fxprune.tracing.limits import limit_of
 from fxprune.tracing.rolling import has_loops, roll
-from fxprune.tracing.size_nodes import Guard, SizeNodes
+from fxprune.tracing.size_nodes import Guard, SizeNodes, are_fixed, leaves_of
 from fxprune.tracing.sizes import TracedNumber, read_size
 from fxprune.tracing.spelling import first_few
 from fxprune.tracing.traced_module import copy_graph
@@ -60,7 +60,7 @@ def insert_guards(builder: GraphBuilder, sizes: SizeNodes) -> list[str]:
 
 def _is_needed(guard: Guard, fixed: Mapping[fx.Node, Fixed]) -> bool:
     """Whether another input could change what the code relied on."""
-    if all(all_fixed(_fixed_size(leaf, fixed)) for leaf in _leaves(guard.operands)):
+    if are_fixed(guard.operands, fixed):
         return False
     return len(guard.operands) != 2 or _name(guard.operands[0]) != _name(guard.operands[1])
 
@@ -74,7 +74,12 @@ def needed_guards(builder: GraphBuilder, sizes: SizeNodes) -> list[Guard]:
 def named_sizes(builder: GraphBuilder, sizes: SizeNodes) -> set[Place]:
     """Where the code found that a size is one that it names, and nothing else ties the graph to that size."""
     needed = needed_guards(builder, sizes) if any(guard.place for guard in sizes.guards) else []
-    leaves = [{_name(leaf) for leaf in _leaves(guard.operands)} for guard in needed]
+    edges = [(guard.edge, *map(_name, guard.operands)) for guard in needed]
+    # Where the code goes the same way for all larger or all smaller sizes, the graph has that way.
+    needed = [
+        guard for guard, (edge, *names) in zip(needed, edges, strict=True) if not edge or (-edge, *names) in edges
+    ]
+    leaves = [{_name(leaf) for leaf in leaves_of(guard.operands)} for guard in needed]
     tied = {name for guard, names in zip(needed, leaves, strict=True) if _ties(guard) for name in names}
     found = {guard.place for guard, names in zip(needed, leaves, strict=True) if guard.place and not names <= tied}
     # A loop may ask there for other sizes too, which no input changes: their branch is right as it is.
@@ -119,7 +124,7 @@ def tie_loops(graph: fx.Graph) -> list[str]:
 
 def _insert(builder: GraphBuilder, sizes: SizeNodes, guard: Guard, what: str, where: str) -> fx.Node:
     # As early as possible: what runs at other sizes fails with less helpful messages.
-    nodes = {leaf.node() for leaf in _leaves(guard.operands)}
+    nodes = {leaf.node() for leaf in leaves_of(guard.operands)}
     place = [node for node in builder.graph.nodes if node in nodes][-1].next
     while place.op == "placeholder":
         place = place.next
@@ -129,26 +134,6 @@ def _insert(builder: GraphBuilder, sizes: SizeNodes, guard: Guard, what: str, wh
         else:
             value = sizes.number_node(guard.function, guard.operands, guard.traced)
         return builder.create_check(check_as_traced, (value, guard.traced, what, where))
-
-
-def _leaves(operands: tuple[Any, ...]) -> Iterator[TracedNumber]:
-    """The numbers read from tensors that the operands are computed from."""
-    for operand in operands:
-        if isinstance(operand, (tuple, list)):
-            yield from _leaves(tuple(operand))
-        elif isinstance(operand, TracedNumber):
-            if operand.cached is None and operand.function is not read_size:
-                yield from _leaves(operand.operands)
-            else:
-                yield operand
-
-
-def _fixed_size(leaf: TracedNumber, fixed: Mapping[fx.Node, Fixed]) -> Fixed:
-    if leaf.function is read_size:
-        node, dim = leaf.operands
-        sizes = fixed[node]
-        return sizes[dim] if isinstance(sizes, tuple) else sizes
-    return fixed.get(leaf.node(), False)
 
 
 def _name(operand: Any) -> str:

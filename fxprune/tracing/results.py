@@ -11,15 +11,12 @@ from torch import Tensor, fx
 
 from fxprune.ops import name_of_op
 from fxprune.running import trees
+from fxprune.tracing.fixed_sizes import CUTS, dimension_cut
 from fxprune.tracing.graph_builder import GraphBuilder
 from fxprune.tracing.size_nodes import SizeNodes
 from fxprune.tracing.sizes import TracedPieces, call_with_numbers
 
-__all__ = ["Results", "dimension_cut"]
-
-# Functions that give as many tensors as a size says: the position of their dimension, and the name of the number before
-# it.
-_CUTS = {"unbind": (1, ""), "split": (2, "split_size"), "unsafe_split": (2, "split_size"), "chunk": (2, "chunks")}
+__all__ = ["Results"]
 
 
 class Results:
@@ -71,9 +68,9 @@ class Results:
         And whether that number is meant to follow the size.
         """
         name = name_of_op(node.target)
-        if name not in _CUTS or not isinstance(node.args[0], fx.Node):
+        if name not in CUTS or not isinstance(node.args[0], fx.Node):
             return None, False
-        (at, given), source, dim = _CUTS[name], node.args[0], dimension_cut(node)
+        (at, given), source, dim = CUTS[name], node.args[0], dimension_cut(node)
         number: Any = node.kwargs.get(given, node.args[1] if at == 2 and len(node.args) > 1 else 1)
         if dim is None or not isinstance(number, (int, fx.Node)):
             return None, False
@@ -131,10 +128,3 @@ def _has_plain(value: Any) -> bool:
     if isinstance(value, (tuple, list, dict)):
         return any(map(_has_plain, value.values() if isinstance(value, dict) else value))
     return type(value) in (int, float, bool)
-
-
-def dimension_cut(node: fx.Node) -> int | None:
-    """The dimension along which an `unbind`, `split` or `chunk` cuts; None where that is no number."""
-    at, _ = _CUTS[name_of_op(node.target)]
-    dim = node.kwargs.get("dim", node.args[at] if len(node.args) > at else 0)
-    return dim if isinstance(dim, int) else None

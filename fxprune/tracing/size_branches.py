@@ -61,9 +61,22 @@ def right_for_all_sizes(runner: Runner, recorded: Recording, leaves: Leaves) -> 
     if OTHER_BRANCHES in runner.earlier_values:
         # A model without values, as one that a file is loaded into.
         return frozenset(runner.earlier_values[OTHER_BRANCHES])
-    places = named_sizes(recorded.builder, recorded.sizes)
-    if not places or any(tensor.is_meta for tensor in parameters_and_buffers(runner.model)):
+    if any(tensor.is_meta for tensor in parameters_and_buffers(runner.model)):
         return frozenset()
+    found, seen = frozenset[Place](), set[Place]()
+    while places := named_sizes(recorded.builder, recorded.sizes) - seen:
+        seen |= places
+        more = _right_among(replace(runner, otherwise=found), recorded, places, leaves)
+        if not more:
+            break
+        # The code of the other branch may ask for sizes, too.
+        found |= more
+        recorded = replace(runner, otherwise=found).record(leaves, set())
+    return found
+
+
+def _right_among(runner: Runner, recorded: Recording, places: set[Place], leaves: Leaves) -> frozenset[Place]:
+    """Those of these places."""
     found_there = {guard.place for guard in recorded.sizes.guards if guard.finds_size}
     unfound = frozenset(places - found_there)
     # No size is below 0, as what the code makes of one and compares with a number may be.
@@ -82,7 +95,7 @@ def right_for_all_sizes(runner: Runner, recorded: Recording, leaves: Leaves) -> 
     finds = frozenset[Place]().union(*(trial.finds_it for trial in trials[0])) if unfound else frozenset[Place]()
     places -= unfound - finds
     flops = functools.cache(lambda: count_flops(runner.model, runner.kwargs or runner.args))
-    found: frozenset[Place] = frozenset()
+    before = found = runner.otherwise or frozenset()
     together = {there & places for _, there in calls if there & places}
     for tried in dict.fromkeys((frozenset(places), *together, *(frozenset({place}) for place in sorted(places)))):
         # To interpolate to the same size costs some FLOPs, and what is missing to a multiple may be a whole one.
@@ -90,7 +103,7 @@ def right_for_all_sizes(runner: Runner, recorded: Recording, leaves: Leaves) -> 
             other = replace(runner, otherwise=found | more)
             if not tried <= found and _gives(trials, other, tried & finds, leaves, flops):
                 found |= more
-    return found
+    return found - before
 
 
 class _Trials:

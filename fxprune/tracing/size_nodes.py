@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import operator
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor, fx
 
+from fxprune.tracing.fixed_sizes import Fixed, all_fixed, fixed_sizes
 from fxprune.tracing.graph_builder import GraphBuilder, Origin, computed_from
 from fxprune.tracing.loop_watch import Watch
 from fxprune.tracing.loops import loop_index
@@ -20,7 +21,7 @@ from fxprune.tracing.scopes import ModuleCall, Switch
 from fxprune.tracing.sizes import TracedInt, TracedNumber, plain, read_size, traced_number
 from fxprune.tracing.user_code import Place, constructs_tensor, library_of_code, place_in_model
 
-__all__ = ["RESIZES", "Guard", "SizeNodes"]
+__all__ = ["RESIZES", "Guard", "SizeNodes", "are_fixed", "leaves_of"]
 
 # Among the places where another branch is taken: images are resized where they have another size, and padded where
 # something is missing to a multiple.
@@ -60,6 +61,12 @@ class Guard:
         return self.function not in _EQUAL or self.traced == (self.function is operator.eq)
 
     @property
+    def edge(self) -> int:
+        """1 or -1 where the size is the smallest or the largest one for which the code goes this way; else 0."""
+        there = _has_edge(self.function, self.operands) and plain(self.operands[0]) == plain(self.operands[1])
+        return (1 if self.function in _UP else -1) if there else 0
+
+    @property
     def named(self) -> tuple[int, int]:
         """The number that the code names, and the size that was found to be that one or not to be it."""
         if self.divisor is not None:
@@ -74,6 +81,11 @@ class Guard:
 
 _EQUAL = (operator.eq, operator.ne)
 _BELOW = (operator.le, operator.lt)
+# What holds for the other way of the code, and at the edge between both.
+_WITH_EDGE = {operator.lt: operator.le, operator.le: operator.ge, operator.gt: operator.ge, operator.ge: operator.le}
+_STRICT = (operator.lt, operator.gt)
+# Those for which the code goes the same way for larger sizes, where it does at the edge.
+_UP = (operator.lt, operator.ge)
 # More comparisons told otherwise than any model has calls that compare; not tuned.
 _MOST_TOLD = 1_000
 
@@ -105,6 +117,7 @@ class SizeNodes:
         self._builder = builder
         self._switch = switch
         self._sizes: dict[tuple[fx.Node, int], TracedInt] = {}
+        self._fixed: dict[fx.Node, Fixed] = {}
         # The last node of those that read a size of a node.
         self._last_reader: dict[fx.Node, fx.Node] = {}
 
@@ -184,19 +197,31 @@ class SizeNodes:
         rounds = _rounds(operands)
         may_branch |= (of_two or rounds) and function in _EQUAL
         orders = of_two and function not in _EQUAL
+        has_edge = may_branch and _has_edge(function, operands)
+        edge = has_edge and plain(operands[0]) == plain(operands[1])
         remainder = _remainder(operands)
         may_branch |= remainder is not None
         finds_it = may_branch and _finds_size(function, operands, outcome)
         names_it = may_branch and function in _EQUAL and (rounds or not of_two or 1 in map(plain, operands))
         names_it |= may_branch and _asks_for_one(function, operands)
-        named = finds_it or orders or names_it or remainder is not None
+        named = finds_it or orders or edge or names_it or remainder is not None
         place = place_in_model() if (named or (may_branch and self._otherwise)) and self._switch.on else None
+        if place is not None and self._never_change(operands):
+            # Code that several modules share asks for such sizes, too.
+            place = None
         if place is not None and orders:
             # Which of them is smaller may be another one at another size: what is told belongs to the place.
             for told in (True, False):
                 if f"{place} {told}" in self._otherwise:
                     return self._tell(told, place)
             place = f"{place} {not outcome}"
+        elif place is not None and has_edge:
+            told = function in _STRICT
+            if f"{place} {told}" in self._otherwise:
+                reached = _WITH_EDGE[function](*map(plain, operands))
+                self.guard(_WITH_EDGE[function], operands, reached)
+                return self._tell(reached == told, place)
+            place = f"{place} {told}"
         elif place in self._otherwise:
             if remainder is not None and self.resizes:
                 self.filled.add(_multiple_and_sizes(remainder))
@@ -204,6 +229,11 @@ class SizeNodes:
         place = place if named else None
         self.guard(function, operands, outcome, place)
         return outcome
+
+    def _never_change(self, operands: tuple[Any, ...]) -> bool:
+        with self._switch.paused():
+            self._fixed = fixed_sizes(self._builder.graph, self._builder.module, self._fixed)
+        return are_fixed(operands, self._fixed)
 
     def fills(self, remainder: TracedNumber, multiple: int) -> bool:
         """Whether the code was told, only since that may be so, that something remains."""
@@ -248,6 +278,31 @@ class SizeNodes:
         builder.finished_loops.add(number)
 
 
+def are_fixed(operands: tuple[Any, ...], fixed: Mapping[fx.Node, Fixed]) -> bool:
+    """Whether no input of another size changes these numbers."""
+    return all(all_fixed(_fixed_size(leaf, fixed)) for leaf in leaves_of(operands))
+
+
+def leaves_of(operands: tuple[Any, ...]) -> Iterator[TracedNumber]:
+    """The numbers read from tensors that the operands are computed from."""
+    for operand in operands:
+        if isinstance(operand, (tuple, list)):
+            yield from leaves_of(tuple(operand))
+        elif isinstance(operand, TracedNumber):
+            if operand.cached is None and operand.function is not read_size:
+                yield from leaves_of(operand.operands)
+            else:
+                yield operand
+
+
+def _fixed_size(leaf: TracedNumber, fixed: Mapping[fx.Node, Fixed]) -> Fixed:
+    if leaf.function is read_size:
+        node, dim = leaf.operands
+        sizes = fixed[node]
+        return sizes[dim] if isinstance(sizes, tuple) else sizes
+    return fixed.get(leaf.node(), False)
+
+
 def _read(operand: Any) -> set[tuple[fx.Node, int]]:
     """The sizes that a number is computed from, each as node and dimension."""
     if not isinstance(operand, TracedNumber):
@@ -290,6 +345,13 @@ def _asks_for_one(function: Callable[..., Any], operands: tuple[Any, ...]) -> bo
     """Whether the code asks if a size is 1, as in `if x.shape[0] > 1`, for there is no smaller one."""
     more, two = function in (operator.gt, operator.le), function in (operator.ge, operator.lt)
     return (more or two) and type(operands[-1]) is int and operands[-1] == (1 if more else 2)
+
+
+def _has_edge(function: Callable[..., Any], operands: tuple[Any, ...]) -> bool:
+    """Whether the code asks if a size is below or above a number that it names."""
+    named = [operand for operand in operands if not isinstance(operand, TracedNumber)]
+    special = _asks_for_one(function, operands) or _remainder(operands) is not None
+    return function in _WITH_EDGE and len(named) == 1 and type(named[0]) is int and not special
 
 
 def _rounds(operands: tuple[Any, ...]) -> bool:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from fxprune.errors import FxpruneError
-from fxprune.running.resizing import resized_where_needed
+from fxprune.running.resizing import pooled_where_needed, resized_where_needed
 from fxprune.tracing.context_calls import CONTEXT_CALLS
 from fxprune.tracing.gradient_calls import GRADIENT_CALLS
 from fxprune.tracing.graph_builder import Origin
@@ -278,6 +278,11 @@ def _interpolate(recorder: Recorder, func: Any, *args: Any, **options: Any) -> A
     )
 
 
+def _pool(recorder: Recorder, func: Any, image: Tensor, *size: Any, **options: Any) -> Any:
+    """As for `interpolate`: to pool to the size that is there costs time and changes nothing."""
+    return recorder.call(pooled_where_needed if recorder.sizes.resizes else func, (image, *size), options)
+
+
 def _getter(name: str) -> Any:
     return getattr(Tensor, name).__get__
 
@@ -299,8 +304,8 @@ SPECIAL_CALLS: dict[Any, SpecialCall] = {
     vars(torch._C.TensorBase)["data"].__set__: _set_data,
     nn.functional.multi_head_attention_forward: _inline_attention, Tensor.__getitem__: _getitem,
     **dict.fromkeys([torch.tensor, torch.as_tensor], _tensor),
-    torch.where: _where, nn.functional.interpolate: _interpolate, Tensor.detach: _detach,
-    Tensor.new: _new, Tensor.type: _type,
+    torch.where: _where, nn.functional.interpolate: _interpolate, nn.functional.adaptive_avg_pool2d: _pool,
+    Tensor.detach: _detach, Tensor.new: _new, Tensor.type: _type,
     **dict.fromkeys([_getter(name) for name in (
         "is_meta", "is_quantized", "itemsize", "_version",
     )], _unrecorded),

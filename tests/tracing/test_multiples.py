@@ -6,7 +6,7 @@ import copy
 import itertools
 import math
 import pickle
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from typing import Any
 
 import pytest
@@ -168,6 +168,35 @@ def test_tables_are_resized_by_a_factor_and_that_costs_nothing_where_they_fit() 
     for other in (6, 8, 9):
         for training in (False, True):
             assert fxprune.verify(model, pruned, image(size=other, batch=3).double(), training=training) <= TOLERANCE
+
+
+def pooled_and_back(self: Any, x: Tensor) -> Tensor:
+    """As in DiCENet."""
+    y = self.a(x)
+    height, width = y.shape[2:]
+    if height != 6 or width != 6:
+        smaller = height < 6 or width < 6
+        y = F.interpolate(y, size=(6, 6)) if smaller else F.adaptive_avg_pool2d(y, (6, 6))
+    y = self.c(y)
+    if y.shape[2] != height or y.shape[3] != width:
+        if y.shape[2] < height or y.shape[3] < width:
+            y = F.interpolate(y, size=(height, width))
+        else:
+            y = F.adaptive_avg_pool2d(y, output_size=(height, width))
+    return self.b(y)  # type: ignore[no-any-return]
+
+
+def test_images_are_pooled_where_they_need_it_and_that_costs_nothing_elsewhere() -> None:
+    model, example = model_of(pooled_and_back, c=nn.Conv2d(8, 8, 3, padding=1)), image(size=6).double()
+    traced = fxprune.trace(model, example)
+    assert fxprune.count_flops(traced, example) == fxprune.count_flops(model, example)
+    assert fxprune.analyze(traced).flops.total == fxprune.count_flops(model, example)
+    pruned = fxprune.prune(model, 0.6, example_inputs=example, compensate=False)
+    for other in (6, 8, 5):
+        with suppress(FxpruneError) if other == 5 else nullcontext():
+            for training in (False, True):
+                given = image(size=other, batch=3).double()
+                assert fxprune.verify(model, pruned, given, training=training) <= TOLERANCE
 
 
 def test_a_graph_of_other_sizes_is_exported_and_compiled() -> None:

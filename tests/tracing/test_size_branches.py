@@ -9,6 +9,7 @@ import pytest
 import torch
 from invariant import image, net, randomise
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 import fxprune
 from fxprune import FxpruneError
@@ -66,7 +67,7 @@ def by_a_table_that_is_large_enough(self: Any, x: Tensor) -> Tensor:
 def by_a_padded_size(self: Any, x: Tensor) -> Tensor:
     y = self.a(x)
     height, width = (size + (3 - size % 3) % 3 for size in y.shape[2:])
-    y = torch.nn.functional.pad(y, (0, width - y.shape[3], 0, height - y.shape[2]))
+    y = F.pad(y, (0, width - y.shape[3], 0, height - y.shape[2]))
     if self.table.shape[0] != height or self.table.shape[1] != width:
         return self.b(y * table(height, width))  # type: ignore[no-any-return]
     return self.b(y * self.table)  # type: ignore[no-any-return]
@@ -188,7 +189,7 @@ def test_a_branch_that_computes_something_else_is_that_of_the_example() -> None:
 
 def _by_one_side(self: Any, x: Tensor) -> Tensor:
     y = self.a(x)
-    return self.b(y if y.shape[3] == 6 else torch.nn.functional.adaptive_avg_pool2d(y, 6))  # type: ignore[no-any-return]
+    return self.b(y if y.shape[3] == 6 else F.adaptive_avg_pool2d(y, 6))  # type: ignore[no-any-return]
 
 
 def by_the_size_of_another_tensor(self: Any, x: Tensor) -> Tensor:
@@ -211,13 +212,13 @@ def test_what_is_repeated_for_other_batches_alone_is_always_repeated(batch: int)
 def _padded_or_cut(self: Any, x: Tensor) -> Tensor:
     y = self.c(x)
     n, m = x.shape[2], y.shape[2]
-    y = nn.functional.pad(y, (0, 0, 0, n - m)) if n > m else y[:, :, :n]
+    y = F.pad(y, (0, 0, 0, n - m)) if n > m else y[:, :, :n]
     return self.b(self.a(x) + y)  # type: ignore[no-any-return]
 
 
 def _cut_or_something_else(self: Any, x: Tensor) -> Tensor:
     y = self.c(x)
-    y = y[:, :, : x.shape[2]] if x.shape[2] <= y.shape[2] else nn.functional.pad(y, (0, 0, 1, 0))
+    y = y[:, :, : x.shape[2]] if x.shape[2] <= y.shape[2] else F.pad(y, (0, 0, 1, 0))
     return self.b(self.a(x) + y)  # type: ignore[no-any-return]
 
 
@@ -269,8 +270,8 @@ def _with_a_weight_of_zero(self: Any, x: Tensor) -> Tensor:
 def _by_batch(self: Any, x: Tensor) -> Tensor:
     y = self.a(x)
     if y.shape[0] == 2:
-        return self.b(nn.functional.batch_norm(y, self.n.running_mean, self.n.running_var))  # type: ignore[no-any-return]
-    return self.b(nn.functional.batch_norm(y, self.n.running_mean, self.n.running_var, training=self.training))  # type: ignore[no-any-return]
+        return self.b(F.batch_norm(y, self.n.running_mean, self.n.running_var))  # type: ignore[no-any-return]
+    return self.b(F.batch_norm(y, self.n.running_mean, self.n.running_var, training=self.training))  # type: ignore[no-any-return]
 
 
 def _by_a_padded_size(self: Any, x: Tensor) -> Tensor:
@@ -405,3 +406,70 @@ def test_a_check_that_raises_is_no_branch_and_nothing_is_tried(monkeypatch: pyte
 
     monkeypatch.setattr("fxprune.tracing.size_branches.outputs_of", lambda *args: pytest.fail("the model ran"))
     fxprune.trace(model_of(forward), image().double())
+
+
+def _one_of(x: Tensor) -> Tensor:
+    return x.sum(0, keepdim=True) if x.shape[0] > 1 else x
+
+
+def _with_shared_code(self: Any, x: Tensor) -> Tensor:
+    y = self.a(x) * _one_of(self.table)
+    return self.b(y + _one_of(y))  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("example", [1, 3])
+def test_code_that_asks_for_fixed_sizes_too_is_told_the_truth_of_them(example: int) -> None:
+    model = model_of(_with_shared_code, table=nn.Parameter(torch.randn(4, 8, 1, 1)))
+    pruned = fxprune.prune(model, 0.6, example_inputs=image(batch=example).double(), compensate=False)
+    for batch in (1, 2, 3):
+        for training in (False, True):
+            assert fxprune.verify(model, pruned, image(batch=batch).double(), training=training) <= TOLERANCE
+
+
+def _filled_up_or_cut(self: Any, x: Tensor) -> Tensor:
+    """As in TimesFM."""
+    y, n = self.a(x), x.shape[2]
+    if n < 6:
+        y = torch.cat([y.new_zeros(y.shape[0], 8, 6 - n, y.shape[3]), y], 2)
+    elif n > 6:
+        y = y[:, :, -6:]
+    return self.b(y)  # type: ignore[no-any-return]
+
+
+def _halved_or_cut(self: Any, x: Tensor) -> Tensor:
+    y = self.a(x)
+    y = y / 2 if y.shape[2] < 6 else y
+    return self.b(y[:, :, :6] if y.shape[2] > 6 else y)  # type: ignore[no-any-return]
+
+
+def _halved_or_resized(self: Any, x: Tensor) -> Tensor:
+    y = self.a(x)
+    y = y if y.shape[2] >= 6 else y / 2
+    return self.b(y.tanh() if not y.shape[2] <= 6 else y)  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize(
+    ("forward", "right"), [(_filled_up_or_cut, {6, 4}), (_halved_or_cut, {6, 9}), (_halved_or_resized, {6})]
+)
+def test_at_the_edge_of_two_branches_the_graph_has_one_that_does_the_same_there(forward: Any, right: set[int]) -> None:
+    model = model_of(forward)
+    pruned = fxprune.prune(model, 0.6, example_inputs=image(size=6).double(), compensate=False)
+    for size in (4, 6, 9):
+        if size in right:
+            for training in (False, True):
+                assert fxprune.verify(model, pruned, image(size=size).double(), training=training) <= TOLERANCE
+        else:
+            with pytest.raises(FxpruneError, match="when the model was traced"):
+                pruned(image(size=size).double())
+
+
+def test_where_only_one_side_of_an_edge_is_asked_for_the_graph_has_the_side_of_the_example() -> None:
+    def forward(self: Any, x: Tensor) -> Tensor:
+        y = self.a(x)
+        return self.b(F.pad(y, (0, 0, 0, 6 - y.shape[2])) if y.shape[2] < 6 else y)  # type: ignore[no-any-return]
+
+    model = model_of(forward)
+    pruned = fxprune.prune(model, 0.6, example_inputs=image(size=6).double(), compensate=False)
+    assert fxprune.verify(model, pruned, image(size=9).double()) <= TOLERANCE
+    with pytest.raises(FxpruneError, match="when the model was traced"):
+        pruned(image(size=5).double())
