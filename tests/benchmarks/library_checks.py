@@ -225,13 +225,20 @@ def _check_training(spec: str, state: dict[str, Any], result: Result) -> None:
     _say(result, "step", step)
 
 
+def _by_name(outputs: Any) -> Any:
+    """Outputs with the entries of dicts by their names: an exported model, the original too, gives the fields first."""
+    if isinstance(outputs, dict):
+        return [_by_name(outputs[name]) for name in sorted(outputs, key=str)]
+    return [*map(_by_name, outputs)] if isinstance(outputs, (tuple, list)) else outputs
+
+
 def _differs(state: dict[str, Any], net: Callable[..., Any], inputs: Any) -> str:
     args, kwargs = call_arguments(inputs)
     with torch.no_grad():
         torch.manual_seed(0)
-        expected = trees.tensors(call(state["pruned"].eval(), inputs))
+        expected = trees.tensors(_by_name(call(state["pruned"].eval(), inputs)))
         torch.manual_seed(0)
-        got = trees.tensors(net(*copy.deepcopy(args), **copy.deepcopy(kwargs)))
+        got = trees.tensors(_by_name(net(*copy.deepcopy(args), **copy.deepcopy(kwargs))))
     error = largest_error(expected, got)
     return SAME if error <= _SINGLE else f"differs: {error:.3g}"
 
