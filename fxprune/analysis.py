@@ -312,6 +312,9 @@ class _OneNode(nn.Module):
 
 def _counted(op: Op) -> list[Term]:
     """The cost of an op whose rule is missing or cannot tell, counted by fvcore on tensors of the same shapes."""
+    if "flops" in op.node.meta:
+        # Of a part that follows values, for which zeros are not good enough.
+        return [Term(op.node.meta["flops"], ())]
     if op.module is None and find_rule(op.node, None) is None:
         return []
     zeros = tuple(_zeros(node.meta["value"]) for node in op.node.all_input_nodes)

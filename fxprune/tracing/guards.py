@@ -74,11 +74,9 @@ def needed_guards(builder: GraphBuilder, sizes: SizeNodes) -> list[Guard]:
 def named_sizes(builder: GraphBuilder, sizes: SizeNodes) -> set[Place]:
     """Where the code found that a size is one that it names, and nothing else ties the graph to that size."""
     needed = needed_guards(builder, sizes) if any(guard.place for guard in sizes.guards) else []
-    edges = [(guard.edge, *map(_name, guard.operands)) for guard in needed]
     # Where the code goes the same way for all larger or all smaller sizes, the graph has that way.
-    needed = [
-        guard for guard, (edge, *names) in zip(needed, edges, strict=True) if not edge or (-edge, *names) in edges
-    ]
+    edges = {(guard.edge, *map(_name, guard.operands)) for guard in needed if guard.edge}
+    needed = [guard for guard in needed if not guard.edge or (-guard.edge, *map(_name, guard.operands)) in edges]
     leaves = [{_name(leaf) for leaf in leaves_of(guard.operands)} for guard in needed]
     tied = {name for guard, names in zip(needed, leaves, strict=True) if _ties(guard) for name in names}
     found = {guard.place for guard, names in zip(needed, leaves, strict=True) if guard.place and not names <= tied}

@@ -47,6 +47,7 @@ from fxprune.tracing.spelling import first_few
 from fxprune.tracing.state import BUFFER_IS_LEFT, STATE_IS_LOST, values_are_lost
 from fxprune.tracing.traced_module import ApplyFunction, ByMode, TracedModule
 from fxprune.tracing.what_if import followed, in_training_with_gradients, insert_fact_checks, settle_types
+from fxprune.tracing.whole_parts import FLOPS_OF_WHOLE, note_flops
 
 __all__ = ["TracedModule", "trace", "trace_knowing"]
 
@@ -119,6 +120,8 @@ def trace_knowing(
     _tidy(builder)
     remarks.extend(tie_loops(builder.graph))
     traced = assemble(model, builder, runner.convert)
+    if counts := note_flops(traced, kept, (args, kwargs), values):
+        values_read[FLOPS_OF_WHOLE] = counts
     if AS_EXPORTED in remarks:
         remarks.extend(_counted_otherwise(model, traced, kwargs or args))
     types = tuple(leaf for leaf in leaves if isinstance(leaf, type))
