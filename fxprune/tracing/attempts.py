@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -10,8 +11,10 @@ import torch
 from torch import Tensor, fx
 
 from fxprune.errors import FxpruneError
+from fxprune.flops import count_flops
 from fxprune.running import trees
 from fxprune.running.copies import parameters_and_buffers
+from fxprune.tracing.assembly import assemble
 from fxprune.tracing.checks import check_outcome
 from fxprune.tracing.guards import needed_guards
 from fxprune.tracing.real_values import DataDependentError
@@ -19,13 +22,16 @@ from fxprune.tracing.refusals import part_of
 from fxprune.tracing.runs import Leaves, Recording, Runner
 from fxprune.tracing.spelling import first_few
 
-__all__ = ["AS_EXPORTED", "CONDITIONS", "SIZED_BY_VALUES", "STAYS_WHOLE", "record_in_eval"]
+__all__ = ["AS_EXPORTED", "COMPILED", "CONDITIONS", "OTHER_WAY", "SIZED_BY_VALUES", "STAYS_WHOLE", "record_in_eval"]
 
-AS_EXPORTED = (
-    "Traced as for torch.export: otherwise the model's control flow depends on the values of its input, or a function "
-    "does not run without values."
+_OTHERWISE = (
+    "otherwise the model's control flow depends on the values of its input, or a function does not run without values."
 )
+AS_EXPORTED, _AS_COMPILED = f"Traced as for torch.export: {_OTHERWISE}", f"Traced as for torch.compile: {_OTHERWISE}"
+# Among the values that were read of a model: whether it was traced so.
+COMPILED = "traced as for torch.compile"
 # How remarks start that become warnings.
+OTHER_WAY = "The model's way for torch.export, which is in the graph,"
 STAYS_WHOLE = "A part stays whole"
 SIZED_BY_VALUES = "Values of the input decide how large some tensors are"
 CONDITIONS = "Conditions on the values of the input are those of the example"
@@ -94,16 +100,47 @@ def _record_as_it_is_or_exported(runner: Runner, leaves: Leaves, kept: set[str],
         # A function may not run on the meta device, as `grouped_mm` in float32; models for export use others.
         if runner.exporting or not (follows_values or isinstance(error.__cause__, RuntimeError)):
             raise
-        runner.exporting = True
+        if runner.earlier_values.get(COMPILED):
+            runner.exporting = "compiling"
+            remarks.append(_AS_COMPILED)
+            return runner.record(leaves, kept)
+        runner.exporting = "exporting"
         try:
             recorded = runner.record(leaves, kept)
         except FxpruneError:
-            runner.exporting = False
+            runner.exporting = ""
             if follows_values:
                 raise
             raise error from error.__cause__
-        remarks.append(AS_EXPORTED)
-        return recorded
+        costs = _costs_otherwise(runner, recorded)
+        compiled = _recorded_as_compiled(runner, leaves, kept) if costs else None
+        if compiled is None:
+            remarks.extend([AS_EXPORTED, *costs])
+            return recorded
+        runner.exporting = "compiling"
+        remarks.append(_AS_COMPILED)
+        return compiled
+
+
+def _recorded_as_compiled(runner: Runner, leaves: Leaves, kept: set[str]) -> Recording | None:
+    """A recording in which the code sees that it is compiled, and not exported; None where that costs otherwise."""
+    other = replace(runner, exporting="compiling")
+    with suppress(FxpruneError):
+        recorded = other.record(leaves, kept)
+        return None if _costs_otherwise(other, recorded) else replace(recorded, runner=runner)
+    return None
+
+
+def _costs_otherwise(runner: Runner, recorded: Recording) -> list[str]:
+    """A remark where the way for torch.export or torch.compile has other FLOPs than the way that the model takes."""
+    traced = assemble(runner.model, recorded.builder, lambda tensor: tensor.detach().clone())
+    inputs = runner.kwargs or runner.args
+    with suppress(FxpruneError):
+        own, taken = count_flops(runner.model, inputs), count_flops(traced, inputs)
+        if own != taken:
+            remark = f"{OTHER_WAY} has {taken:,} FLOPs, and the one that the model takes {own:,}. "
+            return [remark + "Budgets and counts of FLOPs are those of the graph."]
+    return []
 
 
 def _follows_values(runner: Runner, recorded: Recording, leaves: Leaves, kept: set[str]) -> bool:

@@ -100,7 +100,7 @@ class Runner:
         kwargs: its keyword arguments.
         copy_tensors: whether the traced model gets copies of the parameters and buffers.
         earlier_values: what an earlier trace has read of the model's values.
-        exporting: whether the model's code sees that it is exported.
+        exporting: "exporting" or "compiling" where the model's code sees that it is.
         by_values, constructs: as for `Recorder` and `SizeNodes`.
         own_types: whether `int` and `float` are Python's own in the model's files, and arrays have plain numbers.
         keeps_tables: whether the tables that these files keep have entries: some are made before the model runs.
@@ -123,7 +123,7 @@ class Runner:
     kwargs: dict[str, Any]
     copy_tensors: bool
     earlier_values: Mapping[str, Any]
-    exporting: bool = False
+    exporting: str = ""
     by_values: bool = False
     constructs: bool = False
     own_types: bool = False
@@ -371,13 +371,13 @@ def _written(builder: GraphBuilder) -> set[str]:
 
 
 @contextmanager
-def _exporting(exporting: bool) -> Iterator[None]:
+def _exporting(exporting: str) -> Iterator[None]:
     """Inside, `torch.compiler.is_compiling()`: some models then run without control flow on values."""
-    flags = ("_is_compiling_flag", "_is_exporting_flag")
+    flags = {"_is_compiling_flag": bool(exporting), "_is_exporting_flag": exporting == "exporting"}
     before = {name: getattr(torch.compiler, name) for name in flags if hasattr(torch.compiler, name)}
     try:
         for name in before:
-            setattr(torch.compiler, name, exporting or before[name])
+            setattr(torch.compiler, name, flags[name] or before[name])
         yield
     finally:
         for name, value in before.items():

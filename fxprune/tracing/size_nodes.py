@@ -18,7 +18,7 @@ from fxprune.tracing.graph_builder import GraphBuilder, Origin, computed_from
 from fxprune.tracing.loop_watch import Watch
 from fxprune.tracing.loops import loop_index
 from fxprune.tracing.scopes import ModuleCall, Switch
-from fxprune.tracing.sizes import TracedInt, TracedNumber, plain, read_size, traced_number
+from fxprune.tracing.sizes import TracedInt, TracedNumber, number_of_sizes, plain, read_size, traced_number
 from fxprune.tracing.user_code import Place, constructs_tensor, library_of_code, place_in_model
 
 __all__ = ["RESIZES", "Guard", "SizeNodes", "are_fixed", "leaves_of"]
@@ -193,6 +193,9 @@ class SizeNodes:
             sizes[0].function is read_size or (len(_read(sizes[0])) == 1 and max(map(plain, operands)) > 1)
         )
         # As those of two tensors of which one is repeated where they differ, or padded where it is smaller.
+        # What is done where `squeeze()` leaves fewer dimensions names those that it drops.
+        of_rank = len(sizes) == 1 and sizes[0].function is number_of_sizes
+        may_branch |= of_rank
         of_two = len(sizes) == 2 and all(each.function is read_size for each in sizes)
         rounds = _rounds(operands)
         may_branch |= (of_two or rounds) and function in _EQUAL
@@ -225,7 +228,7 @@ class SizeNodes:
         elif place in self._otherwise:
             if remainder is not None and self.resizes:
                 self.filled.add(_multiple_and_sizes(remainder))
-            return self._tell(outcome != finds_it, place)
+            return self._tell((outcome != finds_it) != of_rank, place)
         place = place if named else None
         self.guard(function, operands, outcome, place)
         return outcome

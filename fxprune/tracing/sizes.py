@@ -22,7 +22,7 @@ from fxprune.tracing.user_code import user_frame
 
 __all__ = [
     "NumberNodes", "StaleSize", "StandIn", "TracedFloat", "TracedInt", "TracedNumber", "TracedPieces",
-    "ValueFloat", "call_with_numbers", "plain", "read_size", "traced_number", "untraced_type",
+    "ValueFloat", "call_with_numbers", "number_of_sizes", "plain", "read_size", "traced_number", "untraced_type",
 ]  # fmt: skip
 
 
@@ -198,6 +198,11 @@ class ValueFloat(TracedFloat):
 def read_size(node: fx.Node, dim: int) -> int:
     """Marks a traced number that is the size of a node's tensor in one dimension; it is never called."""
     raise AssertionError("becomes a `size` node")
+
+
+def number_of_sizes(*sizes: int) -> int:
+    """How many of these sizes are not 1: what is left of a tensor's dimensions by `squeeze()`."""
+    return sum(size != 1 for size in sizes)
 
 
 def plain(value: Any) -> Any:

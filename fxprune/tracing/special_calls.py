@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from fxprune.errors import FxpruneError
+from fxprune.ops import name_of_op
 from fxprune.running.resizing import pooled_where_needed, resized_where_needed
 from fxprune.tracing.context_calls import CONTEXT_CALLS
 from fxprune.tracing.gradient_calls import GRADIENT_CALLS
@@ -21,7 +22,7 @@ from fxprune.tracing.limits import limit_of
 from fxprune.tracing.recorder import Recorder, SpecialCall
 from fxprune.tracing.repeated import Repeated
 from fxprune.tracing.shapes import TracedSize
-from fxprune.tracing.sizes import call_with_numbers
+from fxprune.tracing.sizes import call_with_numbers, number_of_sizes
 from fxprune.tracing.traced_module import DrawNumbers
 from fxprune.tracing.user_code import asked_by_model
 
@@ -36,6 +37,13 @@ def _shape(recorder: Recorder, func: Any, tensor: Tensor, *_: Any) -> Any:
 
 
 def _dim(recorder: Recorder, func: Any, tensor: Tensor, *_: Any) -> Any:
+    node = recorder.builder.node_of(tensor)
+    if name_of_op(node.target) == "squeeze" and len(node.all_input_nodes) == len(node.args) == 1:
+        # Without dimensions, the sizes decide which ones are dropped.
+        source: Any = node.args[0]
+        shape = source.meta["value"].shape
+        sizes = (recorder.sizes.size(source, d, size) for d, size in enumerate(shape))
+        return call_with_numbers(number_of_sizes, tuple(sizes))
     recorder.note_rank(tensor)
     return func(tensor)
 

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from collections.abc import Set as AbstractSet
-from contextlib import suppress
 from typing import Any
 
 import torch
 from torch import fx, nn
 
 from fxprune.errors import FxpruneError, warn
-from fxprune.flops import count_flops
 from fxprune.models import source_of
 from fxprune.ops import Trait, traits
 from fxprune.running.calls import given_call
@@ -22,7 +20,7 @@ from fxprune.running.copies import meta_copy
 from fxprune.running.randomness import preserve_rng_state, reseed
 from fxprune.tracing.arguments import insert_argument_checks
 from fxprune.tracing.assembly import assemble
-from fxprune.tracing.attempts import AS_EXPORTED, CONDITIONS, SIZED_BY_VALUES, STAYS_WHOLE, record_in_eval
+from fxprune.tracing.attempts import COMPILED, CONDITIONS, OTHER_WAY, SIZED_BY_VALUES, STAYS_WHOLE, record_in_eval
 from fxprune.tracing.checks import warn_in_training
 from fxprune.tracing.deciders import Deciders, ModeRead
 from fxprune.tracing.gradient_calls import GRADIENTS_DIFFER, backward_hooks_are_lost
@@ -122,8 +120,6 @@ def trace_knowing(
     traced = assemble(model, builder, runner.convert)
     if counts := note_flops(traced, kept, (args, kwargs), values):
         values_read[FLOPS_OF_WHOLE] = counts
-    if AS_EXPORTED in remarks:
-        remarks.extend(_counted_otherwise(model, traced, kwargs or args))
     types = tuple(leaf for leaf in leaves if isinstance(leaf, type))
     whole = (path for path, module in model.named_modules() if path in leaves or isinstance(module, types))
     known = TraceNotes(
@@ -170,6 +166,8 @@ def _record_in_both_modes(
             continue
         builder = in_eval.builder
         values_read |= in_eval.values_read
+        if runner.exporting == "compiling":
+            values_read[COMPILED] = True
         if runner.otherwise:
             values_read[OTHER_BRANCHES] = sorted(runner.otherwise)
         if in_eval.draws_elsewhere:
@@ -264,24 +262,12 @@ def _insert_warning(builder: GraphBuilder, lost: list[str]) -> None:
 # --- remarks ----------------------------------------------------------------------------------------------------------
 
 
-def _counted_otherwise(model: nn.Module, traced: fx.GraphModule, inputs: Any) -> Iterator[str]:
-    """A remark where the way for torch.export has other FLOPs than the way that the model takes."""
-    with suppress(FxpruneError):
-        own, taken = count_flops(model, inputs), count_flops(traced, inputs)
-        if own != taken:
-            yield (
-                f"{_OTHER_WAY} has {taken:,} FLOPs, and the one that the model takes {own:,}. Budgets and counts of "
-                "FLOPs are those of the graph."
-            )
-
-
 # How a remark starts that becomes a warning: a model that is trained with this graph learns unlike the original.
 _ONLY_EVAL = "Only the code of eval is in the graph"
 _USUAL_TRAIN = "The graph trains as a whole."
 _DRAWN_ONCE = "Random numbers that the model draws from NumPy or Python in eval are constants of the graph"
-_OTHER_WAY = "The model's way for torch.export, which is in the graph,"
 _ALSO_WARNED = (
-    _OTHER_WAY,
+    OTHER_WAY,
     _DRAWN_ONCE,
     STAYS_WHOLE,
     SIZED_BY_VALUES,

@@ -16,7 +16,7 @@ from fxprune.errors import FxpruneError, FxpruneWarning
 from fxprune.flops import count_flops
 from fxprune.tracing.attempts import AS_EXPORTED
 from fxprune.tracing.notes import trace_notes
-from fxprune.tracing.tracer import trace
+from fxprune.tracing.tracer import trace, trace_knowing
 
 
 class Positional(nn.Module):
@@ -69,6 +69,29 @@ def test_a_way_for_export_that_costs_otherwise_is_warned_of() -> None:
     with pytest.warns(FxpruneWarning, match=r"torch\.export, .* has 54 FLOPs, .* takes 18\. Budgets"):
         traced = trace(CostsMore(), (torch.randn(2, 3), torch.ones(2)))
     assert count_flops(traced, (torch.randn(2, 3), torch.ones(2))) == 54
+
+
+def test_the_way_for_compile_is_taken_where_the_one_for_export_costs_otherwise() -> None:
+    class CostsMoreWhereExported(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(3, 3)
+
+        def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+            y = x if not torch.compiler.is_compiling() and mask.all() else x * mask[:, None]
+            return self.layer(y) if not torch.compiler.is_exporting() else self.layer(y) + self.layer(y) * 0
+
+    model, x, masks = CostsMoreWhereExported(), torch.randn(2, 3), (torch.ones(2), torch.tensor([1.0, 0.0]))
+    traced = trace(model, (x, masks[0]))
+    for given in masks:
+        assert torch.equal(traced(x, given), model(x, given))
+    assert count_flops(traced, (x, masks[0])) == count_flops(model, (x, masks[0])) == 18
+    known = trace_notes(traced)
+    (remark,) = known.remarks
+    assert remark.startswith("Traced as for torch.compile")
+    again = trace_knowing(model.to("meta"), (x.to("meta"), masks[0].to("meta")), known.values_read)
+    assert again.code == traced.code
+    assert not torch.compiler.is_compiling()
 
 
 def test_a_model_without_a_way_for_export_is_refused_for_its_own_reason() -> None:

@@ -473,3 +473,28 @@ def test_where_only_one_side_of_an_edge_is_asked_for_the_graph_has_the_side_of_t
     assert fxprune.verify(model, pruned, image(size=9).double()) <= TOLERANCE
     with pytest.raises(FxpruneError, match="when the model was traced"):
         pruned(image(size=5).double())
+
+
+def _squeezed(self: Any, x: Tensor) -> Tensor:
+    """As in SepFormer."""
+    y = self.b(self.a(x)).mean((2, 3), keepdim=True)[:, :1, :, 0].expand(-1, -1, 7)
+    return torch.squeeze(y, 1) if torch.squeeze(y).dim() == 1 else torch.squeeze(y)
+
+
+def _squeezed_back(self: Any, x: Tensor) -> Tensor:
+    y = self.b(self.a(x)).mean((2, 3)).squeeze()
+    return y.unsqueeze(0) if y.ndim == 1 else y
+
+
+@pytest.mark.parametrize("example", [1, 2])
+@pytest.mark.parametrize(("forward", "right"), [(_squeezed, True), (_squeezed_back, False)])
+def test_branches_for_what_squeeze_leaves_of_one_sample(forward: Any, right: bool, example: int) -> None:
+    model = model_of(forward)
+    pruned = fxprune.prune(model, 0.6, example_inputs=image(batch=example).double(), compensate=False)
+    for batch in (1, 2, 3):
+        if right or (batch == 1) == (example == 1):
+            for training in (False, True):
+                assert fxprune.verify(model, pruned, image(batch=batch).double(), training=training) <= TOLERANCE
+        else:
+            with pytest.raises(FxpruneError, match=r"number_of_sizes.* when the model was traced"):
+                pruned(image(batch=batch).double())
