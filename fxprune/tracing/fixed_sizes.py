@@ -99,7 +99,8 @@ def _of_call(node: fx.Node, name: str, first: Any, fixed: Mapping[fx.Node, Any])
         # The other tensors are weights, or tensors whose type is read: their sizes say nothing about the result's.
         return tuple(first)
     if Trait.LINEAR in what:
-        return (*first[:-1], fixed[args[1]][0])  # type: ignore[index]
+        # A weight without rows gives no dimension.
+        return (*first[:-1], *fixed[args[1]][:-1])  # type: ignore[index]
     if name == "scaled_dot_product_attention":
         # Samples and heads broadcast.
         return (*(_of_broadcast(node, d, fixed) for d in range(-value.ndim, -2)), first[-2], fixed[args[2]][-1])  # type: ignore[index]

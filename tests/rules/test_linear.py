@@ -31,6 +31,16 @@ NETS = {
         X,
         0,
     ),
+    "a weight without rows": (
+        lambda: net(
+            lambda self, x: self.out(F.linear(self.a(x).reshape(-1, 2, 3).softmax(2), self.w).reshape(-1, 2)),
+            a=nn.Linear(4, 6),
+            w=parameter(3),
+            out=nn.Linear(2, 2),
+        ),
+        X,
+        2,
+    ),
     "tensordot": (
         lambda: net(
             lambda self, x: torch.tensordot(torch.tensordot(x, self.v, dims=1).tanh(), self.w, dims=([2], [1])),
