@@ -25,6 +25,7 @@ from fxprune.rules.rewrite import Rewrite
 from fxprune.running.copies import copy_module, named_tensors
 from fxprune.tracing.checks import check_as_traced
 from fxprune.tracing.notes import example_of, trace_notes
+from fxprune.tracing.rolling import alike_in_steps
 from fxprune.tracing.tracer import trace
 
 __all__ = ["alive_channels", "original_graph", "rewrite", "rewrite_in_stages"]
@@ -258,8 +259,13 @@ def _tidy(graph: fx.Graph) -> None:
             _put(node, node.meta["value"])
         if node.target is check_as_traced and not node.all_input_nodes:
             graph.erase_node(node)
+    # What one step of a loop needs stays in all of them.
+    alike = alike_in_steps(graph)
+    unused = {node for node in graph.nodes if _is_size_only(node) or computes_indices(node)}
+    while used := {node for node in unused if not unused.issuperset((*node.users, *alike.get(node, ())))}:
+        unused -= used
     for node in reversed(list(graph.nodes)):
-        if not node.users and (_is_size_only(node) or computes_indices(node)):
+        if node in unused:
             graph.erase_node(node)
 
 

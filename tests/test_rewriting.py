@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
+import operator
 import pickle
 import warnings
 from collections.abc import Callable
@@ -19,10 +20,10 @@ import torch.nn.functional as F
 import torchvision
 from invariant import image, net, prunable, randomise, tokens
 from refusals import small
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 import fxprune
-from fxprune import FxpruneError
+from fxprune import FxpruneError, rewriting
 from fxprune.provenance import pruning_notes, set_pruning_notes
 from fxprune.rewriting import original_graph
 
@@ -285,3 +286,17 @@ def test_a_model_that_was_not_pruned_has_no_plan() -> None:
         fxprune.plan_of(nn.Conv2d(3, 2, 1))
     with pytest.raises(FxpruneError, match="has no plan"):
         fxprune.verify(small(), small(), image())
+
+
+def test_a_size_that_any_step_of_a_loop_needs_stays_in_all_of_them() -> None:
+    graph = fx.Graph()
+    x = y = graph.placeholder("x")
+    x.meta["value"] = torch.zeros(2, 3)
+    for step in range(4):
+        needed, not_needed = graph.call_method("size", (x, 0)), graph.call_method("size", (x, 1))
+        y = graph.call_function(operator.mul, (y, 2 if step == 3 else needed))
+        for node, value in ((needed, 2), (not_needed, 3), (y, x.meta["value"])):
+            node.meta.update(value=value, loop=(0, step))
+    graph.output(y)
+    rewriting._tidy(graph)
+    assert [node.args for node in graph.nodes if node.target == "size"] == [(x, 0)] * 4

@@ -10,7 +10,7 @@ from typing import Any
 from torch import fx
 
 from fxprune.running import trees
-from fxprune.tracing.checks import check_as_traced
+from fxprune.tracing.checks import check_as_traced, check_rank
 from fxprune.tracing.graph_builder import computed_from, reads_layout, reads_size
 from fxprune.tracing.loops import append, end_steps, joined, keep, loop_index, new_list, next_value, steps
 
@@ -194,7 +194,7 @@ class _Loop:
                 raise _DifferentError
             return None
         # After its numbers, a check has names of nodes, for messages.
-        names = nodes[0].args[2:] if nodes[0].target is check_as_traced else ()
+        names = nodes[0].args[2:] if nodes[0].target in (check_as_traced, check_rank) else ()
         return self._merge([((*node.args[:2], *names) if names else node.args, dict(node.kwargs)) for node in nodes])
 
     def _merge(self, values: list[Any]) -> Any:
