@@ -91,4 +91,8 @@ def _plot(rows: Sequence[Row], path: Path) -> None:
             measure = next(row["measure"] for row in rows if row["net"] == net)
             panel.set(title=f"{net}\n{measure}", xlabel="FLOPs, % of the original")
             panel.grid(alpha=0.3)
-        panels[0].legend(fontsize=6)
+        # Where there is most room below the lines.
+        roomiest = max(
+            zip(nets, panels, strict=True), key=lambda at: min(r["value"] for r in rows if r["net"] == at[0])
+        )
+        roomiest[1].legend(*panels[0].get_legend_handles_labels(), loc="lower right", fontsize=6)
