@@ -103,3 +103,29 @@ def test_a_rank_that_training_alone_reads_is_checked_there() -> None:
     assert torch.equal(traced(other), model(other))
     with pytest.raises(FxpruneError, match=r"`x\.dim\(\)` is 3 here"):
         traced.train()(other)
+
+
+def shaped(self: Any, x: Tensor) -> Tensor:
+    """As in xLSTM: the shapes of states are read, and the last state is not used."""
+    x, made = self.a(x), []
+    state = x.new_zeros(x.shape[0], 8, 8)
+    for t in range(x.size(1)):
+        q, k = self.u(x[:, t]), self.w(x[:, t])
+        batch, width = k.shape
+        if state.to(q.dtype).shape != (batch, width, self.w.out_features) or q.shape != k.shape:
+            raise ValueError("the state has another shape")
+        h = (q[:, None, :] @ state).squeeze(1)
+        rows, columns = h.shape
+        made.append(h.view(rows, columns) * q.shape[-1] ** -0.5)
+        state = state.clone() + k[:, :, None] @ q[:, None, :]
+    return self.out(torch.stack(made, dim=-2))  # type: ignore[no-any-return]
+
+
+def test_ranks_that_each_step_of_a_loop_reads_leave_it_a_loop() -> None:
+    parts = {"a": nn.Linear(4, 8), "u": nn.Linear(8, 8), "w": nn.Linear(8, 8), "out": nn.Linear(8, 2)}
+    model = net(shaped, **parts).double()
+    pruned = fxprune.prune(model, 0.7, example_inputs=torch.randn(2, 6, 4).double(), compensate=False)
+    for batch, length in ((2, 6), (3, 9), (1, 2)):
+        for training in (False, True):
+            given = torch.randn(batch, length, 4).double()
+            assert fxprune.verify(model, pruned, given, training=training) <= 1e-9

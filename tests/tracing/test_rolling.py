@@ -113,22 +113,6 @@ def checked(self: Any, x: Tensor) -> Tensor:
     return self.out(h)  # type: ignore[no-any-return]
 
 
-def shaped(self: Any, x: Tensor) -> Tensor:
-    """As in xLSTM: the shapes of states are read, and the last state is not used."""
-    x, made = self.a(x), []
-    state = x.new_zeros(x.shape[0], 8, 8)
-    for t in range(x.size(1)):
-        q, k = self.u(x[:, t]), self.w(x[:, t])
-        batch, width = k.shape
-        if state.to(q.dtype).shape != (batch, width, self.w.out_features) or q.shape != k.shape:
-            raise ValueError("the state has another shape")
-        h = (q[:, None, :] @ state).squeeze(1)
-        rows, columns = h.shape
-        made.append(h.view(rows, columns) * q.shape[-1] ** -0.5)
-        state = state.clone() + k[:, :, None] @ q[:, None, :]
-    return self.out(torch.stack(made, dim=-2))  # type: ignore[no-any-return]
-
-
 def model_of(forward: Callable[..., Any]) -> nn.Module:
     layers = {"a": nn.Linear(4, 8), "u": nn.Linear(8, 8), "w": nn.Linear(8, 8), "out": nn.Linear(8, 2)}
     return net(forward, **layers, cell=nn.GRUCell(8, 8))
@@ -136,7 +120,7 @@ def model_of(forward: Callable[..., Any]) -> nn.Module:
 
 ROLLED = (
     recurrence, without_a_first_state, from_the_second, backwards, written, prefixes, without_gradients, into_a_list,
-    pieces, entries, listed, checked, shaped,
+    pieces, entries, listed, checked,
 )  # fmt: skip
 
 
