@@ -64,7 +64,7 @@ def calibrate_costs(
         for group in graph.groups:
             mine = readers(group)
             nodes = {reader.node for reader in mine} or meter.without(graph, group.channels[:1]).keys()
-            if nodes and len(group) > 1:
+            if nodes:
                 measurable.append((meter.first(nodes), group, mine))
             else:
                 on_step()
@@ -73,14 +73,13 @@ def calibrate_costs(
             on_step()
             places = np.argsort(costs[group.channels], kind="stable")
             order = group.channels[places]
-            counts = sorted({max(1, round(cut * len(group))) for cut in _CUTS})
-            lost = [
-                meter.loss(
-                    {reader.node: reader.without(places[:count]) for reader in mine}
-                    or meter.without(graph, order[:count])
-                )
-                for count in counts
-            ]
+            changes = {
+                count: {reader.node: reader.without(places[:count]) for reader in mine}
+                or meter.without(graph, order[:count])
+                for count in sorted({max(1, round(cut * len(group))) for cut in _CUTS})
+            }
+            counts = [count for count, changed in changes.items() if changed]
+            lost = [meter.loss(changes[count]) for count in counts]
             calibrated[order] = _rescaled(costs[order], counts, lost)
             factors.append(max(calibrated[order].sum(), 1e-30) / max(costs[order].sum(), 1e-30))
             measured.append(order)
@@ -143,10 +142,12 @@ class _Meter:
         return min(self._places[name] for name in nodes)
 
     def without(self, graph: ChannelGraph, channels: Ids) -> dict[str, Change | _Zeroed]:
-        """The nodes that read tensors of these channels, which are zero."""
+        """The nodes that read tensors of these channels, which are zero; none where that would empty a tensor."""
         alive = graph.all_but(())
         alive[channels] = False
         plan, zeroed = plan_keeping(graph, alive), dict[int, Tensor]()
+        if not all(stays for by_dim in plan.kept.values() for stays in by_dim.values()):
+            return {}
         for name in plan.kept:
             own = find_parameter(self._module, name)
             zeroed[id(own)] = own.detach().clone()

@@ -67,7 +67,7 @@ def test_a_step_moves_what_a_group_shares_by_a_sixteenth_of_what_it_moves_each_b
 @pytest.mark.parametrize("name", ["epochs", "lr", "weight_lr", "temperature"])
 def test_a_setting_that_is_not_positive_is_refused(name: str) -> None:
     settings = {"budget": 1, "price": "FLOPs", "epochs": 1, "start": "l2", "lr": 0.1, "train_weights": True}
-    settings |= {"weight_lr": 0.1, "temperature": 1.0, "last_resort": False, "depth": False, "seed": 0}
+    settings |= {"weight_lr": 0.1, "temperature": 1.0, "last_resort": False, "depth": False, "ignore": "", "seed": 0}
     settings |= {"weights": ""}
     with pytest.raises(fxprune.FxpruneError, match=rf"{name} \(=0\) must be positive"):
         Settings(**{**settings, name: 0})  # type: ignore[arg-type]

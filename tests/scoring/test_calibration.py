@@ -57,9 +57,10 @@ def test_a_group_that_costs_more_than_was_thought_keeps_more() -> None:
 class _Attention(nn.Module):
     """No layer can be refitted to what becomes of the queries and keys."""
 
-    def __init__(self) -> None:
+    def __init__(self, width: int = 8) -> None:
         super().__init__()
-        self.query, self.key, self.value, self.out = (nn.Linear(8, 8) for _ in range(4))
+        self.query, self.key = nn.Linear(8, width), nn.Linear(8, width)
+        self.value, self.out = nn.Linear(8, 8), nn.Linear(8, 8)
         self.head = nn.Linear(8, 3)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -127,6 +128,16 @@ def test_a_run_from_the_first_change_on_is_a_whole_run(region: bool) -> None:
             whole = _Meter(graph.module, samples)
             whole._places = dict.fromkeys(whole._places, 0)
             assert meter.loss(given) == whole.loss(given) > 0
+
+
+@pytest.mark.parametrize("width", [2, 3])
+def test_a_channel_of_those_that_no_layer_reads_stays(width: int) -> None:
+    data = torch.randn(40, 6, 8)
+    graph = fxprune.analyze(fxprune.trace(_Attention(width).eval(), data[:1]))
+    assert any(len(group) == width for group in graph.groups)
+    costs = calibrated(graph, data, fisher_scores(graph, [data]))
+    assert np.isfinite(costs).all()
+    assert (costs >= 0).all()
 
 
 def test_without_channels_is_the_model_in_which_they_are_zero() -> None:
