@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -100,10 +101,8 @@ def learn_gates(
     """
     check_values("learn_gates", graph.module)
     patterns = as_patterns(ignore)
-    if patterns:
-        graph = without_ignored(graph, patterns)
     settings = Settings(
-        budget=_budget(graph, flops, depth),
+        budget=_budget(graph, Request(flops, ignore=patterns, depth=depth)),
         price="FLOPs" if graph.latency is None else "time",
         epochs=epochs,
         start=start if isinstance(start, str) else "a function",
@@ -117,6 +116,7 @@ def learn_gates(
         seed=seed,
         weights=digest(graph.module),
     )
+    graph = without_ignored(graph, patterns)
     with preserve_rng_state(), make_accelerator() as accelerator, shown(progress, accelerator.is_main_process) as show:
         torch.manual_seed(seed)
         gated = insert_gates(graph, last_resort=last_resort, depth=depth)
@@ -143,18 +143,18 @@ def learn_gates(
         return run.result()
 
 
-def _budget(graph: ChannelGraph, flops: float | None, depth: bool) -> int:
+def _budget(graph: ChannelGraph, request: Request) -> int:
     """The most that open gates may cost: FLOPs, or time where that was measured.
 
     Raises:
         FxpruneError: not a budget, or no plan can meet it.
     """
-    most = flops_target(graph, Request(flops))
+    most = flops_target(graph, request)
     if graph.latency is None:
-        check_reachable(graph, Request(flops, depth=depth))
+        check_reachable(graph, request)
         return min(most, graph.flops.total)
     share = min(most / max(graph.flops.total, 1), 1.0)
-    check_reachable(graph, Request(1.0, latency=share, depth=depth))
+    check_reachable(graph, replace(request, flops=1.0, latency=share))
     return math.floor(share * graph.latency.total)
 
 

@@ -162,6 +162,8 @@ def test_what_is_ignored_gets_no_gates() -> None:
     assert not [name for name in touched if name.startswith(("0.", "2."))]
     with pytest.raises(fxprune.FxpruneError, match="ignore pattern 'nothing' matches no module"):
         learn(graph, data, ignore="nothing")
+    with pytest.raises(fxprune.UnreachableBudgetError, match=r"channels: ignored.*ignore less"):
+        learn(graph, data, ignore="*")
 
 
 @pytest.mark.parametrize("start", ["l2", "random"])
