@@ -167,6 +167,15 @@ def test_what_is_joined_in_other_sizes_is_compared_as_it_is() -> None:
     assert separated(graph, larger) is larger
 
 
+class EndingIn(nn.Module):
+    def __init__(self, end: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.head, self.end = nn.Linear(3, 5), end
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.end(self.head(x))
+
+
 @pytest.mark.parametrize(
     "end",
     [
@@ -176,15 +185,7 @@ def test_what_is_joined_in_other_sizes_is_compared_as_it_is() -> None:
     ],
 )
 def test_class_probabilities_are_compared_as_what_they_are(end: Callable[[Tensor], Tensor]) -> None:
-    class Probable(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.head, self.end = nn.Linear(3, 5), end
-
-        def forward(self, x: Tensor) -> Tensor:
-            return self.end(self.head(x))
-
-    model, x, y = Probable(), torch.randn(4, 3), torch.randn(4, 3)
+    model, x, y = EndingIn(end), torch.randn(4, 3), torch.randn(4, 3)
     traced = trace(model, x)
     with torch.no_grad():
         found = distillation_loss(separated(traced, traced(y)), separated(traced, traced(x)))
@@ -201,15 +202,7 @@ def test_a_softmax_over_samples_gives_no_class_probabilities() -> None:
 
 @pytest.mark.parametrize("end", [torch.sigmoid, nn.Sigmoid()])
 def test_each_of_several_probabilities_is_compared_for_itself(end: Callable[[Tensor], Tensor]) -> None:
-    class Several(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.head, self.end = nn.Linear(3, 5), end
-
-        def forward(self, x: Tensor) -> Tensor:
-            return self.end(self.head(x))
-
-    model, x, y = Several(), torch.randn(4, 3), torch.randn(4, 3)
+    model, x, y = EndingIn(end), torch.randn(4, 3), torch.randn(4, 3)
     traced = trace(model, x)
     with torch.no_grad():
         p, q = model(x), model(y)

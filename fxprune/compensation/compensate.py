@@ -33,7 +33,7 @@ __all__ = ["ALL_PARTS", "HOLDOUT", "Compensation", "Fit", "compensate"]
 
 
 _CALL = "fxprune.compensate(original, pruned, data)"
-#: Chosen by tests/benchmarks/quality.py.
+#: Chosen on photographs, by hand.
 DAMPING = (1e-2, 1e-1, 1.0, 4.0)
 #: Not tuned.
 HOLDOUT, POSITIONS = 0.25, 32768
