@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor, fx
@@ -16,7 +16,7 @@ from fxprune.running.eval_mode import in_eval_without_grad
 from fxprune.scoring.output_losses import output_losses
 from fxprune.tracing.notes import call_of
 
-__all__ = ["gate_gradients"]
+__all__ = ["GateReader", "gate_gradients"]
 
 
 def gate_gradients(
@@ -40,7 +40,7 @@ def gate_gradients(
     random = torch.Generator().manual_seed(seed)
     done = 0
     with in_eval_without_grad(graph.module):
-        reader = _GateReader(graph)
+        reader = GateReader(graph)
         for batch in batches:
             for part in batch.split():
                 yield from reader.read(part, probes, random)
@@ -48,8 +48,11 @@ def gate_gradients(
                 progress("score", done, done, {})
 
 
-class _GateReader(fx.Interpreter):
-    """Runs the traced model with a gate of one wherever channels are summed over."""
+class GateReader(fx.Interpreter):
+    """Runs the traced model with a gate of one wherever channels are summed over.
+
+    A subclass may watch other tensors on the way: it overrides `watched` and `see`.
+    """
 
     def __init__(self, graph: ChannelGraph) -> None:
         super().__init__(graph.module, garbage_collect_values=True)
@@ -65,23 +68,35 @@ class _GateReader(fx.Interpreter):
     def read(self, batch: Batch, probes: int, random: torch.Generator) -> Iterator[Tensor]:
         """The gradients of one batch; sample by sample where a gate cannot tell samples apart."""
         try:
-            outputs = self._run_gated(batch)
+            outputs = self.run_gated(batch)
         except _MixedSamplesError:
             for k in range(batch.size):
                 yield from self.read(batch.rows(k, k + 1), probes, random)
             return
         gates = [gate for gate, _ in self._gates]
+        watched = self.watched()
         losses = list(output_losses(self.module, outputs, batch.labels, probes, random))
         for k, loss in enumerate(losses):
-            gradients = torch.autograd.grad(loss, gates, retain_graph=k + 1 < len(losses), allow_unused=True)
+            gradients = torch.autograd.grad(
+                loss, [*gates, *watched], retain_graph=k + 1 < len(losses), allow_unused=True
+            )
+            self.see(gradients[len(gates) :])
             total = torch.zeros(batch.size, self._channel_graph.num_channels, dtype=torch.float64)
-            for gradient, (_, channels) in zip(gradients, self._gates, strict=True):
+            for gradient, (_, channels) in zip(gradients, self._gates, strict=False):
                 if gradient is not None:
                     total.index_add_(1, torch.from_numpy(channels), gradient.double().cpu())
             yield total
         self._gates = []
 
-    def _run_gated(self, batch: Batch) -> object:
+    def watched(self) -> list[Tensor]:
+        """Other tensors of the last run whose gradients are wanted."""
+        return []
+
+    def see(self, gradients: Sequence[Tensor | None]) -> None:
+        """Take the gradients of what is `watched`, None where the loss does not depend on it; called for each loss."""
+
+    def run_gated(self, batch: Batch) -> object:
+        """The outputs for a batch; a run that mixes samples stops with an error and counts for nothing."""
         self._gates, self._samples = [], batch.size
         with torch.enable_grad(), running_on(batch, CannotScoreError):
             return self.run(initial_env=placeholder_values(self.graph, batch))

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from torch import Tensor, fx
 
-from fxprune.channels import ChannelGraph
+from fxprune.channels import ChannelGraph, Scores
 from fxprune.compensation.holdout import split_apart
-from fxprune.data import Batch, placeholder_values, running_on
-from fxprune.errors import CannotScoreError
+from fxprune.data import Batch
 from fxprune.layers.contraction import Contraction, contraction_of, find_parameter
 from fxprune.layers.gate_places import GatePlace, gate_places
+from fxprune.progress import Progress, silent
 from fxprune.running.eval_mode import in_eval_without_grad
-from fxprune.scoring.output_losses import output_losses
+from fxprune.scoring.gate_gradients import GateReader
 from fxprune.scoring.refitting import Reader
 
 __all__ = ["LayerStatistics", "Statistics", "collect_statistics"]
@@ -39,6 +40,12 @@ class _Moments:
         self.count += len(rows)
         self._sum += rows.sum(0).double().cpu()
         self._products += (rows.T @ rows).double().cpu()
+
+    def merge(self, other: _Moments) -> None:
+        """Add what another one has seen."""
+        self.count += other.count
+        self._sum += other._sum
+        self._products += other._products
 
     def mean(self) -> Tensor:
         """Of the rows (inputs,)."""
@@ -83,12 +90,14 @@ class Statistics:
         model: the traced model.
         layers: those that sum over channels, by node name.
         samples: how many were seen.
+        fisher: as `fisher_scores` with `flops_power` 0 (number of channels,).
         judges: a few samples of each half, or None and None if there was only one sample.
     """
 
     model: fx.GraphModule
     layers: dict[str, LayerStatistics]
     samples: int
+    fisher: Scores
     judges: tuple[Batch, Batch] | tuple[None, None]
 
     def readers(self, damping: float, fitted: int) -> list[Reader]:
@@ -130,16 +139,20 @@ class Statistics:
         )
 
 
-def collect_statistics(graph: ChannelGraph, batches: Iterable[Batch], seed: int) -> Statistics:
-    """Run the model forwards and backwards on the samples.
+def collect_statistics(
+    graph: ChannelGraph, batches: Iterable[Batch], seed: int, progress: Progress = silent
+) -> Statistics:
+    """Run the model forwards and backwards on the samples, once.
 
     Args:
         graph: the analysed model.
         batches: checked, and on the model's device.
         seed: of the halves, and of the directions where there are no labels.
+        progress: is called with the number of samples done.
 
     Raises:
-        CannotScoreError: the model does not run on the samples, or has no outputs to score by.
+        CannotScoreError: the model does not run on the samples, mixes them with channels, or has no outputs to score
+            by.
     """
     nodes = {node.name: node for node in graph.module.graph.nodes}
     layers: dict[str, LayerStatistics] = {}
@@ -147,64 +160,73 @@ def collect_statistics(graph: ChannelGraph, batches: Iterable[Batch], seed: int)
         found = contraction_of(nodes[place.node], graph.module)
         if found is not None and found.groups == 1 and found.input.name == place.argument:
             layers[place.node] = LayerStatistics(place, found)
-    observer = _Observer(graph.module, layers, torch.Generator().manual_seed(seed))
+    random = torch.Generator().manual_seed(seed)
     judging = min(_JUDGES, max(2, _JUDGES_TIMES_GROUPS // max(len(graph.groups), 1)))
-    samples, judges = 0, None
+    squares, samples, judges = np.zeros(graph.num_channels), 0, None
     with in_eval_without_grad(graph.module):
+        observer = _Observer(graph, layers)
         for batch in batches:
-            samples += batch.size
             first, second = split_apart(graph.module, batch, 0.5, seed)
             if second is None:
                 # The positions of a single sample are shared between both halves.
-                observer.observe(first, (0, 1))
-                continue
-            judges = judges or (first.rows(0, judging), second.rows(0, judging))
-            observer.observe(first, (0,))
-            observer.observe(second, (1,))
-    return Statistics(graph.module, layers, samples, judges or (None, None))
+                parts = [(first, (0, 1))]
+            else:
+                judges = judges or (first.rows(0, judging), second.rows(0, judging))
+                parts = [(first, (0,)), (second, (1,))]
+            for half, numbers in parts:
+                observer.halves = numbers
+                for part in half.split():
+                    for gradients in observer.read(part, 1, random):
+                        squares += gradients.square().sum(0).numpy()
+                    samples += part.size
+                    progress("score", samples, samples, {})
+    return Statistics(graph.module, layers, samples, squares / samples, judges or (None, None))
 
 
-class _Observer(fx.Interpreter):
-    """Runs the model and adds to the statistics of its layers."""
+class _Observer(GateReader):
+    """Reads gradients by gates, and adds to the statistics of layers what is seen on the way.
 
-    def __init__(self, module: fx.GraphModule, layers: dict[str, LayerStatistics], random: torch.Generator) -> None:
-        super().__init__(module, garbage_collect_values=True)
-        self._layers, self._random = layers, random
-        self._halves: tuple[int, ...] = ()
-        self._outputs: dict[str, Tensor] = {}
+    Attributes:
+        halves: of the samples, those among which the rows of a batch are shared.
+    """
 
-    def observe(self, batch: Batch, halves: tuple[int, ...]) -> None:
-        """Add a batch, whose rows are shared between these halves."""
-        self._halves = halves
-        for part in batch.split():
-            self._observe(part)
+    def __init__(self, graph: ChannelGraph, layers: dict[str, LayerStatistics]) -> None:
+        super().__init__(graph)
+        self.halves: tuple[int, ...] = ()
+        self._layers = layers
+        # What each layer of the last run read, for each of these halves, and what it gave.
+        self._seen: list[tuple[LayerStatistics, list[_Moments], Tensor]] = []
 
-    def _observe(self, batch: Batch) -> None:
-        self._outputs = {}
-        with torch.enable_grad():
-            with running_on(batch, CannotScoreError):
-                outputs = self.run(initial_env=placeholder_values(self.graph, batch))
-            found = dict(self._outputs)
-            if not found:
-                return
-            (loss,) = output_losses(self.module, outputs, batch.labels, 1, self._random)
-            gradients = torch.autograd.grad(loss, list(found.values()), allow_unused=True)
-        for name, gradient in zip(found, gradients, strict=True):
+    def run_gated(self, batch: Batch) -> object:
+        """The outputs for a batch."""
+        self._seen = []
+        return super().run_gated(batch)
+
+    def watched(self) -> list[Tensor]:
+        """The outputs of layers."""
+        return [out for _, _, out in self._seen]
+
+    def see(self, gradients: Sequence[Tensor | None]) -> None:
+        """Add what layers read, and the gradients of their outputs."""
+        for (layer, moments, _), gradient in zip(self._seen, gradients, strict=True):
+            for half, seen in zip(self.halves, moments, strict=True):
+                layer.halves[half].merge(seen)
             if gradient is not None:
-                self._layers[name].add_gradient(gradient)
+                layer.add_gradient(gradient)
+        self._seen = []
 
     def run_node(self, n: fx.Node) -> object:
-        """Run one node; gradients start at the first layer that sums over channels."""
+        """Run one node; gradients start at the first gate, or at the first layer that sums over channels."""
         out = super().run_node(n)
         layer = self._layers.get(n.name)
         if layer is None:
             return out
         x: Tensor = self.env[layer.contraction.input].detach().movedim(layer.place.dim, -1)
-        rows = x.reshape(-1, x.shape[-1])
-        for half, part in zip(self._halves, rows.tensor_split(len(self._halves)), strict=True):
-            layer.halves[half].add(part)
+        moments = [_Moments() for _ in self.halves]
+        for seen, rows in zip(moments, x.reshape(-1, x.shape[-1]).tensor_split(len(moments)), strict=True):
+            seen.add(rows)
         if not out.requires_grad:
             out = out.detach().requires_grad_(True)
-        self._outputs[n.name] = out
+        self._seen.append((layer, moments, out))
         # What follows may write in place.
         return out.clone()

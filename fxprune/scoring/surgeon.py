@@ -17,7 +17,7 @@ from fxprune.progress import Progress, shown
 from fxprune.scoring.calibration import calibrate_costs
 from fxprune.scoring.layer_statistics import collect_statistics
 from fxprune.scoring.refitting import Reader, Refit
-from fxprune.scoring.sensitivity import check_finite, fisher_scores, per_cost
+from fxprune.scoring.sensitivity import check_finite, per_cost
 
 __all__ = ["surgeon_scores"]
 
@@ -52,7 +52,7 @@ def surgeon_scores(
 
     Args:
         graph: the analysed model.
-        data: see `fxprune.data`; labels may be missing. Two passes are made.
+        data: see `fxprune.data`; labels may be missing. One pass is made.
         flops_power: scores are divided by this power of the FLOPs that a channel costs.
         damping: added to covariances, relative to the mean variance.
         seed: of the halves, and of the directions where there are no labels.
@@ -66,9 +66,8 @@ def surgeon_scores(
     """
     with shown(progress) as show:
         batches = Batches(data, model=graph.module)
-        fisher = fisher_scores(graph, batches, seed=seed, progress=show)
-        check_finite(graph, fisher, CannotScoreError)
-        statistics = collect_statistics(graph, batches, seed)
+        statistics = collect_statistics(graph, batches, seed, show)
+        check_finite(graph, statistics.fisher, CannotScoreError)
         steps, done = (2 if None in statistics.judges else 4) * len(graph.groups), itertools.count(1)
 
         def on_step() -> None:
@@ -76,7 +75,7 @@ def surgeon_scores(
 
         try:
             first, second = (
-                _costs(graph, fisher, statistics.readers(damping, half), judge, on_step)
+                _costs(graph, statistics.fisher, statistics.readers(damping, half), judge, on_step)
                 # Each half judges what was fitted to the other.
                 for half, judge in enumerate(reversed(statistics.judges))
             )

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
+from invariant import net
 from scoring.nets import small
-from torch import nn
+from torch import Tensor, nn
 
 import fxprune
 from fxprune.data import Batch
 from fxprune.scoring.layer_statistics import collect_statistics
+from fxprune.scoring.sensitivity import fisher_scores
 
 
 def test_both_halves_together_have_the_moments_of_all_samples() -> None:
@@ -52,3 +55,27 @@ def test_squared_gradients_are_those_of_the_loss() -> None:
     (gradient,) = torch.autograd.grad(nn.functional.cross_entropy(outputs, labels, reduction="sum"), outputs)
     assert layer.squares is not None
     torch.testing.assert_close(layer.squares.float(), gradient.square().sum(0))
+
+
+def test_the_same_pass_gives_fisher_scores() -> None:
+    graph, data = small()
+    labels = torch.arange(len(data)) % 4
+    batches = [Batch((data,), {}, labels)]
+    fisher = collect_statistics(graph, batches, seed=0).fisher
+    np.testing.assert_allclose(fisher, fisher_scores(graph, [(data, labels)]), rtol=1e-4)
+    assert fisher.any()
+
+
+def test_a_model_that_moves_the_batch_is_observed_once_for_each_sample() -> None:
+    def turned(self: nn.Module, x: Tensor) -> Tensor:
+        return self.b(self.a(x.transpose(0, 1)).relu()).mean(0)
+
+    torch.manual_seed(0)
+    model = net(turned, a=nn.Linear(3, 6), b=nn.Linear(6, 4))
+    inputs, labels = torch.randn(6, 7, 3), torch.arange(6) % 4
+    graph = fxprune.analyze(fxprune.trace(model, inputs[:1]))
+    (layer,) = collect_statistics(graph, [Batch((inputs,), {}, labels)], seed=0).layers.values()
+    assert [half.count for half in layer.halves] == [21, 21]
+    hidden = model.a(inputs).relu().detach().double().reshape(-1, 6)
+    first, second = layer.halves
+    torch.testing.assert_close((first.mean() + second.mean()) / 2, hidden.mean(0), rtol=1e-4, atol=1e-6)
