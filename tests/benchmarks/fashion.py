@@ -40,7 +40,10 @@ OUT = Path(__file__).resolve().parents[2] / "build" / "fashion"
 BASES = Path(__file__).resolve().parent / "bases"
 MEAN, STD = 0.2860, 0.3530
 EXAMPLE = torch.zeros(1, 1, 28, 28)
+# The options of `fxprune.prune` on the images that the others are compensated on.
+CALLS: dict[str, dict[str, Any]] = {"joint": {}, "channels": {"depth": False}}
 METHODS = (
+    *CALLS,
     "dagger",
     "relevance",
     "surgeon",
@@ -219,12 +222,9 @@ def cut(trial: Trial, base: nn.Module, train: Split) -> nn.Module:
     return fxprune.rewrite(graph, fxprune.make_plan(graph, chosen, flops=trial.budget))
 
 
-def compensated(trial: Trial, base: nn.Module, pruned: nn.Module, train: Split) -> nn.Module | None:
-    """The pruned model after compensation on 128 images without labels; None for those of Torch-Pruning."""
-    if trial.method in PEERS:
-        return None
-    rows = torch.randperm(len(train.labels), generator=torch.Generator().manual_seed(trial.seed))[:128]
-    return fxprune.compensate(base, pruned, train.images[rows])
+def unlabelled(trial: Trial, train: Split) -> Tensor:
+    """128 images to compensate on."""
+    return train.images[torch.randperm(len(train.labels), generator=torch.Generator().manual_seed(trial.seed))[:128]]
 
 
 def run_trial(trial: Trial, data: Path) -> Row:
@@ -233,22 +233,29 @@ def run_trial(trial: Trial, data: Path) -> Row:
     order = torch.randperm(len(train.labels), generator=torch.Generator().manual_seed(100 + trial.seed))[: trial.images]
     train = Split(train.images[order], train.labels[order])
     began = time.perf_counter()
-    pruned = cut(trial, base, train)
+    few = unlabelled(trial, train)
+    pruned = None if trial.method in CALLS else cut(trial, base, train)
     cut_at = time.perf_counter()
-    repaired = compensated(trial, base, pruned, train)
+    if pruned is None:
+        options = {"data": few, "seed": trial.seed, "progress": False, **CALLS[trial.method]}
+        repaired: nn.Module | None = fxprune.prune(base, trial.budget, **options)
+    else:
+        repaired = None if trial.method in PEERS else fxprune.compensate(base, pruned, few)
     repaired_at = time.perf_counter()
-    flops = fxprune.count_flops(pruned, EXAMPLE)
+    result = pruned if repaired is None else repaired
+    assert result is not None
+    flops = fxprune.count_flops(result, EXAMPLE)
     row: Row = {
         **trial.facts,
         "flops": flops,
         "share": flops / fxprune.count_flops(base, EXAMPLE),
         "base": accuracy(base, test),
-        "raw": accuracy(pruned, test),
+        "raw": None if pruned is None else accuracy(pruned, test),
         "compensated": None if repaired is None else accuracy(repaired, test),
     }
     tuning = time.perf_counter()
     tuned = finetune(
-        pruned if repaired is None else repaired,
+        result,
         Batches(train, seed=trial.seed),
         teacher=base if trial.distill else None,
         distill_weight=trial.distill,

@@ -14,6 +14,10 @@ __all__ = ["table", "write_report"]
 
 Row = dict[str, Any]
 SETTINGS = ("epochs", "images", "lr", "distill", "temperature")
+# Methods whose difference is told, seed by seed.
+PAIRS = (("joint", "channels"), ("joint", "dagger"), ("dagger", "surgeon"))
+# Student's t of 95 % on both sides, by the number of seeds.
+QUANTILES = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78}
 STAGES = {"raw": "pruned", "compensated": "compensated", "tuned": "fine-tuned"}
 
 
@@ -26,6 +30,7 @@ def write_report(rows: Sequence[Row], without_data: Sequence[Row], out: Path) ->
         mine = [row for row in rows if row["net"] == net]
         base = mine[0]["base"]
         parts.append(f"## {net}\n\nUnpruned: {100 * base:.2f} %.\n\n{table(mine)}\n![{net}]({net}.svg)\n")
+        parts += [_paired(mine, *pair) for pair in PAIRS if {*pair} <= {row["method"] for row in mine}]
         _plot(mine, out / f"{net}.svg")
     if without_data:
         parts.append(_without_data(without_data))
@@ -68,19 +73,46 @@ def table(rows: Sequence[Row]) -> str:
     return markdown_table(["method", *heads], lines)
 
 
+def _paired(rows: Sequence[Row], one: str, other: str) -> str:
+    """How much better one method is than another with the same seeds: mean and half of the 95 % interval, in points."""
+    found = {(row["method"], row["budget"], row["seed"]): row for row in rows}
+    said = []
+    for budget, stage in itertools.product(
+        sorted({row["budget"] for row in rows}, reverse=True), ("compensated", "tuned")
+    ):
+        pairs = [(found.get((one, budget, seed)), found.get((other, budget, seed))) for seed in range(len(rows))]
+        differences = [
+            100 * (mine[stage] - theirs[stage])
+            for mine, theirs in pairs
+            if mine and theirs and mine[stage] is not None and theirs[stage] is not None
+        ]
+        if len(differences) in QUANTILES:
+            count = len(differences)
+            half = QUANTILES[count] * statistics.stdev(differences) / count**0.5
+            said.append(f"{100 * budget:g} % {STAGES[stage]} {statistics.mean(differences):+.2f} ± {half:.2f}")
+    return f"*{one}* less *{other}*, in points, with 95 % intervals over seeds: {'; '.join(said)}.\n" if said else ""
+
+
 def _head(rows: Sequence[Row]) -> str:
     if not rows:
         return "Nothing has been measured yet.\n"
     one = rows[0]
     weighted = f"a distillation loss of weight {one['distill']:g} and temperature {one['temperature']:g}"
     teacher = f", with {weighted} on the unpruned net's outputs" if one["distill"] else ""
+    calls = (
+        " *joint* is `fxprune.prune(net, budget, data=images)` with the same 128 images and nothing else, *channels* "
+        "the same with `depth=False`."
+        if any(row["method"] == "joint" for row in rows)
+        else ""
+    )
     epochs = f"{one['epochs']} epoch{'s' * (one['epochs'] > 1)}"
     return (
         "# Fashion-MNIST\n\n"
         "Test accuracy in percent (10,000 images) of each net: after pruning, after compensation on 128 training "
         f"images without labels, and after {epochs} of fine-tuning on {one['images']:,} images{teacher}. Mean ± "
         f"standard deviation over {len({row['seed'] for row in rows})} seeds; values without a deviation are from one "
-        "seed. `tp-` is Torch-Pruning 1.6.1 at the same FLOPs. Made by `python tests/benchmarks/fashion.py report`.\n\n"
+        f"seed. `tp-` is Torch-Pruning 1.6.1 at the same FLOPs.{calls} Made by "
+        "`python tests/benchmarks/fashion.py report`.\n\n"
     )
 
 
