@@ -75,8 +75,9 @@ of the FLOPs, twice the speed. *By time* is `prune(model, flops=0.5, latency=1)`
 accuracy, such as the residual stream of a ResNet; its additions and normalisation then take as long as before.)
 *Blocks alone* is `prune(model, flops=0.5, width=False)`: no layer changes, whole residual branches go. *With blocks* is
 `prune(model, flops=0.5)` with data, by FLOPs or by time, where channels and blocks go; what the data, here eight random
-inputs, say of the outputs decides how many of either, not the time. The number after the version is `round_to`. Torch-Pruning 1.6.1 runs with its default, group magnitude and the same ratio in all
-layers. Random weights; the versions of a model were timed in turns.
+inputs, say of the outputs decides how many of either, not the time. The number after the version is `round_to`.
+Torch-Pruning 1.6.1 runs with its default, group magnitude and the same ratio in all layers. Random weights; the
+versions of a model were timed in turns.
 """
     return "\n".join([head, *(_speeds_of(how, [*group]) for how, group in itertools.groupby(rows, _how(rows)))])
 
