@@ -17,6 +17,7 @@ from fxprune.channels import ChannelGraph
 from fxprune.errors import FxpruneError
 
 __all__ = [
+    "TINY",
     "Plan",
     "RemovedBlock",
     "composed",
@@ -27,6 +28,8 @@ __all__ = [
 ]
 
 
+TINY = 1e-15
+"""In place of zero, where what is removed may be divided by its norm: the square of this is above zero in float32."""
 _SHARES = ("latency_target", "params_target", "memory_target")
 
 
@@ -118,13 +121,13 @@ class Plan:
     def zero_(self, name: str, tensor: Tensor, fill: float = 0.0) -> None:
         """Set the removed entries of a parameter or buffer to zero, or to `fill`, in place.
 
-        Of a removed block these are all entries of the tensors at its end, which are always set to zero.
+        Of a removed block these are all entries of the tensors at its end.
 
         Raises:
             FxpruneError: the tensor is too small for the plan.
         """
         if any(name in block.ends for block in self.removed.values()):
-            tensor.zero_()
+            tensor.fill_(fill)
             return
         for d, stays in self._kept_of(name, tensor).items():
             gone = torch.ones(tensor.shape[d], dtype=torch.bool)

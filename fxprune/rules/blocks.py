@@ -7,10 +7,9 @@ go. What serves nothing else goes with it.
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections import ChainMap, Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -22,6 +21,7 @@ from fxprune.channels.graph import Block, NoBlock
 from fxprune.channels.polynomial import Term, with_blocks
 from fxprune.errors import FxpruneError
 from fxprune.ops import Trait, traits
+from fxprune.rules.block_names import common_owner, module_of, numbered, owners
 from fxprune.rules.concatenations import Concatenated, concatenated_values, without_channels
 from fxprune.rules.elementwise import stays_zero
 from fxprune.rules.needs import ALWAYS, Cut, Needs, needs_of, serving_only, unneeded
@@ -114,7 +114,7 @@ def find_blocks(
         refused |= {chosen[k]: "what serves it serves others too" for k in crowded}
         chosen = [cut for k, cut in enumerate(chosen) if k not in crowded]
     ids = [int(number) for number in state.ids.fresh(len(chosen))]
-    found = _named([_block(cut, candidates[cut], number) for cut, number in zip(chosen, ids, strict=True)])
+    found = numbered([_block(cut, candidates[cut], number) for cut, number in zip(chosen, ids, strict=True)])
     factored = {
         name: with_blocks(terms, _in_ids(counted[state.nodes[name]], ids) or ((),)) for name, terms in costs.items()
     }
@@ -147,17 +147,6 @@ def _block(cut: Cut, made: _Candidate, number: int) -> Block:
     )
 
 
-def _named(blocks: Sequence[Block]) -> tuple[Block, ...]:
-    """The same blocks, numbered where several have one name."""
-    taken: Counter[str] = Counter()
-    named = []
-    for block in blocks:
-        taken[block.name] += 1
-        count = taken[block.name]
-        named.append(block if count == 1 else replace(block, name=f"{block.name}#{count}"))
-    return tuple(named)
-
-
 @dataclass(frozen=True)
 class _Zeroed:
     """What a value carries when some parameters are zero, and these parameters."""
@@ -183,7 +172,7 @@ class _Owned:
         self._state = state
         self._dims = state.parameters.by_name()
         # By path of a module, how many matrices of weights it has.
-        self._counts = Counter(path for name in filter(self._is_matrix, self._dims) for path in _owners(name))
+        self._counts = Counter(path for name in filter(self._is_matrix, self._dims) for path in owners(name))
         self._readers: dict[str, set[fx.Node]] = {}
         for node in graph.nodes:
             for name in self._names(node):
@@ -254,12 +243,12 @@ class _Owned:
             apart: whether a module does not count that has matrices of others too.
         """
         own = [name for name in tensors if self._is_matrix(name)]
-        counts = Counter(path for name in own for path in _owners(name)) if apart else self._counts
-        for name in filter(None, map(_common, (own or ends, ends) if apart else (own or ends,))):
+        counts = Counter(path for name in own for path in owners(name)) if apart else self._counts
+        for name in filter(None, map(common_owner, (own or ends, ends) if apart else (own or ends,))):
             if counts[name] == self._counts[name]:
                 return name
         last = [*ends, *own][-1]
-        return last.rpartition(".")[0] or last
+        return module_of(last) or last
 
     def _is_matrix(self, name: str) -> bool:
         tensor = self._state.parameters.tensor(name)
@@ -285,6 +274,8 @@ class _Owned:
         labels_here = self._state.labels[node.name]
         if parameters and isinstance(labels_here, Labels) and self._is_scaled(node):
             return _Zeroed(Labels(labels_here.dims, tuple(map(is_labelled, labels_here.dims))), tuple(parameters))
+        if (alone := self._by_one_parameter(node, sources, tensors)) is not None:
+            return alone
         for trial in self._trials(node, sources, inside, any(tensors[name].dim() > 1 for name in parameters)):
             ends, labels = dict.fromkeys(parameters or others), dict[str, LabelTree]()
             for source in sources:
@@ -297,6 +288,21 @@ class _Owned:
             made = self._carried(node, labels) if ends and (trial or own) else None
             if any(any(each.zero) for each in labels_in(made)):
                 return _Zeroed(made, tuple(ends))
+        return None
+
+    def _by_one_parameter(
+        self, node: fx.Node, sources: Sequence[fx.Node], tensors: Mapping[str, Tensor]
+    ) -> _Zeroed | None:
+        """What a node carries if one of several parameters alone makes it zero: of weight norm the lengths do.
+
+        Directions that are zero would be divided by their norm. The smallest parameter is taken.
+        """
+        read = [x for x in sources if x.op == "get_attr" and isinstance(tensors.get(str(x.target)), nn.Parameter)]
+        for one in sorted(read, key=lambda x: tensors[str(x.target)].numel()) if len(read) > 1 else []:
+            others = (x for x in sources if x is not one)
+            made = self._carried(node, {x.name: map_labels(_not_zero, self._state.labels[x.name]) for x in others})
+            if any(any(each.zero) for each in labels_in(made)):
+                return _Zeroed(made, (str(one.target),))
         return None
 
     def _trials(
@@ -365,18 +371,3 @@ def _total(item: Term) -> int:
 
 def _not_zero(label: Labels | Size) -> Labels | Size:
     return label.never_zero() if isinstance(label, Labels) else label
-
-
-def _owners(name: str) -> Iterator[str]:
-    """The paths of the modules that a tensor is in."""
-    path = name.rpartition(".")[0]
-    while path:
-        yield path
-        path = path.rpartition(".")[0]
-
-
-def _common(names: Iterable[str]) -> str:
-    """The innermost module that owns all of some tensors; empty if that is the model."""
-    paths = [name.split(".")[:-1] for name in names]
-    same = itertools.takewhile(lambda parts: len(set(parts)) == 1, zip(*paths, strict=False))
-    return ".".join(parts[0] for parts in same)

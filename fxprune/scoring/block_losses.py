@@ -11,7 +11,7 @@ from fxprune.data import Batch, run_model
 from fxprune.errors import CannotScoreError
 from fxprune.layers.contraction import find_parameter
 from fxprune.losses import distillation_loss, separated
-from fxprune.planning.plan import plan_keeping
+from fxprune.planning.plan import TINY, plan_keeping
 from fxprune.running.allocator import keep_freed_memory
 from fxprune.running.copies import copy_module
 from fxprune.running.eval_mode import in_eval
@@ -23,7 +23,7 @@ _SAMPLES = 32
 
 
 class BlockLosses:
-    """What the outputs lose when blocks are left out: what `verify` sets to zero is zero meanwhile."""
+    """What the outputs lose when blocks are left out: what `verify` sets to zero is next to zero meanwhile."""
 
     def __init__(self, graph: ChannelGraph, samples: Batch) -> None:
         step = max(samples.size // _SAMPLES, 1)
@@ -45,7 +45,7 @@ class BlockLosses:
         total, count = 0.0, 0
         with torch.no_grad():
             for name in names:
-                plan.zero_(name, find_parameter(self._model, name))
+                plan.zero_(name, find_parameter(self._model, name), TINY)
             for batch, wanted in zip(self._batches, self._wanted, strict=True):
                 loss = distillation_loss(self._outputs(batch), wanted, temperature=1.0)
                 total, count = total + float(loss) * batch.size, count + batch.size

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from invariant import check_invariant, image, net, parameter, tokens
 from mutate import attribute
 from torch import Tensor, nn
+from torch.nn.utils.parametrizations import weight_norm
 
 import fxprune
 from fxprune.channels.polynomial import Term
@@ -59,6 +60,8 @@ NETS: dict[str, tuple[Any, dict[str, Any], list[tuple[str, tuple[str, ...]]]]] =
     "two that share a layer": (lambda self, x: (lambda y, z: self.head(y + self.b(z) + self.c(z)))(
         self.stem(x), self.a(self.stem(x))), {"a": conv(), "b": conv(), "c": conv()},
         [("b", ("b.weight", "b.bias")), ("c", ("c.weight", "c.bias"))]),
+    "lengths of weights": (branches(lambda self, x: self.a(x)), {"a": weight_norm(conv())},
+                           [("a", ("a.bias", "a.parametrizations.weight.original0"))]),
 }  # fmt: skip
 
 

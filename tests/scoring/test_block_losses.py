@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
-from invariant import image, plan_for, randomise
+from invariant import image, net, plan_for, randomise
 from layer_nets import Dense
+from torch import Tensor, nn
+from torch.nn.utils.parametrizations import weight_norm
 
 import fxprune
 from fxprune.data import Batch
@@ -26,6 +30,22 @@ def test_what_blocks_cost_is_what_the_outputs_lose_without_them() -> None:
         assert losses.without(gone) == pytest.approx(float(lost), rel=1e-4)
     assert losses.without([]) == 0
     assert all(torch.equal(tensor, state[name]) for name, tensor in graph.module.state_dict().items())
+
+
+def test_a_concatenated_block_with_normalised_weights_has_a_loss() -> None:
+    def joined(self: Any, x: Tensor) -> Tensor:
+        y = self.a(x)
+        return self.head(torch.cat([y, self.b(y)], 1))
+
+    model = net(joined, a=nn.Conv2d(3, 4, 1), b=weight_norm(nn.Conv2d(4, 6, 1)), head=nn.Conv2d(10, 2, 1))
+    inputs = image(batch=4)
+    graph = fxprune.analyze(fxprune.trace(model, inputs))
+    (block,) = graph.blocks
+    pruned = fxprune.rewrite(graph, plan_for(graph, graph.all_but([block])))
+    with torch.no_grad():
+        lost = distillation_loss(pruned(inputs), model(inputs), temperature=1.0)
+    assert BlockLosses(graph, Batch((inputs,), {})).without([block]) == pytest.approx(float(lost), rel=1e-4)
+    assert fxprune.verify(model, pruned, image()) < 1e-9
 
 
 def test_of_many_samples_some_are_taken() -> None:
