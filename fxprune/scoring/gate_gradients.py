@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, fx
@@ -101,7 +102,7 @@ class GateReader(fx.Interpreter):
         with torch.enable_grad(), running_on(batch, CannotScoreError):
             return self.run(initial_env=placeholder_values(self.graph, batch))
 
-    def run_node(self, n: fx.Node) -> object:
+    def run_node(self, n: fx.Node) -> Any:
         """Run one node on gated arguments."""
         replaced: dict[fx.Node, Tensor] = {}
         for argument, d in self._places.get(n.name, ()):

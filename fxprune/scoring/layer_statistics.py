@@ -169,7 +169,7 @@ def collect_statistics(
             first, second = split_apart(graph.module, batch, 0.5, seed)
             if second is None:
                 # The positions of a single sample are shared between both halves.
-                parts = [(first, (0, 1))]
+                parts: list[tuple[Batch, tuple[int, ...]]] = [(first, (0, 1))]
             else:
                 judges = judges or (first.rows(0, judging), second.rows(0, judging))
                 parts = [(first, (0,)), (second, (1,))]
