@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from invariant import image, net, randomise, tokens
+from invariant import image, net, plan_for, randomise, tokens
 from refusals import small
 from torch import Tensor, nn
 
@@ -91,6 +91,23 @@ def test_a_tensor_that_is_a_plain_attribute_is_taken_to_float64_too() -> None:
     pruned = fxprune.prune(model, 0.5, example_inputs=tokens(), compensate=False)
     assert fxprune.verify(model, pruned, tokens()) <= 1e-12
     assert model.weights.dtype is torch.float32
+
+
+def test_dropout_in_eval_too_is_off() -> None:
+    def forward(self: Any, x: Tensor) -> Tensor:
+        return self.b(F.dropout(self.a(x).relu(), 0.5, training=True))
+
+    model = randomise(net(forward, a=nn.Linear(4, 8), b=nn.Linear(8, 2))).float()
+    x = torch.randn(16, 4)
+    graph = fxprune.analyze(fxprune.trace(model, x))
+    alive = graph.all_but(())
+    alive[graph.groups[0].channels[:3]] = False
+    pruned = fxprune.rewrite(graph, plan_for(graph, alive))
+    assert fxprune.verify(model, pruned) < 1e-12
+    assert not torch.equal(pruned.eval()(x), pruned(x))
+    with torch.no_grad():
+        pruned.get_parameter("b.weight").mul_(1.01)
+    assert fxprune.verify(model, pruned) > 1e-3
 
 
 def test_noise_on_channels_that_go_is_the_same_on_those_that_stay() -> None:

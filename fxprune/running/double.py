@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from itertools import pairwise
 from typing import Any
 
@@ -31,7 +31,7 @@ def outputs_in_double(
         model: set to float64, and to eval or training.
         args: positional arguments.
         kwargs: keyword arguments.
-        training: whether in training, then without dropout.
+        training: whether in training. Dropout that a model has in eval too is left out in both.
     """
     with torch.no_grad():
         args, kwargs = trees.map_tensors(_to_double, on_device_of(model, (args, kwargs)))
@@ -43,8 +43,7 @@ def outputs_in_double(
         vars(module).update({name: _to_double(value) for name, value in own.items()})
         if training and isinstance(module, nn.RNNBase):
             module.dropout = 0.0
-    without = _NoDropout() if training else nullcontext()
-    with torch.no_grad(), running_eagerly(), _in_double(), without, preserve_rng_state():
+    with torch.no_grad(), running_eagerly(), _in_double(), _NoDropout(training), preserve_rng_state():
         # Any two models draw the same random numbers.
         reseed(0)
         # A model may enable gradients.
@@ -96,11 +95,19 @@ class _WideCasts(TorchFunctionMode):
 
 
 class _NoDropout(TorchFunctionMode):
-    """Dropout keeps all: it draws a number for each channel, and a pruned model has fewer. Uniform noise is 0.5."""
+    """Dropout keeps all, in eval too: it draws a number for each channel, and a pruned model has fewer.
+
+    Args:
+        training: whether uniform noise is 0.5.
+    """
+
+    def __init__(self, training: bool) -> None:
+        super().__init__()
+        self._training = training
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if func is torch.rand:
+        if func is torch.rand and self._training:
             # Where layers are skipped at random, the graph has the likelier way.
             return func(*args, **kwargs).fill_(0.5)
         if func is F.scaled_dot_product_attention and len(args) > 4:
