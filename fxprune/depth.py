@@ -34,6 +34,8 @@ def best_depth(
 ) -> Fit:
     """Of the plans that leave out the first of some blocks, that with the best outputs on held-out samples, fitted.
 
+    If there are many samples, each plan is fitted to half of them; `Compensation.finish` takes all.
+
     Args:
         graph: the analysed model.
         blocks: in the order in which they go; no more are taken than are tried.
@@ -52,7 +54,7 @@ def best_depth(
     unreachable: UnreachableBudgetError | None = None
     worse = 0
     # Where the first corrections do not help, others seldom do: only the best is tried with them.
-    first = replace(run, parts=run.parts[:1])
+    first = replace(run.coarser(), parts=run.parts[:1])
     for gone in itertools.accumulate(blocks, lambda before, block: [*before, block], initial=list[Block]()):
         try:
             plan = plan_without(gone)

@@ -16,6 +16,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+import torch
 from torch import fx, nn
 
 from fxprune.channels import ChannelGraph
@@ -37,6 +38,8 @@ _CALL = "fxprune.compensate(original, pruned, data)"
 DAMPING = (1e-2, 1e-1, 1.0, 4.0)
 #: Not tuned.
 HOLDOUT, POSITIONS = 0.25, 32768
+# So many samples are more than what is needed to compare pruned models. Not tuned.
+_MANY = 64
 #: All corrections together, then each alone.
 ALL_PARTS = (("ridge", "moments"), ("moments",), ("ridge",))
 
@@ -156,6 +159,12 @@ class Compensation:
         return Compensation(
             graph, (fit, judge), OutputError(graph.module, judge or fit), parts, damping, positions, seed, progress
         )
+
+    def coarser(self) -> Compensation:
+        """The same, fitted to half of the samples if there are many: enough to compare pruned models."""
+        fit, judge = self.samples
+        step = 2 if sum(batch.size for batch in fit) >= _MANY else 1
+        return replace(self, samples=([batch.take(torch.arange(0, batch.size, step)) for batch in fit], judge))
 
     @keep_freed_memory()
     def fit(self, pruned: fx.GraphModule) -> Fit:

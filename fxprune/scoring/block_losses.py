@@ -18,8 +18,8 @@ from fxprune.running.eval_mode import in_eval
 
 __all__ = ["BlockLosses"]
 
-# About so many samples are enough to tell blocks apart. Not tuned.
-_SAMPLES = 32
+# About so many samples are enough to tell blocks apart. 32 were no better on EfficientNet-Lite0, but slower.
+_SAMPLES = 16
 
 
 class BlockLosses:

@@ -15,13 +15,14 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import fxprune
-from fxprune.compensation.compensate import compensate
+from fxprune.compensation.compensate import Compensation, compensate
 from fxprune.compensation.correction import _Layers
 from fxprune.data import Batch
 from fxprune.errors import CannotScoreError
 from fxprune.layers.residuals import other_side
 from fxprune.losses import distillation_loss
 from fxprune.models import example_inputs, load_model
+from fxprune.progress import silent
 from fxprune.provenance import pruning_notes
 
 
@@ -128,6 +129,19 @@ def test_what_was_not_pruned_is_not_changed() -> None:
     whole = fxprune.prune(net, flops=1.0, example_inputs=_images(1, 0), compensate=False)
     same = compensate(net, whole, _images(16, 1))
     assert all(torch.equal(tensor, whole.state_dict()[name]) for name, tensor in same.state_dict().items())
+
+
+@pytest.mark.parametrize(("count", "fitted"), [(96, 36), (48, 36)])
+def test_half_of_many_samples_compare_pruned_models(count: int, fitted: int) -> None:
+    net = _net()
+    graph = fxprune.analyze(fxprune.trace(net, _images(1, 0)))
+    run = Compensation.of(graph, Batch((_images(count, 1),), {}), 0.25, 0, silent)
+    coarser = run.coarser()
+    assert sum(batch.size for batch in coarser.samples[0]) == fitted
+    assert coarser.samples[1] is run.samples[1]
+    whole = torch.cat([batch.args[0] for batch in run.samples[0]])
+    taken = torch.cat([batch.args[0] for batch in coarser.samples[0]])
+    assert all(any(torch.equal(image, each) for each in whole) for image in taken)
 
 
 def test_a_part_that_does_harm_is_dropped() -> None:
