@@ -110,6 +110,16 @@ def test_dropout_in_eval_too_is_off() -> None:
     assert fxprune.verify(model, pruned) > 1e-3
 
 
+def test_dropout_that_returns_its_mask_is_off() -> None:
+    def forward(self: Any, x: Tensor) -> Tensor:
+        return self.b(torch.native_dropout(self.a(x).relu(), 0.5, self.training)[0])
+
+    model = randomise(net(forward, a=nn.Linear(4, 8), b=nn.Linear(8, 2))).float()
+    pruned = fxprune.prune(model, 0.6, example_inputs=torch.randn(5, 4), method="l2", compensate=False)
+    assert fxprune.verify(model, pruned) < 1e-12
+    assert fxprune.verify(model, pruned, training=True) < 1e-12
+
+
 def test_noise_on_channels_that_go_is_the_same_on_those_that_stay() -> None:
     def forward(self: nn.Module, x: torch.Tensor) -> torch.Tensor:
         x = self.a(x)

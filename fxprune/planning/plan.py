@@ -17,7 +17,6 @@ from fxprune.channels import ChannelGraph
 from fxprune.errors import FxpruneError
 
 __all__ = [
-    "TINY",
     "Plan",
     "RemovedBlock",
     "composed",
@@ -28,8 +27,6 @@ __all__ = [
 ]
 
 
-TINY = 1e-15
-"""In place of zero, where what is removed may be divided by its norm: the square of this is above zero in float32."""
 _SHARES = ("latency_target", "params_target", "memory_target")
 
 

@@ -14,7 +14,7 @@ __all__ = ["common_owner", "module_of", "numbered", "owners"]
 
 def module_of(name: str) -> str:
     """The path of the module that a tensor belongs to; of what a parametrization computes it from, the layer's."""
-    return name.rpartition(".")[0].partition(".parametrizations.")[0]
+    return f".{name.rpartition('.')[0]}".partition(".parametrizations")[0].removeprefix(".")
 
 
 def owners(name: str) -> Iterator[str]:

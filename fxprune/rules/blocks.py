@@ -297,7 +297,9 @@ class _Owned:
 
         Directions that are zero would be divided by their norm. The smallest parameter is taken.
         """
-        read = [x for x in sources if x.op == "get_attr" and isinstance(tensors.get(str(x.target)), nn.Parameter)]
+        stored = (x for x in reversed(sources) if x.op == "get_attr")
+        # Of two of one size the last comes first: lengths are given after directions.
+        read = [x for x in stored if isinstance(tensors.get(str(x.target)), nn.Parameter)]
         for one in sorted(read, key=lambda x: tensors[str(x.target)].numel()) if len(read) > 1 else []:
             others = (x for x in sources if x is not one)
             made = self._carried(node, {x.name: map_labels(_not_zero, self._state.labels[x.name]) for x in others})

@@ -11,7 +11,7 @@ from fxprune.data import Batch, run_model
 from fxprune.errors import CannotScoreError
 from fxprune.layers.contraction import find_parameter
 from fxprune.losses import distillation_loss, separated
-from fxprune.planning.plan import TINY, plan_keeping
+from fxprune.planning.plan import plan_keeping
 from fxprune.running.allocator import keep_freed_memory
 from fxprune.running.copies import copy_module
 from fxprune.running.eval_mode import in_eval
@@ -23,12 +23,12 @@ _SAMPLES = 16
 
 
 class BlockLosses:
-    """What the outputs lose when blocks are left out: what `verify` sets to zero is next to zero meanwhile."""
+    """What the outputs lose when blocks are left out: what `verify` sets to zero is zero meanwhile."""
 
     def __init__(self, graph: ChannelGraph, samples: Batch) -> None:
-        step = max(samples.size // _SAMPLES, 1)
+        order = torch.randperm(samples.size, generator=torch.Generator().manual_seed(0))
         self._graph = graph
-        self._batches = samples.take(torch.arange(0, samples.size, step)).on_device_of(graph.module).split()
+        self._batches = samples.take(order[:_SAMPLES]).on_device_of(graph.module).split()
         self._model = copy_module(graph.module)
         self._wanted = [self._outputs(batch) for batch in self._batches]
 
@@ -45,7 +45,7 @@ class BlockLosses:
         total, count = 0.0, 0
         with torch.no_grad():
             for name in names:
-                plan.zero_(name, find_parameter(self._model, name), TINY)
+                plan.zero_(name, find_parameter(self._model, name))
             for batch, wanted in zip(self._batches, self._wanted, strict=True):
                 loss = distillation_loss(self._outputs(batch), wanted, temperature=1.0)
                 total, count = total + float(loss) * batch.size, count + batch.size

@@ -23,7 +23,7 @@ from fxprune.data import Batch, placeholder_values, run_model, running_on
 from fxprune.errors import CannotScoreError, FxpruneError
 from fxprune.layers.contraction import find_parameter
 from fxprune.losses import distillation_loss, separated
-from fxprune.planning.plan import TINY, plan_keeping
+from fxprune.planning.plan import plan_keeping
 from fxprune.running.copies import named_tensors
 from fxprune.running.eval_mode import in_eval_without_grad
 from fxprune.running.one_node import run_node, with_values
@@ -151,7 +151,7 @@ class _Meter:
         for name in plan.kept:
             own = find_parameter(self._module, name)
             zeroed[id(own)] = own.detach().clone()
-            plan.zero_(name, zeroed[id(own)], TINY)
+            plan.zero_(name, zeroed[id(own)])
         changed = _Zeroed(zeroed)
         return {node: changed for tensor in zeroed for node in self._read.get(tensor, ())}
 

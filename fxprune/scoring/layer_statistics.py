@@ -35,17 +35,11 @@ class _Moments:
         self._sum: Tensor | float = 0.0
         self._products: Tensor | float = 0.0
 
-    def add(self, rows: Tensor) -> None:
-        """Add rows (rows, inputs)."""
-        self.count += len(rows)
-        self._sum += rows.sum(0).double().cpu()
-        self._products += (rows.T @ rows).double().cpu()
-
-    def merge(self, other: _Moments) -> None:
-        """Add what another one has seen."""
-        self.count += other.count
-        self._sum += other._sum
-        self._products += other._products
+    def add(self, count: int, total: Tensor, products: Tensor) -> None:
+        """Add the sum of so many rows (inputs,), and that of their products (inputs, inputs)."""
+        self.count += count
+        self._sum += total.double().cpu()
+        self._products += products.double().cpu()
 
     def mean(self) -> Tensor:
         """Of the rows (inputs,)."""
@@ -195,7 +189,7 @@ class _Observer(GateReader):
         self.halves: tuple[int, ...] = ()
         self._layers = layers
         # What each layer of the last run read, for each of these halves, and what it gave.
-        self._seen: list[tuple[LayerStatistics, list[_Moments], Tensor]] = []
+        self._seen: list[tuple[LayerStatistics, list[tuple[int, Tensor, Tensor]], Tensor]] = []
 
     def run_gated(self, batch: Batch) -> object:
         """The outputs for a batch."""
@@ -208,9 +202,9 @@ class _Observer(GateReader):
 
     def see(self, gradients: Sequence[Tensor | None]) -> None:
         """Add what layers read, and the gradients of their outputs."""
-        for (layer, moments, _), gradient in zip(self._seen, gradients, strict=True):
-            for half, seen in zip(self.halves, moments, strict=True):
-                layer.halves[half].merge(seen)
+        for (layer, sums, _), gradient in zip(self._seen, gradients, strict=True):
+            for half, seen in zip(self.halves, sums, strict=True):
+                layer.halves[half].add(*seen)
             if gradient is not None:
                 layer.add_gradient(gradient)
         self._seen = []
@@ -222,11 +216,10 @@ class _Observer(GateReader):
         if layer is None:
             return out
         x: Tensor = self.env[layer.contraction.input].detach().movedim(layer.place.dim, -1)
-        moments = [_Moments() for _ in self.halves]
-        for seen, rows in zip(moments, x.reshape(-1, x.shape[-1]).tensor_split(len(moments)), strict=True):
-            seen.add(rows)
+        parts = x.reshape(-1, x.shape[-1]).tensor_split(len(self.halves))
+        sums = [(len(rows), rows.sum(0), rows.T @ rows) for rows in parts]
         if not out.requires_grad:
             out = out.detach().requires_grad_(True)
-        self._seen.append((layer, moments, out))
+        self._seen.append((layer, sums, out))
         # What follows may write in place.
         return out.clone()

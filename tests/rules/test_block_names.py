@@ -17,6 +17,7 @@ def test_a_tensor_belongs_to_a_module_and_to_those_around_it() -> None:
 
 def test_what_a_parametrization_computes_a_weight_from_belongs_to_the_layer() -> None:
     assert module_of("a.conv.parametrizations.weight.original0") == "a.conv"
+    assert module_of("parametrizations.weight.original0") == ""
     assert list(owners("a.conv.parametrizations.weight.original0")) == ["a.conv", "a"]
 
 

@@ -62,6 +62,8 @@ NETS: dict[str, tuple[Any, dict[str, Any], list[tuple[str, tuple[str, ...]]]]] =
         [("b", ("b.weight", "b.bias")), ("c", ("c.weight", "c.bias"))]),
     "lengths of weights": (branches(lambda self, x: self.a(x)), {"a": weight_norm(conv())},
                            [("a", ("a.bias", "a.parametrizations.weight.original0"))]),
+    "lengths as many as directions": (branches(lambda self, x: self.a(x)), {"a": weight_norm(conv(groups=4))},
+                                      [("a", ("a.bias", "a.parametrizations.weight.original0"))]),
 }  # fmt: skip
 
 
@@ -98,6 +100,16 @@ def test_what_is_no_block_says_why(name: str) -> None:
     graph = check_invariant(net(forward, **(STREAM | parts)), image())
     assert not [block for block in graph.blocks if block.name != "head"]
     assert any(reason in each.reason for each in graph.no_blocks)
+
+
+def test_a_branch_with_normalised_weights_that_is_concatenated_is_compared_with_its_limit() -> None:
+    def joined(self: Any, x: Tensor) -> Tensor:
+        y = self.a(x)
+        return self.head(torch.cat([y, self.b(y)], 1))
+
+    model = net(joined, a=nn.Conv2d(3, 4, 1), b=weight_norm(nn.Conv2d(4, 6, 1)), head=nn.Conv2d(10, 2, 1))
+    graph = check_invariant(model, image(), plans=4)
+    assert [block.name for block in graph.blocks] == ["b"]
 
 
 def test_attention_and_mlp_are_blocks() -> None:

@@ -17,6 +17,14 @@ NETS = {
         torch.randn(3, 4),
         14,
     ),
+    "one length for all weights": (
+        lambda: nn.Sequential(
+            *(parametrizations.weight_norm(nn.Linear(a, b), dim=None) for a, b in ((4, 8), (8, 6))),
+            *(nn.Tanh(), nn.Linear(6, 2)),
+        ),
+        torch.randn(3, 4),
+        14,
+    ),
     "spectral norm of one channel": (
         lambda: nn.Sequential(*(parametrizations.spectral_norm(nn.Linear(a, b)) for a, b in ((4, 1), (1, 8), (8, 2)))),
         torch.randn(3, 4),

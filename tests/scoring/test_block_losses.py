@@ -9,7 +9,6 @@ import torch
 from invariant import image, net, plan_for, randomise
 from layer_nets import Dense
 from torch import Tensor, nn
-from torch.nn.utils.parametrizations import weight_norm
 
 import fxprune
 from fxprune.data import Batch
@@ -32,12 +31,12 @@ def test_what_blocks_cost_is_what_the_outputs_lose_without_them() -> None:
     assert all(torch.equal(tensor, state[name]) for name, tensor in graph.module.state_dict().items())
 
 
-def test_a_concatenated_block_with_normalised_weights_has_a_loss() -> None:
-    def joined(self: Any, x: Tensor) -> Tensor:
+def test_a_block_that_is_a_jump_at_zero_costs_what_it_costs() -> None:
+    def stepped(self: Any, x: Tensor) -> Tensor:
         y = self.a(x)
-        return self.head(torch.cat([y, self.b(y)], 1))
+        return self.head(y + self.b(y).sign())
 
-    model = net(joined, a=nn.Conv2d(3, 4, 1), b=weight_norm(nn.Conv2d(4, 6, 1)), head=nn.Conv2d(10, 2, 1))
+    model = net(stepped, a=nn.Conv2d(3, 4, 1), b=nn.Conv2d(4, 4, 1), head=nn.Conv2d(4, 2, 1))
     inputs = image(batch=4)
     graph = fxprune.analyze(fxprune.trace(model, inputs))
     (block,) = graph.blocks
@@ -45,7 +44,6 @@ def test_a_concatenated_block_with_normalised_weights_has_a_loss() -> None:
     with torch.no_grad():
         lost = distillation_loss(pruned(inputs), model(inputs), temperature=1.0)
     assert BlockLosses(graph, Batch((inputs,), {})).without([block]) == pytest.approx(float(lost), rel=1e-4)
-    assert fxprune.verify(model, pruned, image()) < 1e-9
 
 
 def test_of_many_samples_some_are_taken() -> None:
@@ -55,4 +53,4 @@ def test_of_many_samples_some_are_taken() -> None:
     losses = BlockLosses(graph, Batch((image(batch=200),), {}))
     losses._model.register_forward_pre_hook(lambda module, args: seen.append(len(args[0])))
     losses.without(graph.blocks[:1])
-    assert 16 <= sum(seen) <= 17
+    assert sum(seen) == 16
