@@ -81,9 +81,10 @@ class GateReader(fx.Interpreter):
             gradients = torch.autograd.grad(
                 loss, [*gates, *watched], retain_graph=k + 1 < len(losses), allow_unused=True
             )
-            self.see(gradients[len(gates) :])
+            of_gates, of_watched = gradients[: len(gates)], gradients[len(gates) :]
+            self.see(of_watched)
             total = torch.zeros(batch.size, self._channel_graph.num_channels, dtype=torch.float64)
-            for gradient, (_, channels) in zip(gradients, self._gates, strict=False):
+            for gradient, (_, channels) in zip(of_gates, self._gates, strict=True):
                 if gradient is not None:
                     total.index_add_(1, torch.from_numpy(channels), gradient.double().cpu())
             yield total
