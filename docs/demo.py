@@ -114,6 +114,7 @@ def main() -> None:
         networks.append(fxprune.prune(model, flops=budget, data=[data]))
         seconds.append(time.perf_counter() - start)
         cuts.append(fxprune.prune(model, flops=budget, compensate=False))
+        print(f"  {budget:.0%} of the FLOPs: {seconds[-1]:.0f} s", flush=True)
     milliseconds = [1e3 * latency.seconds for latency in fxprune.measure_latency(networks, example)]
 
     widths = (9, 8, 10, 12, 12, 6, 10, 6, 9, 12)
