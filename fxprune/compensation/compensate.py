@@ -38,7 +38,7 @@ _CALL = "fxprune.compensate(original, pruned, data)"
 DAMPING = (1e-2, 1e-1, 1.0, 4.0)
 #: Not tuned.
 HOLDOUT, POSITIONS = 0.25, 32768
-# From so many samples to fit to, half of them compare pruned models: on EfficientNet-Lite0 the divergence is the same.
+# From so many samples to fit to, half of them compare pruned models. Not tuned.
 _MANY = 64
 #: All corrections together, then each alone.
 ALL_PARTS = (("ridge", "moments"), ("moments",), ("ridge",))

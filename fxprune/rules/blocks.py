@@ -295,7 +295,7 @@ class _Owned:
     ) -> _Zeroed | None:
         """What a node carries if one of several parameters alone makes it zero: of weight norm the lengths do.
 
-        Directions that are zero would be divided by their norm. The smallest parameter is taken.
+        Then the others need not be zero: directions would be divided by their norm. The smallest one is taken.
         """
         stored = (x for x in reversed(sources) if x.op == "get_attr")
         # Of two of one size the last comes first: lengths are given after directions.

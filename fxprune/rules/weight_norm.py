@@ -19,17 +19,13 @@ __all__: list[str] = []
 
 @rule("_weight_norm")
 def weight_norm(op: Op, v: Labels, g: Labels, dim: int = 0) -> Labels:
-    """Each slice of `v` along `dim` is divided by its norm, to which removed entries add nothing."""
-    if not g.dims:
-        # There is one length for all.
-        for d in range(len(v.dims)):
-            op.sums_over(v, d)
-            if not v.zero[d]:
-                op.freeze(v.dims[d], NORMALISED_OVER)
-        return v
-    out = v.replace(dim, op.unite(v.dims[dim], g.dims[dim]), zero=g.zero[dim] or v.zero[dim])
+    """Each slice of `v` along `dim`, or all of it if there is one length, is divided by its norm.
+
+    To the norm removed entries add nothing.
+    """
+    out = v.replace(dim, op.unite(v.dims[dim], g.dims[dim]), zero=g.zero[dim] or v.zero[dim]) if g.dims else v
     for d in range(len(v.dims)):
-        if d != dim % len(v.dims):
+        if not g.dims or d != dim % len(v.dims):
             op.sums_over(v, d)
             if not v.zero[d]:
                 op.freeze(v.dims[d], NORMALISED_OVER)

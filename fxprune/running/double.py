@@ -116,10 +116,9 @@ class _NoDropout(TorchFunctionMode):
             kwargs = {**kwargs, "dropout_p": 0.0}
         elif func is F.multi_head_attention_forward:
             kwargs = {**kwargs, "training": False}
-        elif func is torch.native_dropout:
-            return args[0], torch.ones_like(args[0], dtype=torch.bool)
         elif "dropout" in getattr(func, "__name__", ""):
-            return kwargs["input"] if "input" in kwargs else args[0]
+            kept = kwargs["input"] if "input" in kwargs else args[0]
+            return (kept, torch.ones_like(kept, dtype=torch.bool)) if func is torch.native_dropout else kept
         return func(*args, **kwargs)
 
 

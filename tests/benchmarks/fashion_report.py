@@ -105,13 +105,15 @@ def _head(rows: Sequence[Row]) -> str:
         if any(row["method"] == "joint" for row in rows)
         else ""
     )
+    of_peer = any(row["method"].startswith("tp-") for row in rows)
+    peer = " `tp-` is Torch-Pruning 1.6.1 at the same FLOPs." if of_peer else ""
     epochs = f"{one['epochs']} epoch{'s' * (one['epochs'] > 1)}"
     return (
         "# Fashion-MNIST\n\n"
         "Test accuracy in percent (10,000 images) of each net: after pruning, after compensation on 128 training "
         f"images without labels, and after {epochs} of fine-tuning on {one['images']:,} images{teacher}. Mean ± "
         f"standard deviation over {len({row['seed'] for row in rows})} seeds; values without a deviation are from one "
-        f"seed. `tp-` is Torch-Pruning 1.6.1 at the same FLOPs.{calls} Made by "
+        f"seed.{peer}{calls} Made by "
         "`python tests/benchmarks/fashion.py report`.\n\n"
     )
 

@@ -12,6 +12,7 @@ or its time. All models are then timed in turns.
 from __future__ import annotations
 
 import sys
+from datetime import date
 from pathlib import Path
 
 from photographs import FOLDERS, split
@@ -56,7 +57,10 @@ def main() -> int:
         share, flops = latency.seconds / whole.seconds, plan.flops / plan.flops_before
         agreed = round(agreement(class_scores(small, judged), wanted), 3)
         row = {"budget": budget, "by": chosen_by, "latency": share, "flops": flops, "agreement": agreed}
-        append_row(given.output, {"kind": "budget", **row, "judged": len(judged), "method": given.method})
+        append_row(
+            given.output,
+            {"kind": "budget", "made": str(date.today()), **row, "judged": len(judged), "method": given.method},
+        )
         print(f"{budget:>7.2f} {chosen_by:>10} {share:>8.3f} {flops:>7.3f} {agreed:>10.3f}", flush=True)
     return 0
 

@@ -56,7 +56,8 @@ def _budgets(rows: Sequence[dict[str, Any]]) -> str:
 EfficientNet-Lite0 with its ImageNet weights, scored and compensated on 128 photographs without labels, not trained.
 *Agreement* is how often the pruned model predicts the same class as the original on {rows[0]["judged"]} crops of other
 scenes. Both variants adjust the plan until the measured time is within the budget; they differ only in whether
-importance is weighed against FLOPs or against time. One run, all models timed in turns on one thread.
+importance is weighed against FLOPs or against time. One run on {rows[0]["made"]}, all models timed in turns on one
+thread.
 """
     heads = ("time budget", "channels chosen by", "measured time", "FLOPs", "agreement")
     lines = [

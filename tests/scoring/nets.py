@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from invariant import net
 from torch import Tensor, nn
 
 import fxprune
@@ -46,6 +47,16 @@ def small() -> tuple[ChannelGraph, Tensor]:
     )
     data = torch.randn(64, 3, 8, 8)
     return fxprune.analyze(fxprune.trace(model.eval(), data[:1])), data
+
+
+def turned() -> nn.Module:
+    """A net that moves the batch (N, 7, 3) to the second dimension, as recurrent layers take it."""
+
+    def forward(self: Any, x: Tensor) -> Tensor:
+        return self.b(self.a(x.transpose(0, 1)).relu()).mean(0)
+
+    torch.manual_seed(0)
+    return net(forward, a=nn.Linear(3, 6), b=nn.Linear(6, 4))
 
 
 def convolutions() -> tuple[nn.Sequential, ChannelGraph]:

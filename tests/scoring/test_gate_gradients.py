@@ -5,9 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from invariant import net
-from scoring.nets import convolutions, samples
-from torch import Tensor, nn
+from scoring.nets import convolutions, samples, turned
 
 import fxprune
 from fxprune.data import Batches
@@ -28,12 +26,7 @@ def test_gate_gradients_are_those_of_channels_scaled_by_hand() -> None:
 
 
 def test_a_model_that_moves_the_batch_is_read_sample_by_sample() -> None:
-    def turned(self: nn.Module, x: Tensor) -> Tensor:
-        # Time first, as recurrent layers take it: the first dimension is not the batch.
-        return self.b(self.a(x.transpose(0, 1)).relu()).mean(0)
-
-    torch.manual_seed(0)
-    model = net(turned, a=nn.Linear(3, 6), b=nn.Linear(6, 4))
+    model = turned()
     inputs, labels = torch.randn(5, 7, 3), torch.arange(5) % 4
     graph = fxprune.analyze(fxprune.trace(model, inputs[:1]))
     together, alone = (

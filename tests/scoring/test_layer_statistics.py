@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from invariant import net
-from scoring.nets import small
-from torch import Tensor, nn
+from scoring.nets import small, turned
+from torch import nn
 
 import fxprune
 from fxprune.data import Batch
@@ -67,11 +66,7 @@ def test_the_same_pass_gives_fisher_scores() -> None:
 
 
 def test_a_model_that_moves_the_batch_is_observed_once_for_each_sample() -> None:
-    def turned(self: nn.Module, x: Tensor) -> Tensor:
-        return self.b(self.a(x.transpose(0, 1)).relu()).mean(0)
-
-    torch.manual_seed(0)
-    model = net(turned, a=nn.Linear(3, 6), b=nn.Linear(6, 4))
+    model = turned()
     inputs, labels = torch.randn(6, 7, 3), torch.arange(6) % 4
     graph = fxprune.analyze(fxprune.trace(model, inputs[:1]))
     (layer,) = collect_statistics(graph, [Batch((inputs,), {}, labels)], seed=0).layers.values()
